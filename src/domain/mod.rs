@@ -1,0 +1,14 @@
+//! What Pinnace decides, and why. PURE: no tokio, kube, sockets, clock or environment: time is an argument, effects are return values.
+
+pub mod announce;
+pub mod elect;
+pub mod endpoints;
+pub mod engine;
+pub mod forwarding;
+pub mod index;
+pub mod ipam;
+pub mod maglev;
+pub mod model;
+pub mod plan;
+pub mod pool;
+pub mod status;

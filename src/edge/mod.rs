@@ -1,0 +1,12 @@
+//! IO and nothing else: each module translates between the world and the engine's types, and decides nothing.
+
+pub mod conntrack;
+pub mod http;
+pub mod kube;
+pub mod l2;
+pub mod links;
+pub mod manifests;
+pub mod metrics;
+pub mod nft;
+pub mod state;
+pub mod systemd;

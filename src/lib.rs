@@ -1,0 +1,9 @@
+//! Pinnace: LoadBalancer Services from one small binary per node.
+
+pub mod check;
+pub mod config;
+pub mod daemon;
+pub mod domain;
+pub mod edge;
+pub mod ruleset;
+pub mod wire;

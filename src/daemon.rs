@@ -1,1 +1,289 @@
-//! (room prepared)
+//! Runs the node: opens what can fail first, starts the tasks, wires the channels, and orders the shutdown.
+//!
+//! ```text
+//!  thread manifests ─┐                      ┌─► thread rule-set: owns the nftables tables ─► reports ─┐
+//!  task   links ─────┼─► events ─► engine ──┼─► thread l2: owns ARP and NDP ────────────► events ─────┼─► engine
+//!  task   http ──────┘   (this task makes   └─► state file, log, systemd, metrics                     │
+//!                         every decision)  ◄──────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Channels towards the engine are bounded and wait: no event is lost. What leaves it is merged, latest wins, so nobody who is slow
+//! holds it up.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, error, info, warn};
+
+use crate::config::{OnExit, Settings};
+use crate::domain::announce;
+use crate::domain::engine::{self, Engine, Event};
+use crate::domain::ipam::Allocations;
+use crate::domain::model::Interfaces;
+use crate::domain::plan::{Notice, Plan};
+use crate::domain::status::Problem;
+use crate::edge::dataplane::{DataPlane, Report};
+use crate::edge::http::{self, Query};
+use crate::edge::l2::{self, Desired};
+use crate::edge::links::{self, LinksError};
+use crate::edge::manifests::{self, ManifestUpdate};
+use crate::edge::metrics::Metrics;
+use crate::edge::nft::{self, Writer};
+use crate::edge::state::{StateDir, StateError};
+use crate::edge::systemd;
+
+/// What may wait in one channel for the engine. A full channel makes its sender wait.
+const QUEUE: usize = 64;
+/// How often expired conflicts are looked for.
+const TICK: Duration = Duration::from_secs(30);
+
+/// Why the daemon cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing to serve from.
+    #[error("PINNACE_MANIFESTS is not set: name the directory that holds the manifests to serve")]
+    NoSource,
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel does not let us speak to nf_tables.
+    #[error("cannot use nf_tables: {0}; run `pinnace check`")]
+    RuleSet(#[from] nft::Error),
+    /// The interfaces cannot be watched.
+    #[error(transparent)]
+    Links(#[from] LinksError),
+    /// PINNACE_LISTEN cannot be bound.
+    #[error(transparent)]
+    Listen(#[from] http::ListenError),
+    /// A thread, signal handler or watch could not be set up.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(settings: Settings) -> Result<(), Error> {
+    let source = settings.manifests.clone().ok_or(Error::NoSource)?;
+    let (state_dir, allocations) = open_state(&settings)?;
+    let writer = Writer::with_timeout(settings.dead_man)?;
+    for (family, reason) in writer.absent() {
+        warn!(%family, %reason, "the kernel has no nf_tables for this family; serving the other one");
+    }
+    let listener = match settings.listen {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::Io("cannot handle SIGTERM", e))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::Io("cannot handle SIGINT", e))?;
+
+    let (mut node, mut inputs) = Node::start(&settings, writer, state_dir, allocations, listener)?;
+    let (interfaces_in, mut interfaces) = watch::channel(Interfaces::new());
+    let mut links = tokio::spawn(links::run(interfaces_in));
+    let (updates_in, mut updates) = mpsc::channel::<ManifestUpdate>(QUEUE);
+    let mut manifests = tokio::spawn(manifests::watch(source, updates_in));
+    let mut tick = interval(TICK);
+    let mut watchdog = interval(systemd::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
+    watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    let failure = loop {
+        tokio::select! {
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            Some(update) = updates.recv() => node.handle(source_event(update)),
+            changed = interfaces.changed() => if changed.is_ok() {
+                let snapshot = Arc::new(interfaces.borrow_and_update().clone());
+                node.interfaces_changed(snapshot);
+            },
+            Some(heard) = inputs.heard.recv() => node.handle(Event::Announcer(heard)),
+            Some(report) = inputs.reports.recv() => node.reported(report),
+            Some(query) = inputs.queries.recv() => node.answer(query),
+            _ = tick.tick() => node.tick(),
+            _ = watchdog.tick() => systemd::watchdog(),
+            ended = &mut links => break Some(ended.map_or_else(|e| Error::Io("the watch of interfaces ended", io::Error::other(e)), |r| match r {
+                Err(error) => Error::Links(error),
+                Ok(()) => Error::Io("the watch of interfaces ended", io::ErrorKind::UnexpectedEof.into()),
+            })),
+            ended = &mut manifests => break Some(Error::Io("cannot watch PINNACE_MANIFESTS", match ended {
+                Ok(Err(error)) => error,
+                Ok(Ok(())) => io::ErrorKind::UnexpectedEof.into(),
+                Err(error) => io::Error::other(error),
+            })),
+        }
+    };
+    node.stop(&settings).await;
+    failure.map_or(Ok(()), Err)
+}
+
+fn open_state(settings: &Settings) -> Result<(StateDir, Allocations), Error> {
+    let mut state_dir = StateDir::open(&settings.state_dir)?;
+    let loaded = state_dir.load::<Allocations>()?;
+    if let Some(problem) = loaded.problem {
+        warn!("{problem}");
+    }
+    Ok((state_dir, loaded.value.unwrap_or_default()))
+}
+
+fn source_event(update: ManifestUpdate) -> Event {
+    let problems = update.problems.into_iter().map(|p| Problem { source: p.place(), object: p.object, reason: p.reason }).collect();
+    Event::Source { changes: update.changes, problems, synced: update.synced }
+}
+
+/// The ends of the channels that bring something to the engine.
+struct Inputs {
+    heard: mpsc::Receiver<announce::AnnouncerEvent>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    queries: mpsc::Receiver<Query>,
+}
+
+/// The engine and everything its plans go to.
+struct Node {
+    engine: Engine,
+    /// The engine's clock starts here.
+    epoch: Instant,
+    data_plane: DataPlane,
+    desired: watch::Sender<Desired>,
+    announcer: std::thread::JoinHandle<()>,
+    counters: Arc<l2::Counters>,
+    state_dir: StateDir,
+    metrics: Arc<Metrics>,
+    announced_ready: bool,
+    started: String,
+}
+
+impl Node {
+    fn start(
+        settings: &Settings,
+        writer: Writer,
+        state_dir: StateDir,
+        allocations: Allocations,
+        listener: Option<TcpListener>,
+    ) -> Result<(Node, Inputs), Error> {
+        let metrics = Arc::new(Metrics::new());
+        // Unbounded, but at most one report is made per batch, and batches wait for the kernel.
+        let (reports_in, reports) = mpsc::unbounded_channel();
+        let report = move |report| drop(reports_in.send(report));
+        let data_plane = DataPlane::spawn(writer, settings.dead_man, report).map_err(|e| Error::Io("cannot start a thread", e))?;
+        let (desired, desired_out) = watch::channel(Desired::default());
+        let (heard_in, heard) = mpsc::channel(QUEUE);
+        let counters = Arc::new(l2::Counters::default());
+        let config = announce::Config { probe_time: settings.probe, announce_interval: settings.announce_interval };
+        let announcer =
+            l2::spawn(desired_out, heard_in, config, counters.clone()).map_err(|e| Error::Io("cannot start a thread", e))?;
+        let (queries_in, queries) = mpsc::channel(QUEUE);
+        if let Some(listener) = listener {
+            tokio::spawn(http::serve(listener, queries_in, metrics.clone()));
+        }
+        let engine = Engine::new(engine_settings(settings), allocations);
+        let (epoch, started) = (Instant::now(), http::now_rfc3339());
+        let node = Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, metrics, announced_ready: false, started };
+        Ok((node, Inputs { heard, reports, queries }))
+    }
+
+    fn handle(&mut self, event: Event) {
+        let since = Instant::now();
+        let plan = self.engine.handle(event, since - self.epoch);
+        self.carry_out(plan, since);
+    }
+
+    fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
+        // The announcer first: it must know an interface before it is told to use it.
+        self.desired.send_modify(|desired| desired.interfaces = interfaces.clone());
+        self.handle(Event::Interfaces(interfaces));
+    }
+
+    fn tick(&mut self) {
+        self.handle(Event::Tick);
+        self.metrics.announcer(self.counters.totals());
+    }
+
+    fn carry_out(&mut self, plan: Plan, since: Instant) {
+        if !plan.rule_set.is_empty() {
+            self.data_plane.submit(plan.rule_set, since);
+        }
+        if let Some(announcements) = plan.announcements {
+            self.desired.send_modify(|desired| desired.announcements = Arc::new(announcements));
+        }
+        if plan.save
+            && let Err(error) = self.state_dir.save(self.engine.allocations())
+        {
+            error!(%error, "cannot write the state directory: addresses may change at the next start");
+        }
+        plan.notices.iter().for_each(log);
+    }
+
+    fn reported(&mut self, report: Report) {
+        self.metrics.rule_set(&report);
+        match &report.error {
+            None => debug!(took = ?report.took, elements = report.elements, "rules are in the kernel"),
+            Some(error) => error!(%error, "the kernel refused a change of the rules; trying again"),
+        }
+        self.handle(Event::RuleSet(report.error));
+        let (serving, services) = self.engine.serving();
+        self.metrics.engine(&self.engine.summary());
+        let ready = self.engine.conditions().iter().all(|condition| condition.status);
+        if ready && !self.announced_ready {
+            self.announced_ready = true;
+            info!(serving, services, after = ?self.epoch.elapsed(), "ready");
+            systemd::ready(&systemd::serving(serving, self.engine.address_count()));
+        } else {
+            systemd::status(&systemd::serving(serving, self.engine.address_count()));
+        }
+    }
+
+    /// A client that went away does not want its answer any more.
+    fn answer(&self, query: Query) {
+        match query {
+            Query::State(reply) => {
+                let mut state = self.engine.state();
+                state.version = env!("CARGO_PKG_VERSION").to_string();
+                state.pid = std::process::id();
+                state.since.clone_from(&self.started);
+                drop(reply.send(state));
+            }
+            Query::Conditions(reply) => drop(reply.send(self.engine.conditions())),
+            Query::Health(reply) => drop(reply.send(self.engine.healthy())),
+            Query::Service(key, reply) => drop(reply.send(self.engine.service_health(&key))),
+        }
+    }
+
+    /// Announcements end first, so that nobody is sent here while the rules go.
+    async fn stop(mut self, settings: &Settings) {
+        info!("stopping");
+        systemd::stopping("withdrawing");
+        self.handle(Event::Drain);
+        drop(self.desired);
+        if self.announcer.join().is_err() {
+            error!("the announcer had panicked");
+        }
+        let how = match settings.on_exit {
+            OnExit::Remove => crate::edge::dataplane::OnExit::Remove,
+            OnExit::Keep => crate::edge::dataplane::OnExit::Keep,
+        };
+        self.data_plane.stop(how);
+    }
+}
+
+fn engine_settings(settings: &Settings) -> engine::Settings {
+    engine::Settings {
+        node: settings.node_name.clone(),
+        pools: settings.pools.clone(),
+        avoid_buggy_ips: settings.avoid_buggy_ips,
+        mode: settings.mode,
+        class: settings.class.clone(),
+        claim_default: settings.claim_default,
+        interfaces: settings.interfaces.clone(),
+        probe: !settings.probe.is_zero(),
+    }
+}
+
+fn log(notice: &Notice) {
+    let service = notice.service.as_ref().map(tracing::field::display);
+    match notice.warning {
+        true => warn!(service, reason = notice.reason, "{}", notice.message),
+        false => info!(service, reason = notice.reason, "{}", notice.message),
+    }
+}

@@ -1,1 +1,131 @@
-//! (room prepared)
+//! Who answers for a virtual address: which nodes may, and which of them does.
+
+use std::fmt;
+use std::hash::Hasher;
+use std::net::IpAddr;
+
+use siphasher::sip::SipHasher13;
+
+use super::model::{Exclusion, Interfaces};
+use super::uplinks::Uplinks;
+
+/// Why this node may not announce an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ineligible {
+    /// The Node object keeps it out of load balancing.
+    Excluded(Exclusion),
+    /// It is about to stop.
+    Draining,
+    /// No uplink has a subnet that contains the address.
+    NoInterface {
+        /// Which address.
+        address: IpAddr,
+    },
+    /// Uplinks have its subnet, but none has a link.
+    LinkDown,
+    /// externalTrafficPolicy is Local and no endpoint is on this node.
+    NoLocalEndpoint,
+}
+
+impl Ineligible {
+    /// A word for machines.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Ineligible::Excluded(_) => "NodeExcluded",
+            Ineligible::Draining => "Draining",
+            Ineligible::NoInterface { .. } => "NoInterface",
+            Ineligible::LinkDown => "LinkDown",
+            Ineligible::NoLocalEndpoint => "NoLocalEndpoint",
+        }
+    }
+}
+
+impl fmt::Display for Ineligible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ineligible::Excluded(Exclusion::Label) => {
+                f.write_str("this node has the label node.kubernetes.io/exclude-from-external-load-balancers; remove the label to serve here")
+            }
+            Ineligible::Excluded(Exclusion::Deleting) => f.write_str("this node is being deleted"),
+            Ineligible::Excluded(Exclusion::Autoscaler) => f.write_str("the autoscaler is about to remove this node"),
+            Ineligible::Draining => f.write_str("this node is stopping"),
+            Ineligible::NoInterface { address } => write!(
+                f,
+                "no uplink has a subnet that contains {address}; give the pool addresses of the LAN, or have a router send them to this node"
+            ),
+            Ineligible::LinkDown => f.write_str("the link of its interface is down"),
+            Ineligible::NoLocalEndpoint => f.write_str("externalTrafficPolicy is Local and no endpoint is ready on this node"),
+        }
+    }
+}
+
+/// The interfaces on which this node could announce an address: uplinks with its subnet and a link.
+pub fn eligible(interfaces: &Interfaces, uplinks: &Uplinks, address: IpAddr) -> Result<Vec<u32>, Ineligible> {
+    let uplink = |index: &u32| matches!(uplinks.get(index), Some(Ok(())));
+    let in_subnet: Vec<_> =
+        interfaces.values().filter(|i| uplink(&i.index) && i.addresses.iter().any(|subnet| subnet.contains(&address))).collect();
+    let up: Vec<u32> = in_subnet.iter().filter(|interface| interface.up).map(|interface| interface.index).collect();
+    match (in_subnet.is_empty(), up.is_empty()) {
+        (true, _) => Err(Ineligible::NoInterface { address }),
+        (false, true) => Err(Ineligible::LinkDown),
+        (false, false) => Ok(up),
+    }
+}
+
+/// The candidate with the highest rendezvous hash of (address, node): every node that sees the same candidates names the same
+/// leader, addresses spread over the nodes, and when a node goes only its own addresses move.
+pub fn leader<'a>(address: IpAddr, candidates: &[&'a str]) -> Option<&'a str> {
+    let weight = |node: &str| {
+        // Fixed keys: the value must be the same on every node and in every version.
+        let mut hasher = SipHasher13::new_with_keys(0x7069_6e6e_6163_6521, 0);
+        match address {
+            IpAddr::V4(a) => hasher.write(&a.octets()),
+            IpAddr::V6(a) => hasher.write(&a.octets()),
+        }
+        hasher.write(node.as_bytes());
+        hasher.finish()
+    };
+    candidates.iter().copied().max_by_key(|node| (weight(node), *node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::Interface;
+    use super::*;
+
+    #[test]
+    fn leaders_spread_and_only_the_dead_nodes_addresses_move() {
+        let addresses: Vec<IpAddr> = (0..=255u8).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        let (all, without_b) = (["a", "b", "c"], ["c", "a"]);
+        let led_by = |node: &str| addresses.iter().filter(|address| leader(**address, &all) == Some(node)).count();
+        for node in all {
+            assert!((60..=110).contains(&led_by(node)), "{node} leads {}", led_by(node));
+        }
+        for address in addresses {
+            let before = leader(address, &all);
+            assert!(before == Some("b") || before == leader(address, &without_b), "{address} moved without need");
+        }
+        assert_eq!(leader(IpAddr::from([10, 0, 0, 1]), &[]), None);
+    }
+
+    #[test]
+    fn an_address_is_announced_where_its_subnet_is_and_the_link_is_up() {
+        let interface = |index, up, subnet: &str| Interface {
+            index,
+            name: format!("eth{index}").into(),
+            mac: None,
+            kind: "".into(),
+            up,
+            loopback: false,
+            master: None,
+            addresses: [subnet.parse().unwrap()].into(),
+        };
+        let all = [interface(1, true, "10.0.0.1/24"), interface(2, false, "10.0.0.2/24"), interface(3, false, "fd00::1/64")];
+        let interfaces: Interfaces = all.into_iter().map(|i| (i.index, i)).collect();
+        let uplinks: Uplinks = interfaces.keys().map(|index| (*index, Ok(()))).collect();
+        let ask = |address: &str| eligible(&interfaces, &uplinks, address.parse().unwrap());
+        assert_eq!(ask("10.0.0.9"), Ok(vec![1]));
+        assert_eq!(ask("fd00::9"), Err(Ineligible::LinkDown));
+        assert_eq!(ask("10.1.0.9"), Err(Ineligible::NoInterface { address: "10.1.0.9".parse().unwrap() }));
+    }
+}

@@ -1,1 +1,159 @@
-//! (room prepared)
+//! Which endpoints serve a Service port, as Kubernetes defines it: the joint of Service, EndpointSlices and this node.
+//!
+//! Sources: KEP-1669 (terminating endpoints), KEP-2433 and KEP-4444 (topology hints), kube-proxy's `topology.go`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::forwarding::{Backend, Forwarding, Target};
+use super::model::{Endpoint, EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
+
+/// Where the question is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Here<'a> {
+    /// This node's name.
+    pub node: &'a str,
+    /// This node's zone, if its labels say.
+    pub zone: Option<&'a str>,
+}
+
+/// The endpoints of one Service port in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortBackends {
+    /// Which port.
+    pub port: ServicePort,
+    /// With Cluster semantics: from anywhere. Sorted, without duplicates.
+    pub cluster: Vec<Backend>,
+    /// With Local semantics: on this node. Sorted, without duplicates.
+    pub local: Vec<Backend>,
+}
+
+/// The endpoints of every port of the Service, in the order of its ports. Slices of the other family are passed over.
+pub fn resolve<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    here: &Here<'_>,
+    family: Family,
+) -> Vec<PortBackends> {
+    let slices = slices.filter(|slice| slice.family == family);
+    let ports = service.ports.iter();
+    ports.map(|port| resolve_port(port, slices.clone(), here)).collect()
+}
+
+fn resolve_port<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice> + Clone, here: &Here<'_>) -> PortBackends {
+    // The number comes from the slice: a named target port may differ from pod to pod.
+    let joined = slices.filter_map(|slice| {
+        let target = slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol)?;
+        Some((slice, target.port))
+    });
+    let endpoints = joined.flat_map(|(slice, number)| slice.endpoints.iter().map(move |endpoint| (endpoint, number)));
+    let is_local = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(here.node);
+    let backend = |(endpoint, port): (&Endpoint, u16)| Backend { address: endpoint.address, port, local: is_local(endpoint) };
+
+    let hints = Hints::agreed(endpoints.clone().map(|(endpoint, _)| endpoint), here);
+    let cluster = usable(endpoints.clone(), |endpoint| hints.admits(endpoint, here)).map(backend);
+    let local = usable(endpoints.clone(), is_local).map(backend);
+    PortBackends { port: port.clone(), cluster: distinct(cluster), local: distinct(local) }
+}
+
+/// KEP-1669: within a scope the ready endpoints; if there is none, those that still serve while terminating.
+fn usable<'a>(
+    endpoints: impl Iterator<Item = (&'a Endpoint, u16)> + Clone,
+    scope: impl Fn(&Endpoint) -> bool,
+) -> impl Iterator<Item = (&'a Endpoint, u16)> {
+    let any_ready = endpoints.clone().any(|(endpoint, _)| endpoint.ready && scope(endpoint));
+    endpoints.filter(move |(endpoint, _)| {
+        let wanted = if any_ready { endpoint.ready } else { endpoint.serving && endpoint.terminating };
+        wanted && scope(endpoint)
+    })
+}
+
+/// One backend per address and port, whatever number of slices name it; local if any of them says so.
+fn distinct(backends: impl Iterator<Item = Backend>) -> Vec<Backend> {
+    let mut all: Vec<Backend> = backends.collect();
+    all.sort_unstable_by_key(|b| (b.address, b.port, !b.local));
+    all.dedup_by_key(|b| (b.address, b.port));
+    all.shrink_to_fit();
+    all
+}
+
+/// Topology hints count only when every ready endpoint has one and one of them names us; else all endpoints serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hints {
+    Node,
+    Zone,
+    Ignored,
+}
+
+impl Hints {
+    fn agreed<'a>(endpoints: impl Iterator<Item = &'a Endpoint> + Clone, here: &Here<'_>) -> Hints {
+        let ready = endpoints.filter(|endpoint| endpoint.ready);
+        for hints in [Hints::Node, Hints::Zone] {
+            let complete = ready.clone().all(|endpoint| !hints.of(endpoint).is_empty());
+            if complete && ready.clone().any(|endpoint| hints.admits(endpoint, here)) {
+                return hints;
+            }
+        }
+        Hints::Ignored
+    }
+
+    fn of(self, endpoint: &Endpoint) -> &[Box<str>] {
+        match self {
+            Hints::Node => &endpoint.node_hints,
+            Hints::Zone => &endpoint.zone_hints,
+            Hints::Ignored => &[],
+        }
+    }
+
+    fn admits(self, endpoint: &Endpoint, here: &Here<'_>) -> bool {
+        let wanted = match self {
+            Hints::Node => Some(here.node),
+            Hints::Zone => here.zone,
+            Hints::Ignored => return true,
+        };
+        // A terminating endpoint of last resort has lost its hints already.
+        !endpoint.ready || wanted.is_some_and(|wanted| self.of(endpoint).iter().any(|hint| **hint == *wanted))
+    }
+}
+
+/// What the data plane is to do with connections to this port, at any address of the family.
+pub fn forwarding(service: &Service, backends: &PortBackends, family: Family) -> Forwarding {
+    let to = |backends: &[Backend]| match service.client_affinity {
+        true => Target::Sticky(backends.to_vec()),
+        false => Target::Spread(backends.to_vec()),
+    };
+    let internal = if backends.cluster.is_empty() { Target::Reject } else { to(&backends.cluster) };
+    let external = match service.external {
+        TrafficPolicy::Cluster => None,
+        // Silence where others may serve, so that a client tries again; a refusal only where nobody does.
+        TrafficPolicy::Local if internal == Target::Reject => None,
+        TrafficPolicy::Local if backends.local.is_empty() => Some(Target::Drop),
+        TrafficPolicy::Local => Some(to(&backends.local)).filter(|external| *external != internal),
+    };
+    Forwarding { internal, external, sources: sources(service, family) }
+}
+
+/// Ranges of one family close the other: None means everybody, an empty list nobody.
+fn sources(service: &Service, family: Family) -> Option<Vec<ipnet::IpNet>> {
+    let ranges = service.source_ranges.as_ref()?;
+    Some(ranges.iter().filter(|range| Family::of(range.addr()) == family).copied().collect())
+}
+
+/// Ready endpoints on this node, counted by address: what a health check of the Service answers.
+pub fn local_ready<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> usize {
+    let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(|e| e.ready && e.node.as_deref() == Some(node));
+    endpoints.map(|endpoint| endpoint.address).collect::<BTreeSet<IpAddr>>().len()
+}
+
+/// Whether a Local Service has anything to send a client to on this node, for any of its ports, in this family.
+pub fn serves_locally<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    here: &Here<'_>,
+    family: Family,
+) -> bool {
+    resolve(service, slices, here, family).iter().any(|port| !port.local.is_empty())
+}
+
+#[cfg(test)]
+mod tests;

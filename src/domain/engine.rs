@@ -1,1 +1,288 @@
-//! (room prepared)
+//! The engine: takes events, keeps what follows from them, returns a plan of effects. It owns the index, the allocations and, per
+//! Service, what the data plane was told, so that a plan holds only what changed.
+//!
+//! `place` decides about one Service (addresses, frontends), `vips` about one virtual address (probe, announce), `report` answers
+//! questions about all of it.
+
+mod place;
+mod report;
+#[cfg(test)]
+mod tests;
+mod vips;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::announce::{Announcement, AnnouncerEvent};
+use super::endpoints::Here;
+use super::forwarding::{Forwarding, FrontendKey};
+use super::index::{Index, Touched};
+use super::ipam::{Allocations, Ipam, NodePorts, Options, Reserved};
+use super::model::{Interfaces, ManifestProblem, Mode, ObjectKey, Service, SourceChange};
+use super::plan::Plan;
+use super::pool::Pool;
+use super::status::Reason;
+use super::uplinks::{self, Uplinks};
+use vips::Vip;
+
+/// What the engine must know before the first event. Fixed for the life of the process.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name, as in Node objects and endpoints.
+    pub node: Box<str>,
+    /// Where addresses come from.
+    pub pools: Vec<Pool>,
+    /// Never hand out IPv4 addresses that end in .0 or .255.
+    pub avoid_buggy_ips: bool,
+    /// For Services that do not say.
+    pub mode: Mode,
+    /// The `spec.loadBalancerClass` that is ours.
+    pub class: Box<str>,
+    /// Services without a class are ours too.
+    pub claim_default: bool,
+    /// Names or patterns of the uplinks; empty: found by the rules of [`uplinks`].
+    pub interfaces: Vec<Box<str>>,
+    /// New addresses are probed before they are used.
+    pub probe: bool,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The source of objects changed, or has now been read completely.
+    Source {
+        /// Only what differs from before.
+        changes: Vec<SourceChange>,
+        /// Everything that is wrong with the source now.
+        problems: Vec<ManifestProblem>,
+        /// All that is there has been told.
+        synced: bool,
+    },
+    /// The interfaces of this host, all of them.
+    Interfaces(Arc<Interfaces>),
+    /// The announcer learned something on the wire.
+    Announcer(AnnouncerEvent),
+    /// What became of the rules: None when they are in the kernel, else why not.
+    RuleSet(Option<String>),
+    /// Time has passed: conflicts are tried again.
+    Tick,
+    /// We are about to stop: announce nothing more.
+    Drain,
+}
+
+/// What was decided about one Service.
+#[derive(Debug, Default)]
+struct Placement {
+    mode: Option<Mode>,
+    /// What clients may use; empty while pending or refused.
+    addresses: Vec<IpAddr>,
+    /// What the data plane was told.
+    frontends: Vec<(FrontendKey, Arc<Forwarding>)>,
+    /// Why it is not served, or not fully.
+    reasons: Vec<Reason>,
+    verdict: Verdict,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Verdict {
+    #[default]
+    Serving,
+    /// It will be served once something passes by itself: a probe, a link.
+    Pending,
+    /// Somebody has to change something.
+    Refused,
+    /// Not ours to serve.
+    Foreign,
+}
+
+/// See the head of this file.
+pub struct Engine {
+    settings: Settings,
+    now: Duration,
+    index: Index,
+    problems: Vec<ManifestProblem>,
+    interfaces: Option<Arc<Interfaces>>,
+    uplinks: Uplinks,
+    node_addresses: BTreeSet<IpAddr>,
+    told_uplinks: BTreeSet<Box<str>>,
+    told_vips: BTreeSet<IpAddr>,
+    ipam: Ipam,
+    node_ports: NodePorts,
+    placements: BTreeMap<ObjectKey, Placement>,
+    vips: BTreeMap<IpAddr, Vip>,
+    announcements: BTreeMap<IpAddr, Announcement>,
+    dirty: BTreeSet<ObjectKey>,
+    /// Refused for want of something another Service may give up.
+    waiting: BTreeSet<ObjectKey>,
+    source_synced: bool,
+    /// The first plan has gone out.
+    started: bool,
+    rules: Option<Result<(), String>>,
+    draining: bool,
+}
+
+impl Engine {
+    /// An engine that knows nothing but its settings and what it had allocated before.
+    pub fn new(settings: Settings, saved: Allocations) -> Engine {
+        let options = Options { avoid_buggy_ips: settings.avoid_buggy_ips };
+        Engine {
+            ipam: Ipam::new(settings.pools.clone(), options, saved),
+            settings,
+            now: Duration::ZERO,
+            index: Index::default(),
+            problems: Vec::new(),
+            interfaces: None,
+            uplinks: Uplinks::default(),
+            node_addresses: BTreeSet::new(),
+            told_uplinks: BTreeSet::new(),
+            told_vips: BTreeSet::new(),
+            node_ports: NodePorts::default(),
+            placements: BTreeMap::new(),
+            vips: BTreeMap::new(),
+            announcements: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            source_synced: false,
+            started: false,
+            rules: None,
+            draining: false,
+        }
+    }
+
+    /// Takes in one event and says what has to be done about it. `now` is monotonic.
+    pub fn handle(&mut self, event: Event, now: Duration) -> Plan {
+        self.now = now;
+        let mut plan = Plan::default();
+        match event {
+            Event::Source { changes, problems, synced } => self.source_changed(changes, problems, synced),
+            Event::Interfaces(interfaces) => self.interfaces_changed(interfaces, &mut plan),
+            Event::Announcer(event) => self.heard(event, &mut plan),
+            Event::RuleSet(error) => self.rules = Some(error.map_or(Ok(()), Err)),
+            Event::Tick => {
+                if self.ipam.expire_conflicts(now) {
+                    self.dirty.append(&mut self.waiting);
+                }
+            }
+            Event::Drain => {
+                self.draining = true;
+                let all: Vec<IpAddr> = self.vips.keys().copied().collect();
+                self.review_vips(all, &mut plan);
+            }
+        }
+        self.settle(&mut plan);
+        plan
+    }
+
+    /// What must survive a restart.
+    pub fn allocations(&self) -> &Allocations {
+        self.ipam.allocations()
+    }
+
+    fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<ManifestProblem>, synced: bool) {
+        let mut nodes = false;
+        for change in changes {
+            self.index.apply(change, |touched| match touched {
+                Touched::Service(key) => {
+                    self.dirty.insert(key);
+                }
+                Touched::Node(_) => nodes = true,
+            });
+        }
+        self.problems = problems;
+        self.source_synced |= synced;
+        if nodes {
+            self.surroundings_changed();
+        }
+    }
+
+    fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>, plan: &mut Plan) {
+        self.interfaces = Some(interfaces);
+        self.surroundings_changed();
+        let all: Vec<IpAddr> = self.vips.keys().copied().collect();
+        if self.started {
+            self.review_vips(all, plan);
+        }
+    }
+
+    /// Nodes or interfaces changed: rare, and nearly everything may follow from it, so every Service is looked at again. What did
+    /// not change makes no difference to the plan.
+    fn surroundings_changed(&mut self) {
+        let Some(interfaces) = self.interfaces.clone() else { return };
+        let node = self.index.node(&self.settings.node);
+        let pools = &self.settings.pools;
+        let pooled = |subnet: &ipnet::IpNet| pools.iter().flat_map(|p| &p.ranges).any(|range| range.overlaps(subnet));
+        self.uplinks = uplinks::uplinks(&interfaces, node, pooled, &self.settings.interfaces);
+        self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
+        self.ipam.set_reserved(self.reserved(&interfaces));
+        self.dirty.extend(self.index.services().map(|s| s.key.clone()));
+    }
+
+    /// Addresses that no pool may hand out, whatever its ranges say.
+    fn reserved(&self, interfaces: &Interfaces) -> BTreeMap<IpAddr, Reserved> {
+        let mut reserved = BTreeMap::new();
+        for subnet in interfaces.values().flat_map(|i| &i.addresses) {
+            reserved.insert(subnet.addr(), Reserved::NodeAddress(self.settings.node.clone()));
+            if let ipnet::IpNet::V4(subnet) = subnet
+                && subnet.prefix_len() < 31
+            {
+                reserved.insert(subnet.network().into(), Reserved::Network);
+                reserved.insert(subnet.broadcast().into(), Reserved::Broadcast);
+            }
+        }
+        for node in self.index.nodes() {
+            for address in node.internal.iter().chain(&node.external) {
+                reserved.insert(*address, Reserved::NodeAddress(node.name.clone()));
+            }
+        }
+        reserved
+    }
+
+    /// Decides about everything that was touched. Nothing goes out before the source has been read and the interfaces are known:
+    /// half the truth would take rules away from connections that need them.
+    fn settle(&mut self, plan: &mut Plan) {
+        if !self.source_synced || self.interfaces.is_none() {
+            return;
+        }
+        if !self.started {
+            self.started = true;
+            plan.rule_set.reset = true;
+            plan.rule_set.uplinks = Some(self.uplink_names());
+            plan.rule_set.vips = Some(BTreeSet::new());
+            self.forget_deleted(plan);
+        } else if !self.dirty.is_empty() {
+            let names = self.uplink_names();
+            if names != self.told_uplinks {
+                plan.rule_set.uplinks = Some(names);
+            }
+        }
+        if let Some(names) = &plan.rule_set.uplinks {
+            self.told_uplinks.clone_from(names);
+        }
+        while !self.dirty.is_empty() {
+            let freed = self.place_dirty(plan);
+            if freed {
+                self.dirty.append(&mut self.waiting);
+            }
+        }
+    }
+
+    fn uplink_names(&self) -> BTreeSet<Box<str>> {
+        let interfaces = self.interfaces.as_deref();
+        let name = |index: &u32| interfaces.and_then(|all| all.get(index)).map(|interface| interface.name.clone());
+        self.uplinks.iter().filter(|(_, verdict)| verdict.is_ok()).filter_map(|(index, _)| name(index)).collect()
+    }
+
+    fn here(&self) -> Here<'_> {
+        let zone = self.index.node(&self.settings.node).and_then(|n| n.zone.as_deref());
+        Here { node: &self.settings.node, zone }
+    }
+
+    fn ours(&self, service: &Service) -> bool {
+        match &service.class {
+            Some(class) => *class == self.settings.class,
+            None => self.settings.claim_default,
+        }
+    }
+}

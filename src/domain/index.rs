@@ -1,1 +1,145 @@
-//! (room prepared)
+//! The objects as the source last told them, joined by what refers to what. Answers "which Services does this change touch?".
+
+use std::collections::BTreeMap;
+
+use super::model::{EndpointSlice, Node, ObjectKey, Service, SourceChange};
+
+/// Everything known about the cluster.
+#[derive(Debug, Default)]
+pub struct Index {
+    services: BTreeMap<ObjectKey, Service>,
+    /// Service → slice name → slice. Slices may arrive before their Service.
+    slices: BTreeMap<ObjectKey, BTreeMap<Box<str>, EndpointSlice>>,
+    /// Slice → the Service it belongs to: a slice that is deleted or relabelled no longer says.
+    slice_services: BTreeMap<ObjectKey, Box<str>>,
+    nodes: BTreeMap<Box<str>, Node>,
+}
+
+/// What has to be looked at again after a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// This Service: itself or its endpoints.
+    Service(ObjectKey),
+    /// A Node: which nodes serve, and with which addresses.
+    Node(Box<str>),
+}
+
+impl Index {
+    /// Takes in one change; what it touches is passed to `touched`, nothing when the object is as before.
+    pub fn apply(&mut self, change: SourceChange, mut touched: impl FnMut(Touched)) {
+        match change {
+            SourceChange::Service(key, service) => {
+                if replace(&mut self.services, &key, service.map(|s| *s)) {
+                    touched(Touched::Service(key));
+                }
+            }
+            SourceChange::Node(name, node) => {
+                if replace(&mut self.nodes, &name, node.map(|n| *n)) {
+                    touched(Touched::Node(name));
+                }
+            }
+            SourceChange::Slice(key, slice) => self.apply_slice(key, slice.map(|s| *s), touched),
+        }
+    }
+
+    fn apply_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, mut touched: impl FnMut(Touched)) {
+        let before = self.slice_services.get(&key).cloned();
+        let after = slice.as_ref().map(|s| s.service.clone());
+        if before != after
+            && let Some(service) = before
+        {
+            let service = ObjectKey { namespace: key.namespace.clone(), name: service };
+            if let Some(slices) = self.slices.get_mut(&service) {
+                slices.remove(&key.name);
+                if slices.is_empty() {
+                    self.slices.remove(&service);
+                }
+            }
+            self.slice_services.remove(&key);
+            touched(Touched::Service(service));
+        }
+        let Some(slice) = slice else { return };
+        let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
+        let slices = self.slices.entry(service.clone()).or_default();
+        let name = key.name.clone();
+        self.slice_services.insert(key, slice.service.clone());
+        if replace(slices, &name, Some(slice)) {
+            touched(Touched::Service(service));
+        }
+    }
+
+    /// A Service by name.
+    pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// All Services, by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The slices of a Service, by name.
+    pub fn slices(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> + Clone {
+        self.slices.get(service).into_iter().flat_map(|slices| slices.values())
+    }
+
+    /// A Node by name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// All Nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> + Clone {
+        self.nodes.values()
+    }
+}
+
+/// Puts, replaces or removes; true when that changed anything.
+fn replace<K: Ord + Clone, V: PartialEq>(map: &mut BTreeMap<K, V>, key: &K, value: Option<V>) -> bool {
+    match value {
+        None => map.remove(key).is_some(),
+        Some(value) => match map.get_mut(key) {
+            Some(old) if *old == value => false,
+            Some(old) => {
+                *old = value;
+                true
+            }
+            None => map.insert(key.clone(), value).is_none(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::Family;
+    use super::*;
+
+    fn slice(name: &str, service: &str) -> SourceChange {
+        let key = ObjectKey::new("default", name);
+        let value = EndpointSlice { key: key.clone(), service: service.into(), family: Family::V4, ports: vec![], endpoints: vec![] };
+        SourceChange::Slice(key, Some(Box::new(value)))
+    }
+
+    fn touched(index: &mut Index, change: SourceChange) -> Vec<String> {
+        let mut all = Vec::new();
+        index.apply(change, |t| {
+            all.push(match t {
+                Touched::Service(key) => key.to_string(),
+                Touched::Node(name) => name.to_string(),
+            })
+        });
+        all
+    }
+
+    #[test]
+    fn a_slice_that_moves_touches_both_services() {
+        let mut index = Index::default();
+        assert_eq!(touched(&mut index, slice("a", "web")), ["default/web"]);
+        assert_eq!(touched(&mut index, slice("a", "web")), [""; 0], "unchanged");
+        assert_eq!(touched(&mut index, slice("a", "api")), ["default/web", "default/api"]);
+        assert_eq!(index.slices(&ObjectKey::new("default", "web")).count(), 0);
+        assert_eq!(index.slices(&ObjectKey::new("default", "api")).count(), 1);
+        assert_eq!(touched(&mut index, SourceChange::Slice(ObjectKey::new("default", "a"), None)), ["default/api"]);
+        assert_eq!(touched(&mut index, SourceChange::Slice(ObjectKey::new("default", "a"), None)), [""; 0], "already gone");
+    }
+}

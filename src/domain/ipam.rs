@@ -1,1 +1,398 @@
-//! (room prepared)
+//! Address management: which Service has which virtual address. Sticky: what a Service has it keeps while it may; what it had
+//! before a restart it gets again. Only addresses of our own pools are ever given, whatever an object says (CVE-2020-8554).
+
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{Family, ObjectKey, Protocol, Service, TrafficPolicy};
+use super::pool::Pool;
+use crate::wire::ethernet::Mac;
+pub use refusal::{Refusal, Reserved};
+
+/// What Services have been given, for the next start.
+pub type Allocations = BTreeMap<ObjectKey, Allocation>;
+
+/// What one Service has been given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// At most one per family, the Service's first family first.
+    pub addresses: Vec<IpAddr>,
+    /// The pool they are from.
+    pub pool: Box<str>,
+    /// Those of them that nobody on the network objected to.
+    #[serde(default)]
+    pub probed: BTreeSet<IpAddr>,
+}
+
+/// The answer to a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// As in [`Allocation`].
+    pub addresses: Vec<IpAddr>,
+    /// What is less than the Service asked for, or new, in plain sentences.
+    pub notes: Vec<String>,
+}
+
+/// How to choose.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Never give out IPv4 addresses that end in .0 or .255: some old equipment drops them.
+    pub avoid_buggy_ips: bool,
+}
+
+/// On what terms a Service holds an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    sharing: Option<Box<str>>,
+    ports: BTreeSet<(Protocol, u16)>,
+    policy: TrafficPolicy,
+    selector: Option<Box<str>>,
+}
+
+impl Claim {
+    fn of(service: &Service) -> Claim {
+        Claim {
+            sharing: service.request.sharing.clone(),
+            ports: service.ports.iter().map(|p| (p.protocol, p.port)).collect(),
+            policy: service.external,
+            selector: service.selector.clone(),
+        }
+    }
+
+    /// One key, no port in common, and packets that may go to the same nodes: both Cluster, or both Local with the same pods.
+    fn agrees(&self, other: &Claim) -> bool {
+        let same_nodes = match (self.policy, other.policy) {
+            (TrafficPolicy::Cluster, TrafficPolicy::Cluster) => true,
+            (TrafficPolicy::Local, TrafficPolicy::Local) => self.selector == other.selector,
+            _ => false,
+        };
+        self.sharing.is_some() && self.sharing == other.sharing && same_nodes && self.ports.is_disjoint(&other.ports)
+    }
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Ipam {
+    pools: Vec<Pool>,
+    options: Options,
+    allocations: Allocations,
+    /// Address → holders. None: remembered from before a restart, the Service has not been seen yet.
+    holders: BTreeMap<IpAddr, BTreeMap<ObjectKey, Option<Claim>>>,
+    reserved: BTreeMap<IpAddr, Reserved>,
+    conflicts: BTreeMap<IpAddr, (Mac, Duration)>,
+    /// Pool index and family → how many of its first addresses are known to be taken: 5,000 Services must not search 5,000 times.
+    taken: BTreeMap<(usize, Family), usize>,
+    changed: bool,
+}
+
+impl Ipam {
+    /// What was saved is remembered even where a pool no longer has it: the Service is told when it is asked about.
+    pub fn new(pools: Vec<Pool>, options: Options, saved: Allocations) -> Ipam {
+        let mut holders: BTreeMap<IpAddr, BTreeMap<ObjectKey, Option<Claim>>> = BTreeMap::new();
+        for (key, allocation) in &saved {
+            for address in &allocation.addresses {
+                holders.entry(*address).or_default().insert(key.clone(), None);
+            }
+        }
+        Ipam {
+            pools,
+            options,
+            allocations: saved,
+            holders,
+            reserved: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            changed: false,
+        }
+    }
+
+    /// Everything given out.
+    pub fn allocations(&self) -> &Allocations {
+        &self.allocations
+    }
+
+    /// Whether the allocations changed since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Addresses that are never given out, whatever the pools say.
+    pub fn set_reserved(&mut self, reserved: BTreeMap<IpAddr, Reserved>) {
+        if self.reserved != reserved {
+            self.reserved = reserved;
+            self.taken.clear();
+        }
+    }
+
+    /// Another machine uses this address: it is left alone until `until`, and taken from whoever had just been given it.
+    pub fn conflict(&mut self, address: IpAddr, mac: Mac, until: Duration) {
+        self.conflicts.insert(address, (mac, until));
+    }
+
+    /// Forgets conflicts that are over; true when there were any.
+    pub fn expire_conflicts(&mut self, now: Duration) -> bool {
+        let before = self.conflicts.len();
+        self.conflicts.retain(|_, (_, until)| *until > now);
+        let expired = self.conflicts.len() != before;
+        if expired {
+            self.taken.clear();
+        }
+        expired
+    }
+
+    /// Whether nobody on the network objected to this address when it was new.
+    pub fn probed(&self, address: IpAddr) -> bool {
+        let holders = self.holders.get(&address).into_iter().flat_map(|holders| holders.keys());
+        holders.filter_map(|key| self.allocations.get(key)).any(|allocation| allocation.probed.contains(&address))
+    }
+
+    /// Nobody objected.
+    pub fn mark_probed(&mut self, address: IpAddr) {
+        for key in self.holders.get(&address).into_iter().flat_map(|holders| holders.keys()) {
+            if let Some(allocation) = self.allocations.get_mut(key) {
+                self.changed |= allocation.probed.insert(address);
+            }
+        }
+    }
+
+    /// The Service gives back what it has; true when it had something.
+    pub fn release(&mut self, key: &ObjectKey) -> bool {
+        let Some(allocation) = self.allocations.remove(key) else { return false };
+        for address in allocation.addresses {
+            if let Some(holders) = self.holders.get_mut(&address) {
+                holders.remove(key);
+                if holders.is_empty() {
+                    self.holders.remove(&address);
+                }
+            }
+        }
+        self.taken.clear();
+        self.changed = true;
+        true
+    }
+
+    /// Gives the Service its addresses: those it has, else those it asks for, else free ones. After a refusal it has none.
+    pub fn assign(&mut self, service: &Service) -> Result<Assignment, Refusal> {
+        let had = self.allocations.get(&service.key).cloned();
+        let mut notes = Vec::new();
+        if let Some(allocation) = &had {
+            match self.still_good(service, allocation) {
+                Ok(()) => {
+                    self.hold(service, allocation.clone());
+                    let missing = self.missing(service, &allocation.addresses);
+                    notes.extend(missing.map(|family| format!("the pool {} has no free {family} address", allocation.pool)));
+                    return Ok(Assignment { addresses: allocation.addresses.clone(), notes });
+                }
+                Err(Some(why)) => notes.push(format!("gave up {}: {why}", super::engine::list(&allocation.addresses))),
+                Err(None) => {}
+            }
+            self.release(&service.key);
+        }
+        let (addresses, pool) = if service.request.addresses.is_empty() { self.choose(service)? } else { self.requested(service)? };
+        let missing = self.missing(service, &addresses);
+        notes.extend(missing.map(|family| format!("the pool {pool} has no free {family} address; serving without")));
+        // What was probed before and is still ours need not be probed again.
+        let probed = had.map(|had| had.probed).unwrap_or_default().into_iter().filter(|a| addresses.contains(a)).collect();
+        self.hold(service, Allocation { addresses: addresses.clone(), pool, probed });
+        Ok(Assignment { addresses, notes })
+    }
+
+    fn hold(&mut self, service: &Service, allocation: Allocation) {
+        for address in &allocation.addresses {
+            self.holders.entry(*address).or_default().insert(service.key.clone(), Some(Claim::of(service)));
+        }
+        if self.allocations.get(&service.key) != Some(&allocation) {
+            self.allocations.insert(service.key.clone(), allocation);
+            self.changed = true;
+        }
+    }
+
+    /// Whether what a Service has is what it should have now. Err(None): it asks for something else, which needs no comment.
+    fn still_good(&self, service: &Service, allocation: &Allocation) -> Result<(), Option<Refusal>> {
+        let asked = &service.request.addresses;
+        if !asked.is_empty() && asked.iter().collect::<BTreeSet<_>>() != allocation.addresses.iter().collect() {
+            return Err(None);
+        }
+        let family_gone = |address: &IpAddr| !service.families.is_empty() && !service.families.contains(&Family::of(*address));
+        if allocation.addresses.iter().any(family_gone) || allocation.addresses.is_empty() {
+            return Err(None);
+        }
+        for address in &allocation.addresses {
+            let pool = self.usable(service, *address).map_err(Some)?;
+            if service.request.pool.as_ref().is_some_and(|wanted| *wanted != pool.name) {
+                return Err(None);
+            }
+        }
+        // A family that was added, or could not be had before, is worth another try.
+        let could_have = |family| self.find(service, self.pools.iter().position(|p| p.name == allocation.pool), family).is_some();
+        if asked.is_empty() && self.missing(service, &allocation.addresses).any(could_have) {
+            return Err(None);
+        }
+        Ok(())
+    }
+
+    /// Families the Service wants and `addresses` do not have.
+    fn missing<'s>(&self, service: &'s Service, addresses: &[IpAddr]) -> impl Iterator<Item = Family> + use<'s> {
+        let have: BTreeSet<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
+        service.families.iter().copied().filter(move |family| !have.contains(family))
+    }
+
+    /// Whether this Service may hold this address, and from which pool it is.
+    fn usable(&self, service: &Service, address: IpAddr) -> Result<&Pool, Refusal> {
+        let pool = self.pools.iter().find(|pool| pool.contains(address)).ok_or(Refusal::OutsidePools { address })?;
+        if !pool.admits(&service.key.namespace) {
+            return Err(Refusal::PoolReserved { pool: pool.name.clone(), namespace: service.key.namespace.clone() });
+        }
+        if let Some(reserved) = self.reserved.get(&address) {
+            return Err(Refusal::Reserved { address, reserved: reserved.clone() });
+        }
+        if let Some((mac, _)) = self.conflicts.get(&address) {
+            return Err(Refusal::InUse { address, mac: *mac });
+        }
+        let claim = Claim::of(service);
+        for (holder, held) in self.holders.get(&address).into_iter().flatten().filter(|(holder, _)| **holder != service.key) {
+            // One that is only remembered shared the address before the restart, if this Service had it too.
+            let remembered = held.is_none() && self.allocations.get(&service.key).is_some_and(|a| a.addresses.contains(&address));
+            if !remembered && !held.as_ref().is_some_and(|held| held.agrees(&claim)) {
+                return Err(Refusal::Held { address, holder: holder.clone() });
+            }
+        }
+        Ok(pool)
+    }
+
+    /// Exactly the addresses the Service asks for.
+    fn requested(&self, service: &Service) -> Result<(Vec<IpAddr>, Box<str>), Refusal> {
+        let asked = &service.request.addresses;
+        let mut families = BTreeSet::new();
+        let mut name: Option<Box<str>> = None;
+        for address in asked {
+            let family = Family::of(*address);
+            if !families.insert(family) {
+                return Err(Refusal::TwoOfOneFamily { family });
+            }
+            if !service.families.is_empty() && !service.families.contains(&family) {
+                return Err(Refusal::WrongFamily { address: *address });
+            }
+            let pool = self.usable(service, *address)?;
+            if let Some(wanted) = service.request.pool.as_ref().filter(|wanted| **wanted != pool.name) {
+                return Err(Refusal::NotInPool { address: *address, pool: wanted.clone() });
+            }
+            name.get_or_insert(pool.name.clone());
+        }
+        if service.require_dual_stack && families.len() < 2 {
+            return Err(Refusal::DualStack);
+        }
+        let mut addresses = asked.clone();
+        let rank = |address: &IpAddr| service.families.iter().position(|family| *family == Family::of(*address));
+        addresses.sort_by_key(rank);
+        Ok((addresses, name.unwrap_or_default()))
+    }
+
+    /// Free addresses out of the first pool that has them all, else out of the first that has some.
+    fn choose(&self, service: &Service) -> Result<(Vec<IpAddr>, Box<str>), Refusal> {
+        let candidates = self.candidates(service)?;
+        let mut best: Option<(Vec<IpAddr>, Box<str>)> = None;
+        for index in &candidates {
+            let pool = &self.pools[*index];
+            let first_family = Family::ALL.into_iter().find(|family| pool.has(*family));
+            let families: Vec<Family> = if service.families.is_empty() { first_family.into_iter().collect() } else { service.families.clone() };
+            let found: Vec<IpAddr> = families.iter().filter_map(|family| self.find(service, Some(*index), *family)).collect();
+            let complete = found.len() == families.len();
+            if found.len() > best.as_ref().map_or(0, |(addresses, _)| addresses.len()) {
+                best = Some((found, pool.name.clone()));
+            }
+            if complete {
+                break;
+            }
+        }
+        match best {
+            Some((addresses, _)) if service.require_dual_stack && addresses.len() < 2 => Err(Refusal::DualStack),
+            Some(best) => Ok(best),
+            None => Err(self.exhausted(&candidates, &service.families)),
+        }
+    }
+
+    /// The pools that may serve this Service, those for its namespace first.
+    fn candidates(&self, service: &Service) -> Result<Vec<usize>, Refusal> {
+        if self.pools.is_empty() {
+            return Err(Refusal::NoPools);
+        }
+        let namespace = &service.key.namespace;
+        if let Some(name) = &service.request.pool {
+            let index = self.pools.iter().position(|pool| pool.name == *name);
+            let index = index.ok_or_else(|| Refusal::NoSuchPool { pool: name.clone(), known: self.pools.iter().map(|p| p.name.clone()).collect() })?;
+            return match self.pools[index].admits(namespace) {
+                true => Ok(vec![index]),
+                false => Err(Refusal::PoolReserved { pool: name.clone(), namespace: namespace.clone() }),
+            };
+        }
+        let open = (0..self.pools.len()).filter(|i| !self.pools[*i].on_request && self.pools[*i].admits(namespace));
+        let (reserved, general): (Vec<usize>, Vec<usize>) = open.partition(|i| !self.pools[*i].namespaces.is_empty());
+        let all: Vec<usize> = reserved.into_iter().chain(general).collect();
+        if all.is_empty() { Err(Refusal::NoPoolForNamespace { namespace: namespace.clone() }) } else { Ok(all) }
+    }
+
+    /// A free address: the one it had according to its status, else one it may share, else the first that is free.
+    fn find(&self, service: &Service, pool: Option<usize>, family: Family) -> Option<IpAddr> {
+        let index = pool?;
+        let pool = self.pools.get(index)?;
+        let fits = |address: &IpAddr| Family::of(*address) == family && pool.contains(*address) && self.usable(service, *address).is_ok();
+        if let Some(address) = service.published.iter().find(|a| fits(a)) {
+            return Some(*address);
+        }
+        if service.request.sharing.is_some()
+            && let Some(address) = self.holders.keys().find(|a| fits(a))
+        {
+            return Some(*address);
+        }
+        let buggy = |address: &IpAddr| match address {
+            IpAddr::V4(a) => self.options.avoid_buggy_ips && matches!(a.octets()[3], 0 | 255),
+            IpAddr::V6(_) => false,
+        };
+        let free = |address: &IpAddr| !self.holders.contains_key(address) && !buggy(address) && self.usable(service, *address).is_ok();
+        let skip = self.taken.get(&(index, family)).copied().unwrap_or(0);
+        pool.addresses(family).skip(skip).find(free)
+    }
+
+    fn exhausted(&self, candidates: &[usize], families: &[Family]) -> Refusal {
+        let wanted = |family: Family| families.is_empty() || families.contains(&family);
+        let pools: Vec<&Pool> = candidates.iter().map(|i| &self.pools[*i]).collect();
+        let ranges = pools.iter().flat_map(|pool| &pool.ranges).filter(|range| wanted(range.family()));
+        let size: u128 = ranges.map(|range| range.len()).fold(0, u128::saturating_add);
+        Refusal::Exhausted { pools: pools.iter().map(|pool| pool.name.clone()).collect(), families: families.to_vec(), size }
+    }
+}
+
+/// Who has which port of the nodes' own addresses: there is one of each.
+#[derive(Debug, Default)]
+pub struct NodePorts {
+    holders: BTreeMap<(Protocol, u16), ObjectKey>,
+}
+
+impl NodePorts {
+    /// Takes the ports of the Service, all or none; ports it no longer has are given back.
+    pub fn claim(&mut self, service: &Service) -> Result<(), Refusal> {
+        self.release(&service.key);
+        for port in &service.ports {
+            if let Some(holder) = self.holders.get(&(port.protocol, port.port)) {
+                return Err(Refusal::PortTaken { protocol: port.protocol, port: port.port, holder: holder.clone() });
+            }
+        }
+        self.holders.extend(service.ports.iter().map(|port| ((port.protocol, port.port), service.key.clone())));
+        Ok(())
+    }
+
+    /// Gives back what the Service has; true when it had something.
+    pub fn release(&mut self, key: &ObjectKey) -> bool {
+        let before = self.holders.len();
+        self.holders.retain(|_, holder| holder != key);
+        self.holders.len() != before
+    }
+}

@@ -1,1 +1,84 @@
-//! (room prepared)
+//! What the engine wants done: effects as values, and only what differs from before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::announce::Announcement;
+use super::forwarding::{Forwarding, FrontendKey};
+use super::model::ObjectKey;
+
+/// The effects of one event.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// For the rule set.
+    pub rule_set: Changes,
+    /// For the announcer: everything it is to announce from now on; None: as before.
+    pub announcements: Option<BTreeMap<IpAddr, Announcement>>,
+    /// The allocations changed: write them down.
+    pub save: bool,
+    /// For people, in the order in which it happened.
+    pub notices: Vec<Notice>,
+}
+
+/// A change of the rule set.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Forget what was there: what follows is everything.
+    pub reset: bool,
+    /// Names of the uplinks, all of them; None: as before.
+    pub uplinks: Option<BTreeSet<Box<str>>>,
+    /// The virtual addresses whose packets are ours, all of them; None: as before.
+    pub vips: Option<BTreeSet<IpAddr>>,
+    /// Frontends that changed; None: it is gone.
+    pub forwardings: BTreeMap<FrontendKey, Option<Arc<Forwarding>>>,
+}
+
+impl Changes {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        !self.reset && self.uplinks.is_none() && self.vips.is_none() && self.forwardings.is_empty()
+    }
+
+    /// Adds what came later: the later word about anything wins.
+    pub fn merge(&mut self, later: Changes) {
+        if later.reset {
+            *self = later;
+            return;
+        }
+        self.uplinks = later.uplinks.or(self.uplinks.take());
+        self.vips = later.vips.or(self.vips.take());
+        self.forwardings.extend(later.forwardings);
+    }
+}
+
+/// A sentence for people: a log line, and an Event where there is an API to send it to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Something is wrong and somebody may have to act.
+    pub warning: bool,
+    /// Whom it concerns; None: the node as a whole.
+    pub service: Option<ObjectKey>,
+    /// A word for machines, as Event reasons are written.
+    pub reason: &'static str,
+    /// What happened, and what to do if it is bad.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_later_word_wins_and_a_reset_forgets() {
+        let names = |n: &str| Some(BTreeSet::from([n.into()]));
+        let mut changes = Changes { uplinks: names("eth0"), ..Changes::default() };
+        changes.merge(Changes { vips: Some(BTreeSet::new()), ..Changes::default() });
+        assert_eq!(changes.uplinks, names("eth0"));
+        changes.merge(Changes { uplinks: names("eth1"), ..Changes::default() });
+        assert_eq!((changes.uplinks.clone(), changes.vips.is_some()), (names("eth1"), true));
+        changes.merge(Changes { reset: true, ..Changes::default() });
+        assert!(changes.uplinks.is_none() && changes.reset);
+        assert!(!changes.is_empty() && Changes::default().is_empty());
+    }
+}

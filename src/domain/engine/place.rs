@@ -1,0 +1,252 @@
+//! Placing one Service: its addresses, then its frontends. Everything is worked out anew from the index and compared with what was
+//! told before, so there is one path for creation, change and repair.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::super::endpoints;
+use super::super::forwarding::{Forwarding, FrontendKey};
+use super::super::ipam::Refusal;
+use super::super::model::{Family, Mode, ObjectKey, Service, TrafficPolicy};
+use super::super::nodes;
+use super::super::plan::{Notice, Plan};
+use super::super::status::Reason;
+use super::{Engine, Placement, Verdict};
+
+impl Engine {
+    /// Places every dirty Service, the oldest first, so that who wins a conflict does not depend on the order of events. True when
+    /// something was given up that another Service may be waiting for.
+    pub(super) fn place_dirty(&mut self, plan: &mut Plan) -> bool {
+        let mut dirty: Vec<(i64, ObjectKey)> = std::mem::take(&mut self.dirty)
+            .into_iter()
+            .map(|key| (self.index.service(&key).map_or(i64::MIN, |s| s.created), key))
+            .collect();
+        dirty.sort();
+        let mut freed = false;
+        let mut touched_vips = BTreeSet::new();
+        let mut gone = BTreeSet::new();
+        // Leaving before entering: an address given up in this round is free for the others in it.
+        dirty.retain(|(_, key)| {
+            let stays = self.index.service(key).is_some_and(|s| self.ours(s));
+            if !stays {
+                freed |= self.retract(key, plan, &mut touched_vips, &mut gone);
+            }
+            stays
+        });
+        for (_, key) in &dirty {
+            freed |= self.place(key, plan, &mut touched_vips, &mut gone);
+        }
+        // A frontend that moved from one Service to another is in both lists; the new holder's word stands.
+        for key in gone {
+            plan.rule_set.forwardings.entry(key).or_insert(None);
+        }
+        self.review_vips(touched_vips, plan);
+        freed
+    }
+
+    fn retract(&mut self, key: &ObjectKey, plan: &mut Plan, vips: &mut BTreeSet<IpAddr>, gone: &mut BTreeSet<FrontendKey>) -> bool {
+        self.waiting.remove(key);
+        let Some(placement) = self.placements.remove(key) else { return self.release(key, plan) };
+        gone.extend(placement.frontends.iter().map(|(key, _)| *key));
+        self.leave_vips(key, &placement.addresses, vips);
+        let freed = self.release(key, plan);
+        if !placement.addresses.is_empty() {
+            plan.notices.push(Notice {
+                warning: false,
+                service: Some(key.clone()),
+                reason: "DeletedLoadBalancer",
+                message: format!("no longer served on {}", list(&placement.addresses)),
+            });
+        }
+        if let Some(service) = self.index.service(key) {
+            let class = service.class.as_deref().unwrap_or("(none)");
+            let message = format!("class {class} belongs to another implementation; Pinnace serves {}", self.settings.class);
+            let reasons = vec![Reason::new("ForeignClass", message)];
+            self.placements.insert(key.clone(), Placement { verdict: Verdict::Foreign, reasons, ..Placement::default() });
+        }
+        freed
+    }
+
+    /// Gives back what a Service held.
+    fn release(&mut self, key: &ObjectKey, plan: &mut Plan) -> bool {
+        let address = self.ipam.release(key);
+        plan.save |= address;
+        let ports = self.node_ports.release(key);
+        address | ports
+    }
+
+    /// Allocations of Services that were deleted while we were away.
+    pub(super) fn forget_deleted(&mut self, plan: &mut Plan) {
+        let stale: Vec<ObjectKey> = self.ipam.allocations().keys().filter(|key| self.index.service(key).is_none()).cloned().collect();
+        for key in stale {
+            plan.save |= self.ipam.release(&key);
+        }
+    }
+
+    fn place(&mut self, key: &ObjectKey, plan: &mut Plan, vips: &mut BTreeSet<IpAddr>, gone: &mut BTreeSet<FrontendKey>) -> bool {
+        let Some(service) = self.index.service(key).cloned() else { return false };
+        let mode = service.request.mode.unwrap_or(self.settings.mode);
+        let before = self.placements.remove(key).unwrap_or_default();
+        let mut freed = false;
+        let mut next = Placement { mode: Some(mode), ..Placement::default() };
+        next.reasons.extend(service.problems.iter().map(|p| Reason::new("InvalidField", p.clone())));
+        self.waiting.remove(key);
+        let frontend_addresses = match mode {
+            Mode::Vip => {
+                freed |= self.node_ports.release(key);
+                self.place_on_vips(&service, &mut next, plan, vips)
+            }
+            Mode::Node => {
+                let released = self.ipam.release(key);
+                plan.save |= released;
+                freed |= released;
+                self.place_on_node(&service, &mut next)
+            }
+        };
+        let lost: Vec<IpAddr> = before.addresses.iter().copied().filter(|a| !next.addresses.contains(a)).collect();
+        if before.mode == Some(Mode::Vip) {
+            self.leave_vips(key, &lost, vips);
+            freed |= !lost.is_empty();
+        }
+        if mode == Mode::Vip {
+            vips.extend(next.addresses.iter().copied());
+        }
+        next.frontends = self.frontends(&service, &frontend_addresses);
+        diff(&before.frontends, &mut next.frontends, plan, gone);
+        if next.verdict == Verdict::Refused {
+            self.waiting.insert(key.clone());
+        }
+        tell(key, &before, &next, plan);
+        self.placements.insert(key.clone(), next);
+        freed
+    }
+
+    /// Virtual addresses: returns those that carry traffic already. A probed one does; one still being probed must not, because
+    /// it may be another machine's and our own pods may be talking to it.
+    fn place_on_vips(&mut self, service: &Service, next: &mut Placement, plan: &mut Plan, vips: &mut BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let assignment = match self.ipam.assign(service) {
+            Ok(assignment) => assignment,
+            Err(refusal) => {
+                next.verdict = Verdict::Refused;
+                next.reasons.push(Reason::new(refusal.code(), refusal.to_string()));
+                plan.save |= self.ipam.take_changed();
+                return Vec::new();
+            }
+        };
+        plan.save |= self.ipam.take_changed();
+        next.reasons.extend(assignment.notes.iter().map(|note| Reason::new("Note", note.clone())));
+        next.addresses.clone_from(&assignment.addresses);
+        let mut carrying = Vec::new();
+        for address in assignment.addresses {
+            if self.join_vip(&service.key, address) {
+                carrying.push(address);
+            } else {
+                next.verdict = Verdict::Pending;
+                next.reasons.push(Reason::new("Probing", format!("asking the network whether {address} is in use elsewhere")));
+            }
+            vips.insert(address);
+        }
+        carrying
+    }
+
+    /// The nodes' own addresses: returns those of this node, if it is one of the nodes that serve.
+    fn place_on_node(&mut self, service: &Service, next: &mut Placement) -> Vec<IpAddr> {
+        if let Err(refusal) = self.node_ports.claim(service) {
+            next.verdict = Verdict::Refused;
+            next.reasons.push(Reason::new(refusal.code(), refusal.to_string()));
+            return Vec::new();
+        }
+        let families = |address: &IpAddr| service.families.is_empty() || service.families.contains(&Family::of(*address));
+        let own: Vec<IpAddr> = self.node_addresses.iter().copied().filter(families).collect();
+        let serving: Vec<&str> = nodes::serving_nodes(self.index.nodes(), service).map(|n| &*n.name).collect();
+        let known = self.index.nodes().next().is_some();
+        next.addresses = if known {
+            let ready = self.nodes_with_ready_endpoints(service);
+            let local = service.external == TrafficPolicy::Local;
+            nodes::published_addresses(self.index.nodes(), service, |node| !local || ready.contains(node))
+        } else {
+            own.clone()
+        };
+        if next.addresses.is_empty() {
+            next.verdict = Verdict::Pending;
+            let message = "There are no available nodes for LoadBalancer: none has a usable address, is not excluded and, for policy Local, a ready endpoint";
+            next.reasons.push(Reason::new("UnAvailableLoadBalancer", message));
+        }
+        let here = !known || self.index.node(&self.settings.node).is_none() || serving.contains(&&*self.settings.node);
+        if here { own } else { Vec::new() }
+    }
+
+    fn nodes_with_ready_endpoints(&self, service: &Service) -> BTreeSet<Box<str>> {
+        self.index.slices(&service.key).flat_map(|s| &s.endpoints).filter(|e| e.ready).filter_map(|e| e.node.clone()).collect()
+    }
+
+    fn frontends(&self, service: &Service, addresses: &[IpAddr]) -> Vec<(FrontendKey, Arc<Forwarding>)> {
+        let mut frontends = Vec::new();
+        for family in Family::ALL {
+            let mut addresses = addresses.iter().copied().filter(|a| Family::of(*a) == family).peekable();
+            if addresses.peek().is_none() {
+                continue;
+            }
+            let ports: Vec<_> = endpoints::resolve(service, self.index.slices(&service.key), &self.here(), family)
+                .into_iter()
+                .map(|port| (port.port.protocol, port.port.port, Arc::new(endpoints::forwarding(service, &port, family))))
+                .collect();
+            for address in addresses {
+                let with = |(protocol, port, forwarding): &(_, u16, Arc<Forwarding>)| {
+                    (FrontendKey { address, protocol: *protocol, port: *port }, forwarding.clone())
+                };
+                frontends.extend(ports.iter().map(with));
+            }
+        }
+        frontends.sort_by_key(|(key, _)| *key);
+        frontends.shrink_to_fit();
+        frontends
+    }
+}
+
+/// Puts the difference into the plan, and keeps the old value where nothing changed: it is shared with the rule set's memory.
+fn diff(
+    before: &[(FrontendKey, Arc<Forwarding>)],
+    next: &mut [(FrontendKey, Arc<Forwarding>)],
+    plan: &mut Plan,
+    gone: &mut BTreeSet<FrontendKey>,
+) {
+    let before: BTreeMap<_, _> = before.iter().map(|(key, forwarding)| (*key, forwarding)).collect();
+    for (key, forwarding) in next.iter_mut() {
+        match before.get(key) {
+            Some(old) if *old == forwarding => *forwarding = Arc::clone(old),
+            _ => {
+                plan.rule_set.forwardings.insert(*key, Some(forwarding.clone()));
+            }
+        }
+    }
+    let kept = |key: &FrontendKey| next.binary_search_by_key(key, |(key, _)| *key).is_ok();
+    gone.extend(before.into_keys().filter(|key| !kept(key)));
+}
+
+/// Says what changed for the people who made the Service; silence when nothing did.
+fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) {
+    let mut notice = |warning, reason, message| plan.notices.push(Notice { warning, service: Some(key.clone()), reason, message });
+    if before.addresses != next.addresses && next.verdict != Verdict::Refused {
+        let message = format!("Updated LoadBalancer with new IPs: [{}] -> [{}]", list(&before.addresses), list(&next.addresses));
+        notice(false, "UpdatedLoadBalancer", message);
+    }
+    for reason in next.reasons.iter().filter(|r| !before.reasons.contains(r)) {
+        match &*reason.code {
+            "Note" | "Probing" => notice(false, "EnsuringLoadBalancer", reason.message.clone()),
+            "UnAvailableLoadBalancer" => notice(true, "UnAvailableLoadBalancer", reason.message.clone()),
+            _ => notice(true, "SyncLoadBalancerFailed", reason.message.clone()),
+        }
+    }
+    if !next.addresses.is_empty() && next.verdict == Verdict::Serving && before.verdict != Verdict::Serving {
+        notice(false, "EnsuredLoadBalancer", format!("serving on {}", list(&next.addresses)));
+    }
+}
+
+pub(super) fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[allow(unused_imports)]
+use Refusal as _;

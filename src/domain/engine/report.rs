@@ -1,0 +1,166 @@
+//! Answers about the engine: built when somebody asks, so that not being asked costs nothing.
+
+use std::net::IpAddr;
+
+use super::super::elect::Ineligible;
+use super::super::endpoints;
+use super::super::model::{Family, ObjectKey, Service};
+use super::super::status::{
+    AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Problem, Reason, ServiceHealth, ServiceStatus, State,
+};
+use super::vips::Vip;
+use super::{Engine, Placement, Verdict};
+
+impl Engine {
+    /// Everything the engine believes.
+    pub fn state(&self) -> State {
+        State {
+            node: self.settings.node.to_string(),
+            ready: self.conditions(),
+            services: self.placements.iter().map(|(key, placement)| self.service_status(key, placement)).collect(),
+            addresses: self.vips.iter().map(|(address, vip)| self.address_status(*address, vip)).collect(),
+            interfaces: self.interface_statuses(),
+            pools: self.pool_statuses(),
+            problems: self.problems.iter().map(Problem::from).collect(),
+            ..State::default()
+        }
+    }
+
+    /// Ready is: all of these.
+    pub fn conditions(&self) -> Vec<Condition> {
+        let rules = match &self.rules {
+            Some(Ok(())) => Condition::met("RulesApplied"),
+            Some(Err(error)) => Condition::unmet("RulesApplied", format!("the kernel refused the rules: {error}")),
+            None => Condition::unmet("RulesApplied", "not written yet"),
+        };
+        vec![
+            Condition::when("SourceSynced", self.source_synced, "the manifests have not been read yet"),
+            Condition::when("InterfacesKnown", self.interfaces.is_some(), "the kernel has not listed the interfaces yet"),
+            rules,
+        ]
+    }
+
+    /// False while this node is leaving, or must not be sent traffic: for load balancers outside.
+    pub fn healthy(&self) -> Result<(), String> {
+        if self.draining {
+            return Err("draining".into());
+        }
+        match self.index.node(&self.settings.node).and_then(|node| node.excluded) {
+            Some(exclusion) => Err(Ineligible::Excluded(exclusion).to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// As kube-proxy's healthCheckNodePort; None for a Service that is not ours.
+    pub fn service_health(&self, key: &ObjectKey) -> Option<ServiceHealth> {
+        let placement = self.placements.get(key)?;
+        let service = self.index.service(key)?;
+        let local = endpoints::local_ready(service, self.index.slices(key), &self.settings.node);
+        (placement.verdict != Verdict::Foreign)
+            .then(|| ServiceHealth { local_endpoints: local, proxy_healthy: matches!(self.rules, Some(Ok(()))) })
+    }
+
+    /// How many Services are served, for one line of status.
+    pub fn serving(&self) -> (usize, usize) {
+        let ours = self.placements.values().filter(|p| p.verdict != Verdict::Foreign);
+        (ours.clone().filter(|p| p.verdict == Verdict::Serving).count(), ours.count())
+    }
+
+    fn service_status(&self, key: &ObjectKey, placement: &Placement) -> ServiceStatus {
+        let service = self.index.service(key);
+        let mut reasons = placement.reasons.clone();
+        let mut phase = match placement.verdict {
+            Verdict::Serving => Phase::Serving,
+            Verdict::Pending => Phase::Pending,
+            Verdict::Refused => Phase::Refused,
+            Verdict::Foreign => Phase::NotServed,
+        };
+        for address in &placement.addresses {
+            let Some(Err(why)) = self.vips.get(address).map(|vip| &vip.candidacy) else { continue };
+            reasons.push(Reason::new(why.code(), format!("{address} is not announced by this node: {why}")));
+        }
+        let ports = service.map(|service| self.ports(service)).unwrap_or_default();
+        if phase == Phase::Serving && ports.iter().all(|port| port.endpoints == 0) {
+            phase = Phase::Pending;
+            reasons.push(Reason::new("NoEndpoints", "no endpoint is ready: connections are refused until one is"));
+        }
+        ServiceStatus {
+            key: key.clone(),
+            mode: placement.mode,
+            addresses: placement.addresses.clone(),
+            pool: self.ipam.allocations().get(key).map(|allocation| allocation.pool.to_string()),
+            ports,
+            policy: service.map(|s| s.external).unwrap_or_default(),
+            affinity: service.is_some_and(|s| s.client_affinity),
+            phase,
+            reasons,
+        }
+    }
+
+    fn ports(&self, service: &Service) -> Vec<PortStatus> {
+        let mut ports: Vec<PortStatus> = Vec::new();
+        for family in Family::ALL {
+            if !service.families.is_empty() && !service.families.contains(&family) {
+                continue;
+            }
+            for resolved in endpoints::resolve(service, self.index.slices(&service.key), &self.here(), family) {
+                let (endpoints, local) = (resolved.cluster.len(), resolved.local.len());
+                let same = |p: &&mut PortStatus| p.protocol == resolved.port.protocol && p.port == resolved.port.port;
+                if let Some(port) = ports.iter_mut().find(same) {
+                    // Dual stack: the same pods once more.
+                    port.endpoints = port.endpoints.max(endpoints);
+                    port.local = port.local.max(local);
+                    continue;
+                }
+                let name = resolved.port.name.to_string();
+                ports.push(PortStatus { name, protocol: resolved.port.protocol, port: resolved.port.port, endpoints, local });
+            }
+        }
+        ports
+    }
+
+    fn address_status(&self, address: IpAddr, vip: &Vip) -> AddressStatus {
+        let announced = self.announcements.get(&address);
+        let names = announced.into_iter().flat_map(|a| &a.interfaces).filter_map(|index| self.interfaces.as_deref()?.get(index));
+        let phase = match &vip.candidacy {
+            Err(why) => AddressPhase::NotEligible { reason: why.to_string() },
+            Ok(_) if !vip.clear => AddressPhase::Probing,
+            Ok(_) => match vip.foreign {
+                Some(mac) => AddressPhase::Conflict { mac: crate::wire::ethernet::display(mac) },
+                None => AddressPhase::Announced,
+            },
+        };
+        AddressStatus {
+            address,
+            owner: announced.map(|_| self.settings.node.to_string()),
+            announced_on: names.map(|interface| interface.name.to_string()).collect(),
+            phase,
+            services: vip.holders.iter().cloned().collect(),
+        }
+    }
+
+    fn interface_statuses(&self) -> Vec<InterfaceStatus> {
+        let all = self.interfaces.as_deref().into_iter().flat_map(|all| all.values()).filter(|i| !i.loopback);
+        let status = |interface: &super::super::model::Interface| {
+            let verdict = self.uplinks.get(&interface.index);
+            InterfaceStatus {
+                name: interface.name.to_string(),
+                uplink: verdict.is_some_and(|v| v.is_ok()),
+                up: interface.up,
+                reason: verdict.and_then(|v| v.as_ref().err()).map(ToString::to_string),
+                addresses: interface.addresses.iter().copied().collect(),
+            }
+        };
+        all.map(status).collect()
+    }
+
+    fn pool_statuses(&self) -> Vec<PoolStatus> {
+        let pool = |pool: &super::super::pool::Pool| PoolStatus {
+            name: pool.name.to_string(),
+            ranges: pool.ranges.iter().map(ToString::to_string).collect(),
+            size: pool.ranges.iter().map(|range| range.len()).sum(),
+            used: self.vips.keys().filter(|address| pool.contains(**address)).count(),
+        };
+        self.settings.pools.iter().map(pool).collect()
+    }
+}

@@ -1,0 +1,237 @@
+//! The engine from outside: events in, plans out.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::forwarding::{FrontendKey, Target};
+use super::super::ipam::Allocations;
+use super::super::model::*;
+use super::super::plan::Plan;
+use super::super::pool;
+use super::super::status::Phase;
+use super::*;
+
+const T0: Duration = Duration::from_secs(1);
+
+fn settings(pools: &str, probe: bool) -> Settings {
+    Settings {
+        node: "node-1".into(),
+        pools: pool::parse(pools).expect("pools of the test"),
+        avoid_buggy_ips: false,
+        mode: Mode::Vip,
+        class: "pinnace.dev/pinnace".into(),
+        claim_default: true,
+        interfaces: Vec::new(),
+        probe,
+    }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("default", name)
+}
+
+fn service(name: &str) -> Service {
+    Service {
+        key: key(name),
+        created: 0,
+        class: None,
+        families: vec![Family::V4],
+        require_dual_stack: false,
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+        external: TrafficPolicy::Cluster,
+        client_affinity: false,
+        source_ranges: None,
+        request: Request::default(),
+        node_pool: None,
+        selector: None,
+        published: Vec::new(),
+        problems: Vec::new(),
+    }
+}
+
+fn put(service: Service) -> SourceChange {
+    SourceChange::Service(service.key.clone(), Some(Box::new(service)))
+}
+
+fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
+    let endpoint = |(address, node): &(&str, &str)| Endpoint {
+        address: address.parse().expect("address of the test"),
+        node: Some((*node).into()),
+        ready: true,
+        serving: true,
+        terminating: false,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+    };
+    let slice = EndpointSlice {
+        key: key(service),
+        service: service.into(),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    };
+    SourceChange::Slice(key(service), Some(Box::new(slice)))
+}
+
+fn source(changes: Vec<SourceChange>) -> Event {
+    Event::Source { changes, problems: Vec::new(), synced: true }
+}
+
+fn links(up: bool) -> Event {
+    let eth0 = Interface {
+        index: 2,
+        name: "eth0".into(),
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        kind: "".into(),
+        up,
+        loopback: false,
+        master: None,
+        addresses: ["10.88.0.11/24".parse().expect("subnet")].into(),
+    };
+    Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))
+}
+
+fn vip(n: u8) -> IpAddr {
+    IpAddr::from([10, 88, 0, n])
+}
+
+fn frontend(n: u8) -> FrontendKey {
+    FrontendKey { address: vip(n), protocol: Protocol::Tcp, port: 80 }
+}
+
+/// An engine that has seen its links and these objects.
+fn started(settings: Settings, saved: Allocations, changes: Vec<SourceChange>) -> (Engine, Plan) {
+    let mut engine = Engine::new(settings, saved);
+    engine.handle(links(true), T0);
+    let plan = engine.handle(source(changes), T0);
+    (engine, plan)
+}
+
+fn phase(engine: &Engine, name: &str) -> (Phase, Vec<String>) {
+    let state = engine.state();
+    let service = state.services.into_iter().find(|s| s.key == key(name)).expect("the service is in the state");
+    (service.phase, service.reasons.into_iter().map(|r| r.code.to_string()).collect())
+}
+
+#[test]
+fn nothing_goes_out_before_everything_is_known() {
+    let mut engine = Engine::new(settings("10.88.0.200-10.88.0.201", false), Allocations::default());
+    let first = Event::Source { changes: vec![put(service("web"))], problems: vec![], synced: false };
+    assert!(engine.handle(first, T0).rule_set.is_empty(), "the source is not complete");
+    assert!(engine.handle(links(true), T0).rule_set.is_empty(), "the source is not complete");
+    let plan = engine.handle(source(vec![slice("web", &[("10.42.0.5", "node-1")])]), T0);
+    assert!(plan.rule_set.reset);
+    assert_eq!(plan.rule_set.uplinks, Some(["eth0".into()].into()));
+    assert_eq!(plan.rule_set.vips, Some([vip(200)].into()));
+    assert!(plan.rule_set.forwardings.contains_key(&frontend(200)));
+    assert!(plan.announcements.is_some_and(|a| a.contains_key(&vip(200))));
+    assert!(plan.save, "the allocation is written down");
+}
+
+#[test]
+fn a_new_address_carries_no_traffic_until_nobody_objected() {
+    let objects = vec![put(service("web")), slice("web", &[("10.42.0.5", "node-1")])];
+    let (mut engine, plan) = started(settings("10.88.0.200-10.88.0.201", true), Allocations::default(), objects);
+    assert!(plan.rule_set.forwardings.is_empty() && plan.rule_set.vips == Some([].into()));
+    assert!(plan.announcements.is_some_and(|a| a[&vip(200)].probe));
+    assert_eq!(phase(&engine, "web").0, Phase::Pending);
+    let plan = engine.handle(Event::Announcer(AnnouncerEvent::ProbeClear { vip: vip(200) }), T0);
+    assert!(plan.rule_set.forwardings.contains_key(&frontend(200)) && plan.save);
+    assert_eq!(plan.rule_set.vips, Some([vip(200)].into()));
+    assert_eq!(phase(&engine, "web").0, Phase::Serving);
+}
+
+#[test]
+fn an_address_in_use_elsewhere_is_replaced_and_the_machine_named() {
+    let objects = vec![put(service("web"))];
+    let (mut engine, _) = started(settings("10.88.0.200-10.88.0.201", true), Allocations::default(), objects);
+    let conflict = AnnouncerEvent::Conflict { vip: vip(200), ifindex: 2, mac: [2, 0, 0, 0, 0, 9] };
+    let plan = engine.handle(Event::Announcer(conflict), T0);
+    assert!(plan.notices.iter().any(|n| n.warning && n.message.contains("02:00:00:00:00:09")), "{:?}", plan.notices);
+    let announced = plan.announcements.expect("the other address is tried");
+    assert!(announced.contains_key(&vip(201)) && !announced.contains_key(&vip(200)));
+}
+
+#[test]
+fn an_endpoint_change_is_a_change_of_its_frontends_alone() {
+    let objects = vec![put(service("web")), put(service("api")), slice("web", &[("10.42.0.5", "node-1")])];
+    let (mut engine, _) = started(settings("10.88.0.200-10.88.0.201", false), Allocations::default(), objects);
+    let plan = engine.handle(source(vec![slice("web", &[("10.42.0.5", "node-1"), ("10.42.1.6", "node-2")])]), T0);
+    assert!(!plan.rule_set.reset && plan.rule_set.vips.is_none() && plan.rule_set.uplinks.is_none() && plan.announcements.is_none());
+    assert_eq!(plan.rule_set.forwardings.len(), 1);
+    let (_, forwarding) = plan.rule_set.forwardings.first_key_value().expect("one");
+    assert!(matches!(&forwarding.as_ref().expect("present").internal, Target::Spread(backends) if backends.len() == 2));
+    let again = engine.handle(source(vec![slice("web", &[("10.42.1.6", "node-2"), ("10.42.0.5", "node-1")])]), T0);
+    assert!(again.rule_set.is_empty(), "the order of endpoints means nothing");
+}
+
+#[test]
+fn what_one_service_gives_up_another_gets() {
+    let (mut older, mut newer) = (service("older"), service("newer"));
+    (older.created, newer.created) = (1, 2);
+    let objects = vec![put(newer), put(older)];
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), objects);
+    assert_eq!(phase(&engine, "older").0, Phase::Serving);
+    assert_eq!(phase(&engine, "newer").0, Phase::Refused);
+    let plan = engine.handle(source(vec![SourceChange::Service(key("older"), None)]), T0);
+    assert_eq!(phase(&engine, "newer").0, Phase::Serving);
+    assert!(plan.rule_set.forwardings[&frontend(200)].is_some(), "taken over, not removed: {plan:?}");
+}
+
+#[test]
+fn a_local_service_is_announced_only_where_it_has_an_endpoint() {
+    let mut local = service("web");
+    local.external = TrafficPolicy::Local;
+    let objects = vec![put(local), slice("web", &[("10.42.1.6", "node-2")])];
+    let (mut engine, plan) = started(settings("10.88.0.200", false), Allocations::default(), objects);
+    assert!(plan.announcements.is_none_or(|a| a.is_empty()));
+    assert!(plan.rule_set.forwardings[&frontend(200)].as_ref().is_some_and(|f| f.external == Some(Target::Drop)));
+    let plan = engine.handle(source(vec![slice("web", &[("10.42.0.5", "node-1")])]), T0);
+    assert!(plan.announcements.is_some_and(|a| a.contains_key(&vip(200))));
+}
+
+#[test]
+fn carrier_loss_withdraws_the_announcement_and_keeps_the_rules() {
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web"))]);
+    let plan = engine.handle(links(false), T0);
+    assert!(plan.announcements.is_some_and(|a| a.is_empty()));
+    assert!(plan.rule_set.forwardings.is_empty() && plan.rule_set.vips.is_none());
+    let plan = engine.handle(links(true), T0);
+    assert!(plan.announcements.is_some_and(|a| a.contains_key(&vip(200))));
+}
+
+#[test]
+fn addresses_survive_a_restart_and_stay_with_their_services() {
+    let objects = |names: &[&str]| names.iter().map(|n| put(service(n))).collect::<Vec<_>>();
+    let (first, _) = started(settings("10.88.0.200-10.88.0.210", false), Allocations::default(), objects(&["b", "c"]));
+    let saved = first.allocations().clone();
+    // "a" sorts first but is new; it must not take what the others have.
+    let (second, _) = started(settings("10.88.0.200-10.88.0.210", false), saved, objects(&["a", "b", "c"]));
+    let addresses = |engine: &Engine, name: &str| engine.placements[&key(name)].addresses.clone();
+    assert_eq!(addresses(&first, "b"), addresses(&second, "b"));
+    assert_eq!(addresses(&first, "c"), addresses(&second, "c"));
+    assert_eq!(addresses(&second, "a"), [vip(202)]);
+}
+
+#[test]
+fn draining_stops_every_announcement_and_leaves_the_rules() {
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web"))]);
+    let plan = engine.handle(Event::Drain, T0);
+    assert!(plan.announcements.is_some_and(|a| a.is_empty()) && plan.rule_set.forwardings.is_empty());
+}
+
+#[test]
+fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
+    let (mut a, mut b) = (service("a"), service("b"));
+    (a.request.mode, b.request.mode) = (Some(Mode::Node), Some(Mode::Node));
+    b.created = 5;
+    let (mut engine, plan) = started(settings("", false), Allocations::default(), vec![put(a), put(b)]);
+    assert!(plan.rule_set.forwardings[&frontend(11)].is_some());
+    let (refused, codes) = phase(&engine, "b");
+    assert_eq!((refused, codes.len()), (Phase::Refused, 1));
+    assert!(plan.notices.iter().any(|n| n.message.contains("default/a")), "{:?}", plan.notices);
+    engine.handle(source(vec![SourceChange::Service(key("a"), None)]), T0);
+    assert_eq!(phase(&engine, "b").0, Phase::Serving);
+}

@@ -1,0 +1,178 @@
+//! Virtual addresses: who holds them, whether they may carry traffic yet, and where this node announces them.
+//!
+//! Every node has the rules of every VIP; announcing is what makes one the owner. Who that is will be decided between nodes: the
+//! seam is [`elect::leader`], which today has one candidate.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::super::announce::{Announcement, AnnouncerEvent};
+use super::super::elect::{self, Ineligible};
+use super::super::endpoints;
+use super::super::model::{ObjectKey, TrafficPolicy};
+use super::super::plan::{Notice, Plan};
+use super::Engine;
+
+/// How long an address that another machine was seen to use is left alone before it is tried again.
+const CONFLICT_HOLD: Duration = Duration::from_secs(300);
+
+/// A virtual address that Services hold.
+#[derive(Debug)]
+pub(super) struct Vip {
+    /// More than one only where they agreed to share.
+    pub holders: BTreeSet<ObjectKey>,
+    /// It may carry traffic: nobody else was found to use it, or nobody could be asked.
+    pub clear: bool,
+    /// The announcer asks the network before it first announces the address. Fixed for as long as somebody holds it.
+    pub probe: bool,
+    /// Another machine that was heard to use it after we did.
+    pub foreign: Option<Mac>,
+    /// The interfaces on which this node may announce it, or why none.
+    pub candidacy: Result<Vec<u32>, Ineligible>,
+}
+
+impl Engine {
+    /// Makes a Service a holder of an address. True when the address may carry traffic.
+    pub(super) fn join_vip(&mut self, key: &ObjectKey, address: IpAddr) -> bool {
+        if !self.vips.contains_key(&address) {
+            let probe = self.settings.probe && !self.ipam.probed(address);
+            // Where no interface has its subnet, somebody routes the address to us, and there is no one to ask.
+            let reachable = !matches!(self.eligible_interfaces(address), Err(Ineligible::NoInterface { .. }));
+            let vip = Vip { holders: BTreeSet::new(), clear: !(probe && reachable), probe, foreign: None, candidacy: Ok(Vec::new()) };
+            self.vips.insert(address, vip);
+        }
+        self.vips.get_mut(&address).is_some_and(|vip| {
+            vip.holders.insert(key.clone());
+            vip.clear
+        })
+    }
+
+    /// The Service no longer holds these; they are noted as touched.
+    pub(super) fn leave_vips(&mut self, key: &ObjectKey, addresses: &[IpAddr], touched: &mut BTreeSet<IpAddr>) {
+        for address in addresses {
+            if let Some(vip) = self.vips.get_mut(address) {
+                vip.holders.remove(key);
+                touched.insert(*address);
+            }
+        }
+    }
+
+    /// Works out again where these addresses are announced.
+    pub(super) fn review_vips(&mut self, addresses: impl IntoIterator<Item = IpAddr>, plan: &mut Plan) {
+        let mut announcements_changed = false;
+        let mut vips_changed = plan.rule_set.reset;
+        for address in addresses {
+            let held = self.vips.get(&address).is_some_and(|vip| !vip.holders.is_empty());
+            if !held {
+                vips_changed |= self.vips.remove(&address).is_some();
+                announcements_changed |= self.announcements.remove(&address).is_some();
+                continue;
+            }
+            let candidacy = self.candidacy(address);
+            let announced = match &candidacy {
+                Ok(interfaces) if self.leads(address) => interfaces.iter().copied().collect(),
+                _ => BTreeSet::new(),
+            };
+            let Some(vip) = self.vips.get_mut(&address) else { continue };
+            vip.candidacy = candidacy;
+            vips_changed |= vip.clear;
+            if announced.is_empty() {
+                announcements_changed |= self.announcements.remove(&address).is_some();
+            } else {
+                let announcement = Announcement { interfaces: announced, probe: vip.probe };
+                if self.announcements.get(&address) != Some(&announcement) {
+                    self.announcements.insert(address, announcement);
+                    announcements_changed = true;
+                }
+            }
+        }
+        if vips_changed {
+            let clear: BTreeSet<IpAddr> = self.vips.iter().filter(|(_, vip)| vip.clear).map(|(address, _)| *address).collect();
+            if plan.rule_set.reset || clear != self.told_vips {
+                plan.rule_set.vips = Some(clear.clone());
+                self.told_vips = clear;
+            }
+        }
+        if announcements_changed {
+            plan.announcements = Some(self.announcements.clone());
+        }
+    }
+
+    /// Whether this node may announce the address, and where. Shared addresses have one leader for all their Services; a node is a
+    /// candidate when it could serve at least one of them.
+    fn candidacy(&self, address: IpAddr) -> Result<Vec<u32>, Ineligible> {
+        if self.draining {
+            return Err(Ineligible::Draining);
+        }
+        if let Some(exclusion) = self.index.node(&self.settings.node).and_then(|node| node.excluded) {
+            return Err(Ineligible::Excluded(exclusion));
+        }
+        let interfaces = self.eligible_interfaces(address)?;
+        let holders = self.vips.get(&address).map(|vip| &vip.holders);
+        if holders.into_iter().flatten().any(|key| self.serves_here(key)) { Ok(interfaces) } else { Err(Ineligible::NoLocalEndpoint) }
+    }
+
+    fn eligible_interfaces(&self, address: IpAddr) -> Result<Vec<u32>, Ineligible> {
+        let none = Ineligible::NoInterface { address };
+        self.interfaces.as_deref().map_or(Err(none), |interfaces| elect::eligible(interfaces, &self.uplinks, address))
+    }
+
+    /// A Local Service can be served only where it has an endpoint to go to.
+    fn serves_here(&self, key: &ObjectKey) -> bool {
+        let Some(service) = self.index.service(key) else { return false };
+        match service.external {
+            TrafficPolicy::Cluster => true,
+            TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(key), &self.settings.node),
+        }
+    }
+
+    /// The seam of ownership: the candidates are this node alone until nodes watch each other.
+    fn leads(&self, address: IpAddr) -> bool {
+        let node = &*self.settings.node;
+        elect::leader(address, &[node]) == Some(node)
+    }
+
+    /// What the announcer heard about an address.
+    pub(super) fn heard(&mut self, event: AnnouncerEvent, plan: &mut Plan) {
+        match event {
+            AnnouncerEvent::ProbeClear { vip: address } => {
+                let Some(vip) = self.vips.get_mut(&address) else { return };
+                vip.clear = true;
+                self.dirty.extend(vip.holders.iter().cloned());
+                self.ipam.mark_probed(address);
+                plan.save = true;
+            }
+            AnnouncerEvent::Conflict { vip, mac, .. } => self.in_use_elsewhere(vip, mac, plan),
+            AnnouncerEvent::Contested { vip, mac, .. } => self.contested(vip, mac, plan),
+            AnnouncerEvent::Defended { .. } => {}
+            AnnouncerEvent::SocketFailed { ifindex, reason } => {
+                let name = self.interfaces.as_deref().and_then(|all| all.get(&ifindex)).map_or("?", |interface| &interface.name);
+                let message = format!("cannot announce on {name}: {reason}");
+                plan.notices.push(Notice { warning: true, service: None, reason: "AnnouncerFailed", message });
+            }
+        }
+    }
+
+    /// Another machine answered the probes: the Services get another address, or learn why not.
+    fn in_use_elsewhere(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+        let Some(vip) = self.vips.get(&address) else { return };
+        self.ipam.conflict(address, mac, self.now + CONFLICT_HOLD);
+        self.dirty.extend(vip.holders.iter().cloned());
+        let message = format!(
+            "{address} is in use by another machine ({mac}) and is left alone; take it out of PINNACE_POOLS or give that machine another address"
+        );
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressInUse", message });
+    }
+
+    /// Another machine claims what we announce.
+    fn contested(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+        let Some(vip) = self.vips.get_mut(&address) else { return };
+        if vip.foreign == Some(mac) {
+            return;
+        }
+        vip.foreign = Some(mac);
+        let message = format!("another machine ({mac}) also answers for {address}, so clients reach either; stop it there");
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressConflict", message });
+    }
+}

@@ -1,0 +1,95 @@
+//! Why a Service gets no address: one sentence that says what to do.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::super::model::{Family, ObjectKey, Protocol};
+use crate::wire::ethernet::{Mac, display as mac_text};
+
+/// Why an address is never given out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reserved {
+    /// It is this node's own.
+    NodeAddress(Box<str>),
+    /// The network address of a subnet.
+    Network,
+    /// The broadcast address of a subnet.
+    Broadcast,
+}
+
+/// See the head of this file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the sentences below say what each is")]
+pub enum Refusal {
+    NoPools,
+    NoPoolForNamespace { namespace: Box<str> },
+    NoSuchPool { pool: Box<str>, known: Vec<Box<str>> },
+    PoolReserved { pool: Box<str>, namespace: Box<str> },
+    OutsidePools { address: IpAddr },
+    NotInPool { address: IpAddr, pool: Box<str> },
+    Reserved { address: IpAddr, reserved: Reserved },
+    InUse { address: IpAddr, mac: Mac },
+    Held { address: IpAddr, holder: ObjectKey },
+    TwoOfOneFamily { family: Family },
+    WrongFamily { address: IpAddr },
+    DualStack,
+    Exhausted { pools: Vec<Box<str>>, families: Vec<Family>, size: u128 },
+    PortTaken { protocol: Protocol, port: u16, holder: ObjectKey },
+}
+
+impl Refusal {
+    /// A word for machines.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Refusal::NoPools => "NoPools",
+            Refusal::NoPoolForNamespace { .. } => "NoPoolForNamespace",
+            Refusal::NoSuchPool { .. } => "NoSuchPool",
+            Refusal::PoolReserved { .. } => "PoolReserved",
+            Refusal::OutsidePools { .. } => "AddressOutsidePools",
+            Refusal::NotInPool { .. } => "AddressNotInPool",
+            Refusal::Reserved { .. } => "AddressReserved",
+            Refusal::InUse { .. } => "AddressInUse",
+            Refusal::Held { .. } => "AddressHeld",
+            Refusal::TwoOfOneFamily { .. } => "TwoAddressesOfOneFamily",
+            Refusal::WrongFamily { .. } => "AddressOfWrongFamily",
+            Refusal::DualStack => "NoDualStack",
+            Refusal::Exhausted { .. } => "PoolExhausted",
+            Refusal::PortTaken { .. } => "PortTaken",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NoPools => f.write_str("mode is vip and there is no pool; set PINNACE_POOLS, or the annotation pinnace.dev/mode: node"),
+            Refusal::NoPoolForNamespace { namespace } => {
+                write!(f, "no pool is open to namespace {namespace}; add one to PINNACE_POOLS, or ask for one by pinnace.dev/pool")
+            }
+            Refusal::NoSuchPool { pool, known } => write!(f, "there is no pool {pool}; there are: {}", known.join(", ")),
+            Refusal::PoolReserved { pool, namespace } => write!(f, "pool {pool} is not open to namespace {namespace}"),
+            Refusal::OutsidePools { address } => write!(f, "{address} is in no pool; add it to PINNACE_POOLS or ask for another"),
+            Refusal::NotInPool { address, pool } => write!(f, "{address} is not in the pool {pool} that is asked for as well"),
+            Refusal::Reserved { address, reserved: Reserved::NodeAddress(node) } => write!(f, "{address} is an address of node {node}"),
+            Refusal::Reserved { address, reserved: Reserved::Network } => write!(f, "{address} is the network address of its subnet"),
+            Refusal::Reserved { address, reserved: Reserved::Broadcast } => write!(f, "{address} is the broadcast address of its subnet"),
+            Refusal::InUse { address, mac } => {
+                write!(f, "{address} is in use by another machine ({}); free it there or take it out of the pool", mac_text(*mac))
+            }
+            Refusal::Held { address, holder } => write!(
+                f,
+                "{address} is held by {holder}; to share it give both the same pinnace.dev/allow-shared-ip, different ports, and both policy Cluster or the same pods"
+            ),
+            Refusal::TwoOfOneFamily { family } => write!(f, "two {family} addresses are asked for; a Service has one of each family"),
+            Refusal::WrongFamily { address } => write!(f, "{address} is not of a family in spec.ipFamilies"),
+            Refusal::DualStack => f.write_str("ipFamilyPolicy is RequireDualStack and no pool has a free address of both families"),
+            Refusal::Exhausted { pools, families, size } => {
+                let family = families.first().map(|family| format!("{family} ")).unwrap_or_default();
+                write!(f, "no free {family}address in pool {} ({size} addresses); enlarge it, or delete a Service", pools.join(", "))
+            }
+            Refusal::PortTaken { protocol, port, holder } => {
+                write!(f, "port {port}/{protocol} of the nodes is held by {holder}; choose another port, or mode vip")
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The thread that owns the kernel's rule set. Changes are merged while one batch is under way (latest wins per frontend), so a slow
+//! kernel neither stalls the engine nor piles up work; the dead man's switch and the look for drift live here too, because nobody
+//! else may speak to the tables.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::conntrack;
+use super::nft::Writer;
+use crate::domain::forwarding::{Forwarding, Target};
+use crate::domain::model::Protocol;
+use crate::domain::plan::Changes;
+
+/// How often somebody else's transactions are looked for: one small request, answered without a dump.
+const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
+/// The first pause after the kernel refused a batch; doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What became of a batch.
+#[derive(Debug)]
+pub struct Report {
+    /// None: in the kernel. Else why not, in the kernel's words; it will be tried again.
+    pub error: Option<String>,
+    /// Time in the kernel and around it.
+    pub took: Duration,
+    /// From the oldest event in the batch to now; None for repairs.
+    pub latency: Option<Duration>,
+    /// Set elements in the kernel now.
+    pub elements: usize,
+    /// Somebody had changed our tables and they were written anew.
+    pub repaired: bool,
+    /// Conntrack entries of removed UDP endpoints that were deleted.
+    pub conntrack_deleted: usize,
+}
+
+/// What to do with the tables at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExit {
+    /// Take them away.
+    Remove,
+    /// Leave them to the dead man's switch, or to a successor.
+    Keep,
+}
+
+#[derive(Default)]
+struct Pending {
+    changes: Changes,
+    since: Option<Instant>,
+    stop: Option<OnExit>,
+}
+
+#[derive(Default)]
+struct Shared {
+    pending: Mutex<Pending>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn with<T>(&self, f: impl FnOnce(&mut Pending) -> T) -> T {
+        // A poisoned lock means a panic while merging maps; what is there is still the latest of each.
+        f(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The handle through which changes reach the thread.
+pub struct DataPlane {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+impl DataPlane {
+    /// Starts the thread. `dead_man` is the timeout of the dead man's switch; `report` is called after every batch.
+    pub fn spawn(writer: Writer, dead_man: Duration, report: impl Fn(Report) + Send + 'static) -> std::io::Result<DataPlane> {
+        let shared = Arc::new(Shared::default());
+        let worker = Worker { shared: shared.clone(), writer, refresh: dead_man / 3, report: Box::new(report) };
+        let thread = thread::Builder::new().name("rule-set".into()).stack_size(256 * 1024).spawn(move || worker.run())?;
+        Ok(DataPlane { shared, thread })
+    }
+
+    /// Hands over a change. `since` is when the event behind it arrived.
+    pub fn submit(&self, changes: Changes, since: Instant) {
+        self.shared.with(|pending| {
+            pending.changes.merge(changes);
+            pending.since.get_or_insert(since);
+        });
+        self.shared.wake.notify_one();
+    }
+
+    /// Writes what is pending, then leaves the tables as `how` says and ends the thread.
+    pub fn stop(self, how: OnExit) {
+        self.shared.with(|pending| pending.stop = Some(how));
+        self.shared.wake.notify_one();
+        if self.thread.join().is_err() {
+            error!("the rule set thread had panicked; the tables stay until the dead man's switch turns them off");
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    writer: Writer,
+    refresh: Duration,
+    report: Box<dyn Fn(Report) + Send>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut next_refresh = Instant::now() + self.refresh;
+        let mut next_look = Instant::now() + DRIFT_INTERVAL;
+        let mut retry = RETRY_MIN;
+        let mut loaded = false;
+        loop {
+            let now = Instant::now();
+            let deadline = if loaded { next_refresh.min(next_look) } else { now + Duration::from_secs(3600) };
+            let pending = self.wait(deadline.saturating_duration_since(now));
+            if !pending.changes.is_empty() {
+                if self.apply(&pending.changes, pending.since) {
+                    loaded = true;
+                    retry = RETRY_MIN;
+                } else {
+                    self.put_back(pending.changes, pending.since);
+                    if pending.stop.is_none() {
+                        thread::sleep(retry);
+                        retry = (retry * 2).min(RETRY_MAX);
+                    }
+                }
+            }
+            if let Some(how) = pending.stop {
+                return self.finish(how);
+            }
+            let now = Instant::now();
+            if loaded && now >= next_refresh {
+                next_refresh = now + self.refresh;
+                if let Err(error) = self.writer.refresh_alive() {
+                    warn!(%error, "cannot refresh the dead man's switch");
+                    next_look = now;
+                }
+            }
+            if loaded && now >= next_look {
+                next_look = now + DRIFT_INTERVAL;
+                self.look_for_drift();
+            }
+        }
+    }
+
+    /// Takes what is pending, waiting up to `timeout` for something to be.
+    fn wait(&self, timeout: Duration) -> Pending {
+        let guard = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = |p: &mut Pending| p.changes.is_empty() && p.stop.is_none();
+        let (mut guard, _) = self.shared.wake.wait_timeout_while(guard, timeout, idle).unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *guard)
+    }
+
+    /// What failed goes below what came meanwhile: the later word still wins.
+    fn put_back(&self, failed: Changes, since: Option<Instant>) {
+        self.shared.with(|pending| {
+            let later = std::mem::replace(&mut pending.changes, failed);
+            pending.changes.merge(later);
+            pending.since = since.or(pending.since);
+        });
+    }
+
+    fn apply(&mut self, changes: &Changes, since: Option<Instant>) -> bool {
+        let start = Instant::now();
+        let result = self.writer.apply(changes);
+        let end = Instant::now();
+        let conntrack_deleted = if result.is_ok() { forget_removed(changes) } else { 0 };
+        let error = result.as_ref().err().map(ToString::to_string);
+        (self.report)(Report {
+            error,
+            took: end - start,
+            latency: since.map(|since| end - since),
+            elements: self.writer.elements(),
+            repaired: false,
+            conntrack_deleted,
+        });
+        result.is_ok()
+    }
+
+    fn look_for_drift(&mut self) {
+        match self.writer.intact() {
+            Ok(true) => {}
+            Ok(false) => {
+                warn!("another program changed or removed Pinnace's nftables tables; writing them again");
+                let start = Instant::now();
+                let error = self.writer.reload().err().map(|e| e.to_string());
+                let (took, elements) = (start.elapsed(), self.writer.elements());
+                (self.report)(Report { error, took, latency: None, elements, repaired: true, conntrack_deleted: 0 });
+            }
+            Err(error) => warn!(%error, "cannot ask the kernel whether the rules are still there"),
+        }
+    }
+
+    fn finish(mut self, how: OnExit) {
+        match how {
+            OnExit::Keep => info!("leaving the rules in place"),
+            OnExit::Remove => match self.writer.cleanup() {
+                Ok(()) => info!("removed the rules"),
+                Err(error) => error!(%error, "cannot remove the rules; run `pinnace cleanup`"),
+            },
+        }
+    }
+}
+
+/// Deletes the conntrack entries of UDP flows whose endpoint is gone: without a connection to end, they would go on for ever.
+fn forget_removed(changes: &Changes) -> usize {
+    let udp: Vec<_> = changes
+        .forwardings
+        .iter()
+        .filter(|(key, _)| key.protocol == Protocol::Udp)
+        .map(|(key, forwarding)| (*key, forwarding.as_deref().map(serving).unwrap_or_default()))
+        .collect();
+    if udp.is_empty() {
+        return 0;
+    }
+    conntrack::delete_stale(&udp).unwrap_or_else(|error| {
+        warn!(%error, "cannot delete conntrack entries of removed UDP endpoints; such flows end when they time out");
+        0
+    })
+}
+
+/// Every backend to which a flow of this frontend may still go.
+fn serving(forwarding: &Forwarding) -> Vec<SocketAddr> {
+    [Some(&forwarding.internal), forwarding.external.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|target| match target {
+            Target::Spread(backends) | Target::Sticky(backends) => backends.as_slice(),
+            Target::Reject | Target::Drop => &[],
+        })
+        .map(|backend| SocketAddr::new(backend.address, backend.port))
+        .collect()
+}
+

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::future;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -147,7 +148,7 @@ async fn dump(handle: &Handle) -> Result<Interfaces, rtnetlink::Error> {
         .map_ok(|interface| (interface.index, interface))
         .try_collect::<BTreeMap<_, _>>()
         .await?;
-    let mut addresses = handle.address().get().execute().boxed_local();
+    let mut addresses = pin!(handle.address().get().execute());
     while let Some(message) = addresses.try_next().await? {
         if let (Some(interface), Some(address)) = (interfaces.get_mut(&message.header.index), address(&message)) {
             interface.addresses.insert(address);

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pinnace::domain::announce::{Announcement, AnnouncerEvent, Config};
-use pinnace::domain::model::Interfaces;
+use pinnace::domain::model::{Interface, Interfaces};
 use pinnace::edge::{l2, links};
 use tokio::sync::{mpsc, watch};
 
@@ -281,7 +281,7 @@ fn many_addresses_on_one_interface() {
     let mac = lab.mac("node", "eth0");
     let vips = |count: u32| -> Vec<IpAddr> {
         let v4 = (0..count.min(200)).map(|n| IpAddr::from((0xc000_0200 + 20 + n).to_be_bytes()));
-        v4.chain((0..count).map(|n| IpAddr::from((0xfd00_0001_u128 << 96 | 0x1000 + u128::from(n)).to_be_bytes()))).collect()
+        v4.chain((0..count).map(|n| IpAddr::from(((0xfd00_0001_u128 << 96) | (0x1000 + u128::from(n))).to_be_bytes()))).collect()
     };
     let node = Node::start(&lab, Wish::default());
     for count in [64, 300, 2] {
@@ -330,7 +330,7 @@ fn a_stale_neighbour_entry_is_replaced_without_asking() {
 fn a_link_that_returns_is_announced_again() {
     let lab = Lab::new();
     let mac = lab.mac("node", "eth0");
-    let node = Node::start(&lab, wish(&["eth0"], false));
+    let mut node = Node::start(&lab, wish(&["eth0"], false));
     eventually("the first announcements", || (node.counters.totals().sent >= 3).then_some(()));
     lab.ip("lan", "link set node-eth0 down");
     eventually("carrier loss is seen", || node.interfaces.borrow().values().any(|i| &*i.name == "eth0" && !i.up).then_some(()));
@@ -343,6 +343,54 @@ fn a_link_that_returns_is_announced_again() {
         eventually(vip, || (lab.neighbour(vip)? == mac).then_some(()));
         assert_eq!(lab.resolve(vip).as_ref(), Some(&mac), "{vip}");
     }
+    assert_eq!(node.events.try_recv().ok(), None, "a link that goes down is no failure of ours");
+
+    // Down and up again at once: the snapshots may all be equal.
+    for vip in [V4, V6] {
+        lab.ip("client", &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
+    }
+    lab.ip("node", "link set eth0 down");
+    lab.ip("node", "link set eth0 up");
+    for vip in [V4, V6] {
+        eventually(vip, || (lab.neighbour(vip)? == mac).then_some(()));
+    }
+}
+
+#[test]
+fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
+    let lab = Lab::new();
+    let mac = lab.mac("node", "eth0");
+    let listing = lab.ip("node", "-o link show eth0");
+    let index: u32 = listing.split(':').next().unwrap().parse().unwrap();
+    let interface = |index: u32, name: &str, mac: [u8; 6]| Interface {
+        index,
+        name: name.into(),
+        mac: Some(mac),
+        kind: "".into(),
+        up: true,
+        loopback: false,
+        master: None,
+        addresses: Default::default(),
+    };
+    let interfaces = Interfaces::from([(999, interface(999, "ghost", [2, 0, 0, 0, 0, 9])), (index, interface(index, "eth0", bytes(&mac)))]);
+    let mut first = desire(&wish(&["ghost", "eth0"], false), &interfaces);
+    let ghost_only = Announcement { interfaces: [999].into(), probe: true };
+    Arc::make_mut(&mut first.announcements).insert(ip(FREE[0]), ghost_only);
+    let (desired_in, desired) = watch::channel(first);
+    let (events_in, mut events) = mpsc::channel(64);
+    let counters = Arc::new(l2::Counters::default());
+    let announcer = inside(&lab.namespace("node"), move || l2::spawn(desired, events_in, Config::default(), counters).unwrap());
+    for vip in [V4, V6] {
+        eventually(vip, || (lab.resolve(vip)? == mac).then_some(()));
+    }
+    match eventually("the failure", || events.try_recv().ok()) {
+        AnnouncerEvent::SocketFailed { ifindex: 999, reason } => assert!(reason.contains("ghost"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    thread::sleep(Duration::from_millis(1200));
+    assert_eq!(events.try_recv().ok(), None, "tried again, not told again; and no address is clear where nobody can be heard");
+    drop(desired_in);
+    announcer.join().unwrap().join().unwrap();
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub struct Totals {
     pub send_link_down: u64,
     /// Frames refused for any other reason.
     pub send_failed: u64,
-    /// Errors when receiving.
+    /// Errors when receiving; a link that goes down is one on each of its sockets.
     pub receive_failed: u64,
     /// Multicast groups that could not be joined.
     pub join_failed: u64,
@@ -117,7 +117,7 @@ pub async fn run(mut desired: watch::Receiver<Desired>, events: mpsc::Sender<Ann
                 task.apply(latest);
             }
             () = task.readable() => task.receive(),
-            () = async { sleep_until(deadline.unwrap_or_else(Instant::now)).await }, if deadline.is_some() => {}
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
             permit = events.reserve(), if !task.backlog.is_empty() => match permit {
                 Ok(permit) => if let Some(event) = task.backlog.pop_front() { permit.send(event) },
                 Err(_) => task.backlog.clear(),
@@ -136,9 +136,10 @@ struct Task {
     totals: Totals,
 }
 
-/// An interface that could not be opened.
+/// An interface that is closed for a while.
 struct Failure {
-    reason: Box<str>,
+    /// What was reported.
+    reason: Option<Box<str>>,
     pause: Duration,
     retry: Instant,
 }
@@ -165,8 +166,19 @@ impl Task {
     fn apply(&mut self, desired: Desired) {
         self.desired = desired;
         self.open();
+    }
+
+    /// Tells the announcer what is wanted. An interface without sockets is down to it: what cannot be heard there must not pass for
+    /// the silence that ends probing, and once it is open again there is a new burst.
+    fn inform(&mut self) {
         let now = self.now();
-        self.announcer.set(BTreeMap::clone(&self.desired.announcements), &self.desired.interfaces, now);
+        let mut interfaces = Arc::clone(&self.desired.interfaces);
+        if !self.failed.is_empty() {
+            for (ifindex, interface) in Arc::make_mut(&mut interfaces) {
+                interface.up &= !self.failed.contains_key(ifindex);
+            }
+        }
+        self.announcer.set(BTreeMap::clone(&self.desired.announcements), &interfaces, now);
     }
 
     /// Sockets exist where a VIP is wanted on an interface that is up; a link that comes back gets new ones, which join their groups
@@ -189,29 +201,44 @@ impl Task {
                     if join_failed > 0 {
                         debug!(ifindex, join_failed, "multicast groups not joined; IPv6 may be off on the interface");
                     }
-                    if self.failed.remove(&ifindex).is_some() {
+                    if self.failed.remove(&ifindex).is_some_and(|failure| failure.reason.is_some()) {
                         info!(ifindex, "announcing on the interface works again");
                     }
                 }
                 Err(error) => self.fail(ifindex, &error),
             }
         }
+        self.inform();
     }
 
-    /// Closes an interface for a while.
+    /// Closes interfaces whose sockets broke, to be opened anew soon. No failure to tell of: their link went down or they are gone, and
+    /// the snapshot that says so may be on its way.
+    fn reopen(&mut self, broken: BTreeSet<u32>) {
+        for ifindex in &broken {
+            self.close(*ifindex, None);
+        }
+        if !broken.is_empty() {
+            self.inform();
+        }
+    }
+
+    /// Says that an interface cannot be opened, once per reason, and closes it for a while.
     fn fail(&mut self, ifindex: u32, error: &io::Error) {
-        self.ports.remove(&ifindex);
         let name = self.desired.interfaces.get(&ifindex).map_or("?", |interface| &interface.name);
         let reason: Box<str> = match error.kind() {
             io::ErrorKind::PermissionDenied => format!("no packet socket on {name}: {error}; CAP_NET_RAW is needed").into(),
             _ => format!("no packet socket on {name}: {error}").into(),
         };
-        let before = self.failed.remove(&ifindex);
-        let pause = before.as_ref().map_or(RETRY.0, |failure| (failure.pause * 2).min(RETRY.1));
-        if before.is_none_or(|failure| failure.reason != reason) {
+        if self.failed.get(&ifindex).is_none_or(|failure| failure.reason.as_ref() != Some(&reason)) {
             warn!(ifindex, "{reason}");
             self.backlog.push_back(AnnouncerEvent::SocketFailed { ifindex, reason: reason.clone() });
         }
+        self.close(ifindex, Some(reason));
+    }
+
+    fn close(&mut self, ifindex: u32, reason: Option<Box<str>>) {
+        self.ports.remove(&ifindex);
+        let pause = self.failed.get(&ifindex).map_or(RETRY.0, |failure| (failure.pause * 2).min(RETRY.1));
         self.failed.insert(ifindex, Failure { reason, pause, retry: Instant::now() + pause });
     }
 
@@ -227,7 +254,7 @@ impl Task {
             self.open();
         }
         self.announcer.poll(self.epoch.elapsed());
-        let mut broken = Vec::new();
+        let mut broken = BTreeSet::new();
         for transmission in self.announcer.transmissions() {
             let Some(port) = self.ports.get(&transmission.ifindex) else { continue };
             match port.send(&transmission.frame) {
@@ -237,17 +264,13 @@ impl Task {
                     Some(libc::ENETDOWN) => self.totals.send_link_down += 1,
                     Some(libc::ENXIO | libc::ENODEV) => {
                         self.totals.send_link_down += 1;
-                        broken.push((transmission.ifindex, error));
+                        broken.insert(transmission.ifindex);
                     }
                     _ => self.totals.send_failed += 1,
                 },
             }
         }
-        for (ifindex, error) in broken {
-            if self.ports.contains_key(&ifindex) {
-                self.fail(ifindex, &error);
-            }
-        }
+        self.reopen(broken);
         for event in self.announcer.events() {
             let repeats = matches!(event, AnnouncerEvent::Contested { .. } | AnnouncerEvent::Defended { .. });
             if repeats && self.backlog.len() >= EVENT_BACKLOG {
@@ -280,7 +303,7 @@ impl Task {
     fn receive(&mut self) {
         let now = self.now();
         let mut buffer = [0; filter::SNAP as usize];
-        let mut broken = Vec::new();
+        let mut broken = BTreeSet::new();
         for (&ifindex, port) in &self.ports {
             for tap in port.taps() {
                 for _ in 0..BATCH {
@@ -288,19 +311,16 @@ impl Task {
                         Ok(length) => self.announcer.receive(ifindex, buffer.get(..length).unwrap_or_default(), now),
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                         Err(error) => {
+                            // ENETDOWN is also what remains when the interface is gone, and the socket deaf for good.
+                            debug!(ifindex, %error, "packet socket is opened anew");
                             self.totals.receive_failed += 1;
-                            // The link went down, or the interface is gone and the socket deaf for good: open it anew to be sure.
-                            broken.push((ifindex, error));
+                            broken.insert(ifindex);
                             break;
                         }
                     }
                 }
             }
         }
-        for (ifindex, error) in broken {
-            if self.ports.contains_key(&ifindex) {
-                self.fail(ifindex, &error);
-            }
-        }
+        self.reopen(broken);
     }
 }

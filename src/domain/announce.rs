@@ -1,1 +1,446 @@
-//! (room prepared)
+//! Who answers for a VIP on the wire: probing before the first claim (RFC 5227, RFC 4862), answers to ARP and neighbour
+//! solicitations, bursts of gratuitous ARP and unsolicited advertisements, refreshes, and what is heard of others.
+//!
+//! Sans IO: frames go in by [`Announcer::receive`], time by [`Announcer::poll`], wishes by [`Announcer::set`]; frames and events are
+//! drained from [`Announcer::transmissions`] and [`Announcer::events`] after each of them. Times are durations since an arbitrary epoch of a
+//! monotonic clock.
+//!
+//! Cost: `receive` is O(log VIPs); `poll` O(log VIPs) per frame; idle it wakes once per refresh, and refreshes that are near each
+//! other share a wake.
+
+mod receive;
+mod schedule;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::model::Interfaces;
+use crate::wire::ethernet::{self, Mac};
+use crate::wire::{arp, ndp};
+use schedule::{Jitter, Pacer, Timers};
+
+/// How long an address found in use is left alone before it is probed again (RFC 5227 §1.1, RATE_LIMIT_INTERVAL); up to a quarter is
+/// added at random, or two hosts that refused each other would do so forever.
+pub const CONFLICT_RETRY: Duration = Duration::from_secs(60);
+/// How often, per VIP and interface, a claim of somebody else is answered by an announcement and reported.
+pub const CONTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Probes before the first announcement (RFC 5227 §1.1, PROBE_NUM).
+pub const PROBES: u32 = 3;
+
+/// How to announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// From the first moment of probing to the first announcement; zero: do not probe.
+    pub probe_time: Duration,
+    /// Between refreshes of an announcement that stands, ±10 %. Raised to [`Config::MIN_INTERVAL`].
+    pub announce_interval: Duration,
+}
+
+impl Config {
+    /// The shortest interval between refreshes.
+    pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { probe_time: Duration::from_secs(1), announce_interval: Duration::from_secs(60) }
+    }
+}
+
+/// What is wanted for one VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announcement {
+    /// Indexes of the interfaces on which to answer; those that do not exist, or are down, are waited for.
+    pub interfaces: BTreeSet<u32>,
+    /// Newly allocated: make sure that nobody has it before claiming it. Without effect once the VIP is announced; turned off
+    /// while probing, the VIP is claimed at once.
+    pub probe: bool,
+}
+
+/// A frame to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmission {
+    /// Where.
+    pub ifindex: u32,
+    /// From the Ethernet header on, unpadded.
+    pub frame: Vec<u8>,
+}
+
+/// What the rest of the program should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnnouncerEvent {
+    /// Nobody answered the probes: the VIP is announced from now on.
+    ProbeClear {
+        /// The address.
+        vip: IpAddr,
+    },
+    /// Somebody has, or is claiming, a VIP that was being probed. It is not announced, and probed again after [`CONFLICT_RETRY`].
+    Conflict {
+        /// The address.
+        vip: IpAddr,
+        /// Where it was heard.
+        ifindex: u32,
+        /// Who.
+        mac: Mac,
+    },
+    /// Somebody else claims a VIP that we announce. It was announced again; at most one per [`CONTEST_INTERVAL`], VIP and interface.
+    Contested {
+        /// The address.
+        vip: IpAddr,
+        /// Where it was heard.
+        ifindex: u32,
+        /// Who.
+        mac: Mac,
+    },
+    /// Somebody probed for a VIP that we announce and was told that it is taken; limited as [`AnnouncerEvent::Contested`].
+    Defended {
+        /// The address.
+        vip: IpAddr,
+        /// Where it was heard.
+        ifindex: u32,
+        /// Who.
+        mac: Mac,
+    },
+    /// The edge cannot listen or send on an interface where VIPs are wanted; it goes on trying.
+    SocketFailed {
+        /// The interface.
+        ifindex: u32,
+        /// Why, for a person.
+        reason: Box<str>,
+    },
+}
+
+/// What happened so far. `received` is the sum of the six that follow it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames handed in.
+    pub received: u64,
+    /// Not what they claim to be.
+    pub malformed: u64,
+    /// Our own, looped back by the network.
+    pub own: u64,
+    /// About nothing of ours.
+    pub ignored: u64,
+    /// ARP requests and neighbour solicitations answered (defended probes included).
+    pub answered: u64,
+    /// Claims that were heard while a VIP was being probed.
+    pub conflicts: u64,
+    /// Claims that were heard while a VIP was announced.
+    pub contested: u64,
+    /// Probe frames.
+    pub probes_sent: u64,
+    /// Gratuitous ARP and unsolicited advertisement frames.
+    pub announcements_sent: u64,
+}
+
+/// The machine. One per host.
+#[derive(Debug)]
+pub struct Announcer {
+    config: Config,
+    jitter: Jitter,
+    /// Usable interfaces: up, with a hardware address.
+    links: BTreeMap<u32, Mac>,
+    /// Hardware addresses of all interfaces, usable or not.
+    own: BTreeSet<Mac>,
+    vips: BTreeMap<IpAddr, Vip>,
+    /// Where a VIP is announced at present.
+    places: BTreeMap<(IpAddr, u32), Place>,
+    timers: Timers,
+    pacer: Pacer,
+    transmissions: VecDeque<Transmission>,
+    events: VecDeque<AnnouncerEvent>,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Vip {
+    interfaces: BTreeSet<u32>,
+    standing: Standing,
+}
+
+#[derive(Debug)]
+enum Standing {
+    /// Wants probing but none of its interfaces is usable.
+    Waiting,
+    /// `sent` of the probes are out; `due` is the next one, or the end.
+    Probing { start: Duration, sent: u32, due: Duration },
+    /// Somebody else has it; probed again at `due`.
+    Refused { due: Duration },
+    /// Announced wherever it can be.
+    Owned,
+}
+
+/// A VIP on an interface.
+#[derive(Debug)]
+struct Place {
+    /// When the burst began: the first frame, not the wish (a crowd of VIPs may have to queue).
+    burst: Option<Duration>,
+    /// Announcements sent since.
+    step: usize,
+    due: Duration,
+    contested: Option<Duration>,
+    defended: Option<Duration>,
+}
+
+/// What a timer is for. Ordered only to be found again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Probe(IpAddr),
+    Announce(IpAddr, u32),
+}
+
+impl Announcer {
+    /// An announcer that announces nothing. `seed` feeds jitter and nonces; hosts should differ in it.
+    pub fn new(config: Config, seed: u64) -> Announcer {
+        Announcer {
+            config,
+            jitter: Jitter::new(seed),
+            links: BTreeMap::new(),
+            own: BTreeSet::new(),
+            vips: BTreeMap::new(),
+            places: BTreeMap::new(),
+            timers: Timers::default(),
+            pacer: Pacer::default(),
+            transmissions: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Replaces what is wanted and what the host has. Only differences have an effect; a VIP no longer wanted is silent at once.
+    /// Frames that follow are sent by [`Announcer::poll`].
+    pub fn set(&mut self, desired: BTreeMap<IpAddr, Announcement>, interfaces: &Interfaces, now: Duration) {
+        let links: BTreeMap<u32, Mac> = interfaces
+            .values()
+            .filter(|interface| interface.up && !interface.loopback)
+            .filter_map(|interface| Some((interface.index, interface.mac.filter(|&mac| ethernet::is_station(mac))?)))
+            .collect();
+        let fresh: BTreeSet<u32> =
+            links.iter().filter(|&(index, mac)| self.links.get(index) != Some(mac)).map(|(&index, _)| index).collect();
+        self.own = interfaces.values().filter_map(|interface| interface.mac).collect();
+        self.links = links;
+
+        let gone: Vec<IpAddr> = self.vips.keys().filter(|vip| !desired.contains_key(vip)).copied().collect();
+        for vip in gone {
+            self.forget(vip);
+        }
+        for (vip, announcement) in desired {
+            self.want(vip, announcement, &fresh, now);
+        }
+    }
+
+    /// Does what is due. Sends about 64 unsolicited frames per 2 ms at most; the rest follows by
+    /// [`Announcer::next_deadline`].
+    pub fn poll(&mut self, now: Duration) {
+        while self.pacer.may_send(now) {
+            match self.timers.pop(now) {
+                Some(Timer::Probe(vip)) => self.probe(vip, now),
+                Some(Timer::Announce(vip, ifindex)) => self.announce(vip, ifindex, now),
+                None => break,
+            }
+        }
+    }
+
+    /// When [`Announcer::poll`] has something to do; None: not before the next `set`.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        Some(self.pacer.not_before(self.timers.first()?))
+    }
+
+    /// Frames to send, in order; taken out.
+    pub fn transmissions(&mut self) -> impl Iterator<Item = Transmission> + '_ {
+        self.transmissions.drain(..)
+    }
+
+    /// What happened, in order; taken out.
+    pub fn events(&mut self) -> impl Iterator<Item = AnnouncerEvent> + '_ {
+        self.events.drain(..)
+    }
+
+    /// Totals since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn want(&mut self, vip: IpAddr, wanted: Announcement, fresh: &BTreeSet<u32>, now: Duration) {
+        let probe = wanted.probe && !self.config.probe_time.is_zero();
+        let (standing, before) = match self.vips.remove(&vip) {
+            None => (if probe { Standing::Waiting } else { Standing::Owned }, BTreeSet::new()),
+            Some(old) => (old.standing, old.interfaces),
+        };
+        // A usable interface that takes part and did not a moment ago.
+        let arrived = wanted.interfaces.iter().any(|i| self.links.contains_key(i) && (fresh.contains(i) || !before.contains(i)));
+        let usable = wanted.interfaces.iter().any(|i| self.links.contains_key(i));
+        let standing = match standing {
+            Standing::Owned => Standing::Owned,
+            other => {
+                let restart = matches!(other, Standing::Waiting) && usable || matches!(other, Standing::Probing { .. }) && arrived;
+                if !probe {
+                    self.cancel(vip, &other);
+                    Standing::Owned
+                } else if !usable && matches!(other, Standing::Probing { .. }) {
+                    self.cancel(vip, &other);
+                    Standing::Waiting
+                } else if restart {
+                    self.cancel(vip, &other);
+                    self.start_probing(vip, now)
+                } else {
+                    other
+                }
+            }
+        };
+        if matches!(standing, Standing::Owned) {
+            for ifindex in before.union(&wanted.interfaces).copied() {
+                let here = wanted.interfaces.contains(&ifindex) && self.links.contains_key(&ifindex);
+                if !here {
+                    self.leave(vip, ifindex);
+                } else if fresh.contains(&ifindex) || !self.places.contains_key(&(vip, ifindex)) {
+                    self.enter(vip, ifindex, now);
+                }
+            }
+        }
+        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing });
+    }
+
+    fn forget(&mut self, vip: IpAddr) {
+        if let Some(old) = self.vips.remove(&vip) {
+            self.cancel(vip, &old.standing);
+            for ifindex in old.interfaces {
+                self.leave(vip, ifindex);
+            }
+        }
+    }
+
+    fn cancel(&mut self, vip: IpAddr, standing: &Standing) {
+        if let Standing::Probing { due, .. } | Standing::Refused { due } = standing {
+            self.timers.cancel(*due, Timer::Probe(vip));
+        }
+    }
+
+    /// Begins a burst on an interface, whatever was going on there.
+    fn enter(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
+        self.leave(vip, ifindex);
+        self.timers.add(now, Timer::Announce(vip, ifindex));
+        self.places.insert((vip, ifindex), Place { burst: None, step: 0, due: now, contested: None, defended: None });
+    }
+
+    fn leave(&mut self, vip: IpAddr, ifindex: u32) {
+        if let Some(place) = self.places.remove(&(vip, ifindex)) {
+            self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+        }
+    }
+
+    fn start_probing(&mut self, vip: IpAddr, now: Duration) -> Standing {
+        let due = now + self.jitter.up_to(self.config.probe_time / (2 * PROBES));
+        self.timers.add(due, Timer::Probe(vip));
+        Standing::Probing { start: now, sent: 0, due }
+    }
+
+    /// The timer of a VIP that is not owned yet: the next probe, the end of probing, or the next attempt.
+    fn probe(&mut self, vip: IpAddr, now: Duration) {
+        let Some((start, sent)) = self.vips.get(&vip).and_then(|known| match known.standing {
+            Standing::Probing { start, sent, .. } => Some((start, sent)),
+            _ => None,
+        }) else {
+            return self.retry(vip, now);
+        };
+        if sent >= PROBES {
+            return self.claim(vip, now);
+        }
+        let nonce = self.nonce(vip);
+        let frames: Vec<Transmission> = self
+            .links_of(vip)
+            .map(|(ifindex, mac)| Transmission {
+                ifindex,
+                frame: match vip {
+                    IpAddr::V4(address) => arp::Repr::probe(mac, address).to_vec(),
+                    IpAddr::V6(address) => ndp::Repr::probe(mac, address, nonce).to_vec(),
+                },
+            })
+            .collect();
+        self.pacer.count(frames.len());
+        self.counters.probes_sent += frames.len() as u64;
+        self.transmissions.extend(frames);
+
+        // Each probe falls into the first half of its third, so that at least a sixth is left to hear an answer. A probe that had
+        // to queue moves what follows, or the answers to it would come too late.
+        let third = self.config.probe_time / PROBES;
+        let sent = sent + 1;
+        let jitter = if sent < PROBES { self.jitter.up_to(third / 2) } else { Duration::ZERO };
+        let due = (start + self.config.probe_time * sent / PROBES + jitter).max(now + third / 2);
+        self.timers.add(due, Timer::Probe(vip));
+        if let Some(known) = self.vips.get_mut(&vip) {
+            known.standing = Standing::Probing { start, sent, due };
+        }
+    }
+
+    fn retry(&mut self, vip: IpAddr, now: Duration) {
+        let usable = self.links_of(vip).next().is_some();
+        if !matches!(self.vips.get(&vip), Some(Vip { standing: Standing::Refused { .. }, .. })) {
+            return;
+        }
+        let standing = if usable { self.start_probing(vip, now) } else { Standing::Waiting };
+        if let Some(known) = self.vips.get_mut(&vip) {
+            known.standing = standing;
+        }
+    }
+
+    fn claim(&mut self, vip: IpAddr, now: Duration) {
+        let places: Vec<u32> = self.links_of(vip).map(|(ifindex, _)| ifindex).collect();
+        if let Some(known) = self.vips.get_mut(&vip) {
+            known.standing = Standing::Owned;
+        }
+        self.events.push_back(AnnouncerEvent::ProbeClear { vip });
+        for ifindex in places {
+            self.enter(vip, ifindex, now);
+        }
+    }
+
+    fn announce(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
+        let Some(place) = self.places.get_mut(&(vip, ifindex)) else { return };
+        let burst = *place.burst.get_or_insert(now);
+        place.step += 1;
+        place.due = match schedule::BURST.get(place.step) {
+            Some(&offset) => burst + offset,
+            None => now + self.jitter.refresh(now, self.config.announce_interval.max(Config::MIN_INTERVAL)),
+        };
+        self.timers.add(place.due, Timer::Announce(vip, ifindex));
+        self.send_announcement(vip, ifindex);
+    }
+
+    /// Both forms of gratuitous ARP: some systems heed only the request, some only the reply.
+    fn send_announcement(&mut self, vip: IpAddr, ifindex: u32) {
+        let Some(&mac) = self.links.get(&ifindex) else { return };
+        let before = self.transmissions.len();
+        match vip {
+            IpAddr::V4(address) => {
+                self.send(ifindex, arp::Repr::announcement(mac, address).to_vec());
+                self.send(ifindex, arp::Repr::gratuitous_reply(mac, address).to_vec());
+            }
+            IpAddr::V6(address) => self.send(ifindex, ndp::Repr::announcement(mac, address).to_vec()),
+        }
+        let frames = self.transmissions.len() - before;
+        self.pacer.count(frames);
+        self.counters.announcements_sent += frames as u64;
+    }
+
+    fn send(&mut self, ifindex: u32, frame: Vec<u8>) {
+        self.transmissions.push_back(Transmission { ifindex, frame });
+    }
+
+    /// The usable interfaces of a VIP.
+    fn links_of(&self, vip: IpAddr) -> impl Iterator<Item = (u32, Mac)> + '_ {
+        let interfaces = self.vips.get(&vip).map(|known| &known.interfaces);
+        interfaces.into_iter().flatten().filter_map(|ifindex| Some((*ifindex, *self.links.get(ifindex)?)))
+    }
+
+    /// The same on all our interfaces, so that two of them on one link do not take each other for a stranger (RFC 7527 §4.1).
+    fn nonce(&self, vip: IpAddr) -> ndp::Nonce {
+        let [a, b, c, d, e, f, ..] = self.jitter.digest(vip).to_be_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
+#[cfg(test)]
+#[path = "announce/tests.rs"]
+mod tests;

@@ -1,0 +1,140 @@
+//! What is heard: questions are answered, claims of others reported, our own frames ignored.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Announcer, AnnouncerEvent, CONFLICT_RETRY, CONTEST_INTERVAL, Standing, Timer};
+use crate::wire::ethernet::{self, Mac};
+use crate::wire::ndp::Message;
+use crate::wire::{arp, ndp};
+
+/// What a frame means to one of our VIPs.
+enum Heard {
+    /// `mac` says that it has the VIP.
+    Claim { vip: IpAddr, mac: Mac },
+    /// `mac` asks whether the VIP is free; `answer` says that it is not.
+    Probe { vip: IpAddr, mac: Mac, answer: Vec<u8> },
+    /// Somebody wants to talk to the VIP.
+    Question { vip: IpAddr, answer: Vec<u8> },
+    /// One of our own frames.
+    Own,
+    /// Nothing to us.
+    Nothing,
+    /// Not what it claims to be.
+    Malformed,
+}
+
+impl Announcer {
+    /// Takes a frame from the Ethernet header on, as it came in on `ifindex`. Answers are in [`Announcer::transmissions`] at once.
+    pub fn receive(&mut self, ifindex: u32, frame: &[u8], now: Duration) {
+        self.counters.received += 1;
+        // Gone or down by what we know: nothing is said there.
+        let heard = match self.links.get(&ifindex) {
+            Some(&mac) => self.interpret(mac, frame),
+            None => Heard::Nothing,
+        };
+        match heard {
+            Heard::Claim { vip, mac } => self.claimed(vip, ifindex, mac, now),
+            Heard::Probe { vip, mac, answer } => self.probed(vip, ifindex, mac, answer, now),
+            Heard::Question { vip, answer } if self.places.contains_key(&(vip, ifindex)) => {
+                self.counters.answered += 1;
+                self.send(ifindex, answer);
+            }
+            Heard::Question { .. } | Heard::Nothing => self.counters.ignored += 1,
+            Heard::Own => self.counters.own += 1,
+            Heard::Malformed => self.counters.malformed += 1,
+        }
+    }
+
+    fn interpret(&self, mac: Mac, frame: &[u8]) -> Heard {
+        match ethernet::Repr::parse(frame).map(|header| header.ethertype) {
+            Ok(ethernet::ARP) => arp::Repr::parse(frame).map_or(Heard::Malformed, |packet| self.interpret_arp(mac, packet)),
+            Ok(ethernet::IPV6) => ndp::Repr::parse(frame).map_or(Heard::Malformed, |packet| self.interpret_ndp(mac, packet)),
+            Ok(_) => Heard::Nothing,
+            Err(_) => Heard::Malformed,
+        }
+    }
+
+    fn interpret_arp(&self, mac: Mac, packet: arp::Repr) -> Heard {
+        let (sender, target) = (IpAddr::V4(packet.sender), IpAddr::V4(packet.target));
+        if self.own.contains(&packet.source) || self.own.contains(&packet.sender_mac) {
+            Heard::Own
+        } else if self.vips.contains_key(&sender) {
+            Heard::Claim { vip: sender, mac: packet.sender_mac }
+        } else if packet.operation != arp::Operation::Request || !self.vips.contains_key(&target) {
+            Heard::Nothing
+        } else if packet.is_probe() {
+            Heard::Probe { vip: target, mac: packet.sender_mac, answer: packet.reply(mac).to_vec() }
+        } else {
+            Heard::Question { vip: target, answer: packet.reply(mac).to_vec() }
+        }
+    }
+
+    fn interpret_ndp(&self, mac: Mac, packet: ndp::Repr) -> Heard {
+        let vip = IpAddr::V6(packet.target);
+        if self.own.contains(&packet.source_mac) {
+            return Heard::Own;
+        }
+        if !self.vips.contains_key(&vip) {
+            return Heard::Nothing;
+        }
+        match packet.message {
+            // The network may have changed the source address of our own probe, but not its nonce (RFC 7527 §4.2).
+            Message::Solicitation { nonce: Some(nonce), .. } if packet.is_probe() && nonce == self.nonce(vip) => Heard::Own,
+            Message::Advertisement { link_layer: Some(mac), .. } if self.own.contains(&mac) => Heard::Own,
+            Message::Advertisement { link_layer, .. } => Heard::Claim { vip, mac: link_layer.unwrap_or(packet.source_mac) },
+            Message::Solicitation { .. } if packet.is_probe() => {
+                Heard::Probe { vip, mac: packet.source_mac, answer: packet.answer(mac).to_vec() }
+            }
+            Message::Solicitation { .. } => {
+                let for_us = packet.destination == packet.target || packet.destination == ndp::solicited_node(packet.target);
+                if for_us { Heard::Question { vip, answer: packet.answer(mac).to_vec() } } else { Heard::Nothing }
+            }
+        }
+    }
+
+    /// Somebody says that it has one of our VIPs.
+    fn claimed(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) {
+        if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
+            self.counters.contested += 1;
+            // Two hosts that both insist must not fill the network with it (RFC 5227 §2.4 allows one defence per interval).
+            if place.contested.is_none_or(|last| now >= last + CONTEST_INTERVAL) {
+                place.contested = Some(now);
+                self.events.push_back(AnnouncerEvent::Contested { vip, ifindex, mac });
+                self.send_announcement(vip, ifindex);
+            }
+        } else if !self.refuse(vip, ifindex, mac, now) {
+            self.counters.ignored += 1;
+        }
+    }
+
+    /// Somebody asks whether one of our VIPs is free. While we ask ourselves, that is a conflict for both (RFC 5227 §2.1.1).
+    fn probed(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, answer: Vec<u8>, now: Duration) {
+        if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
+            self.counters.answered += 1;
+            if place.defended.is_none_or(|last| now >= last + CONTEST_INTERVAL) {
+                place.defended = Some(now);
+                self.events.push_back(AnnouncerEvent::Defended { vip, ifindex, mac });
+            }
+            self.send(ifindex, answer);
+        } else if !self.refuse(vip, ifindex, mac, now) {
+            self.counters.ignored += 1;
+        }
+    }
+
+    /// Ends the probing of a VIP that somebody else has; false when it is not being probed there.
+    fn refuse(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) -> bool {
+        let Some(known) = self.vips.get_mut(&vip) else { return false };
+        let Standing::Probing { due, .. } = known.standing else { return false };
+        if !known.interfaces.contains(&ifindex) {
+            return false;
+        }
+        let retry = now + CONFLICT_RETRY + self.jitter.up_to(CONFLICT_RETRY / 4);
+        known.standing = Standing::Refused { due: retry };
+        self.timers.cancel(due, Timer::Probe(vip));
+        self.timers.add(retry, Timer::Probe(vip));
+        self.counters.conflicts += 1;
+        self.events.push_back(AnnouncerEvent::Conflict { vip, ifindex, mac });
+        true
+    }
+}

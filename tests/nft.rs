@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pinnace::domain::forwarding::{Backend, Forwarding, FrontendKey, Target};
 use pinnace::domain::model::{Family, Protocol};
 use pinnace::domain::plan::Changes;
-use pinnace::edge::nft::Writer;
+use pinnace::edge::nft::{ALIVE, Writer};
 use pinnace::ruleset::{Compiler, Table};
 use proptest::test_runner::{Config, TestRunner};
 
@@ -95,14 +95,73 @@ fn sorted(mut tables: Vec<Table>) -> Vec<Table> {
     tables
 }
 
+/// The lines of a listing with its elements and chains in a canonical order: `nft` lists in the order of hashes and of creation.
+fn canonical(text: &str) -> Vec<String> {
+    let text = text.replace(",\n", ", ");
+    let mut blocks: Vec<String> = text.split("\n\n").map(str::to_owned).collect();
+    for block in &mut blocks {
+        let lines = block.lines().map(|line| {
+            let line = line.trim().trim_end_matches('}').trim();
+            let Some(list) = line.strip_prefix("elements = {") else { return line.to_owned() };
+            let mut elements: Vec<&str> = list.split(',').map(|e| e.split(" expires ").next().unwrap_or(e).trim()).collect();
+            elements.sort_unstable();
+            elements.join(", ")
+        });
+        *block = lines.filter(|line| !line.is_empty() && !line.starts_with("table ")).collect::<Vec<_>>().join("\n");
+    }
+    blocks.sort();
+    blocks
+}
+
+fn canonical_json(objects: &[serde_json::Value]) -> Vec<String> {
+    let mut lines: Vec<String> = objects
+        .iter()
+        .filter(|object| object.get("metainfo").is_none())
+        .map(|object| {
+            let mut object = object.clone();
+            for body in object.as_object_mut().unwrap().values_mut() {
+                let body = body.as_object_mut().unwrap();
+                body.remove("handle");
+                if let Some(elements) = body.get_mut("elem").and_then(|elements| elements.as_array_mut()) {
+                    for element in elements.iter_mut() {
+                        if let Some(element) = element.get_mut("elem").and_then(|element| element.as_object_mut()) {
+                            element.remove("expires");
+                        }
+                    }
+                    elements.sort_by_key(|element| element.to_string());
+                }
+            }
+            object.to_string()
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
 #[test]
-fn the_kernel_holds_what_was_applied_and_nft_lists_it() {
+fn what_we_print_is_what_nft_prints() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        for (tables, source) in [(believed(writer.compiler()), "memory"), (writer.live().unwrap(), "kernel")] {
+            for (table, family) in tables.iter().zip(["ip", "ip6"]) {
+                let mut text = String::new();
+                pinnace::ruleset::text::table(table, ALIVE, &mut text).unwrap();
+                assert_eq!(canonical(&text), canonical(&nft(&["list", "table", family, "pinnace"])), "{source}");
+                let listed: serde_json::Value = serde_json::from_str(&nft(&["-j", "list", "table", family, "pinnace"])).unwrap();
+                let printed = pinnace::ruleset::json::table(table, ALIVE).unwrap();
+                assert_eq!(canonical_json(&printed), canonical_json(listed["nftables"].as_array().unwrap()), "{source}");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_kernel_holds_what_was_applied_and() {
     isolated(|| {
         let mut writer = Writer::open().unwrap();
         let applied = writer.apply(&example()).unwrap();
         assert!(applied.reset);
-        println!("{}", nft(&["list", "ruleset"]));
-        nft(&["-j", "list", "ruleset"]);
         assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
         assert!(writer.intact().unwrap());
     });

@@ -2,10 +2,8 @@
 //!
 //! Kernel and `nft list` agree on this text; `nft -f` cannot read the class chains back, because its language has no way to type a hash.
 
-use std::fmt::{self, Write};
-use std::net::IpAddr;
-
 use ipnet::IpNet;
+use std::fmt::{self, Write};
 
 use super::element::{Element, Key, Value};
 use super::skeleton::{Chain, Data, Field, Hook, PRIORITY, SetId, Statement, Type, Verdict, transport_name};
@@ -177,10 +175,6 @@ pub(super) fn type_name(family: Family, part: Type) -> &'static str {
 pub(super) fn types(family: Family, parts: &[Type]) -> String {
     let names: Vec<&str> = parts.iter().map(|part| type_name(family, *part)).collect();
     names.join(" . ")
-}
-
-pub(super) fn address(address: IpAddr) -> String {
-    address.to_string()
 }
 
 /// A time span as nft writes it: `15m`, `1m30s`, `500ms`.

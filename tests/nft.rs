@@ -166,3 +166,194 @@ fn the_kernel_holds_what_was_applied_and() {
         assert!(writer.intact().unwrap());
     });
 }
+
+/// A small world of frontends and backends, so that random changes meet often.
+fn some_changes() -> impl proptest::strategy::Strategy<Value = Changes> {
+    use proptest::collection::{btree_map, btree_set, vec};
+    use proptest::prelude::*;
+    let addresses: [[IpAddr; 8]; 2] = [
+        std::array::from_fn(|n| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n as u8 + 1))),
+        std::array::from_fn(|n| IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n as u16 + 1))),
+    ];
+    let change = (0..2usize).prop_flat_map(move |family| {
+        let pool = addresses[family];
+        let backend = (0..8usize, 1..3u16).prop_map(move |(n, port)| Backend { address: pool[n], port, local: n % 2 == 0 });
+        let set = btree_set(backend, 1..7).prop_map(|set| set.into_iter().collect::<Vec<_>>());
+        let target = prop_oneof![
+            4 => set.clone().prop_map(Target::Spread),
+            1 => set.prop_map(Target::Sticky),
+            1 => Just(Target::Reject),
+            1 => Just(Target::Drop),
+        ];
+        let range = (0..8usize, if family == 0 { 0..=32u8 } else { 0..=128u8 })
+            .prop_map(move |(n, length)| ipnet::IpNet::new(pool[n], length).unwrap());
+        let forwarding = (target.clone(), proptest::option::of(target), proptest::option::of(vec(range, 0..4)))
+            .prop_map(|(internal, external, sources)| Arc::new(Forwarding { internal, external, sources }));
+        let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+        let key = (0..2usize, protocol, 1..4u16).prop_map(move |(n, protocol, port)| FrontendKey { address: pool[n], protocol, port });
+        (key, proptest::option::weighted(0.8, forwarding))
+    });
+    let uplinks = btree_set(prop_oneof![Just("eth0".into()), Just("eth1".into()), Just("wlan0".into())], 0..3);
+    let vips = btree_set((0..2usize, 0..3usize).prop_map(move |(family, n)| addresses[family][n]), 0..4);
+    let forwardings = vec(change, 0..6).prop_map(|changes| changes.into_iter().collect());
+    (proptest::bool::weighted(0.05), proptest::option::of(uplinks), proptest::option::of(vips), forwardings)
+        .prop_map(|(reset, uplinks, vips, forwardings)| Changes { reset, uplinks, vips, forwardings })
+}
+
+#[test]
+fn after_any_sequence_of_changes_the_kernel_holds_what_a_fresh_load_would() {
+    isolated(|| {
+        let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
+        let sequences = proptest::collection::vec(some_changes(), 1..12);
+        let outcome = TestRunner::new(config).run(&sequences, |sequence| {
+            let mut writer = Writer::open().unwrap();
+            let mut all = Changes { reset: true, ..Changes::default() };
+            for changes in sequence {
+                writer.apply(&changes).unwrap();
+                all.merge(changes);
+                assert!(writer.intact().unwrap(), "the drift check must agree with what was applied");
+            }
+            let changed = sorted(writer.live().unwrap());
+            let mut fresh = Writer::open().unwrap();
+            fresh.apply(&all).unwrap();
+            assert_eq!(changed, sorted(fresh.live().unwrap()));
+            assert_eq!(changed, sorted(believed(writer.compiler())));
+            Ok(())
+        });
+        outcome.unwrap();
+    });
+}
+
+#[test]
+fn drift_is_noticed_and_repaired() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        let loaded = sorted(writer.live().unwrap());
+        nft(&["add", "table", "ip", "somebody-else"]);
+        assert!(writer.intact().unwrap(), "what others do to their own tables is no drift");
+        for drift in [
+            &["flush", "ruleset"][..],
+            &["delete", "table", "ip6", "pinnace"],
+            &["flush", "chain", "ip", "pinnace", "from-inside"],
+            &["flush", "table", "ip", "pinnace"],
+            &["flush", "map", "ip", "pinnace", "backends"],
+            &["flush", "map", "ip6", "pinnace", "local-backends"],
+            &["flush", "set", "ip", "pinnace", "uplinks"],
+            &["flush", "set", "ip6", "pinnace", "source-ranges"],
+            &["flush", "set", "ip6", "pinnace", "alive"],
+        ] {
+            nft(drift);
+            assert!(!writer.intact().unwrap(), "{drift:?}");
+            assert!(writer.reload().unwrap().reset);
+            assert!(writer.intact().unwrap(), "repaired after {drift:?}");
+            assert_eq!(sorted(writer.live().unwrap()), loaded, "{drift:?}");
+        }
+    });
+}
+
+#[test]
+fn a_refused_change_names_the_object_and_changes_nothing() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        nft(&["flush", "map", "ip", "pinnace", "services"]);
+        let key = frontend("192.0.2.1", Protocol::Tcp, 80);
+        let before = writer.compiler().everything();
+        let error = writer.apply(&Changes { forwardings: BTreeMap::from([(key, None)]), ..Changes::default() }).unwrap_err();
+        assert!(error.to_string().contains("delete elements of services of table ip pinnace"), "{error}");
+        assert_eq!(writer.compiler().everything(), before);
+        writer.reload().unwrap();
+        assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
+    });
+}
+
+#[test]
+fn a_load_replaces_what_a_predecessor_left_and_cleanup_removes_it() {
+    isolated(|| {
+        nft(&["add table ip pinnace; add chain ip pinnace odd; add rule ip pinnace odd drop; add table ip mine"]);
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        assert!(!nft(&["list", "ruleset"]).contains("odd"));
+        drop(writer);
+        let mut successor = Writer::open().unwrap();
+        successor.cleanup().unwrap();
+        assert_eq!(nft(&["list", "tables"]).trim(), "table ip mine");
+        successor.cleanup().unwrap();
+    });
+}
+
+#[test]
+fn one_endpoint_moves_few_elements() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        let key = frontend("192.0.2.1", Protocol::Tcp, 80);
+        let set = |target| Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(plain(target))))]), ..Changes::default() };
+        let mut pods = backends("10.42.0.", 100, 0);
+        writer.apply(&set(Target::Spread(pods.clone()))).unwrap();
+        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().bytes, 0, "nothing changed");
+        pods[40].port = 9090;
+        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 2, "one bucket deleted and added");
+        pods.pop();
+        assert_eq!(writer.apply(&set(Target::Spread(pods))).unwrap().elements, 3, "one bucket less, another class");
+    });
+}
+
+/// Prints what loading and changing costs at the largest size; asserts only that it works.
+#[test]
+#[ignore = "a measurement: run with --release --ignored --nocapture"]
+fn the_largest_size() {
+    isolated(|| {
+        for (services, each) in [(100u32, 300u32), (1000, 3), (5000, 10)] {
+            let mut forwardings = BTreeMap::new();
+            for service in 0..services {
+                let vip = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + service));
+                let key = FrontendKey { address: vip, protocol: Protocol::Tcp, port: 80 };
+                let pods = (0..each).map(|n| {
+                    let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a80_0000 + service * each + n));
+                    Backend { address, port: 8080, local: n % 10 == 0 }
+                });
+                forwardings.insert(key, Some(Arc::new(plain(Target::Spread(pods.collect())))));
+            }
+            let mut changes = Changes { reset: true, forwardings, ..Changes::default() };
+            changes.uplinks = Some(BTreeSet::from(["eth0".into()]));
+            let mut writer = Writer::open().unwrap();
+            let start = Instant::now();
+            let applied = writer.apply(&changes).unwrap();
+            println!("{services} services × {each}: load {:?}, {applied:?}", start.elapsed());
+            let mut times: Vec<Duration> = Vec::new();
+            for round in 0..1000u32 {
+                let service = round * 7 % services;
+                let key =
+                    FrontendKey { address: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + service)), protocol: Protocol::Tcp, port: 80 };
+                let mut forwarding = Forwarding::clone(changes.forwardings[&key].as_ref().unwrap());
+                if let Target::Spread(pods) = &mut forwarding.internal {
+                    if round % 2 == 0 {
+                        pods.remove(pods.len() / 2);
+                    } else {
+                        pods[(each / 2) as usize].port += 1 + round as u16 % 100;
+                    }
+                }
+                let change = Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(forwarding)))]), ..Changes::default() };
+                let start = Instant::now();
+                writer.apply(&change).unwrap();
+                times.push(start.elapsed());
+            }
+            times.sort();
+            println!("  one endpoint: p50 {:?}, p99 {:?}, max {:?}", times[500], times[990], times[999]);
+            let start = Instant::now();
+            assert!(writer.intact().unwrap());
+            println!("  drift check, others quiet: {:?}", start.elapsed());
+            nft(&["add", "table", "ip", "x"]);
+            let start = Instant::now();
+            assert!(writer.intact().unwrap());
+            println!("  drift check, others changed something: {:?}", start.elapsed());
+            let start = Instant::now();
+            writer.refresh_alive().unwrap();
+            println!("  refresh: {:?}", start.elapsed());
+            let start = Instant::now();
+            nft(&["list", "ruleset"]);
+            println!("  nft list ruleset: {:?}", start.elapsed());
+        }
+    });
+}

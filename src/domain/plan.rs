@@ -22,7 +22,7 @@ pub struct Plan {
 }
 
 /// A change of the rule set.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Forget what was there: what follows is everything.
     pub reset: bool,

@@ -1,0 +1,136 @@
+//! What one frontend puts into the maps.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::skeleton::{ChainId, Class, Scope, SetId, Verdict};
+use crate::domain::forwarding::{Backend, Forwarding, FrontendKey, Target};
+use crate::domain::maglev;
+use crate::domain::model::Family;
+
+/// An element of a set or map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Element {
+    /// Unique in its set.
+    pub key: Key,
+    /// None in plain sets.
+    pub value: Option<Value>,
+}
+
+/// A key, in one of the shapes that [`SetId::key`] describes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The ether type of the table's family.
+    EtherType(Family),
+    /// An interface name of at most 15 bytes.
+    Interface(Box<str>),
+    /// One address.
+    Address(IpAddr),
+    /// The same address twice, as source and destination.
+    Twice(IpAddr),
+    /// address . protocol . port
+    Frontend(FrontendKey),
+    /// address . protocol . port . source range
+    Source(FrontendKey, IpNet),
+    /// address . protocol . port . bucket
+    Bucket(FrontendKey, u32),
+}
+
+/// What a key maps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Value {
+    /// In verdict maps.
+    Verdict(Verdict),
+    /// address . port of a backend.
+    Backend(IpAddr, u16),
+}
+
+/// The class of a target; None for those that translate nothing.
+pub fn class_of(frontend: &FrontendKey, target: &Target, scope: Scope) -> Option<Class> {
+    let (backends, affinity) = members(frontend, target)?;
+    let modulus = if affinity { maglev::size_for(backends.len()) } else { backends.len() as u32 };
+    Some(Class { scope, affinity, modulus })
+}
+
+/// Both targets of a forwarding, with their scopes.
+pub fn targets(forwarding: &Forwarding) -> impl Iterator<Item = (&Target, Scope)> {
+    let external = forwarding.external.as_ref().map(|target| (target, Scope::Local));
+    std::iter::once((&forwarding.internal, Scope::Cluster)).chain(external)
+}
+
+/// Addresses of the backends on this node, without duplicates.
+pub fn local_endpoints(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = targets(forwarding)
+        .filter_map(|(target, _)| members(frontend, target))
+        .flat_map(|(backends, _)| backends.into_iter().filter(|b| b.local).map(|b| b.address))
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Everything a frontend puts into the maps by itself (what frontends share is counted by the compiler), ascending by set and key.
+pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, Element)> {
+    let family = Family::of(frontend.address);
+    let key = Key::Frontend(*frontend);
+    let mut out = Vec::new();
+    let verdict = |target: &Target, scope| match (target, class_of(frontend, target, scope)) {
+        (_, Some(class)) => Verdict::Goto(ChainId::Class(class)),
+        (Target::Drop, None) => Verdict::Drop,
+        (_, None) => Verdict::Goto(ChainId::Refuse),
+    };
+    let map = |to: Verdict| Element { key: key.clone(), value: Some(Value::Verdict(to)) };
+
+    out.push((SetId::Services, map(verdict(&forwarding.internal, Scope::Cluster))));
+    if let Some(external) = &forwarding.external {
+        out.push((SetId::External, map(verdict(external, Scope::Local))));
+    }
+    if let Some(sources) = &forwarding.sources {
+        out.push((SetId::Guarded, map(Verdict::Jump(ChainId::SourceRanges))));
+        // The kernel refuses overlapping ranges, so they are merged; the result is sorted.
+        let mine: Vec<IpNet> = sources.iter().filter(|net| Family::of(net.addr()) == family).map(IpNet::trunc).collect();
+        let mut merged = IpNet::aggregate(&mine);
+        merged.sort_unstable();
+        out.extend(merged.into_iter().map(|net| (SetId::SourceRanges, Element { key: Key::Source(*frontend, net), value: None })));
+    }
+    let mut translates = false;
+    for (target, scope) in targets(forwarding) {
+        let set = match scope {
+            Scope::Cluster => SetId::Backends,
+            Scope::Local => SetId::LocalBackends,
+        };
+        let Some((backends, affinity)) = members(frontend, target) else { continue };
+        translates = true;
+        let mut bucket = |number: usize, backend: &Backend| {
+            let value = Some(Value::Backend(backend.address, backend.port));
+            out.push((set, Element { key: Key::Bucket(*frontend, number as u32), value }));
+        };
+        if affinity {
+            let table = maglev::table(&backends, maglev::size_for(backends.len()));
+            for (number, &index) in table.iter().enumerate() {
+                if let Some(backend) = backends.get(usize::from(index)) {
+                    bucket(number, backend);
+                }
+            }
+        } else {
+            backends.iter().enumerate().for_each(|(number, backend)| bucket(number, backend));
+        }
+    }
+    if translates {
+        out.push((SetId::Frontends, Element { key, value: None }));
+    }
+    out
+}
+
+/// Backends of the frontend's family and whether clients stick to them; None when there is nothing to translate to.
+fn members(frontend: &FrontendKey, target: &Target) -> Option<(Vec<Backend>, bool)> {
+    let (backends, affinity) = match target {
+        Target::Spread(backends) => (backends, false),
+        Target::Sticky(backends) => (backends, true),
+        Target::Reject | Target::Drop => return None,
+    };
+    let family = Family::of(frontend.address);
+    let mine: Vec<Backend> = backends.iter().copied().filter(|b| Family::of(b.address) == family && b.port != 0).collect();
+    (!mine.is_empty()).then_some((mine, affinity))
+}

@@ -1,0 +1,359 @@
+//! The rule set in a real kernel, in throw-away network namespaces. Needs root and the nft program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pinnace::domain::forwarding::{Backend, Forwarding, FrontendKey, Target};
+use pinnace::domain::model::{Family, Protocol};
+use pinnace::domain::plan::Changes;
+use pinnace::edge::nft::{ALIVE, Writer};
+use pinnace::ruleset::{Compiler, Table};
+use proptest::test_runner::{Config, TestRunner};
+
+/// Runs a test in a thread with a network namespace of its own, which ends with the thread.
+fn isolated(test: impl FnOnce() + Send + 'static) {
+    let outcome = std::thread::spawn(move || {
+        // SAFETY: only the network namespace of this thread changes; no memory is involved.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("these tests need root");
+        test();
+    })
+    .join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().expect("these tests need the nft program");
+    assert!(output.status.success(), "nft {arguments:?}: {} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn frontend(text: &str, protocol: Protocol, port: u16) -> FrontendKey {
+    FrontendKey { address: address(text), protocol, port }
+}
+
+fn backends(prefix: &str, count: u16, local: u16) -> Vec<Backend> {
+    (1..=count).map(|n| Backend { address: address(&format!("{prefix}{n}")), port: 8080, local: n <= local }).collect()
+}
+
+fn plain(internal: Target) -> Forwarding {
+    Forwarding { internal, external: None, sources: None }
+}
+
+/// Every kind of verdict, in both families.
+fn example() -> Changes {
+    let mut forwardings: BTreeMap<FrontendKey, Option<Arc<Forwarding>>> = BTreeMap::new();
+    for (vip, pods, ranges) in [
+        ("192.0.2.1", "10.42.0.", ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0"]),
+        ("2001:db8::1", "fd42::", ["fd00::/64", "fd00::/48", "::/0"]),
+    ] {
+        let net = |n: usize| ranges[n].parse().unwrap();
+        let mut add = |protocol, port, forwarding| forwardings.insert(frontend(vip, protocol, port), Some(Arc::new(forwarding)));
+        add(Protocol::Tcp, 80, plain(Target::Spread(backends(pods, 3, 1))));
+        add(Protocol::Udp, 53, plain(Target::Spread(backends(pods, 1, 0))));
+        add(Protocol::Tcp, 81, plain(Target::Sticky(backends(pods, 2, 0))));
+        add(Protocol::Tcp, 82, plain(Target::Reject));
+        add(Protocol::Sctp, 83, plain(Target::Drop));
+        add(Protocol::Tcp, 84, Forwarding { sources: Some(vec![net(0), net(1)]), ..plain(Target::Reject) });
+        add(Protocol::Tcp, 85, Forwarding { sources: Some(vec![]), ..plain(Target::Spread(backends(pods, 2, 2))) });
+        add(Protocol::Tcp, 86, Forwarding { sources: Some(vec![net(2)]), ..plain(Target::Drop) });
+        add(
+            Protocol::Tcp,
+            87,
+            Forwarding { external: Some(Target::Spread(backends(pods, 1, 1))), ..plain(Target::Spread(backends(pods, 3, 1))) },
+        );
+        add(Protocol::Tcp, 88, Forwarding { external: Some(Target::Drop), ..plain(Target::Spread(backends(pods, 3, 1))) });
+        add(
+            Protocol::Tcp,
+            89,
+            Forwarding { external: Some(Target::Sticky(backends(pods, 1, 1))), ..plain(Target::Sticky(backends(pods, 3, 1))) },
+        );
+    }
+    Changes {
+        reset: true,
+        uplinks: Some(BTreeSet::from(["eth0".into(), "wlan0".into()])),
+        vips: Some(BTreeSet::from([address("192.0.2.1"), address("2001:db8::1")])),
+        forwardings,
+    }
+}
+
+/// What the writer believes, one table per family.
+fn believed(compiler: &Compiler) -> Vec<Table> {
+    Family::ALL.map(|family| compiler.table(family)).to_vec()
+}
+
+fn sorted(mut tables: Vec<Table>) -> Vec<Table> {
+    tables.iter_mut().for_each(|table| table.chains.sort_by_key(|chain| chain.id));
+    tables
+}
+
+/// The lines of a listing with its elements and chains in a canonical order: `nft` lists in the order of hashes and of creation.
+fn canonical(text: &str) -> Vec<String> {
+    let text = text.replace(",\n", ", ");
+    let mut blocks: Vec<String> = text.split("\n\n").map(str::to_owned).collect();
+    for block in &mut blocks {
+        let lines = block.lines().map(|line| {
+            let line = line.trim().trim_end_matches('}').trim();
+            let Some(list) = line.strip_prefix("elements = {") else { return line.to_owned() };
+            let mut elements: Vec<&str> = list.split(',').map(|e| e.split(" expires ").next().unwrap_or(e).trim()).collect();
+            elements.sort_unstable();
+            elements.join(", ")
+        });
+        *block = lines.filter(|line| !line.is_empty() && !line.starts_with("table ")).collect::<Vec<_>>().join("\n");
+    }
+    blocks.sort();
+    blocks
+}
+
+fn canonical_json(objects: &[serde_json::Value]) -> Vec<String> {
+    let mut lines: Vec<String> = objects
+        .iter()
+        .filter(|object| object.get("metainfo").is_none())
+        .map(|object| {
+            let mut object = object.clone();
+            for body in object.as_object_mut().unwrap().values_mut() {
+                let body = body.as_object_mut().unwrap();
+                body.remove("handle");
+                if let Some(elements) = body.get_mut("elem").and_then(|elements| elements.as_array_mut()) {
+                    for element in elements.iter_mut() {
+                        if let Some(element) = element.get_mut("elem").and_then(|element| element.as_object_mut()) {
+                            element.remove("expires");
+                        }
+                    }
+                    elements.sort_by_key(|element| element.to_string());
+                }
+            }
+            object.to_string()
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn what_we_print_is_what_nft_prints() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        for (tables, source) in [(believed(writer.compiler()), "memory"), (writer.live().unwrap(), "kernel")] {
+            for (table, family) in tables.iter().zip(["ip", "ip6"]) {
+                let mut text = String::new();
+                pinnace::ruleset::text::table(table, ALIVE, &mut text).unwrap();
+                assert_eq!(canonical(&text), canonical(&nft(&["list", "table", family, "pinnace"])), "{source}");
+                let listed: serde_json::Value = serde_json::from_str(&nft(&["-j", "list", "table", family, "pinnace"])).unwrap();
+                let printed = pinnace::ruleset::json::table(table, ALIVE).unwrap();
+                assert_eq!(canonical_json(&printed), canonical_json(listed["nftables"].as_array().unwrap()), "{source}");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_kernel_holds_what_was_applied_and() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        let applied = writer.apply(&example()).unwrap();
+        assert!(applied.reset);
+        assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
+        assert!(writer.intact().unwrap());
+    });
+}
+
+/// A small world of frontends and backends, so that random changes meet often.
+fn some_changes() -> impl proptest::strategy::Strategy<Value = Changes> {
+    use proptest::collection::{btree_map, btree_set, vec};
+    use proptest::prelude::*;
+    let addresses: [[IpAddr; 8]; 2] = [
+        std::array::from_fn(|n| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n as u8 + 1))),
+        std::array::from_fn(|n| IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n as u16 + 1))),
+    ];
+    let change = (0..2usize).prop_flat_map(move |family| {
+        let pool = addresses[family];
+        let backend = (0..8usize, 1..3u16).prop_map(move |(n, port)| Backend { address: pool[n], port, local: n % 2 == 0 });
+        let set = btree_set(backend, 1..7).prop_map(|set| set.into_iter().collect::<Vec<_>>());
+        let target = prop_oneof![
+            4 => set.clone().prop_map(Target::Spread),
+            1 => set.prop_map(Target::Sticky),
+            1 => Just(Target::Reject),
+            1 => Just(Target::Drop),
+        ];
+        let range = (0..8usize, if family == 0 { 0..=32u8 } else { 0..=128u8 })
+            .prop_map(move |(n, length)| ipnet::IpNet::new(pool[n], length).unwrap());
+        let forwarding = (target.clone(), proptest::option::of(target), proptest::option::of(vec(range, 0..4)))
+            .prop_map(|(internal, external, sources)| Arc::new(Forwarding { internal, external, sources }));
+        let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+        let key = (0..2usize, protocol, 1..4u16).prop_map(move |(n, protocol, port)| FrontendKey { address: pool[n], protocol, port });
+        (key, proptest::option::weighted(0.8, forwarding))
+    });
+    let uplinks = btree_set(prop_oneof![Just("eth0".into()), Just("eth1".into()), Just("wlan0".into())], 0..3);
+    let vips = btree_set((0..2usize, 0..3usize).prop_map(move |(family, n)| addresses[family][n]), 0..4);
+    let forwardings = vec(change, 0..6).prop_map(|changes| changes.into_iter().collect());
+    (proptest::bool::weighted(0.05), proptest::option::of(uplinks), proptest::option::of(vips), forwardings)
+        .prop_map(|(reset, uplinks, vips, forwardings)| Changes { reset, uplinks, vips, forwardings })
+}
+
+#[test]
+fn after_any_sequence_of_changes_the_kernel_holds_what_a_fresh_load_would() {
+    isolated(|| {
+        let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
+        let sequences = proptest::collection::vec(some_changes(), 1..12);
+        let outcome = TestRunner::new(config).run(&sequences, |sequence| {
+            let mut writer = Writer::open().unwrap();
+            let mut all = Changes { reset: true, ..Changes::default() };
+            for changes in sequence {
+                writer.apply(&changes).unwrap();
+                all.merge(changes);
+                assert!(writer.intact().unwrap(), "the drift check must agree with what was applied");
+            }
+            let changed = sorted(writer.live().unwrap());
+            let mut fresh = Writer::open().unwrap();
+            fresh.apply(&all).unwrap();
+            assert_eq!(changed, sorted(fresh.live().unwrap()));
+            assert_eq!(changed, sorted(believed(writer.compiler())));
+            Ok(())
+        });
+        outcome.unwrap();
+    });
+}
+
+#[test]
+fn drift_is_noticed_and_repaired() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        let loaded = sorted(writer.live().unwrap());
+        nft(&["add", "table", "ip", "somebody-else"]);
+        assert!(writer.intact().unwrap(), "what others do to their own tables is no drift");
+        for drift in [
+            &["flush", "ruleset"][..],
+            &["delete", "table", "ip6", "pinnace"],
+            &["flush", "chain", "ip", "pinnace", "from-inside"],
+            &["flush", "table", "ip", "pinnace"],
+            &["flush", "map", "ip", "pinnace", "backends"],
+            &["flush", "map", "ip6", "pinnace", "local-backends"],
+            &["flush", "set", "ip", "pinnace", "uplinks"],
+            &["flush", "set", "ip6", "pinnace", "source-ranges"],
+            &["flush", "set", "ip6", "pinnace", "alive"],
+        ] {
+            nft(drift);
+            assert!(!writer.intact().unwrap(), "{drift:?}");
+            assert!(writer.reload().unwrap().reset);
+            assert!(writer.intact().unwrap(), "repaired after {drift:?}");
+            assert_eq!(sorted(writer.live().unwrap()), loaded, "{drift:?}");
+        }
+    });
+}
+
+#[test]
+fn a_refused_change_names_the_object_and_changes_nothing() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        nft(&["flush", "map", "ip", "pinnace", "services"]);
+        let key = frontend("192.0.2.1", Protocol::Tcp, 80);
+        let before = writer.compiler().everything();
+        let error = writer.apply(&Changes { forwardings: BTreeMap::from([(key, None)]), ..Changes::default() }).unwrap_err();
+        assert!(error.to_string().contains("delete elements of services of table ip pinnace"), "{error}");
+        assert_eq!(writer.compiler().everything(), before);
+        writer.reload().unwrap();
+        assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
+    });
+}
+
+#[test]
+fn a_load_replaces_what_a_predecessor_left_and_cleanup_removes_it() {
+    isolated(|| {
+        nft(&["add table ip pinnace; add chain ip pinnace odd; add rule ip pinnace odd drop; add table ip mine"]);
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&example()).unwrap();
+        assert!(!nft(&["list", "ruleset"]).contains("odd"));
+        drop(writer);
+        let mut successor = Writer::open().unwrap();
+        successor.cleanup().unwrap();
+        assert_eq!(nft(&["list", "tables"]).trim(), "table ip mine");
+        successor.cleanup().unwrap();
+    });
+}
+
+#[test]
+fn one_endpoint_moves_few_elements() {
+    isolated(|| {
+        let mut writer = Writer::open().unwrap();
+        let key = frontend("192.0.2.1", Protocol::Tcp, 80);
+        let set = |target| Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(plain(target))))]), ..Changes::default() };
+        let mut pods = backends("10.42.0.", 100, 0);
+        writer.apply(&set(Target::Spread(pods.clone()))).unwrap();
+        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().bytes, 0, "nothing changed");
+        pods[40].port = 9090;
+        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 2, "one bucket deleted and added");
+        pods.pop();
+        assert_eq!(writer.apply(&set(Target::Spread(pods))).unwrap().elements, 3, "one bucket less, another class");
+    });
+}
+
+/// Prints what loading and changing costs at the largest size; asserts only that it works.
+#[test]
+#[ignore = "a measurement: run with --release --ignored --nocapture"]
+fn the_largest_size() {
+    isolated(|| {
+        for (services, each) in [(100u32, 300u32), (1000, 3), (5000, 10)] {
+            let mut forwardings = BTreeMap::new();
+            for service in 0..services {
+                let vip = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + service));
+                let key = FrontendKey { address: vip, protocol: Protocol::Tcp, port: 80 };
+                let pods = (0..each).map(|n| {
+                    let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a80_0000 + service * each + n));
+                    Backend { address, port: 8080, local: n % 10 == 0 }
+                });
+                forwardings.insert(key, Some(Arc::new(plain(Target::Spread(pods.collect())))));
+            }
+            let mut changes = Changes { reset: true, forwardings, ..Changes::default() };
+            changes.uplinks = Some(BTreeSet::from(["eth0".into()]));
+            let mut writer = Writer::open().unwrap();
+            let start = Instant::now();
+            let applied = writer.apply(&changes).unwrap();
+            println!("{services} services × {each}: load {:?}, {applied:?}", start.elapsed());
+            let mut times: Vec<Duration> = Vec::new();
+            for round in 0..1000u32 {
+                let service = round * 7 % services;
+                let key =
+                    FrontendKey { address: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + service)), protocol: Protocol::Tcp, port: 80 };
+                let mut forwarding = Forwarding::clone(changes.forwardings[&key].as_ref().unwrap());
+                if let Target::Spread(pods) = &mut forwarding.internal {
+                    if round % 2 == 0 {
+                        pods.remove(pods.len() / 2);
+                    } else {
+                        pods[(each / 2) as usize].port += 1 + round as u16 % 100;
+                    }
+                }
+                let change = Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(forwarding)))]), ..Changes::default() };
+                let start = Instant::now();
+                writer.apply(&change).unwrap();
+                times.push(start.elapsed());
+            }
+            times.sort();
+            println!("  one endpoint: p50 {:?}, p99 {:?}, max {:?}", times[500], times[990], times[999]);
+            let start = Instant::now();
+            assert!(writer.intact().unwrap());
+            println!("  drift check, others quiet: {:?}", start.elapsed());
+            nft(&["add", "table", "ip", "x"]);
+            let start = Instant::now();
+            assert!(writer.intact().unwrap());
+            println!("  drift check, others changed something: {:?}", start.elapsed());
+            let start = Instant::now();
+            writer.refresh_alive().unwrap();
+            println!("  refresh: {:?}", start.elapsed());
+            let start = Instant::now();
+            nft(&["list", "ruleset"]);
+            println!("  nft list ruleset: {:?}", start.elapsed());
+        }
+    });
+}

@@ -203,13 +203,20 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything wrong with the settings, at least one problem.
+/// Everything wrong with the settings, at least one problem; and the warnings, one of which may be the cause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", shown(.0))]
-pub struct Errors(pub Vec<Problem>);
+#[error("{}", shown(problems, warnings))]
+pub struct Errors {
+    /// What cannot be used, in the order of the table.
+    pub problems: Vec<Problem>,
+    /// What was ignored.
+    pub warnings: Vec<Warning>,
+}
 
-fn shown(problems: &[Problem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+/// One line each.
+fn shown(problems: &[Problem], warnings: &[Warning]) -> String {
+    let problems = problems.iter().map(|problem| format!("error: {problem}"));
+    problems.chain(warnings.iter().map(|warning| format!("warning: {warning}"))).collect::<Vec<_>>().join("\n")
 }
 
 /// The path of the configuration file: the flag, else `PINNACE_CONFIG`, else none.
@@ -261,7 +268,7 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), Errors> {
     }
     match draft.finish() {
         Some(settings) if problems.is_empty() => Ok((settings, warnings)),
-        _ => Err(Errors(problems)),
+        _ => Err(Errors { problems, warnings }),
     }
 }
 

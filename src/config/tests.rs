@@ -16,7 +16,7 @@ fn settings(file: &str, environment: &[(&str, &str)]) -> Settings {
 /// All complaints about one variable, a line each.
 fn errors(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
     let errors = load(sources(file, environment)).expect_err("should be refused");
-    errors.0.iter().map(ToString::to_string).collect()
+    errors.problems.iter().map(ToString::to_string).collect()
 }
 
 fn warnings(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
@@ -229,6 +229,14 @@ fn a_misspelled_name_is_a_warning_with_the_nearest_name() {
 }
 
 #[test]
+fn a_slip_is_shown_beside_the_errors_too() {
+    let errors = load(sources("", &[("PINNACE_POOL", "10.0.0.1"), ("PINNACE_PROBE", "x")])).expect_err("refused").to_string();
+    let lines: Vec<&str> = errors.lines().collect();
+    assert!(lines[0].starts_with("error: PINNACE_PROBE=\"x\": "), "{errors}");
+    assert_eq!(lines[1..], ["warning: PINNACE_POOL is not a setting and is ignored; did you mean PINNACE_POOLS?"]);
+}
+
+#[test]
 fn variables_the_kubelet_makes_for_a_service_called_pinnace_are_no_slips() {
     let links = [
         ("PINNACE_SERVICE_HOST", "10.43.0.7"),
@@ -246,7 +254,7 @@ fn text_that_is_not_utf8_is_refused_by_name() {
     let mut sources = sources("", &[]);
     sources.environment = vec![("PINNACE_MODE".into(), OsString::from_vec(vec![0xff])), (OsString::from_vec(vec![0xfe]), "x".into())];
     let errors = load(sources).expect_err("refused");
-    assert_eq!(errors.to_string(), "PINNACE_MODE=\"\u{fffd}\": this is not UTF-8");
+    assert_eq!(errors.to_string(), "error: PINNACE_MODE=\"\u{fffd}\": this is not UTF-8");
 }
 
 #[test]

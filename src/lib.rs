@@ -1,9 +1,11 @@
 //! Pinnace: LoadBalancer Services from one small binary per node.
 
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod domain;
 pub mod edge;
+pub mod logging;
 pub mod ruleset;
 pub mod wire;

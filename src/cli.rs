@@ -1,0 +1,211 @@
+//! The command line: what it accepts and what it means. Settings come from variables and a file ([`crate::config`]); flags exist only for
+//! the two paths one types by hand.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::config;
+
+/// Exit status of a usage or configuration error: EX_USAGE of sysexits.h. Nothing has been touched then.
+pub const EX_USAGE: u8 = 64;
+
+/// A command line, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// `--config`: wins over `PINNACE_CONFIG`.
+    pub config: Option<PathBuf>,
+    /// `--manifests`: wins over `PINNACE_MANIFESTS`.
+    pub manifests: Option<PathBuf>,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve LoadBalancer Services until stopped (the default)
+    Run,
+    /// Show what the running Pinnace serves, and why something is not served
+    Status {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value = "human")]
+        output: StatusFormat,
+    },
+    /// Examine this host and say what stands in the way; changes nothing
+    Check {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value = "human")]
+        output: CheckFormat,
+    },
+    /// Print the rules in the kernel
+    Ruleset {
+        /// nft text, or libnftables JSON
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: RulesetFormat,
+        /// Print the rules that would be there, from the manifests, without touching the kernel
+        #[arg(long)]
+        planned: bool,
+    },
+    /// Remove every rule Pinnace made; safe to repeat
+    Cleanup {
+        /// Remove the state directory too: remembered addresses are forgotten
+        #[arg(long)]
+        state: bool,
+    },
+    /// Print the version
+    Version,
+    /// Print the table of settings as Markdown
+    #[command(hide = true)]
+    Settings,
+}
+
+/// Formats of `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatusFormat {
+    /// For a person
+    Human,
+    /// For machines
+    Json,
+    /// For machines and people
+    Yaml,
+}
+
+/// Formats of `check`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CheckFormat {
+    /// For a person
+    Human,
+    /// For machines
+    Json,
+}
+
+/// Formats of `ruleset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RulesetFormat {
+    /// As `nft list ruleset` prints it
+    Text,
+    /// As `nft -j list ruleset` prints it
+    Json,
+}
+
+#[derive(Parser)]
+#[command(
+    name = "pinnace",
+    about = "LoadBalancer Services for K3s, edge and bare-metal Kubernetes, from one small static binary per node",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Settings come from PINNACE_* environment variables and a file; --help lists them all with their defaults.",
+    subcommand_required = false
+)]
+struct Cli {
+    #[command(flatten)]
+    paths: Paths,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct Paths {
+    /// Read settings from this YAML file; wins over PINNACE_CONFIG
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Serve from this directory of manifests; wins over PINNACE_MANIFESTS (run, ruleset)
+    #[arg(long, value_name = "DIR", global = true)]
+    manifests: Option<PathBuf>,
+}
+
+/// Understands a command line, its first word being the program. `--help` and `--version` arrive as errors too, as clap has it: print the
+/// error, and exit with [`exit_code`].
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let mut command = Cli::command().after_long_help(config::help_text());
+    let cli = command.try_get_matches_from_mut(arguments).and_then(|matches| <Cli as clap::FromArgMatches>::from_arg_matches(&matches))?;
+    let chosen = cli.command.unwrap_or(Command::Run);
+    if cli.paths.manifests.is_some() && !matches!(chosen, Command::Run | Command::Ruleset { .. }) {
+        let mut error = clap::Error::new(ErrorKind::ArgumentConflict).with_cmd(&command);
+        error.insert(ContextKind::InvalidArg, ContextValue::String("--manifests <DIR>".to_string()));
+        error.insert(ContextKind::PriorArg, ContextValue::String("this command; it belongs to run and ruleset".to_string()));
+        return Err(error);
+    }
+    Ok(Invocation { config: cli.paths.config, manifests: cli.paths.manifests, command: chosen })
+}
+
+/// 0 for help and version, 64 for a mistake.
+pub fn exit_code(error: &clap::Error) -> u8 {
+    if error.use_stderr() { EX_USAGE } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Invocation, clap::Error> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn commands_are_understood() {
+        for (line, command) in [
+            ("pinnace", Command::Run),
+            ("pinnace run", Command::Run),
+            ("pinnace status", Command::Status { output: StatusFormat::Human }),
+            ("pinnace status -o yaml", Command::Status { output: StatusFormat::Yaml }),
+            ("pinnace check --output json", Command::Check { output: CheckFormat::Json }),
+            ("pinnace ruleset", Command::Ruleset { output: RulesetFormat::Text, planned: false }),
+            ("pinnace ruleset -o json --planned", Command::Ruleset { output: RulesetFormat::Json, planned: true }),
+            ("pinnace cleanup", Command::Cleanup { state: false }),
+            ("pinnace cleanup --state", Command::Cleanup { state: true }),
+            ("pinnace version", Command::Version),
+            ("pinnace settings", Command::Settings),
+        ] {
+            let expected = Invocation { config: None, manifests: None, command };
+            assert_eq!(parsed(line).unwrap_or_else(|e| panic!("{line}: {e}")), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn paths_may_stand_before_and_after_the_command() {
+        for line in [
+            "pinnace --config /c --manifests /m",
+            "pinnace --config /c --manifests /m run",
+            "pinnace run --manifests /m --config /c",
+            "pinnace --config /c run --manifests=/m",
+        ] {
+            let found = parsed(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+            assert_eq!((found.config, found.manifests), (Some("/c".into()), Some("/m".into())), "{line}");
+        }
+    }
+
+    #[test]
+    fn mistakes_exit_64_and_say_why() {
+        for (line, expected) in [
+            ("pinnace serve", "serve"),
+            ("pinnace --pools 10.0.0.1", "--pools"),
+            ("pinnace status -o xml", "human, json, yaml"),
+            ("pinnace status --manifests /m", "--manifests"),
+            ("pinnace cleanup --planned", "--planned"),
+            ("pinnace run --manifests", "--manifests"),
+        ] {
+            let error = parsed(line).expect_err(line);
+            assert_eq!(exit_code(&error), 64, "{line}");
+            assert!(error.to_string().contains(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_lists_commands_and_variables_and_exits_0() {
+        let help = parsed("pinnace --help").expect_err("help");
+        assert_eq!(exit_code(&help), 0);
+        let text = help.to_string();
+        for part in
+            ["status", "check", "ruleset", "cleanup", "PINNACE_POOLS", "PINNACE_LISTEN  <address:port, or off>  [default: 127.0.0.1:7466]"]
+        {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+        let short = parsed("pinnace -h").expect_err("help").to_string();
+        assert!(short.contains("--help lists them all") && !short.contains("PINNACE_LISTEN"), "{short}");
+        assert_eq!(exit_code(&parsed("pinnace --version").expect_err("version")), 0);
+    }
+}

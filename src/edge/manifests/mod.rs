@@ -5,6 +5,7 @@
 //! Only `watch` touches the world; the rest is pure. No API object outlives its conversion, and no text outlives its parsing: what is remembered
 //! of an object is who it is and a digest.
 
+mod block;
 pub mod parse;
 pub mod split;
 pub mod store;

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::domain::model::{EndpointSlice, Node, ObjectKey, Service};
 use crate::edge::kube::convert;
 
+use super::block;
 use super::split::{Piece, Shape, is_significant, lines};
 
 /// The kinds that are read, in the order in which changes are handed on.
@@ -220,7 +221,7 @@ fn dispatch(head: &Head) -> Result<Result<Kind, &str>, String> {
     let api_version = head.api_version.as_deref().unwrap_or_default();
     let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == written) else {
-        let near = Kind::ALL.into_iter().find(|kind| strsim(&kind.name().to_lowercase(), &written.to_lowercase()) <= 1);
+        let near = Kind::ALL.into_iter().find(|kind| edits(&kind.name().to_lowercase(), &written.to_lowercase()) <= 1);
         return match near {
             Some(near) => Err(format!("kind: {} is unknown; did you mean {}?", convert::quoted(written), near.name())),
             None => Ok(Err(written)),
@@ -239,7 +240,7 @@ fn dispatch(head: &Head) -> Result<Result<Kind, &str>, String> {
 }
 
 /// Number of single-character edits between two short texts; for suggestions.
-fn strsim(a: &str, b: &str) -> usize {
+fn edits(a: &str, b: &str) -> usize {
     if a.len().abs_diff(b.len()) > 2 {
         return usize::MAX;
     }
@@ -295,7 +296,13 @@ fn head(piece: &Piece<'_>) -> Result<Head, (Fault, Head)> {
         return serde_json::from_str(text).map_err(|error| (Fault::json(&error), Head::default()));
     }
     let scanned = scan(text);
-    if (scanned.kind.is_some() || piece.implied.is_some()) && scanned.id().is_some_and(|_| scanned.api_version.is_some()) {
+    // Of foreign kinds no more is needed, and whether the rest of them is in order is not ours to judge.
+    let is_enough = match scanned.kind.as_deref() {
+        Some(kind) if Kind::ALL.iter().all(|ours| ours.name() != kind) => true,
+        Some(_) => scanned.id().is_some() && scanned.api_version.is_some(),
+        None => false,
+    };
+    if is_enough {
         return Ok(scanned);
     }
     let parsed = match piece.shape {
@@ -306,10 +313,19 @@ fn head(piece: &Piece<'_>) -> Result<Head, (Fault, Head)> {
 }
 
 fn read<T: DeserializeOwned>(piece: &Piece<'_>) -> Result<T, Fault> {
+    let json = |text: &str| serde_json::from_str(text);
+    // Whatever the fast path cannot read, the general parser reads or finds the fault in.
+    let fast = || block::to_json(&piece.text);
     match piece.shape {
-        Shape::Json => serde_json::from_str(&piece.text).map_err(|error| Fault::json(&error)),
-        Shape::Yaml => yaml(&piece.text),
-        Shape::YamlItem => yaml::<(T,)>(&piece.text).map(|(object,)| object),
+        Shape::Json => json(&piece.text).map_err(|error| Fault::json(&error)),
+        Shape::Yaml => match fast().and_then(|text| json(&text).ok()) {
+            Some(object) => Ok(object),
+            None => yaml(&piece.text),
+        },
+        Shape::YamlItem => match fast().and_then(|text| serde_json::from_str::<(T,)>(&text).ok()) {
+            Some((object,)) => Ok(object),
+            None => yaml::<(T,)>(&piece.text).map(|(object,)| object),
+        },
     }
 }
 

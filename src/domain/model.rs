@@ -132,7 +132,7 @@ pub enum Mode {
 }
 
 /// `spec.externalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TrafficPolicy {
     /// All endpoints; the source address may be lost.
     #[default]
@@ -142,7 +142,7 @@ pub enum TrafficPolicy {
 }
 
 /// A Service of type LoadBalancer, reduced to what decides about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// Who it is.
     pub key: ObjectKey,
@@ -175,7 +175,7 @@ pub struct Service {
 }
 
 /// Requests by annotation, whichever system's name they were written under.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Request {
     /// `pinnace.dev/mode`.
     pub mode: Option<Mode>,
@@ -188,7 +188,7 @@ pub struct Request {
 }
 
 /// One entry of `spec.ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Empty when unnamed; joins with the port name in the slices.
     pub name: Box<str>,
@@ -199,7 +199,7 @@ pub struct ServicePort {
 }
 
 /// An EndpointSlice of one Service in one family. FQDN slices are not converted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointSlice {
     /// Who it is.
     pub key: ObjectKey,
@@ -214,7 +214,7 @@ pub struct EndpointSlice {
 }
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlicePort {
     /// Equal to the Service port's name.
     pub name: Box<str>,
@@ -225,7 +225,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint; `addresses[0]` only, as kube-proxy does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The pod's address.
     pub address: IpAddr,
@@ -244,7 +244,7 @@ pub struct Endpoint {
 }
 
 /// A Node, reduced to what decides about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// `metadata.name`.
     pub name: Box<str>,
@@ -265,7 +265,7 @@ pub struct Node {
 }
 
 /// Why a Node is excluded from load balancing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Exclusion {
     /// Label `node.kubernetes.io/exclude-from-external-load-balancers`.
@@ -298,4 +298,15 @@ pub struct Interface {
     pub master: Option<u32>,
     /// Addresses with prefix length, global scope only, tentative ones left out.
     pub addresses: BTreeSet<IpNet>,
+}
+
+/// One object of a source (manifests, API server) that appeared, changed or, with None, went away.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceChange {
+    /// A Service of type LoadBalancer; None also when its type became another.
+    Service(ObjectKey, Option<Box<Service>>),
+    /// An EndpointSlice of a Service.
+    Slice(ObjectKey, Option<Box<EndpointSlice>>),
+    /// A Node, by name.
+    Node(Box<str>, Option<Box<Node>>),
 }

@@ -120,7 +120,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
 fn open_state(settings: &Settings) -> Result<(StateDir, Allocations), Error> {
     let mut state_dir = StateDir::open(&settings.state_dir)?;
-    let loaded = state_dir.load::<Allocations>()?;
+    let loaded = state_dir.load::<Allocations>();
     if let Some(problem) = loaded.problem {
         warn!("{problem}");
     }
@@ -128,7 +128,12 @@ fn open_state(settings: &Settings) -> Result<(StateDir, Allocations), Error> {
 }
 
 fn source_event(update: ManifestUpdate) -> Event {
-    let problems = update.problems.into_iter().map(|p| Problem { source: p.place(), object: p.object, reason: p.reason }).collect();
+    let problems = update.problems.into_iter().map(|p| Problem {
+        source: p.line.map_or(p.file.clone(), |line| format!("{}:{line}", p.file)),
+        object: p.object,
+        note: p.severity == manifests::Severity::Note,
+        reason: p.reason,
+    }).collect();
     Event::Source { changes: update.changes, problems, synced: update.synced }
 }
 
@@ -151,7 +156,6 @@ struct Node {
     state_dir: StateDir,
     metrics: Arc<Metrics>,
     announced_ready: bool,
-    started: String,
 }
 
 impl Node {
@@ -178,8 +182,8 @@ impl Node {
             tokio::spawn(http::serve(listener, queries_in, metrics.clone()));
         }
         let engine = Engine::new(engine_settings(settings), allocations);
-        let (epoch, started) = (Instant::now(), http::now_rfc3339());
-        let node = Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, metrics, announced_ready: false, started };
+        let epoch = Instant::now();
+        let node = Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, metrics, announced_ready: false };
         Ok((node, Inputs { heard, reports, queries }))
     }
 
@@ -222,15 +226,16 @@ impl Node {
             Some(error) => error!(%error, "the kernel refused a change of the rules; trying again"),
         }
         self.handle(Event::RuleSet(report.error));
-        let (serving, services) = self.engine.serving();
-        self.metrics.engine(&self.engine.summary());
+        let summary = self.engine.summary();
+        self.metrics.engine(&summary);
+        let line = systemd::serving(summary.serving, summary.addresses);
         let ready = self.engine.conditions().iter().all(|condition| condition.status);
         if ready && !self.announced_ready {
             self.announced_ready = true;
-            info!(serving, services, after = ?self.epoch.elapsed(), "ready");
-            systemd::ready(&systemd::serving(serving, self.engine.address_count()));
+            info!(after = ?self.epoch.elapsed(), "ready, {line}");
+            systemd::ready(&line);
         } else {
-            systemd::status(&systemd::serving(serving, self.engine.address_count()));
+            systemd::status(&line);
         }
     }
 
@@ -241,7 +246,7 @@ impl Node {
                 let mut state = self.engine.state();
                 state.version = env!("CARGO_PKG_VERSION").to_string();
                 state.pid = std::process::id();
-                state.since.clone_from(&self.started);
+                state.uptime_seconds = self.epoch.elapsed().as_secs();
                 drop(reply.send(state));
             }
             Query::Conditions(reply) => drop(reply.send(self.engine.conditions())),

@@ -20,11 +20,13 @@ use super::endpoints::Here;
 use super::forwarding::{Forwarding, FrontendKey};
 use super::index::{Index, Touched};
 use super::ipam::{Allocations, Ipam, NodePorts, Options, Reserved};
-use super::model::{Interfaces, ManifestProblem, Mode, ObjectKey, Service, SourceChange};
+use super::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::Plan;
-use super::pool::Pool;
-use super::status::Reason;
+use super::pool::{AddressRange, Pool};
+use super::status::{Problem, Reason};
 use super::uplinks::{self, Uplinks};
+use crate::config::InterfacePattern;
+pub(in crate::domain) use place::list;
 use vips::Vip;
 
 /// What the engine must know before the first event. Fixed for the life of the process.
@@ -43,7 +45,7 @@ pub struct Settings {
     /// Services without a class are ours too.
     pub claim_default: bool,
     /// Names or patterns of the uplinks; empty: found by the rules of [`uplinks`].
-    pub interfaces: Vec<Box<str>>,
+    pub interfaces: Vec<InterfacePattern>,
     /// New addresses are probed before they are used.
     pub probe: bool,
 }
@@ -56,7 +58,7 @@ pub enum Event {
         /// Only what differs from before.
         changes: Vec<SourceChange>,
         /// Everything that is wrong with the source now.
-        problems: Vec<ManifestProblem>,
+        problems: Vec<Problem>,
         /// All that is there has been told.
         synced: bool,
     },
@@ -102,7 +104,7 @@ pub struct Engine {
     settings: Settings,
     now: Duration,
     index: Index,
-    problems: Vec<ManifestProblem>,
+    problems: Vec<Problem>,
     interfaces: Option<Arc<Interfaces>>,
     uplinks: Uplinks,
     node_addresses: BTreeSet<IpAddr>,
@@ -180,7 +182,7 @@ impl Engine {
         self.ipam.allocations()
     }
 
-    fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<ManifestProblem>, synced: bool) {
+    fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<Problem>, synced: bool) {
         let mut nodes = false;
         for change in changes {
             self.index.apply(change, |touched| match touched {
@@ -212,8 +214,14 @@ impl Engine {
         let Some(interfaces) = self.interfaces.clone() else { return };
         let node = self.index.node(&self.settings.node);
         let pools = &self.settings.pools;
-        let pooled = |subnet: &ipnet::IpNet| pools.iter().flat_map(|p| &p.ranges).any(|range| range.overlaps(subnet));
-        self.uplinks = uplinks::uplinks(&interfaces, node, pooled, &self.settings.interfaces);
+        let pooled = |subnet: &ipnet::IpNet| {
+            let subnet = AddressRange::new(subnet.network(), subnet.broadcast());
+            subnet.is_ok_and(|subnet| pools.iter().flat_map(|pool| &pool.ranges).any(|range| range.overlaps(&subnet)))
+        };
+        let patterns = &self.settings.interfaces;
+        let named = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
+        let named: Option<&dyn Fn(&str) -> bool> = if patterns.is_empty() { None } else { Some(&named) };
+        self.uplinks = uplinks::uplinks(&interfaces, node, pooled, named);
         self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
         self.ipam.set_reserved(self.reserved(&interfaces));
         self.dirty.extend(self.index.services().map(|s| s.key.clone()));

@@ -9,6 +9,8 @@ pub mod index;
 pub mod ipam;
 pub mod maglev;
 pub mod model;
+pub mod nodes;
 pub mod plan;
 pub mod pool;
 pub mod status;
+pub mod uplinks;

@@ -1,1 +1,229 @@
-//! (room prepared)
+//! Metrics in the OpenMetrics format. Names carry their units; what can be read from the kernel is read when somebody asks.
+
+use std::fs;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::dataplane::Report;
+use super::l2::Totals;
+use crate::domain::status::Summary;
+
+/// Of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Phase {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
+
+/// All of them. Every method may be called from any thread.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    services: Family<Phase, Gauge>,
+    addresses: Family<Phase, Gauge>,
+    problems: Gauge,
+    latency: Histogram,
+    apply: Histogram,
+    errors: Counter,
+    repairs: Counter,
+    elements: Gauge,
+    conntrack: Counter,
+    received: Family<Outcome, Counter>,
+    sent: Counter,
+    announced_frames: Counter,
+    send_errors: Counter,
+    /// What the announcer said last: it counts by itself, and only differences are added.
+    totals: Mutex<Totals>,
+    memory: Gauge,
+    cpu: Gauge<f64, std::sync::atomic::AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Metrics {
+        let mut registry = Registry::default();
+        let r = registry.sub_registry_with_prefix("pinnace");
+        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 20));
+        let (latency, apply) = (seconds(), seconds());
+        r.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        r.register_with_unit("network_programming_duration", "From a change to its rules in the kernel", Unit::Seconds, latency.clone());
+        r.register_with_unit("ruleset_apply_duration", "Time to put one batch of rules into the kernel", Unit::Seconds, apply.clone());
+        let start: Gauge<f64, std::sync::atomic::AtomicU64> = Gauge::default();
+        start.set(SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64()));
+        let mut metrics = Metrics {
+            services: Family::default(),
+            addresses: Family::default(),
+            problems: Gauge::default(),
+            latency,
+            apply,
+            errors: Counter::default(),
+            repairs: Counter::default(),
+            elements: Gauge::default(),
+            conntrack: Counter::default(),
+            received: Family::default(),
+            sent: Counter::default(),
+            announced_frames: Counter::default(),
+            send_errors: Counter::default(),
+            totals: Mutex::default(),
+            memory: Gauge::default(),
+            cpu: Gauge::default(),
+            registry: Registry::default(),
+        };
+        r.register("services", "Services of type LoadBalancer that are ours", metrics.services.clone());
+        r.register("addresses", "Virtual addresses that Services hold", metrics.addresses.clone());
+        r.register("source_problems", "Things wrong with the manifests", metrics.problems.clone());
+        r.register("ruleset_errors", "Batches that the kernel refused", metrics.errors.clone());
+        r.register("ruleset_repairs", "Times that another program had changed our tables", metrics.repairs.clone());
+        r.register("ruleset_elements", "Set elements in the kernel", metrics.elements.clone());
+        r.register("conntrack_entries_deleted", "Flows of removed UDP endpoints that were ended", metrics.conntrack.clone());
+        r.register("packets_received", "ARP and NDP packets received", metrics.received.clone());
+        r.register("packets_sent", "ARP and NDP packets sent", metrics.sent.clone());
+        r.register("announcements_sent", "Gratuitous ARP and unsolicited NA sent", metrics.announced_frames.clone());
+        r.register("packet_send_errors", "ARP and NDP packets that could not be sent", metrics.send_errors.clone());
+        registry.register("process_resident_memory_bytes", "Resident memory", metrics.memory.clone());
+        registry.register("process_cpu_seconds", "User and system time", metrics.cpu.clone());
+        registry.register("process_start_time_seconds", "Start of the process since the epoch", start);
+        metrics.registry = registry;
+        metrics
+    }
+
+    /// What became of a batch of rules.
+    pub fn rule_set(&self, report: &Report) {
+        self.apply.observe(report.took.as_secs_f64());
+        match &report.error {
+            Some(_) => drop(self.errors.inc()),
+            None => report.latency.iter().for_each(|latency| self.latency.observe(latency.as_secs_f64())),
+        }
+        self.repairs.inc_by(u64::from(report.repaired));
+        self.elements.set(signed(report.elements));
+        self.conntrack.inc_by(report.conntrack_deleted as u64);
+    }
+
+    /// What the engine counts now.
+    pub fn engine(&self, summary: &Summary) {
+        let phases = [("serving", summary.serving), ("pending", summary.pending), ("refused", summary.refused)];
+        for (phase, count) in phases {
+            self.services.get_or_create(&Phase { phase }).set(signed(count));
+        }
+        let phases = [("announced", summary.announced), ("held", summary.addresses)];
+        for (phase, count) in phases {
+            self.addresses.get_or_create(&Phase { phase }).set(signed(count));
+        }
+        self.problems.set(signed(summary.problems));
+    }
+
+    /// What the announcer has counted since it started.
+    pub fn announcer(&self, now: Totals) {
+        let mut before = self.totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (old, new) = (before.announcer, now.announcer);
+        let results = [
+            ("answered", new.answered - old.answered),
+            ("malformed", new.malformed - old.malformed),
+            ("own", new.own - old.own),
+            ("ignored", new.ignored - old.ignored),
+            ("conflict", new.conflicts - old.conflicts),
+            ("contested", new.contested - old.contested),
+        ];
+        for (result, count) in results {
+            self.received.get_or_create(&Outcome { result }).inc_by(count);
+        }
+        self.sent.inc_by(now.sent - before.sent);
+        self.announced_frames.inc_by(new.announcements_sent - old.announcements_sent);
+        let errors = |t: &Totals| t.send_queue_full + t.send_link_down + t.send_failed;
+        self.send_errors.inc_by(errors(&now) - errors(&before));
+        *before = now;
+    }
+
+    /// The exposition.
+    pub fn encode(&self) -> String {
+        self.memory.set(resident().unwrap_or(0));
+        self.cpu.set(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).as_seconds());
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Resident bytes, from the second field of /proc/self/statm (proc(5)), which counts pages.
+fn resident() -> Option<i64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: i64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * i64::try_from(rustix::param::page_size()).ok()?)
+}
+
+trait AsSeconds {
+    fn as_seconds(&self) -> f64;
+}
+
+impl AsSeconds for rustix::time::Timespec {
+    fn as_seconds(&self) -> f64 {
+        self.tv_sec as f64 + self.tv_nsec as f64 / 1e9
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_counted_is_shown_with_its_unit() {
+        let metrics = Metrics::new();
+        metrics.rule_set(&Report {
+            error: None,
+            took: Duration::from_millis(1),
+            latency: Some(Duration::from_millis(3)),
+            elements: 7,
+            repaired: true,
+            conntrack_deleted: 2,
+        });
+        metrics.engine(&Summary { serving: 3, refused: 1, ..Summary::default() });
+        let mut totals = Totals { sent: 5, ..Totals::default() };
+        totals.announcer.malformed = 4;
+        metrics.announcer(totals);
+        metrics.announcer(totals);
+        let text = metrics.encode();
+        for line in [
+            "pinnace_network_programming_duration_seconds_count 1",
+            "pinnace_ruleset_apply_duration_seconds_sum 0.001",
+            "pinnace_ruleset_repairs_total 1",
+            "pinnace_ruleset_elements 7",
+            "pinnace_conntrack_entries_deleted_total 2",
+            "pinnace_services{phase=\"serving\"} 3",
+            "pinnace_services{phase=\"refused\"} 1",
+            "pinnace_packets_received_total{result=\"malformed\"} 4",
+            "pinnace_packets_sent_total 5",
+            "# UNIT pinnace_network_programming_duration_seconds seconds",
+        ] {
+            assert!(text.contains(line), "{line} is missing:\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        let resident = text.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes ")).unwrap();
+        assert!(resident.parse::<i64>().unwrap() > 100_000);
+    }
+}

@@ -5,6 +5,11 @@ use super::{ParseError, array, word};
 /// A hardware address.
 pub type Mac = [u8; 6];
 
+/// As people write it: `02:00:00:00:00:01`.
+pub fn display(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// Every station.
 pub const BROADCAST: Mac = [0xff; 6];
 /// EtherType of ARP.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::super::endpoints;
 use super::super::forwarding::{Forwarding, FrontendKey};
-use super::super::ipam::Refusal;
 use super::super::model::{Family, Mode, ObjectKey, Service, TrafficPolicy};
 use super::super::nodes;
 use super::super::plan::{Notice, Plan};
@@ -15,26 +14,30 @@ use super::super::status::Reason;
 use super::{Engine, Placement, Verdict};
 
 impl Engine {
-    /// Places every dirty Service, the oldest first, so that who wins a conflict does not depend on the order of events. True when
+    /// Places every dirty Service: those that have an address first, then the oldest, so that who wins a conflict does not depend on
+    /// the order of events. True when
     /// something was given up that another Service may be waiting for.
     pub(super) fn place_dirty(&mut self, plan: &mut Plan) -> bool {
-        let mut dirty: Vec<(i64, ObjectKey)> = std::mem::take(&mut self.dirty)
+        let mut dirty: Vec<(bool, i64, ObjectKey)> = std::mem::take(&mut self.dirty)
             .into_iter()
-            .map(|key| (self.index.service(&key).map_or(i64::MIN, |s| s.created), key))
+            .map(|key| {
+                let created = self.index.service(&key).map_or(i64::MIN, |s| s.created);
+                (!self.ipam.allocations().contains_key(&key), created, key)
+            })
             .collect();
         dirty.sort();
         let mut freed = false;
         let mut touched_vips = BTreeSet::new();
         let mut gone = BTreeSet::new();
         // Leaving before entering: an address given up in this round is free for the others in it.
-        dirty.retain(|(_, key)| {
+        dirty.retain(|(_, _, key)| {
             let stays = self.index.service(key).is_some_and(|s| self.ours(s));
             if !stays {
                 freed |= self.retract(key, plan, &mut touched_vips, &mut gone);
             }
             stays
         });
-        for (_, key) in &dirty {
+        for (_, _, key) in &dirty {
             freed |= self.place(key, plan, &mut touched_vips, &mut gone);
         }
         // A frontend that moved from one Service to another is in both lists; the new holder's word stands.
@@ -244,9 +247,6 @@ fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) 
     }
 }
 
-pub(super) fn list(addresses: &[IpAddr]) -> String {
+pub(in crate::domain) fn list(addresses: &[IpAddr]) -> String {
     addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
 }
-
-#[allow(unused_imports)]
-use Refusal as _;

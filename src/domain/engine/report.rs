@@ -6,7 +6,7 @@ use super::super::elect::Ineligible;
 use super::super::endpoints;
 use super::super::model::{Family, ObjectKey, Service};
 use super::super::status::{
-    AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Problem, Reason, ServiceHealth, ServiceStatus, State,
+    AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, State, Summary,
 };
 use super::vips::Vip;
 use super::{Engine, Placement, Verdict};
@@ -21,7 +21,7 @@ impl Engine {
             addresses: self.vips.iter().map(|(address, vip)| self.address_status(*address, vip)).collect(),
             interfaces: self.interface_statuses(),
             pools: self.pool_statuses(),
-            problems: self.problems.iter().map(Problem::from).collect(),
+            problems: self.problems.clone(),
             ..State::default()
         }
     }
@@ -29,14 +29,14 @@ impl Engine {
     /// Ready is: all of these.
     pub fn conditions(&self) -> Vec<Condition> {
         let rules = match &self.rules {
-            Some(Ok(())) => Condition::met("RulesApplied"),
-            Some(Err(error)) => Condition::unmet("RulesApplied", format!("the kernel refused the rules: {error}")),
-            None => Condition::unmet("RulesApplied", "not written yet"),
+            Some(Ok(())) => String::new(),
+            Some(Err(error)) => format!("the kernel refused the rules: {error}"),
+            None => "not written yet".to_string(),
         };
         vec![
             Condition::when("SourceSynced", self.source_synced, "the manifests have not been read yet"),
             Condition::when("InterfacesKnown", self.interfaces.is_some(), "the kernel has not listed the interfaces yet"),
-            rules,
+            Condition::when("RulesApplied", rules.is_empty(), rules),
         ]
     }
 
@@ -54,16 +54,22 @@ impl Engine {
     /// As kube-proxy's healthCheckNodePort; None for a Service that is not ours.
     pub fn service_health(&self, key: &ObjectKey) -> Option<ServiceHealth> {
         let placement = self.placements.get(key)?;
-        let service = self.index.service(key)?;
-        let local = endpoints::local_ready(service, self.index.slices(key), &self.settings.node);
+        let local = endpoints::local_ready(self.index.slices(key), &self.settings.node);
         (placement.verdict != Verdict::Foreign)
             .then(|| ServiceHealth { local_endpoints: local, proxy_healthy: matches!(self.rules, Some(Ok(()))) })
     }
 
-    /// How many Services are served, for one line of status.
-    pub fn serving(&self) -> (usize, usize) {
-        let ours = self.placements.values().filter(|p| p.verdict != Verdict::Foreign);
-        (ours.clone().filter(|p| p.verdict == Verdict::Serving).count(), ours.count())
+    /// Counts, for metrics and the status line.
+    pub fn summary(&self) -> Summary {
+        let count = |verdict| self.placements.values().filter(|p| p.verdict == verdict).count();
+        Summary {
+            serving: count(Verdict::Serving),
+            pending: count(Verdict::Pending),
+            refused: count(Verdict::Refused),
+            addresses: self.vips.len(),
+            announced: self.announcements.len(),
+            problems: self.problems.iter().filter(|problem| !problem.note).count(),
+        }
     }
 
     fn service_status(&self, key: &ObjectKey, placement: &Placement) -> ServiceStatus {
@@ -91,9 +97,10 @@ impl Engine {
             pool: self.ipam.allocations().get(key).map(|allocation| allocation.pool.to_string()),
             ports,
             policy: service.map(|s| s.external).unwrap_or_default(),
-            affinity: service.is_some_and(|s| s.client_affinity),
+            client_affinity: service.is_some_and(|s| s.client_affinity),
             phase,
             reasons,
+            owner: placement.addresses.iter().find(|a| self.announcements.contains_key(a)).map(|_| self.settings.node.to_string()),
         }
     }
 
@@ -123,10 +130,10 @@ impl Engine {
         let announced = self.announcements.get(&address);
         let names = announced.into_iter().flat_map(|a| &a.interfaces).filter_map(|index| self.interfaces.as_deref()?.get(index));
         let phase = match &vip.candidacy {
-            Err(why) => AddressPhase::NotEligible { reason: why.to_string() },
+            Err(why) => AddressPhase::NotAnnounced { reason: why.to_string() },
             Ok(_) if !vip.clear => AddressPhase::Probing,
             Ok(_) => match vip.foreign {
-                Some(mac) => AddressPhase::Conflict { mac: crate::wire::ethernet::display(mac) },
+                Some(mac) => AddressPhase::Contested { mac: crate::wire::ethernet::display(mac) },
                 None => AddressPhase::Announced,
             },
         };

@@ -10,9 +10,10 @@ use std::time::Duration;
 use super::super::announce::{Announcement, AnnouncerEvent};
 use super::super::elect::{self, Ineligible};
 use super::super::endpoints;
-use super::super::model::{ObjectKey, TrafficPolicy};
+use super::super::model::{Family, ObjectKey, TrafficPolicy};
 use super::super::plan::{Notice, Plan};
 use super::Engine;
+use crate::wire::ethernet::{Mac, display};
 
 /// How long an address that another machine was seen to use is left alone before it is tried again.
 const CONFLICT_HOLD: Duration = Duration::from_secs(300);
@@ -110,7 +111,7 @@ impl Engine {
         }
         let interfaces = self.eligible_interfaces(address)?;
         let holders = self.vips.get(&address).map(|vip| &vip.holders);
-        if holders.into_iter().flatten().any(|key| self.serves_here(key)) { Ok(interfaces) } else { Err(Ineligible::NoLocalEndpoint) }
+        if holders.into_iter().flatten().any(|key| self.serves_here(key, Family::of(address))) { Ok(interfaces) } else { Err(Ineligible::NoLocalEndpoint) }
     }
 
     fn eligible_interfaces(&self, address: IpAddr) -> Result<Vec<u32>, Ineligible> {
@@ -119,11 +120,11 @@ impl Engine {
     }
 
     /// A Local Service can be served only where it has an endpoint to go to.
-    fn serves_here(&self, key: &ObjectKey) -> bool {
+    fn serves_here(&self, key: &ObjectKey, family: Family) -> bool {
         let Some(service) = self.index.service(key) else { return false };
         match service.external {
             TrafficPolicy::Cluster => true,
-            TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(key), &self.settings.node),
+            TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(key), &self.here(), family),
         }
     }
 
@@ -160,7 +161,8 @@ impl Engine {
         self.ipam.conflict(address, mac, self.now + CONFLICT_HOLD);
         self.dirty.extend(vip.holders.iter().cloned());
         let message = format!(
-            "{address} is in use by another machine ({mac}) and is left alone; take it out of PINNACE_POOLS or give that machine another address"
+            "{address} is in use by another machine ({}) and is left alone; take it out of PINNACE_POOLS or give that machine another address",
+            display(mac)
         );
         plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressInUse", message });
     }
@@ -172,6 +174,7 @@ impl Engine {
             return;
         }
         vip.foreign = Some(mac);
+        let mac = display(mac);
         let message = format!("another machine ({mac}) also answers for {address}, so clients reach either; stop it there");
         plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressConflict", message });
     }

@@ -328,11 +328,12 @@ fn the_largest_size() {
                     FrontendKey { address: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + service)), protocol: Protocol::Tcp, port: 80 };
                 let mut forwarding = Forwarding::clone(changes.forwardings[&key].as_ref().unwrap());
                 if let Target::Spread(pods) = &mut forwarding.internal {
+                    // In turn a backend that goes and one that is replaced, never the same twice.
+                    let place = pods.len() / 2;
                     if round % 2 == 0 {
-                        pods.remove(pods.len() / 2);
-                    } else {
-                        pods[(each / 2) as usize].port += 1 + round as u16 % 100;
+                        pods.remove(place);
                     }
+                    pods[0].port = 10_000 + round as u16;
                 }
                 let change = Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(forwarding)))]), ..Changes::default() };
                 let start = Instant::now();

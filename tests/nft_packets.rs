@@ -10,6 +10,7 @@ use std::time::Duration;
 use pinnace::domain::forwarding::{Backend, Forwarding, FrontendKey, Target};
 use pinnace::domain::model::Protocol;
 use pinnace::domain::plan::Changes;
+use pinnace::edge::conntrack;
 use pinnace::edge::nft::Writer;
 
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -88,8 +89,13 @@ impl Lab {
     }
 
     fn ask_udp(&self, room: &str, to: SocketAddr) -> Result<String, ErrorKind> {
+        self.ask_udp_from(room, 0, to)
+    }
+
+    fn ask_udp_from(&self, room: &str, port: u16, to: SocketAddr) -> Result<String, ErrorKind> {
         self.inside(room, move || {
-            let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse().unwrap() } else { "[::]:0".parse().unwrap() };
+            let mut any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse().unwrap() } else { "[::]:0".parse().unwrap() };
+            any.set_port(port);
             let socket = UdpSocket::bind(any).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.connect(to).map_err(|error| error.kind())?;
@@ -288,4 +294,46 @@ fn without_refresh_the_rules_disarm_themselves() {
     writer.refresh_alive().unwrap();
     std::thread::sleep(Duration::from_millis(1000));
     assert_eq!(served(), [true, true], "a refresh prolongs");
+}
+
+#[test]
+fn udp_clients_leave_backends_that_went_away() {
+    let lab = Lab::new("u");
+    let ask = |net: &Net| lab.ask_udp_from("client", 4000, SocketAddr::new(net.vip, 1));
+    // Before there is a rule, the client's datagrams make entries whose replies would come from the VIP itself.
+    let mut writer = lab.inside("node", || {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&Changes { reset: true, ..Changes::default() }).unwrap();
+        writer
+    });
+    for net in nets() {
+        assert!(ask(&net).is_err());
+    }
+    writer.apply(&changes()).unwrap();
+    let delete_stale = |pod: usize| {
+        let frontend = |net: &Net| FrontendKey { address: net.vip, protocol: Protocol::Udp, port: 1 };
+        let serving = nets().map(|net| (frontend(&net), vec![SocketAddr::new(net.pods[pod], 8080)]));
+        lab.inside("node", move || conntrack::delete_stale(&serving)).unwrap()
+    };
+    for net in nets() {
+        assert!(ask(&net).is_err(), "the old entry still holds");
+    }
+    assert_eq!(delete_stale(1), 2, "one entry in each family");
+    for net in nets() {
+        assert_eq!(ask(&net), Ok(format!("pod1 {}", net.client)));
+    }
+    assert_eq!(delete_stale(1), 0, "entries of serving backends stay");
+    let forwardings = nets().map(|net| {
+        let key = FrontendKey { address: net.vip, protocol: Protocol::Udp, port: 1 };
+        let internal = Target::Spread(pods(&net, &[2]));
+        (key, Some(Arc::new(Forwarding { internal, external: None, sources: None })))
+    });
+    writer.apply(&Changes { forwardings: BTreeMap::from(forwardings), ..Changes::default() }).unwrap();
+    for net in nets() {
+        assert_eq!(ask(&net), Ok(format!("pod1 {}", net.client)), "an established flow goes on");
+    }
+    assert_eq!(delete_stale(2), 2);
+    for net in nets() {
+        assert_eq!(ask(&net), Ok(format!("pod2 {}", net.node_at[2])));
+    }
 }

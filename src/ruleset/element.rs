@@ -49,7 +49,8 @@ pub enum Value {
 /// The class of a target; None for those that translate nothing.
 pub fn class_of(frontend: &FrontendKey, target: &Target, scope: Scope) -> Option<Class> {
     let (backends, affinity) = members(frontend, target)?;
-    let modulus = if affinity { maglev::size_for(backends.len()) } else { backends.len() as u32 };
+    let count = backends.count();
+    let modulus = if affinity { maglev::size_for(count) } else { count as u32 };
     Some(Class { scope, affinity, modulus })
 }
 
@@ -63,7 +64,7 @@ pub fn targets(forwarding: &Forwarding) -> impl Iterator<Item = (&Target, Scope)
 pub fn local_endpoints(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = targets(forwarding)
         .filter_map(|(target, _)| members(frontend, target))
-        .flat_map(|(backends, _)| backends.into_iter().filter(|b| b.local).map(|b| b.address))
+        .flat_map(|(backends, _)| backends.filter(|b| b.local).map(|b| b.address))
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -101,6 +102,7 @@ pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, 
             Scope::Local => SetId::LocalBackends,
         };
         let Some((backends, affinity)) = members(frontend, target) else { continue };
+        let backends: Vec<Backend> = backends.copied().collect();
         translates = true;
         let mut bucket = |number: usize, backend: &Backend| {
             let value = Some(Value::Backend(backend.address, backend.port));
@@ -124,13 +126,14 @@ pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, 
 }
 
 /// Backends of the frontend's family and whether clients stick to them; None when there is nothing to translate to.
-fn members(frontend: &FrontendKey, target: &Target) -> Option<(Vec<Backend>, bool)> {
+fn members<'a>(frontend: &FrontendKey, target: &'a Target) -> Option<(impl Iterator<Item = &'a Backend> + Clone + use<'a>, bool)> {
     let (backends, affinity) = match target {
         Target::Spread(backends) => (backends, false),
         Target::Sticky(backends) => (backends, true),
         Target::Reject | Target::Drop => return None,
     };
     let family = Family::of(frontend.address);
-    let mine: Vec<Backend> = backends.iter().copied().filter(|b| Family::of(b.address) == family && b.port != 0).collect();
-    (!mine.is_empty()).then_some((mine, affinity))
+    let mut mine = backends.iter().filter(move |b| Family::of(b.address) == family && b.port != 0).peekable();
+    mine.peek()?;
+    Some((mine, affinity))
 }

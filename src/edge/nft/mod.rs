@@ -137,6 +137,10 @@ impl Writer {
             self.compiler.commit(staged);
             return Ok(Applied::default());
         }
+        if batch.reset {
+            // Whatever was known is replaced; should somebody else commit in between, `intact` looks closer.
+            self.generation = Some(self.generation()?);
+        }
         let bytes = loop {
             let families = self.families();
             match self.transact(batch, &families) {
@@ -167,7 +171,6 @@ impl Writer {
                 let handle = self.handle(family)?;
                 self.handles.insert(family, handle);
             }
-            self.generation = None;
         }
         Ok(applied)
     }
@@ -214,7 +217,6 @@ impl Writer {
     /// Removes both tables; no error when they are not there.
     pub fn cleanup(&mut self) -> Result<(), Error> {
         self.loaded = false;
-        self.generation = None;
         for family in Family::ALL {
             // A table that is not there has no family module to ask for, either: any refusal of the look-up means absence.
             if !matches!(self.handle(family), Ok(Some(_))) {

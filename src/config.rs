@@ -97,13 +97,13 @@ pub struct Sources {
     pub host_name: String,
 }
 
-/// A configuration file that has been read.
+/// A configuration file somebody named.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
     /// For messages.
     pub path: PathBuf,
-    /// YAML: one `key: value` per setting.
-    pub text: String,
+    /// YAML, one `key: value` per setting; or why it cannot be read, which is reported among the other errors.
+    pub text: Result<String, String>,
 }
 
 /// Something the user probably did not mean, which stops nothing.

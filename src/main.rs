@@ -1,6 +1,6 @@
 //! The entry: command line → settings → one of the commands.
 
-use std::path::PathBuf;
+use std::io::Write;
 use std::process::ExitCode;
 
 use pinnace::check;
@@ -19,11 +19,11 @@ fn main() -> ExitCode {
     };
     match invocation.command {
         Command::Version => {
-            println!("pinnace {}", env!("CARGO_PKG_VERSION"));
+            print(concat!("pinnace ", env!("CARGO_PKG_VERSION"), "\n"));
             return ExitCode::SUCCESS;
         }
         Command::Settings => {
-            print!("{}", config::markdown_table());
+            print(&config::markdown_table());
             return ExitCode::SUCCESS;
         }
         _ => {}
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 /// Reads every source of settings, or says everything that is wrong with them.
 fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String> {
     let path = config::config_path(invocation.config.as_deref(), std::env::var_os("PINNACE_CONFIG"));
-    let file = path.map(read).transpose()?;
+    let file = path.map(|path| ConfigFile { text: std::fs::read_to_string(&path).map_err(|error| error.to_string()), path });
     let sources = Sources {
         file,
         environment: std::env::vars_os().collect(),
@@ -57,11 +57,9 @@ fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String>
     config::load(sources).map_err(|errors| errors.to_string())
 }
 
-fn read(path: PathBuf) -> Result<ConfigFile, String> {
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(ConfigFile { path, text }),
-        Err(error) => Err(format!("error: {}: cannot read the configuration file: {error}", path.display())),
-    }
+/// Prints to standard output. A reader that went away (`pinnace check | head -1`) is no reason to complain.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<ExitCode, String> {
@@ -76,8 +74,8 @@ fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<E
         Command::Check { output } => {
             let report = check::run(settings, warnings, || Err("the rule set is not wired yet".to_string()));
             match output {
-                CheckFormat::Human => print!("{}", report.human()),
-                CheckFormat::Json => println!("{}", report.json()),
+                CheckFormat::Human => print(&report.human()),
+                CheckFormat::Json => print(&format!("{}\n", report.json())),
             }
             Ok(ExitCode::from(report.exit_code()))
         }

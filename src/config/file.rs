@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
-use serde_saphyr::Spanned;
+use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use super::nearest::nearest;
 use super::table::TABLE;
@@ -14,7 +14,8 @@ use super::{ConfigFile, Given, Origin, PREFIX, Place, Problem, Warning};
 
 pub(super) fn read(file: &ConfigFile, given: &mut Given, warnings: &mut Vec<Warning>, problems: &mut Vec<Problem>) {
     let place = |line| Place { path: file.path.clone(), line };
-    let entries = match parse(&file.text) {
+    let text = file.text.as_ref().map_err(|error| (None, format!("the configuration file cannot be read: {error}")));
+    let entries = match text.and_then(|text| parse(text)) {
         Ok(entries) => entries,
         Err((line, reason)) => {
             problems.push(Problem { origin: Origin::File(place(line)), value: None, reason });
@@ -44,7 +45,7 @@ pub(super) fn read(file: &ConfigFile, given: &mut Given, warnings: &mut Vec<Warn
             refuse("a configuration file cannot name another one");
         } else if value.is_empty() {
         } else if given.insert(setting.name, (origin.clone(), value)).is_some() {
-            refuse("this setting is given twice in the file; remove one");
+            refuse("this setting is given twice in the file, in two spellings; remove one");
         }
     }
 }
@@ -68,7 +69,11 @@ type Entries = Vec<(String, u64, Value)>;
 fn parse(text: &str) -> Result<Entries, (Option<u64>, String)> {
     let failed = |error: serde_saphyr::Error| {
         let line = error.location().map(|location| location.line());
-        (line, format!("{}; the file is a YAML mapping of `key: value` lines", error.without_snippet()))
+        let reason = match error.without_snippet() {
+            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => format!("{key} is given twice in the file; remove one"),
+            other => format!("{}; write one `key: value` per line", other.render_with_formatter(&UserMessageFormatter)),
+        };
+        (line, reason)
     };
     let blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---";
     if text.lines().all(blank) {

@@ -2,7 +2,7 @@ use super::*;
 
 fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
     Sources {
-        file: (!file.is_empty()).then(|| ConfigFile { path: "/etc/pinnace/config.yaml".into(), text: file.to_string() }),
+        file: (!file.is_empty()).then(|| ConfigFile { path: "/etc/pinnace/config.yaml".into(), text: Ok(file.to_string()) }),
         environment: environment.iter().map(|(k, v)| (k.into(), v.into())).collect(),
         manifests: None,
         host_name: "Node-A.example".to_string(),
@@ -201,7 +201,7 @@ fn all_errors_are_reported_at_once() {
 fn a_broken_file_is_named_with_its_line() {
     for (file, expected) in [
         ("- pools\n", "/etc/pinnace/config.yaml:1: "),
-        ("probe: 1s\nprobe: 2s\n", "/etc/pinnace/config.yaml:2: "),
+        ("probe: 1s\nprobe: 2s\n", "/etc/pinnace/config.yaml:2: probe is given twice in the file; remove one"),
         ("probe: 1s\nPINNACE_PROBE: 2s\n", "/etc/pinnace/config.yaml:2: PINNACE_PROBE: this setting is given twice"),
         ("probe: [1s\nmode: vip", "/etc/pinnace/config.yaml:"),
         ("just text", "/etc/pinnace/config.yaml:1: "),
@@ -226,6 +226,15 @@ fn a_misspelled_name_is_a_warning_with_the_nearest_name() {
         warnings("\nstatedir: /x", &[]),
         ["/etc/pinnace/config.yaml:2: statedir is not a setting and is ignored; did you mean state_dir?"]
     );
+}
+
+#[test]
+fn an_unreadable_file_hides_no_other_error() {
+    let mut sources = sources("x", &[("PINNACE_PROBE", "5")]);
+    sources.file.as_mut().expect("file").text = Err("No such file or directory (os error 2)".to_string());
+    let errors = load(sources).expect_err("refused").to_string();
+    assert!(errors.contains("error: /etc/pinnace/config.yaml: the configuration file cannot be read: No such file"), "{errors}");
+    assert!(errors.contains("error: PINNACE_PROBE"), "{errors}");
 }
 
 #[test]
@@ -297,4 +306,16 @@ fn help_and_readme_name_every_setting_with_its_default() {
     assert!(help.contains("[default: 127.0.0.1:7466]"));
     assert!(help.lines().all(|line| line.chars().count() <= 120), "a terminal is not that wide");
     assert_eq!(markdown.lines().count(), TABLE.len() + 2);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_value_panics(index in 0..TABLE.len(), value in "[ -~\u{e4}\u{20ac}]{0,40}") {
+        let _ = load(sources("", &[(&TABLE[index].variable(), &value)]));
+    }
+
+    #[test]
+    fn no_file_panics(text in "([a-z_-]{1,12}: ?[ -~]{0,20}\n|[ -~\u{20ac}\n\t]{0,30}){0,5}") {
+        let _ = load(sources(&text, &[]));
+    }
 }

@@ -274,9 +274,14 @@ impl Watcher {
         if std::mem::take(&mut self.rescan) {
             self.scan();
         }
-        let patient = |since: &Instant| now.saturating_duration_since(*since) < WRITER_PATIENCE;
-        let overdue = self.writing.extract_if(.., |_, since| !patient(since)).map(|(name, _)| name);
-        self.dirty.extend(overdue);
+        let dirty = &mut self.dirty;
+        self.writing.retain(|name, since| {
+            let patient = now.saturating_duration_since(*since) < WRITER_PATIENCE;
+            if !patient {
+                dirty.insert(name.clone());
+            }
+            patient
+        });
         for name in std::mem::take(&mut self.dirty) {
             self.read(&name, false);
         }

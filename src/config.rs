@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use help::{help_text, markdown_table};
 pub use table::{Default, Setting, TABLE};
-pub use values::InterfacePattern;
+pub use crate::domain::uplinks::InterfacePattern;
 
 use crate::domain::model::Mode;
 use crate::domain::pool::Pool;

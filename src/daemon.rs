@@ -127,7 +127,7 @@ fn open_state(settings: &Settings) -> Result<(StateDir, Allocations), Error> {
     Ok((state_dir, loaded.value.unwrap_or_default()))
 }
 
-fn source_event(update: ManifestUpdate) -> Event {
+pub(crate) fn source_event(update: ManifestUpdate) -> Event {
     let problems = update.problems.into_iter().map(|p| Problem {
         source: p.line.map_or(p.file.clone(), |line| format!("{}:{line}", p.file)),
         object: p.object,
@@ -272,7 +272,8 @@ impl Node {
     }
 }
 
-fn engine_settings(settings: &Settings) -> engine::Settings {
+/// What the engine is told of the settings.
+pub(crate) fn engine_settings(settings: &Settings) -> engine::Settings {
     engine::Settings {
         node: settings.node_name.clone(),
         pools: settings.pools.clone(),

@@ -2,10 +2,12 @@
 
 pub mod check;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod domain;
 pub mod edge;
 pub mod logging;
+pub mod report;
 pub mod ruleset;
 pub mod wire;

@@ -4,9 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use pinnace::check;
-use pinnace::cli::{self, CheckFormat, Command, EX_USAGE, Invocation};
+use pinnace::cli::{self, CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
 use pinnace::config::{self, ConfigFile, Settings, Sources, Warning};
-use pinnace::logging;
+use pinnace::domain::plan::Changes;
+use pinnace::edge::nft::Writer;
+use pinnace::{commands, daemon, logging, report, ruleset};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -69,19 +71,48 @@ fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<E
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            Err("run: not wired yet".to_string())
+            runtime()?.block_on(daemon::run(settings.clone())).map_err(|error| error.to_string())?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Check { output } => {
-            let report = check::run(settings, warnings, || Err("the rule set is not wired yet".to_string()));
+            let report = check::run(settings, warnings, trial);
             match output {
                 CheckFormat::Human => print(&report.human()),
                 CheckFormat::Json => print(&format!("{}\n", report.json())),
             }
             Ok(ExitCode::from(report.exit_code()))
         }
-        Command::Status { .. } => Err("status: not wired yet".to_string()),
-        Command::Ruleset { .. } => Err("ruleset: not wired yet".to_string()),
-        Command::Cleanup { .. } => Err("cleanup: not wired yet".to_string()),
+        Command::Status { output } => {
+            let state = runtime()?.block_on(commands::status(settings))?;
+            print(&match output {
+                StatusFormat::Human => report::human(&state),
+                StatusFormat::Json => serde_json::to_string_pretty(&state).map_err(|e| e.to_string())? + "\n",
+                StatusFormat::Yaml => serde_saphyr::to_string(&state).map_err(|e| e.to_string())?,
+            });
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Ruleset { output, planned } => {
+            let tables = if *planned { runtime()?.block_on(commands::planned(settings))? } else { commands::live()? };
+            match output {
+                RulesetFormat::Text => print(&ruleset::text::tables(&tables, settings.dead_man)),
+                RulesetFormat::Json => print(&(ruleset::json::tables(&tables, settings.dead_man).to_string() + "\n")),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Cleanup { state } => {
+            commands::cleanup(settings, *state)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Version | Command::Settings => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start the runtime: {error}"))
+}
+
+/// Writes an empty rule set in the network namespace of the calling thread.
+fn trial() -> Result<(), String> {
+    let changes = Changes { reset: true, ..Changes::default() };
+    Writer::open().and_then(|mut writer| writer.apply(&changes)).map(drop).map_err(|error| error.to_string())
 }

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::values::{self, InterfacePattern};
+use super::values;
+use crate::domain::uplinks::InterfacePattern;
 use super::{LogFormat, OnExit, PREFIX, Settings};
 use crate::domain::model::Mode;
 use crate::domain::pool::{Pool, parse_pools};

@@ -1,54 +1,14 @@
 //! Parsers of single values. Each error completes the sentence "NAME=value: …".
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::domain::uplinks::InterfacePattern;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// Units, longest first; "ms" must not be read as minutes.
 const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-
-/// An interface name in which `*` stands for any text and `?` for one character.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfacePattern(Box<str>);
-
-impl InterfacePattern {
-    /// Whether an interface of this name is meant.
-    pub fn matches(&self, name: &str) -> bool {
-        glob(self.0.as_bytes(), name.as_bytes())
-    }
-}
-
-impl fmt::Display for InterfacePattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Iterative: on a mismatch only the last `*` is tried again, so the cost is at most the product of the lengths.
-fn glob(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut p, mut n) = (0, 0);
-    let mut retry = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                retry = Some((p + 1, n + 1));
-                p += 1;
-            }
-            Some(&c) if c == b'?' || Some(&c) == name.get(n) => (p, n) = (p + 1, n + 1),
-            _ => match retry {
-                Some((after_star, next)) => {
-                    (p, n) = (after_star, next);
-                    retry = Some((after_star, next + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern.iter().skip(p).all(|c| *c == b'*')
-}
 
 pub(super) fn interfaces(text: &str) -> Result<Vec<InterfacePattern>, Vec<String>> {
     let mut patterns = Vec::new();
@@ -61,7 +21,7 @@ pub(super) fn interfaces(text: &str) -> Result<Vec<InterfacePattern>, Vec<String
                 "{name:?} cannot be an interface's name; write names of up to 15 characters separated by commas, e.g. eth0,wlan*"
             ));
         } else {
-            patterns.push(InterfacePattern(name.into()));
+            patterns.push(InterfacePattern::new(name));
         }
     }
     if reasons.is_empty() { Ok(patterns) } else { Err(reasons) }

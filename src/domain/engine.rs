@@ -24,8 +24,7 @@ use super::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::Plan;
 use super::pool::{AddressRange, Pool};
 use super::status::{Problem, Reason};
-use super::uplinks::{self, Uplinks};
-use crate::config::InterfacePattern;
+use super::uplinks::{self, InterfacePattern, Uplinks};
 pub(in crate::domain) use place::list;
 use vips::Vip;
 

@@ -100,6 +100,51 @@ pub fn node_addresses(interfaces: &Interfaces, uplinks: &Uplinks) -> BTreeSet<Ip
     up.flat_map(|interface| &interface.addresses).map(|subnet| subnet.addr()).collect()
 }
 
+/// An interface name in which `*` stands for any text and `?` for one character.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfacePattern(Box<str>);
+
+impl InterfacePattern {
+    /// A pattern; any text is one.
+    pub fn new(text: &str) -> InterfacePattern {
+        InterfacePattern(text.into())
+    }
+
+    /// Whether an interface of this name is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        glob(self.0.as_bytes(), name.as_bytes())
+    }
+}
+
+impl fmt::Display for InterfacePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Iterative: on a mismatch only the last `*` is tried again, so the cost is at most the product of the lengths.
+fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut p, mut n) = (0, 0);
+    let mut retry = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                retry = Some((p + 1, n + 1));
+                p += 1;
+            }
+            Some(&c) if c == b'?' || Some(&c) == name.get(n) => (p, n) = (p + 1, n + 1),
+            _ => match retry {
+                Some((after_star, next)) => {
+                    (p, n) = (after_star, next);
+                    retry = Some((after_star, next + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(p).all(|c| *c == b'*')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -82,6 +82,8 @@ pub struct Writer {
     /// Generation of the kernel's rule sets at which ours were known to be intact.
     generation: Option<u32>,
     alive: Duration,
+    /// Elements in the kernel, the dead man's switch not counted.
+    elements: usize,
 }
 
 impl Writer {
@@ -100,12 +102,18 @@ impl Writer {
             loaded: false,
             generation: None,
             alive,
+            elements: 0,
         })
     }
 
     /// Families that the kernel does not offer, and why; the others are served.
     pub fn absent(&self) -> &BTreeMap<Family, Box<str>> {
         &self.absent
+    }
+
+    /// How many set elements the kernel holds for us.
+    pub fn elements(&self) -> usize {
+        self.elements
     }
 
     /// What is in the kernel, as far as we know.
@@ -164,6 +172,9 @@ impl Writer {
             }
         };
         let applied = Applied { elements: batch.elements(), bytes, reset: batch.reset };
+        let count = |elements: &BTreeMap<_, Vec<_>>| elements.values().map(Vec::len).sum::<usize>();
+        let before = if batch.reset { 0 } else { self.elements };
+        self.elements = (before + count(&batch.adds)).saturating_sub(count(&batch.deletes));
         self.compiler.commit(staged);
         if applied.reset {
             self.loaded = true;

@@ -1,0 +1,114 @@
+//! The commands beside `run`: each asks, prints and ends.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::Settings;
+use crate::daemon;
+use crate::domain::engine::{Engine, Event};
+use crate::domain::ipam::Allocations;
+use crate::domain::model::Family;
+use crate::domain::plan::Changes;
+use crate::domain::status::State;
+use crate::edge::manifests::{self, ManifestUpdate};
+use crate::edge::nft::{self, Writer};
+use crate::edge::state;
+use crate::edge::{http, links};
+use crate::ruleset::{Compiler, Table};
+
+/// How long `ruleset --planned` waits for the manifests and the interfaces to be read.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the running daemon believes.
+pub async fn status(settings: &Settings) -> Result<State, String> {
+    let address = settings.listen.ok_or("PINNACE_LISTEN is off, so the running pinnace cannot be asked")?;
+    let body = http::fetch(address, "/state").await.map_err(|error| not_running(settings, error.to_string()))?;
+    serde_json::from_slice(&body).map_err(|error| format!("{address} did not answer as this version of pinnace does: {error}"))
+}
+
+/// Without a daemon, what it left behind is still worth a word.
+fn not_running(settings: &Settings, error: String) -> String {
+    let saved = state::read::<Allocations>(&settings.state_dir).value.unwrap_or_default();
+    let lines = saved.iter().map(|(key, allocation)| {
+        let addresses: Vec<String> = allocation.addresses.iter().map(ToString::to_string).collect();
+        format!("\n  {key}: {}", addresses.join(", "))
+    });
+    let remembered: String = lines.collect();
+    match remembered.is_empty() {
+        true => error,
+        false => format!("{error}\naddresses remembered in {}:{remembered}", settings.state_dir.display()),
+    }
+}
+
+/// The rules in the kernel of this network namespace.
+pub fn live() -> Result<Vec<Table>, String> {
+    Writer::open().and_then(|writer| writer.live()).map_err(|error| error.to_string())
+}
+
+/// The rules that would be there: the same engine over the same sources, with nothing carried out. New addresses count as probed.
+pub async fn planned(settings: &Settings) -> Result<Vec<Table>, String> {
+    let source = settings.manifests.clone().ok_or_else(|| daemon::Error::NoSource.to_string())?;
+    let saved = state::read::<Allocations>(&settings.state_dir).value.unwrap_or_default();
+    let mut engine_settings = daemon::engine_settings(settings);
+    engine_settings.probe = false;
+    let mut engine = Engine::new(engine_settings, saved);
+    let read = tokio::time::timeout(PATIENCE, first_update(source)).await;
+    let update = read.map_err(|_| "the manifests could not be read in time: does the directory exist?".to_string())??;
+    let interfaces = links::snapshot().await.map_err(|error| error.to_string())?;
+    let mut changes = engine.handle(Event::Interfaces(interfaces.into()), Duration::ZERO).rule_set;
+    changes.merge(engine.handle(daemon::source_event(update), Duration::ZERO).rule_set);
+    Ok(tables(changes))
+}
+
+async fn first_update(source: std::path::PathBuf) -> Result<ManifestUpdate, String> {
+    let (updates_in, mut updates) = tokio::sync::mpsc::channel(1);
+    let watch = tokio::spawn(manifests::watch(source, updates_in));
+    let mut all: Option<ManifestUpdate> = None;
+    while let Some(mut update) = updates.recv().await {
+        let synced = update.synced;
+        if let Some(before) = all.take() {
+            update.changes.splice(0..0, before.changes);
+        }
+        all = Some(update);
+        if synced {
+            break;
+        }
+    }
+    watch.abort();
+    all.ok_or_else(|| "the manifests cannot be read".to_string())
+}
+
+fn tables(changes: Changes) -> Vec<Table> {
+    let mut compiler = Compiler::default();
+    let staged = compiler.stage(changes);
+    compiler.commit(staged);
+    Family::ALL.iter().map(|family| compiler.table(*family)).collect()
+}
+
+/// Removes every rule, and the state directory when asked to.
+pub fn cleanup(settings: &Settings, with_state: bool) -> Result<(), String> {
+    if let Some(pid) = state::locked_by(&settings.state_dir) {
+        return Err(format!("pinnace is running (pid {pid}) and would write its rules again; stop it first"));
+    }
+    Writer::open().and_then(|mut writer| writer.cleanup()).map_err(|error: nft::Error| error.to_string())?;
+    if with_state {
+        remove_state(&settings.state_dir)?;
+    }
+    Ok(())
+}
+
+/// Only what is ours: a directory that holds anything else was named by mistake, or is somebody's.
+fn remove_state(directory: &Path) -> Result<(), String> {
+    let ours = |name: &str| name == "pinnace.lock" || name.starts_with("state.json") || name.starts_with(".state.json");
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|error| format!("cannot read {}: {error}", directory.display()))?,
+    };
+    for entry in entries.flatten() {
+        if ours(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path()).map_err(|error| format!("cannot remove {}: {error}", entry.path().display()))?;
+        }
+    }
+    fs::remove_dir(directory).map_err(|error| format!("cannot remove {}: {error}", directory.display()))
+}

@@ -1,6 +1,7 @@
 //! The entry: command line → settings → one of the commands.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use pinnace::check;
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
             print(&config::markdown_table());
             return ExitCode::SUCCESS;
         }
+        // Needs no setting: it must work for somebody who uninstalls because of settings that cannot be used.
+        Command::Cleanup { state: false } => return finish(cleanup(None)),
         _ => {}
     }
     let (settings, warnings) = match settings(&invocation) {
@@ -35,13 +38,14 @@ fn main() -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
-    match run(&invocation.command, &settings, &warnings) {
-        Ok(code) => code,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(run(&invocation.command, &settings, &warnings))
+}
+
+fn finish(outcome: Result<ExitCode, String>) -> ExitCode {
+    outcome.unwrap_or_else(|message| {
+        eprintln!("error: {message}");
+        ExitCode::FAILURE
+    })
 }
 
 /// Reads every source of settings, or says everything that is wrong with them.
@@ -81,7 +85,12 @@ fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<E
         }
         Command::Status { .. } => Err("status: not wired yet".to_string()),
         Command::Ruleset { .. } => Err("ruleset: not wired yet".to_string()),
-        Command::Cleanup { .. } => Err("cleanup: not wired yet".to_string()),
+        Command::Cleanup { state } => cleanup(state.then_some(&*settings.state_dir)),
         Command::Version | Command::Settings => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Removes the rules, and the state directory if it is given.
+fn cleanup(_state_dir: Option<&Path>) -> Result<ExitCode, String> {
+    Err("cleanup: not wired yet".to_string())
 }

@@ -91,11 +91,13 @@ pub fn cleanup(settings: &Settings, with_state: bool) -> Result<(), String> {
     if let Some(pid) = state::locked_by(&settings.state_dir) {
         return Err(format!("pinnace is running (pid {pid}) and would write its rules again; stop it first"));
     }
-    Writer::open().and_then(|mut writer| writer.cleanup()).map_err(|error: nft::Error| error.to_string())?;
-    if with_state {
-        remove_state(&settings.state_dir)?;
-    }
-    Ok(())
+    remove_rules()?;
+    if with_state { remove_state(&settings.state_dir) } else { Ok(()) }
+}
+
+/// Removes every rule; no error when there is none.
+pub fn remove_rules() -> Result<(), String> {
+    Writer::open().and_then(|mut writer| writer.cleanup()).map_err(|error: nft::Error| error.to_string())
 }
 
 /// Only what is ours: a directory that holds anything else was named by mistake, or is somebody's.

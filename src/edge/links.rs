@@ -60,6 +60,15 @@ pub async fn run(snapshots: watch::Sender<Interfaces>) -> Result<(), LinksError>
     result
 }
 
+/// One look at the interfaces, for those who do not watch them.
+pub async fn snapshot() -> Result<Interfaces, LinksError> {
+    let (connection, handle, _messages) = new_connection().map_err(LinksError::Socket)?;
+    let connection = tokio::spawn(connection);
+    let interfaces = dump(&handle).await.map_err(LinksError::Dump);
+    connection.abort();
+    interfaces
+}
+
 async fn publish(subscription: &Subscription, handle: &Handle, snapshots: &watch::Sender<Interfaces>) -> Result<(), LinksError> {
     let mut next = dump(handle).await.map_err(LinksError::Dump)?;
     // The first one is sent even when it is empty: receivers wait for it.

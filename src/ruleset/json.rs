@@ -20,6 +20,12 @@ use super::{SEED, TABLE, Table, keyword};
 use crate::domain::forwarding::FrontendKey;
 use crate::domain::model::Family;
 
+/// Several tables as one document, as `nft -j` reads and prints it.
+pub fn tables(tables: &[Table], alive: Duration) -> Result<Json, serde_json::Error> {
+    let objects: Result<Vec<Vec<Json>>, _> = tables.iter().map(|one| table(one, alive)).collect();
+    Ok(json!({ "nftables": objects?.concat() }))
+}
+
 /// The objects of a table, in the order in which nft lists them: table, sets, chains, rules. To be printed as
 /// `{"nftables": [ … ]}`.
 pub fn table(table: &Table, alive: Duration) -> Result<Vec<Json>, serde_json::Error> {

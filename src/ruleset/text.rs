@@ -11,6 +11,14 @@ use super::{SEED, TABLE, Table, keyword};
 use crate::domain::forwarding::FrontendKey;
 use crate::domain::model::Family;
 
+/// Several tables, one after the other.
+pub fn tables(tables: &[Table], alive: std::time::Duration) -> String {
+    let mut out = String::new();
+    // Writing into a String cannot fail.
+    let _ = tables.iter().try_for_each(|one| table(one, alive, &mut out));
+    out
+}
+
 /// Writes a whole table.
 pub fn table(table: &Table, alive: std::time::Duration, out: &mut impl Write) -> fmt::Result {
     let family = table.family;

@@ -19,9 +19,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::domain::uplinks::InterfacePattern;
 pub use help::{help_text, markdown_table};
 pub use table::{Default, Setting, TABLE};
-pub use crate::domain::uplinks::InterfacePattern;
 
 use crate::domain::model::Mode;
 use crate::domain::pool::Pool;

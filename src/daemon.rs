@@ -128,12 +128,16 @@ fn open_state(settings: &Settings) -> Result<(StateDir, Allocations), Error> {
 }
 
 pub(crate) fn source_event(update: ManifestUpdate) -> Event {
-    let problems = update.problems.into_iter().map(|p| Problem {
-        source: p.line.map_or(p.file.clone(), |line| format!("{}:{line}", p.file)),
-        object: p.object,
-        note: p.severity == manifests::Severity::Note,
-        reason: p.reason,
-    }).collect();
+    let problems = update
+        .problems
+        .into_iter()
+        .map(|p| Problem {
+            source: p.line.map_or(p.file.clone(), |line| format!("{}:{line}", p.file)),
+            object: p.object,
+            note: p.severity == manifests::Severity::Note,
+            reason: p.reason,
+        })
+        .collect();
     Event::Source { changes: update.changes, problems, synced: update.synced }
 }
 
@@ -175,8 +179,7 @@ impl Node {
         let (heard_in, heard) = mpsc::channel(QUEUE);
         let counters = Arc::new(l2::Counters::default());
         let config = announce::Config { probe_time: settings.probe, announce_interval: settings.announce_interval };
-        let announcer =
-            l2::spawn(desired_out, heard_in, config, counters.clone()).map_err(|e| Error::Io("cannot start a thread", e))?;
+        let announcer = l2::spawn(desired_out, heard_in, config, counters.clone()).map_err(|e| Error::Io("cannot start a thread", e))?;
         let (queries_in, queries) = mpsc::channel(QUEUE);
         if let Some(listener) = listener {
             tokio::spawn(http::serve(listener, queries_in, metrics.clone()));

@@ -33,7 +33,9 @@ fn main() -> ExitCode {
     let (settings, warnings) = match settings(&invocation) {
         Ok(loaded) => loaded,
         // It must work for somebody who uninstalls because of settings that cannot be used.
-        Err(_) if matches!(invocation.command, Command::Cleanup { state: false }) => return finish(commands::remove_rules().map(|()| ExitCode::SUCCESS)),
+        Err(_) if matches!(invocation.command, Command::Cleanup { state: false }) => {
+            return finish(commands::remove_rules().map(|()| ExitCode::SUCCESS));
+        }
         Err(message) => {
             eprintln!("{message}");
             return ExitCode::from(EX_USAGE);
@@ -98,7 +100,9 @@ fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<E
             let tables = if *planned { runtime()?.block_on(commands::planned(settings))? } else { commands::live()? };
             match output {
                 RulesetFormat::Text => print(&ruleset::text::tables(&tables, settings.dead_man)),
-                RulesetFormat::Json => print(&format!("{}\n", ruleset::json::tables(&tables, settings.dead_man).map_err(|e| e.to_string())?)),
+                RulesetFormat::Json => {
+                    print(&format!("{}\n", ruleset::json::tables(&tables, settings.dead_man).map_err(|e| e.to_string())?))
+                }
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -201,7 +201,12 @@ mod tests {
             uptime_seconds: 3_700,
             ready: vec![Condition::when("RulesApplied", false, "not written yet")],
             services: vec![service("web", Phase::Serving, &["10.88.0.200", "fd88::200"]), refused],
-            problems: vec![Problem { source: "web.yaml:12".into(), object: Some("Service default/x".into()), note: false, reason: "bad".into() }],
+            problems: vec![Problem {
+                source: "web.yaml:12".into(),
+                object: Some("Service default/x".into()),
+                note: false,
+                reason: "bad".into(),
+            }],
             ..State::default()
         };
         let expected = "\

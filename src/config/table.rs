@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values;
-use crate::domain::uplinks::InterfacePattern;
 use super::{LogFormat, OnExit, PREFIX, Settings};
 use crate::domain::model::Mode;
 use crate::domain::pool::{Pool, parse_pools};
+use crate::domain::uplinks::InterfacePattern;
 
 /// One setting.
 pub struct Setting {

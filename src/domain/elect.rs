@@ -43,9 +43,9 @@ impl Ineligible {
 impl fmt::Display for Ineligible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Ineligible::Excluded(Exclusion::Label) => {
-                f.write_str("this node has the label node.kubernetes.io/exclude-from-external-load-balancers; remove the label to serve here")
-            }
+            Ineligible::Excluded(Exclusion::Label) => f.write_str(
+                "this node has the label node.kubernetes.io/exclude-from-external-load-balancers; remove the label to serve here",
+            ),
             Ineligible::Excluded(Exclusion::Deleting) => f.write_str("this node is being deleted"),
             Ineligible::Excluded(Exclusion::Autoscaler) => f.write_str("the autoscaler is about to remove this node"),
             Ineligible::Draining => f.write_str("this node is stopping"),

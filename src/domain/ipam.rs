@@ -302,7 +302,8 @@ impl Ipam {
         for index in &candidates {
             let pool = &self.pools[*index];
             let first_family = Family::ALL.into_iter().find(|family| pool.has(*family));
-            let families: Vec<Family> = if service.families.is_empty() { first_family.into_iter().collect() } else { service.families.clone() };
+            let families: Vec<Family> =
+                if service.families.is_empty() { first_family.into_iter().collect() } else { service.families.clone() };
             let found: Vec<IpAddr> = families.iter().filter_map(|family| self.find(service, Some(*index), *family)).collect();
             let complete = found.len() == families.len();
             if found.len() > best.as_ref().map_or(0, |(addresses, _)| addresses.len()) {
@@ -327,7 +328,8 @@ impl Ipam {
         let namespace = &service.key.namespace;
         if let Some(name) = &service.request.pool {
             let index = self.pools.iter().position(|pool| pool.name == *name);
-            let index = index.ok_or_else(|| Refusal::NoSuchPool { pool: name.clone(), known: self.pools.iter().map(|p| p.name.clone()).collect() })?;
+            let index = index
+                .ok_or_else(|| Refusal::NoSuchPool { pool: name.clone(), known: self.pools.iter().map(|p| p.name.clone()).collect() })?;
             return match self.pools[index].admits(namespace) {
                 true => Ok(vec![index]),
                 false => Err(Refusal::PoolReserved { pool: name.clone(), namespace: namespace.clone() }),

@@ -98,7 +98,8 @@ mod tests {
     use super::*;
 
     fn backend(n: u32) -> Backend {
-        let address = if n % 2 == 0 { Ipv4Addr::from(0x0a2a_0000 + n).into() } else { Ipv6Addr::from(0xfd00_u128 << 112 | n as u128).into() };
+        let address =
+            if n % 2 == 0 { Ipv4Addr::from(0x0a2a_0000 + n).into() } else { Ipv6Addr::from(0xfd00_u128 << 112 | n as u128).into() };
         Backend { address, port: 8080, local: n % 3 == 0 }
     }
 
@@ -116,9 +117,9 @@ mod tests {
     #[test]
     fn the_table_is_the_same_on_every_node_and_in_every_release() {
         let backends: Vec<_> = (0..3).map(backend).collect();
-        assert_eq!(table(&backends, 13), PINNED);
+        // A failure here means that a rolling upgrade would move clients: choose another way, do not adjust the numbers.
+        assert_eq!(table(&backends, 13), [1, 2, 1, 0, 2, 0, 1, 0, 1, 0, 2, 2, 2]);
     }
-    const PINNED: [u16; 13] = [0; 13];
 
     #[test]
     fn odd_sizes_end() {

@@ -90,8 +90,12 @@ mod tests {
             (node.enable_lb, node.pool) = (enable, pool.map(Into::into));
             node
         };
-        let nodes =
-            [labelled("a", Some(true), Some("x")), labelled("bb", Some(true), None), labelled("ccc", Some(false), None), labelled("dddd", None, Some("x"))];
+        let nodes = [
+            labelled("a", Some(true), Some("x")),
+            labelled("bb", Some(true), None),
+            labelled("ccc", Some(false), None),
+            labelled("dddd", None, Some("x")),
+        ];
         assert_eq!(addresses(&nodes, &service(&[], None)), "10.0.0.1 10.0.0.2", "a label anywhere: only those that are true");
         assert_eq!(addresses(&nodes, &service(&[], Some("x"))), "10.0.0.1", "and of the Service's pool");
         assert_eq!(addresses(&nodes[3..], &service(&[], Some("y"))), "10.0.0.4", "no enablelb label anywhere: pools are not honoured");

@@ -46,25 +46,70 @@ impl fmt::Display for NotUplink {
 
 /// Kinds (IFLA_INFO_KIND) that never lead to the LAN.
 const TUNNEL_KINDS: &[&str] = &[
-    "vxlan", "geneve", "gre", "gretap", "ip6gre", "ip6gretap", "erspan", "ipip", "sit", "ip6tnl", "vti", "vti6", "xfrm", "wireguard", "tun", "dummy",
-    "ifb", "nlmon", "ipvlan",
+    "vxlan",
+    "geneve",
+    "gre",
+    "gretap",
+    "ip6gre",
+    "ip6gretap",
+    "erspan",
+    "ipip",
+    "sit",
+    "ip6tnl",
+    "vti",
+    "vti6",
+    "xfrm",
+    "wireguard",
+    "tun",
+    "dummy",
+    "ifb",
+    "nlmon",
+    "ipvlan",
 ];
 /// How interfaces of pods and network plugins are named.
 const POD_PREFIXES: &[&str] = &[
-    "cni", "flannel", "cali", "veth", "lxc", "lxd", "docker", "br-", "virbr", "podman", "kube-", "cilium", "tunl", "wg", "tailscale", "tun", "tap",
-    "nodelocaldns", "vxlan", "weave", "antrea", "ovn",
+    "cni",
+    "flannel",
+    "cali",
+    "veth",
+    "lxc",
+    "lxd",
+    "docker",
+    "br-",
+    "virbr",
+    "podman",
+    "kube-",
+    "cilium",
+    "tunl",
+    "wg",
+    "tailscale",
+    "tun",
+    "tap",
+    "nodelocaldns",
+    "vxlan",
+    "weave",
+    "antrea",
+    "ovn",
 ];
 
 /// Judges every interface. `node` is this node's object, if there is one; `pooled` tells whether a subnet has to do with a pool;
 /// `named` is the user's own choice, which overrides everything but loopback.
-pub fn uplinks(interfaces: &Interfaces, node: Option<&Node>, pooled: impl Fn(&IpNet) -> bool, named: Option<&dyn Fn(&str) -> bool>) -> Uplinks {
+pub fn uplinks(
+    interfaces: &Interfaces,
+    node: Option<&Node>,
+    pooled: impl Fn(&IpNet) -> bool,
+    named: Option<&dyn Fn(&str) -> bool>,
+) -> Uplinks {
     let belongs = |interface: &Interface| named.map_or_else(|| not_pods(interface, node), |named| named_only(interface, named));
     let nodes: BTreeSet<IpAddr> = node.into_iter().flat_map(|n| n.internal.iter().chain(&n.external)).copied().collect();
     let has_node_address = |interface: &Interface| interface.addresses.iter().any(|subnet| nodes.contains(&subnet.addr()));
     let found = interfaces.values().any(has_node_address);
     let related = |interface: &Interface| {
         // Without a word about the node's addresses, any address will do.
-        named.is_some() || has_node_address(interface) || interface.addresses.iter().any(&pooled) || (!found && !interface.addresses.is_empty())
+        named.is_some()
+            || has_node_address(interface)
+            || interface.addresses.iter().any(&pooled)
+            || (!found && !interface.addresses.is_empty())
     };
     let verdict = |interface: &Interface| match belongs(interface) {
         Ok(()) if related(interface) => Ok(()),

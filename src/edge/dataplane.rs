@@ -236,4 +236,3 @@ fn serving(forwarding: &Forwarding) -> Vec<SocketAddr> {
         .map(|backend| SocketAddr::new(backend.address, backend.port))
         .collect()
 }
-

@@ -28,10 +28,9 @@ async fn raw(address: SocketAddr, request: &str) -> String {
 fn answers(query: Query) {
     match query {
         Query::State(reply) => drop(reply.send(State { node: "n1".into(), ..State::default() })),
-        Query::Conditions(reply) => drop(reply.send(vec![
-            Condition::when("SourceSynced", true, ""),
-            Condition::when("RulesApplied", false, "not written yet"),
-        ])),
+        Query::Conditions(reply) => {
+            drop(reply.send(vec![Condition::when("SourceSynced", true, ""), Condition::when("RulesApplied", false, "not written yet")]))
+        }
         Query::Health(reply) => drop(reply.send(Err("draining".into()))),
         Query::Service(key, reply) => drop(reply.send(match &*key.name {
             "web" => Some(ServiceHealth { local_endpoints: 2, proxy_healthy: true }),
@@ -49,7 +48,11 @@ async fn every_path_answers_what_it_says() {
         ("GET /livez", "200 OK", "ok"),
         ("GET /readyz", "503 ", "[+]SourceSynced ok\n[-]RulesApplied not written yet\n"),
         ("GET /healthz", "503 ", "draining"),
-        ("GET /services/default/web", "200 OK", r#"{"localEndpoints":2,"service":{"name":"web","namespace":"default"},"serviceProxyHealthy":true}"#),
+        (
+            "GET /services/default/web",
+            "200 OK",
+            r#"{"localEndpoints":2,"service":{"name":"web","namespace":"default"},"serviceProxyHealthy":true}"#,
+        ),
         ("GET /services/default/web", "200 OK", "x-content-type-options: nosniff"),
         ("GET /services/default/idle", "503 ", r#""localEndpoints":0"#),
         ("GET /services/default/none", "404 ", "default/none"),
@@ -65,7 +68,7 @@ async fn every_path_answers_what_it_says() {
     assert!(fetch(address, "/state").await.unwrap().starts_with(b"{\"node\":\"n1\""));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn an_engine_that_hangs_is_not_live() {
     let (queries, _kept) = mpsc::channel(1);
     assert_eq!(live(&queries).await.status(), StatusCode::SERVICE_UNAVAILABLE);

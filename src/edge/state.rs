@@ -81,7 +81,8 @@ impl StateDir {
         let failed = |source| StateError::Directory { path: path.into(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let lock_path = path.join(LOCK);
-        let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path).map_err(failed)?;
+        let mut lock =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path).map_err(failed)?;
         if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             return Err(match error {
                 rustix::io::Errno::WOULDBLOCK => StateError::Locked { path: path.into(), pid: read_pid(&lock_path) },

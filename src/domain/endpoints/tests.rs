@@ -11,17 +11,19 @@ fn endpoint(text: &str) -> Endpoint {
     let number = name.as_bytes()[0] - b'a' + 1;
     let (place, hints) = rest.find(['#', '%']).map_or((rest, ""), |at| rest.split_at(at));
     let (marks, node) = place.split_once('@').map_or((place, None), |(m, n)| (m, Some(n.into())));
-    let hint = |mark: char| hints.split_inclusive(['#', '%']).count().min(1).checked_sub(1).map_or(vec![], |_| {
-        let mut found = Vec::new();
-        let mut current = None;
-        for part in hints.split_inclusive(|c| c == '#' || c == '%') {
-            if current == Some(mark) {
-                found.push(part.trim_end_matches(['#', '%']).into());
+    let hint = |mark: char| {
+        hints.split_inclusive(['#', '%']).count().min(1).checked_sub(1).map_or(vec![], |_| {
+            let mut found = Vec::new();
+            let mut current = None;
+            for part in hints.split_inclusive(|c| c == '#' || c == '%') {
+                if current == Some(mark) {
+                    found.push(part.trim_end_matches(['#', '%']).into());
+                }
+                current = part.chars().last().filter(|c| "#%".contains(*c));
             }
-            current = part.chars().last().filter(|c| "#%".contains(*c));
-        }
-        found
-    });
+            found
+        })
+    };
     let terminating = marks.contains('t');
     Endpoint {
         address: IpAddr::from([10, 0, 0, number]),

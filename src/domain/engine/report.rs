@@ -6,7 +6,8 @@ use super::super::elect::Ineligible;
 use super::super::endpoints;
 use super::super::model::{Family, ObjectKey, Service};
 use super::super::status::{
-    AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, State, Summary,
+    AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, State,
+    Summary,
 };
 use super::vips::Vip;
 use super::{Engine, Placement, Verdict};

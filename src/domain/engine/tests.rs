@@ -18,7 +18,7 @@ const T0: Duration = Duration::from_secs(1);
 fn settings(pools: &str, probe: bool) -> Settings {
     Settings {
         node: "node-1".into(),
-        pools: pool::parse(pools).expect("pools of the test"),
+        pools: pool::parse_pools(pools).expect("pools of the test"),
         avoid_buggy_ips: false,
         mode: Mode::Vip,
         class: "pinnace.dev/pinnace".into(),
@@ -171,7 +171,7 @@ fn an_endpoint_change_is_a_change_of_its_frontends_alone() {
 fn what_one_service_gives_up_another_gets() {
     let (mut older, mut newer) = (service("older"), service("newer"));
     (older.created, newer.created) = (1, 2);
-    let objects = vec![put(newer), put(older)];
+    let objects = vec![put(newer), put(older), slice("newer", &[("10.42.0.5", "node-1")]), slice("older", &[("10.42.0.6", "node-1")])];
     let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), objects);
     assert_eq!(phase(&engine, "older").0, Phase::Serving);
     assert_eq!(phase(&engine, "newer").0, Phase::Refused);
@@ -227,7 +227,7 @@ fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
     let (mut a, mut b) = (service("a"), service("b"));
     (a.request.mode, b.request.mode) = (Some(Mode::Node), Some(Mode::Node));
     b.created = 5;
-    let (mut engine, plan) = started(settings("", false), Allocations::default(), vec![put(a), put(b)]);
+    let (mut engine, plan) = started(settings("", false), Allocations::default(), vec![put(a), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
     assert!(plan.rule_set.forwardings[&frontend(11)].is_some());
     let (refused, codes) = phase(&engine, "b");
     assert_eq!((refused, codes.len()), (Phase::Refused, 1));

@@ -111,7 +111,11 @@ impl Engine {
         }
         let interfaces = self.eligible_interfaces(address)?;
         let holders = self.vips.get(&address).map(|vip| &vip.holders);
-        if holders.into_iter().flatten().any(|key| self.serves_here(key, Family::of(address))) { Ok(interfaces) } else { Err(Ineligible::NoLocalEndpoint) }
+        if holders.into_iter().flatten().any(|key| self.serves_here(key, Family::of(address))) {
+            Ok(interfaces)
+        } else {
+            Err(Ineligible::NoLocalEndpoint)
+        }
     }
 
     fn eligible_interfaces(&self, address: IpAddr) -> Result<Vec<u32>, Ineligible> {

@@ -62,7 +62,9 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::NoPools => f.write_str("mode is vip and there is no pool; set PINNACE_POOLS, or the annotation pinnace.dev/mode: node"),
+            Refusal::NoPools => {
+                f.write_str("mode is vip and there is no pool; set PINNACE_POOLS, or the annotation pinnace.dev/mode: node")
+            }
             Refusal::NoPoolForNamespace { namespace } => {
                 write!(f, "no pool is open to namespace {namespace}; add one to PINNACE_POOLS, or ask for one by pinnace.dev/pool")
             }

@@ -72,7 +72,7 @@ fn run() -> Result<(), String> {
         let effort = if quick {
             packets::Effort { syns: 50_000, rounds: 2, stream: Duration::from_millis(300) }
         } else {
-            packets::Effort { syns: 200_000, rounds: 5, stream: Duration::from_secs(1) }
+            packets::Effort { syns: 100_000, rounds: 9, stream: Duration::from_millis(500) }
         };
         packets::measure(&mut report, &prefix, &ends, pinnace, &effort)?;
     }

@@ -11,7 +11,7 @@ use crate::manifests::{Manifests, NODE};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7466);
 /// The largest lab must be ready after this.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The release binary, or what PINNACE_BIN names.
 pub fn binary() -> String {
@@ -53,9 +53,12 @@ impl Daemon {
         let log = manifests.dir().with_file_name("log");
         let file = fs::File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         let mut command = netns.command(&binary());
-        // VIPs from the client's subnet, the upper half of it for those that are allocated; nobody else is there to be probed for.
+        // VIPs from the client's subnet; that of the measured Service is kept for it. Nobody else is there to be probed for.
         command.env("PINNACE_MANIFESTS", manifests.dir()).env("PINNACE_STATE_DIR", manifests.state()).env("PINNACE_NODE_NAME", NODE);
-        command.env("PINNACE_POOLS", "10.91.15.1-10.91.63.250").env("PINNACE_PROBE", "0").env("PINNACE_LISTEN", LISTEN.to_string());
+        command
+            .env("PINNACE_POOLS", "lan=10.91.16.1-10.91.63.250;kept!=10.91.15.1-10.91.15.9")
+            .env("PINNACE_PROBE", "0")
+            .env("PINNACE_LISTEN", LISTEN.to_string());
         command.stdin(Stdio::null()).stdout(file.try_clone().map_err(|e| e.to_string())?).stderr(file);
         let start = Instant::now();
         let child = command.spawn().map_err(|e| format!("{}: {e}", binary()))?;

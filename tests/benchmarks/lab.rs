@@ -167,9 +167,10 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Forgets every connection the node tracks.
+    /// Forgets every connection the node tracks, and waits a moment for the kernel to free them, so that the next to be measured need not.
     pub fn forget_connections(&self) {
         let _ = self.node.command("conntrack").arg("-F").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

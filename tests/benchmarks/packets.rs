@@ -21,13 +21,15 @@ const NFT_KEEP: &str = "nft DNAT";
 
 struct Contestant {
     name: String,
+    /// When it is a control.
+    label: &'static str,
     /// Whom to compare with.
     controls: &'static [&'static str],
     direct: bool,
     lab: Lab,
     _daemon: Option<Daemon>,
-    rates: Vec<f64>,
-    streams: [Vec<f64>; 2],
+    /// New connections, packets of known flows, upload, download: a figure for each round.
+    rounds: [Vec<f64>; 4],
     lost: u64,
 }
 
@@ -59,59 +61,58 @@ pub fn measure(report: &mut Report, prefix: &str, sizes: &[Size], pinnace: bool,
     for round in 0..=effort.rounds {
         for c in &mut all {
             let syns = if c.direct { &to_pods } else { &to_vip };
-            let arrived = syns.run(&c.lab)?;
+            let (new, known) = (syns.run(&c.lab)?, syns.run(&c.lab)?);
             c.lab.forget_connections();
-            let streams = [Direction::Upload, Direction::Download].map(|way| gigabits(&c.lab, c.direct, way, effort.stream));
+            let [upload, download] = [Direction::Upload, Direction::Download].map(|way| gigabits(&c.lab, c.direct, way, effort.stream));
             c.lab.forget_connections();
-            // The first round warms caches and neighbours.
+            // The first round warms caches.
             if round > 0 {
-                c.rates.push(arrived.count as f64 / arrived.took.as_secs_f64());
-                c.lost += u64::from(effort.syns) - arrived.count;
-                for (all, one) in c.streams.iter_mut().zip(streams) {
-                    all.push(one?);
+                c.lost += u64::from(effort.syns) - new.count.min(u64::from(effort.syns));
+                for (all, one) in c.rounds.iter_mut().zip([new.rate(), known.rate(), upload?, download?]) {
+                    all.push(one);
                 }
             }
         }
     }
-    let index = |name: &str| all.iter().position(|c| c.name == name).ok_or_else(|| format!("no contestant {name}"));
-    let direct = median(&mut all[index(DIRECT)?].rates.clone());
-    for c in &all {
-        let rate = median(&mut c.rates.clone());
-        let added = 1e6 / rate - 1e6 / direct;
-        let mut figure = row(format!("new connections, {}", c.name), rate, "SYN/s").with("added_us_per_syn", added).with("lost", c.lost);
-        figure = figure.with("rounds", c.rates.clone());
-        for control in c.controls {
-            let ratio = median(&mut c.rates.iter().zip(&all[index(control)?].rates).map(|(a, b)| a / b).collect::<Vec<_>>());
-            figure = figure.against(control, rate / ratio).with(&format!("ratio to {control}"), ratio);
-        }
-        report.add(figure);
-        report.add(row(format!("  added to direct routing, {}", c.name), added, "µs/SYN"));
-        if c.lost > 0 {
-            report.note(&format!("{}: {} of {} SYNs never arrived", c.name, c.lost, u64::from(effort.syns) * effort.rounds as u64));
-        }
-    }
-    for (way, label) in ["upload", "download"].iter().enumerate() {
+    const MEASURES: [(&str, &str); 4] = [
+        ("new connections", "SYN/s"),
+        ("the same SYNs again, flows known", "pkt/s"),
+        ("upload, one TCP stream", "Gb/s"),
+        ("download, one TCP stream", "Gb/s"),
+    ];
+    for (measure, (what, unit)) in MEASURES.iter().enumerate() {
         for c in &all {
-            let mut figure = row(format!("{label}, one TCP stream, {}", c.name), median(&mut c.streams[way].clone()), "Gb/s");
-            if let Some(control) = c.controls.last() {
-                figure = figure.against(control, median(&mut all[index(control)?].streams[way].clone()));
+            let value = median(&mut c.rounds[measure].clone());
+            let mut figure = row(format!("{what}, {}", c.name), value, unit).with("rounds", c.rounds[measure].clone());
+            for control in c.controls {
+                let control = all.iter().find(|c| c.name == *control).ok_or_else(|| format!("no contestant {control}"))?;
+                let mut ratios: Vec<_> = c.rounds[measure].iter().zip(&control.rounds[measure]).map(|(a, b)| a / b).collect();
+                figure = figure.ratio(control.label, median(&mut control.rounds[measure].clone()), median(&mut ratios));
+            }
+            if measure < 2 {
+                let added = 1e6 / value - 1e6 / median(&mut all[0].rounds[measure].clone());
+                figure = figure.saying(format!("{added:+.2} µs each")).with("added_us", added).with("lost", c.lost);
             }
             report.add(figure);
         }
+    }
+    for c in all.iter().filter(|c| c.lost > 0) {
+        report.note(&format!("{}: {} of {} SYNs never arrived", c.name, c.lost, u64::from(effort.syns) * effort.rounds as u64));
     }
     Ok(())
 }
 
 fn contestants(prefix: &str) -> Result<Vec<Contestant>, String> {
-    let with = |letter: &str, name: &str, direct, controls, program: &str, text: String| -> Result<Contestant, String> {
+    let with = |letter: &str, label: &'static str, direct, controls, program: &str, text: String| -> Result<Contestant, String> {
         let lab = Lab::new(&format!("{prefix}{letter}"))?;
         if !text.is_empty() {
             let args: &[&str] = if program == "nft" { &["-f", "-"] } else { &[] };
             rules::load(&lab.node, program, args, &text)?;
         }
-        Ok(Contestant { name: name.into(), controls, direct, lab, _daemon: None, rates: vec![], streams: [vec![], vec![]], lost: 0 })
+        Ok(Contestant { name: label.into(), label, controls, direct, lab, _daemon: None, rounds: Default::default(), lost: 0 })
     };
     Ok(vec![
+        // Direct routing comes first: what others add is counted from it.
         with("d", DIRECT, true, &[], "", String::new())?,
         with("t", TRACKED, true, &[DIRECT], "nft", rules::TRACKING.into())?,
         with("i", IPTABLES, false, &[DIRECT], "iptables-restore", rules::iptables())?,
@@ -128,12 +129,12 @@ fn served(prefix: &str, size: Size, local: bool) -> Result<Contestant, String> {
     let kind = if local { "source kept" } else { "masqueraded" };
     Ok(Contestant {
         name: format!("Pinnace, {kind}, {size}"),
+        label: "Pinnace",
         controls: if local { &[DIRECT, IPTABLES, NFT_KEEP] } else { &[DIRECT, IPTABLES, NFT] },
         direct: false,
         lab,
         _daemon: Some(daemon),
-        rates: vec![],
-        streams: [vec![], vec![]],
+        rounds: Default::default(),
         lost: 0,
     })
 }

@@ -19,13 +19,14 @@ pub struct Row {
     value: f64,
     unit: &'static str,
     goal: Option<f64>,
-    control: Option<(&'static str, f64)>,
+    controls: Vec<(&'static str, f64, f64)>,
+    suffix: String,
     more: Map<String, Value>,
 }
 
 /// `what` came out as `value`.
 pub fn row(what: impl Into<String>, value: f64, unit: &'static str) -> Row {
-    Row { what: what.into(), value, unit, goal: None, control: None, more: Map::new() }
+    Row { what: what.into(), value, unit, goal: None, controls: Vec::new(), suffix: String::new(), more: Map::new() }
 }
 
 impl Row {
@@ -36,8 +37,20 @@ impl Row {
     }
 
     /// The same of something else in the same run, by name.
-    pub fn against(mut self, control: &'static str, value: f64) -> Row {
-        self.control = Some((control, value));
+    pub fn against(self, control: &'static str, value: f64) -> Row {
+        let ratio = self.value / value;
+        self.ratio(control, value, ratio)
+    }
+
+    /// The same, when the ratio is not just that of the two values but, say, a median of ratios.
+    pub fn ratio(mut self, control: &'static str, value: f64, ratio: f64) -> Row {
+        self.controls.push((control, value, ratio));
+        self
+    }
+
+    /// A few words behind the unit.
+    pub fn saying(mut self, words: impl Into<String>) -> Row {
+        self.suffix = words.into();
         self
     }
 
@@ -83,12 +96,15 @@ impl Report {
 
     /// Prints and keeps one figure.
     pub fn add(&mut self, row: Row) {
-        let mut line = format!("  {:<58} {:>10} {:<8}", row.what, short(row.value), row.unit);
+        let mut line = format!("  {:<58} {:>8} {:<7} {:<14}", row.what, short(row.value), row.unit, row.suffix);
         let mut kept = json!({ "what": row.what, "value": row.value, "unit": row.unit });
-        if let Some((name, control)) = row.control {
-            let ratio = row.value / control;
-            line.push_str(&format!(" {:>6} × {name} ({})", short(ratio), short(control)));
-            kept["control"] = json!({ "name": name, "value": control, "ratio": ratio });
+        let mut controls = Vec::new();
+        for (name, control, ratio) in row.controls {
+            line.push_str(&format!("{} {} × {name} ({})", if controls.is_empty() { "" } else { "," }, short(ratio), short(control)));
+            controls.push(json!({ "name": name, "value": control, "ratio": ratio }));
+        }
+        if !controls.is_empty() {
+            kept["controls"] = Value::Array(controls);
         }
         if let Some(goal) = row.goal {
             let met = row.value <= goal;

@@ -54,7 +54,7 @@ pub fn nft_of_size(services: u32, endpoints: u32) -> String {
         "table ip control {{
         map services {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {frontends} }}; }}
         map backends {{ type ipv4_addr . inet_proto . inet_service . mark : ipv4_addr . inet_service; elements = {{ {backends} }}; }}
-        chain spread {{ dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr . th sport mod {each} seed 0x5eed map @backends; }}
+        chain spread {{ meta mark set jhash ip saddr . th sport mod {each} seed 0x5eed; dnat ip to ip daddr . meta l4proto . th dport . meta mark map @backends; }}
         chain pre {{ type nat hook prerouting priority -110; ip daddr . meta l4proto . th dport vmap @services; }}
         chain post {{ type nat hook postrouting priority 90; ct status dnat masquerade; }}
         }}\n"
@@ -69,5 +69,5 @@ pub fn load(netns: &Netns, program: &str, args: &[&str], text: &str) -> Result<(
         stdin.write_all(text.as_bytes()).map_err(|e| format!("{program}: {e}"))?;
     }
     let out = child.wait_with_output().map_err(|e| format!("{program}: {e}"))?;
-    if out.status.success() { Ok(()) } else { Err(format!("{program}: {}\n{text:.2000}", String::from_utf8_lossy(&out.stderr))) }
+    if out.status.success() { Ok(()) } else { Err(format!("{program}: {}\n{text:.400}", String::from_utf8_lossy(&out.stderr))) }
 }

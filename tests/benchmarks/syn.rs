@@ -32,6 +32,13 @@ pub struct Arrived {
     pub took: Duration,
 }
 
+impl Arrived {
+    /// Per second.
+    pub fn rate(&self) -> f64 {
+        self.count as f64 / self.took.as_secs_f64()
+    }
+}
+
 impl Syns {
     /// `count` different flows, to the VIP, or straight to the pods in turn.
     pub fn new(count: u32, direct: bool) -> Syns {

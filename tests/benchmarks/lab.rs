@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub const PODS: u16 = 32;
 /// Where the measured Service is reached.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 91, 15, 1);
+/// The client's own address.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 91, 0, 2);
 /// First two octets of the clients behind the client namespace.
 pub const SOURCES: [u8; 2] = [10, 93];
 /// The node's interface towards the client, and its hardware address.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::daemon::Daemon;
-use crate::lab::Lab;
+use crate::lab::{CLIENT, Lab};
 use crate::manifests::{Layout, Manifests, Size};
 use crate::report::{Report, median, row};
 use crate::rules;
@@ -26,6 +26,7 @@ struct Contestant {
     /// Whom to compare with.
     controls: &'static [&'static str],
     direct: bool,
+    masquerades: bool,
     lab: Lab,
     _daemon: Option<Daemon>,
     /// New connections, packets of known flows, upload, download: a figure for each round.
@@ -63,12 +64,16 @@ pub fn measure(report: &mut Report, prefix: &str, sizes: &[Size], pinnace: bool,
             let syns = if c.direct { &to_pods } else { &to_vip };
             let (new, known) = (syns.run(&c.lab)?, syns.run(&c.lab)?);
             c.lab.forget_connections();
-            let [upload, download] = [Direction::Upload, Direction::Download].map(|way| gigabits(&c.lab, c.direct, way, effort.stream));
+            let (upload, source) = gigabits(&c.lab, c.direct, Direction::Upload, effort.stream)?;
+            let (download, _) = gigabits(&c.lab, c.direct, Direction::Download, effort.stream)?;
             c.lab.forget_connections();
+            if (source == CLIENT) == c.masquerades {
+                return Err(format!("{}: the pod saw {source}: this is not what was to be measured", c.name));
+            }
             // The first round warms caches.
             if round > 0 {
                 c.lost += u64::from(effort.syns) - new.count.min(u64::from(effort.syns));
-                for (all, one) in c.rounds.iter_mut().zip([new.rate(), known.rate(), upload?, download?]) {
+                for (all, one) in c.rounds.iter_mut().zip([new.rate(), known.rate(), upload, download]) {
                     all.push(one);
                 }
             }
@@ -109,15 +114,16 @@ fn contestants(prefix: &str) -> Result<Vec<Contestant>, String> {
             let args: &[&str] = if program == "nft" { &["-f", "-"] } else { &[] };
             rules::load(&lab.node, program, args, &text)?;
         }
-        Ok(Contestant { name: label.into(), label, controls, direct, lab, _daemon: None, rounds: Default::default(), lost: 0 })
+        let masquerades = label.contains("masq");
+        Ok(Contestant { name: label.into(), masquerades, label, controls, direct, lab, _daemon: None, rounds: Default::default(), lost: 0 })
     };
     Ok(vec![
         // Direct routing comes first: what others add is counted from it.
         with("d", DIRECT, true, &[], "", String::new())?,
-        with("t", TRACKED, true, &[DIRECT], "nft", rules::TRACKING.into())?,
-        with("i", IPTABLES, false, &[DIRECT], "iptables-restore", rules::iptables())?,
-        with("f", NFT, false, &[DIRECT, IPTABLES], "nft", rules::nft(true))?,
-        with("g", NFT_KEEP, false, &[DIRECT, IPTABLES], "nft", rules::nft(false))?,
+        with("t", TRACKED, true, &[], "nft", rules::TRACKING.into())?,
+        with("i", IPTABLES, false, &[], "iptables-restore", rules::iptables())?,
+        with("f", NFT, false, &[IPTABLES], "nft", rules::nft(true))?,
+        with("g", NFT_KEEP, false, &[IPTABLES], "nft", rules::nft(false))?,
     ])
 }
 
@@ -130,8 +136,9 @@ fn served(prefix: &str, size: Size, local: bool) -> Result<Contestant, String> {
     Ok(Contestant {
         name: format!("Pinnace, {kind}, {size}"),
         label: "Pinnace",
-        controls: if local { &[DIRECT, IPTABLES, NFT_KEEP] } else { &[DIRECT, IPTABLES, NFT] },
+        controls: if local { &[NFT_KEEP, IPTABLES] } else { &[NFT, IPTABLES] },
         direct: false,
+        masquerades: !local,
         lab,
         _daemon: Some(daemon),
         rounds: Default::default(),

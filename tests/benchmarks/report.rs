@@ -96,7 +96,7 @@ impl Report {
 
     /// Prints and keeps one figure.
     pub fn add(&mut self, row: Row) {
-        let mut line = format!("  {:<58} {:>8} {:<7} {:<14}", row.what, short(row.value), row.unit, row.suffix);
+        let mut line = format!("  {:<64} {:>8} {:<7} {:<14}", row.what, short(row.value), row.unit, row.suffix);
         let mut kept = json!({ "what": row.what, "value": row.value, "unit": row.unit });
         let mut controls = Vec::new();
         for (name, control, ratio) in row.controls {

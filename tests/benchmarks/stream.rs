@@ -1,7 +1,7 @@
 //! Throughput of one established TCP connection, client to pod or pod to client.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, VIP, pod};
@@ -15,20 +15,20 @@ pub enum Direction {
     Download,
 }
 
-/// Gb/s over about `period`, through the VIP's port 81 or straight to a pod.
-pub fn gigabits(lab: &Lab, direct: bool, direction: Direction, period: Duration) -> Result<f64, String> {
+/// Gb/s over about `period`, through the VIP's port 81 or straight to a pod; and the source address that the pod saw.
+pub fn gigabits(lab: &Lab, direct: bool, direction: Direction, period: Duration) -> Result<(f64, IpAddr), String> {
     let failed = |what: &'static str| move |e: std::io::Error| format!("stream, {what}: {e}");
     let listener = lab.pods.enter(|| TcpListener::bind(("0.0.0.0", 9000))).map_err(failed("listen"))?;
     let target = if direct { (pod(0), 9000) } else { (VIP, 81) };
     let connect = || TcpStream::connect_timeout(&target.into(), Duration::from_secs(3));
     let client = lab.client.enter(connect).map_err(failed("connect"))?;
-    let (pod, _) = listener.accept().map_err(failed("accept"))?;
+    let (pod, source) = listener.accept().map_err(failed("accept"))?;
     let (from, to) = if direction == Direction::Upload { (client, pod) } else { (pod, client) };
     std::thread::scope(|scope| {
         let sender = scope.spawn(move || send(from, period));
         let (received, took) = receive(to).map_err(failed("receive"))?;
         sender.join().map_err(|_| "stream: the sender panicked".to_string())?.map_err(failed("send"))?;
-        Ok(received as f64 * 8.0 / took.as_secs_f64() / 1e9)
+        Ok((received as f64 * 8.0 / took.as_secs_f64() / 1e9, source.ip()))
     })
 }
 

@@ -53,6 +53,10 @@ impl Daemon {
         let log = manifests.dir().with_file_name("log");
         let file = fs::File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         let mut command = netns.command(&binary());
+        // Settings of the caller are not what is measured.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PINNACE_")) {
+            command.env_remove(name);
+        }
         // VIPs from the client's subnet; that of the measured Service is kept for it. Nobody else is there to be probed for.
         command.env("PINNACE_MANIFESTS", manifests.dir()).env("PINNACE_STATE_DIR", manifests.state()).env("PINNACE_NODE_NAME", NODE);
         command

@@ -103,7 +103,11 @@ fn control(report: &mut Report, prefix: &str, size: Size, effort: &Effort) -> Re
         }
     }
     let control = Control { load: median(&mut load), memory: median(&mut memory), list };
-    report.add(row("control: nft -f of as many elements", control.load, "ms").with("kernel_memory_mib", control.memory));
+    report.add(
+        row("control: nft -f of as many elements", control.load, "ms")
+            .with("kernel_memory_mib", control.memory)
+            .with("list_ms", control.list.to_vec()),
+    );
     Ok(control)
 }
 

@@ -28,7 +28,7 @@ struct Contestant {
     direct: bool,
     masquerades: bool,
     lab: Lab,
-    _daemon: Option<Daemon>,
+    daemon: Option<Daemon>,
     /// New connections, packets of known flows, upload, download: a figure for each round.
     rounds: [Vec<f64>; 4],
     lost: u64,
@@ -53,6 +53,9 @@ pub fn measure(report: &mut Report, prefix: &str, sizes: &[Size], pinnace: bool,
             all.push(served(&format!("{prefix}m{i}"), *size, false)?);
             all.push(served(&format!("{prefix}k{i}"), *size, true)?);
         }
+    }
+    for daemon in all.iter().filter_map(|c| c.daemon.as_ref()) {
+        daemon.settle();
     }
     report.section(&format!(
         "packets: {} distinct SYNs × {} rounds, one TCP stream of {:?} × {}",
@@ -115,7 +118,7 @@ fn contestants(prefix: &str) -> Result<Vec<Contestant>, String> {
             rules::load(&lab.node, program, args, &text)?;
         }
         let masquerades = label.contains("masq");
-        Ok(Contestant { name: label.into(), masquerades, label, controls, direct, lab, _daemon: None, rounds: Default::default(), lost: 0 })
+        Ok(Contestant { name: label.into(), masquerades, label, controls, direct, lab, daemon: None, rounds: Default::default(), lost: 0 })
     };
     Ok(vec![
         // Direct routing comes first: what others add is counted from it.
@@ -131,7 +134,6 @@ fn served(prefix: &str, size: Size, local: bool) -> Result<Contestant, String> {
     let lab = Lab::new(prefix)?;
     let manifests = Manifests::write(prefix, size, Layout::Hundreds, local)?;
     let daemon = Daemon::start(&lab.node, manifests)?;
-    daemon.settle();
     let kind = if local { "source kept" } else { "masqueraded" };
     Ok(Contestant {
         name: format!("Pinnace, {kind}, {size}"),
@@ -140,7 +142,7 @@ fn served(prefix: &str, size: Size, local: bool) -> Result<Contestant, String> {
         direct: false,
         masquerades: !local,
         lab,
-        _daemon: Some(daemon),
+        daemon: Some(daemon),
         rounds: Default::default(),
         lost: 0,
     })

@@ -9,6 +9,7 @@ use crate::lab::shell_output;
 /// All results of one run.
 pub struct Report {
     rows: Vec<Value>,
+    section: String,
     missed: usize,
     machine: Value,
 }
@@ -80,24 +81,25 @@ impl Report {
         let text = |key: &str| machine[key].as_str().unwrap_or_default().to_string();
         println!("{} × {}, kernel {}, {}, {}", cores, text("cpu"), text("kernel"), text("nft"), text("iptables"));
         println!("commit {}, {}, load before {}, {mode}", text("commit"), text("date"), text("load"));
-        Report { rows: Vec::new(), missed: 0, machine }
+        Report { rows: Vec::new(), section: String::new(), missed: 0, machine }
     }
 
     /// Opens a group of rows.
-    pub fn section(&self, title: &str) {
+    pub fn section(&mut self, title: &str) {
         println!("\n{title}");
+        self.section = title.into();
     }
 
     /// A remark between the rows.
     pub fn note(&mut self, text: &str) {
         println!("  ({text})");
-        self.rows.push(json!({ "note": text }));
+        self.rows.push(json!({ "section": self.section, "note": text }));
     }
 
     /// Prints and keeps one figure.
     pub fn add(&mut self, row: Row) {
         let mut line = format!("  {:<64} {:>8} {:<7} {:<14}", row.what, short(row.value), row.unit, row.suffix);
-        let mut kept = json!({ "what": row.what, "value": row.value, "unit": row.unit });
+        let mut kept = json!({ "section": self.section, "what": row.what, "value": row.value, "unit": row.unit });
         let mut controls = Vec::new();
         for (name, control, ratio) in row.controls {
             line.push_str(&format!("{} {} × {name} ({})", if controls.is_empty() { "" } else { "," }, short(ratio), short(control)));

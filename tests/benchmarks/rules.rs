@@ -61,6 +61,16 @@ pub fn nft_of_size(services: u32, endpoints: u32) -> String {
     )
 }
 
+/// Replaces one element of it, for the `n`-th time.
+pub fn nft_change(n: usize) -> String {
+    let element =
+        |n| format!("element ip control backends {{ 10.91.16.0 . tcp . 80 . 0x0 : {} . 8080 }}", Ipv4Addr::from(0x0ab0_0000 + n as u32));
+    // The first replaces what the table began with.
+    let before =
+        if n == 0 { "element ip control backends { 10.91.16.0 . tcp . 80 . 0x0 : 10.160.0.0 . 8080 }".into() } else { element(n - 1) };
+    format!("delete {before}\nadd {}\n", element(n))
+}
+
 /// Feeds `text` to a program in the namespace.
 pub fn load(netns: &Netns, program: &str, args: &[&str], text: &str) -> Result<(), String> {
     let mut child =

@@ -72,13 +72,13 @@ pub fn measure(report: &mut Report, prefix: &str, size: Size, pinnace: bool, eff
         row("process, steady (RSS)", memory.resident / 1024.0, "MiB").goal(goals.memory).with("anonymous_mib", memory.anonymous / 1024.0),
     );
     idle(report, &daemon, effort.idle, goals);
-    changes(report, &lab.node, &mut daemon, effort.changes, goals)?;
+    changes(report, &lab.node, &mut daemon, effort.changes, goals, &control)?;
     idle(report, &daemon, effort.idle, goals);
     let memory = daemon.memory();
     report.add(
         row("process after the changes (RSS)", memory.resident / 1024.0, "MiB").goal(goals.memory).with("peak_mib", memory.peak / 1024.0),
     );
-    list(report, &lab.node, "", Some(&control))
+    list(report, &lab.node, &control)
 }
 
 /// What a table of this size costs without Pinnace.
@@ -86,11 +86,14 @@ struct Control {
     load: f64,
     memory: f64,
     list: [f64; 2],
+    /// One element replaced by `nft -f`, p50 and p99.
+    change: [f64; 2],
 }
 
 fn control(report: &mut Report, prefix: &str, size: Size, effort: &Effort) -> Result<Control, String> {
     let text = rules::nft_of_size(size.services, size.endpoints);
     let (mut load, mut memory, mut list) = (Vec::new(), Vec::new(), [f64::NAN; 2]);
+    let mut change = Vec::new();
     for run in 0..effort.starts {
         let lab = Lab::new(&format!("{prefix}c{run}"))?;
         let before = settled_kernel_memory();
@@ -99,11 +102,21 @@ fn control(report: &mut Report, prefix: &str, size: Size, effort: &Effort) -> Re
         load.push(start.elapsed().as_secs_f64() * MS);
         memory.push((kernel_memory() - before) / 1024.0);
         if run == 0 {
+            for n in 0..effort.changes / 5 {
+                let start = Instant::now();
+                rules::load(&lab.node, "nft", &["-f", "-"], &rules::nft_change(n))?;
+                change.push(start.elapsed().as_secs_f64() * MS);
+            }
             list = LISTS.map(|args| lab.node.timed("nft", args).map_or(f64::NAN, |(took, _)| took.as_secs_f64() * MS));
         }
     }
     // What earlier runs gave back to the slabs is not seen when it is taken again: the largest run is nearest to the truth.
-    let control = Control { load: median(&mut load), memory: quantile(&mut memory, 1.0), list };
+    let control = Control {
+        load: median(&mut load),
+        memory: quantile(&mut memory, 1.0),
+        list,
+        change: [median(&mut change), quantile(&mut change, 0.99)],
+    };
     report.add(
         row("control: nft -f of as many elements", control.load, "ms")
             .with("kernel_memory_mib", control.memory)
@@ -114,15 +127,12 @@ fn control(report: &mut Report, prefix: &str, size: Size, effort: &Effort) -> Re
 
 const LISTS: [&[&str]; 2] = [&["list", "ruleset"], &["-j", "list", "ruleset"]];
 
-fn list(report: &mut Report, node: &Netns, label: &str, control: Option<&Control>) -> Result<(), String> {
-    for (i, args) in LISTS.iter().enumerate() {
+fn list(report: &mut Report, node: &Netns, control: &Control) -> Result<(), String> {
+    for (args, control) in LISTS.iter().zip(control.list) {
         let (took, kib) = node.timed("nft", args)?;
-        let mut figure =
-            row(format!("nft {}{label}", args.join(" ")), took.as_secs_f64() * MS, "ms").with("nft_peak_mib", kib as f64 / 1024.0);
-        if let Some(control) = control {
-            figure = figure.against("hand-written", control.list[i]);
-        }
-        report.add(figure);
+        let figure =
+            row(format!("nft {}", args.join(" ")), took.as_secs_f64() * MS, "ms").saying(format!("{:.0} MiB", kib as f64 / 1024.0));
+        report.add(figure.against("hand-written", control).with("nft_peak_mib", kib as f64 / 1024.0));
     }
     Ok(())
 }
@@ -136,7 +146,7 @@ fn idle(report: &mut Report, daemon: &Daemon, period: Duration, goals: Goals) {
     report.add(row(format!("idle for {period:?}"), percent, "% core").goal(goals.idle).with("context_switches_per_second", switches));
 }
 
-fn changes(report: &mut Report, node: &Netns, daemon: &mut Daemon, count: usize, goals: Goals) -> Result<(), String> {
+fn changes(report: &mut Report, node: &Netns, daemon: &mut Daemon, count: usize, goals: Goals, control: &Control) -> Result<(), String> {
     const PROGRAMMING: &str = "pinnace_network_programming_duration_seconds";
     let mut monitor = Monitor::new(node)?;
     let before = daemon.histogram(PROGRAMMING);
@@ -161,8 +171,13 @@ fn changes(report: &mut Report, node: &Netns, daemon: &mut Daemon, count: usize,
     for (kind, samples) in &mut kinds {
         figure = figure.with(&format!("{kind}_p50_ms"), median(samples)).with(&format!("{kind}_p99_ms"), quantile(samples, 0.99));
     }
-    report.add(row("rename(2) → committed, p50", median(&mut all), "ms"));
-    report.add(figure.with("max_ms", quantile(&mut all, 1.0)).with("elements_per_change", elements as f64 / count as f64));
+    report.add(row("rename(2) → committed, p50", median(&mut all), "ms").against("nft -f of one element", control.change[0]));
+    report.add(
+        figure
+            .against("nft -f of one element", control.change[1])
+            .with("max_ms", quantile(&mut all, 1.0))
+            .with("elements_per_change", elements as f64 / count as f64),
+    );
     if let (Some((sum0, n0)), Some((sum1, n1))) = (before, daemon.histogram(PROGRAMMING)) {
         report.add(row(format!("  as Pinnace sees it, mean of {}", n1 - n0), (sum1 - sum0) / (n1 - n0) * MS, "ms"));
     }

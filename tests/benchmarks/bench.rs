@@ -1,0 +1,80 @@
+//! What Pinnace costs, measured on a real kernel in namespaces of its own, beside controls in the same run.
+//!
+//!     scale.rs    per size: cold start, memory, an endpoint change, an idle second, a listing (daemon.rs, manifests.rs, monitor.rs)
+//!     packets.rs  new connections per second and throughput (syn.rs, stream.rs), against hand-written nft and iptables (rules.rs)
+//!     lab.rs      namespaces; report.rs: the table and the JSON file
+//!
+//! Usage: bench [quick] [controls] [scale|packets] [OUTPUT.json]. `quick` measures the smallest size, roughly; `controls` leaves Pinnace out.
+
+mod daemon;
+mod lab;
+mod manifests;
+mod monitor;
+mod packets;
+mod report;
+mod rules;
+mod scale;
+mod stream;
+mod syn;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use manifests::Size;
+use report::{Report, row};
+use scale::Goals;
+
+const SIZES: [Size; 3] =
+    [Size { services: 100, endpoints: 300 }, Size { services: 1_000, endpoints: 3_000 }, Size { services: 5_000, endpoints: 50_000 }];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |word: &str| args.iter().any(|a| a == word);
+    let (quick, pinnace) = (has("quick"), !has("controls"));
+    let output = args.iter().find(|a| a.ends_with(".json")).map_or("bench.json", |s| s);
+    let sizes = if quick { &SIZES[..1] } else { &SIZES[..] };
+    let prefix = std::env::var("BENCH_PREFIX").unwrap_or_else(|_| format!("pb{}", std::process::id()));
+
+    let mut report = Report::begin(if quick { "quick" } else { "full" });
+    if pinnace {
+        let bytes = std::fs::metadata(daemon::binary()).map_err(|e| format!("{}: {e}", daemon::binary()))?.len();
+        report.add(row("the binary", bytes as f64 / f64::from(1 << 20), "MiB"));
+    }
+    if !has("packets") {
+        for (i, size) in sizes.iter().enumerate() {
+            let goals = Goals {
+                change: Some(2.0),
+                start: Some(1000.0),
+                kernel: Some(150.0),
+                memory: [Some(8.0), None, Some(32.0)][i],
+                idle: Some(0.5),
+            };
+            let effort = if quick {
+                scale::Effort { starts: 2, changes: 60, idle: Duration::from_secs(5) }
+            } else {
+                scale::Effort { starts: 5, changes: 300, idle: Duration::from_secs(20) }
+            };
+            scale::measure(&mut report, &prefix, *size, pinnace, &effort, goals)?;
+        }
+    }
+    if !has("scale") {
+        let ends = if quick { vec![SIZES[0]] } else { vec![SIZES[0], SIZES[2]] };
+        let effort = if quick {
+            packets::Effort { syns: 50_000, rounds: 2, stream: Duration::from_millis(300) }
+        } else {
+            packets::Effort { syns: 100_000, rounds: 9, stream: Duration::from_millis(500) }
+        };
+        packets::measure(&mut report, &prefix, &ends, pinnace, &effort)?;
+    }
+    report.write(output)
+}

@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::forwarding::{Backend, Forwarding, Target};
 use super::model::{Endpoint, EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
 
@@ -133,10 +135,14 @@ pub fn forwarding(service: &Service, backends: &PortBackends, family: Family) ->
     Forwarding { internal, external, sources: sources(service, family) }
 }
 
-/// Ranges of one family close the other: None means everybody, an empty list nobody.
-fn sources(service: &Service, family: Family) -> Option<Vec<ipnet::IpNet>> {
+/// Ranges of one family close the other: None means everybody, an empty list nobody. Merged, because the kernel refuses intervals
+/// that overlap.
+fn sources(service: &Service, family: Family) -> Option<Vec<IpNet>> {
     let ranges = service.source_ranges.as_ref()?;
-    Some(ranges.iter().filter(|range| Family::of(range.addr()) == family).copied().collect())
+    let ranges: Vec<IpNet> = ranges.iter().filter(|range| Family::of(range.addr()) == family).copied().collect();
+    let merged = IpNet::aggregate(&ranges);
+    let everybody = merged.iter().any(|range| range.prefix_len() == 0);
+    (!everybody).then_some(merged)
 }
 
 /// Ready endpoints on this node, counted by address: what a health check of the Service answers.

@@ -15,7 +15,7 @@ use super::forwarding::Backend;
 const KEYS: (u64, u64) = (0x7069_6e6e_6163_652d, 0x6d61_676c_6576_2d31);
 
 /// The sizes in use, with the largest number of backends each is for. Few and fixed, so that a size (a class in the rule set)
-/// changes seldom; all prime, at least 30 buckets per backend up to 512, so that shares differ by 3 % at most.
+/// changes seldom; all prime, about 32 buckets per backend or more up to 512, so that shares differ by 3 % at most.
 const SIZES: [(usize, u32); 4] = [(8, 251), (64, 2039), (512, 16381), (usize::MAX, 65521)];
 
 /// The number of buckets for so many backends: 251 up to 8, 2039 up to 64, 16381 up to 512, else 65521.
@@ -98,9 +98,12 @@ mod tests {
     use super::*;
 
     fn backend(n: u32) -> Backend {
-        let address =
-            if n % 2 == 0 { Ipv4Addr::from(0x0a2a_0000 + n).into() } else { Ipv6Addr::from(0xfd00_u128 << 112 | n as u128).into() };
-        Backend { address, port: 8080, local: n % 3 == 0 }
+        let address = if n.is_multiple_of(2) {
+            Ipv4Addr::from(0x0a2a_0000 + n).into()
+        } else {
+            Ipv6Addr::from(0xfd00_u128 << 112 | n as u128).into()
+        };
+        Backend { address, port: 8080, local: n.is_multiple_of(3) }
     }
 
     fn owners(backends: &[Backend], size: u32) -> Vec<(IpAddr, u16)> {
@@ -109,7 +112,7 @@ mod tests {
 
     #[test]
     fn sizes_are_primes_and_follow_the_number_of_backends() {
-        let prime = |n: u32| (2..).take_while(|d| d * d <= n).all(|d| n % d != 0);
+        let prime = |n: u32| (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
         assert!(SIZES.iter().all(|(_, size)| prime(*size)));
         assert_eq!([0, 1, 8, 9, 64, 65, 512, 513, 60_000].map(size_for), [251, 251, 251, 2039, 2039, 16381, 16381, 65521, 65521]);
     }

@@ -12,24 +12,15 @@ fn endpoint(text: &str) -> Endpoint {
     let (place, hints) = rest.find(['#', '%']).map_or((rest, ""), |at| rest.split_at(at));
     let (marks, node) = place.split_once('@').map_or((place, None), |(m, n)| (m, Some(n.into())));
     let hint = |mark: char| {
-        hints.split_inclusive(['#', '%']).count().min(1).checked_sub(1).map_or(vec![], |_| {
-            let mut found = Vec::new();
-            let mut current = None;
-            for part in hints.split_inclusive(|c| c == '#' || c == '%') {
-                if current == Some(mark) {
-                    found.push(part.trim_end_matches(['#', '%']).into());
-                }
-                current = part.chars().last().filter(|c| "#%".contains(*c));
-            }
-            found
-        })
+        let starts = hints.char_indices().filter(|(_, c)| *c == mark).map(|(at, _)| &hints[at + 1..]);
+        starts.map(|rest| rest[..rest.find(['#', '%']).unwrap_or(rest.len())].into()).collect()
     };
     let terminating = marks.contains('t');
     Endpoint {
         address: IpAddr::from([10, 0, 0, number]),
         node,
         ready: !marks.contains('-') && !terminating,
-        serving: !marks.contains('x') && !(marks.contains('-') && !terminating),
+        serving: !marks.contains('x') && (terminating || !marks.contains('-')),
         terminating,
         zone_hints: hint('%'),
         node_hints: hint('#'),
@@ -163,6 +154,8 @@ fn source_ranges_of_one_family_close_the_other() {
     assert_eq!(with(None, Family::V4), None);
     assert_eq!(with(ranges(&["10.0.0.0/8"]), Family::V4), ranges(&["10.0.0.0/8"]));
     assert_eq!(with(ranges(&["10.0.0.0/8"]), Family::V6), Some(vec![]));
+    assert_eq!(with(ranges(&["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/1"]), Family::V4), ranges(&["0.0.0.0/1"]), "overlaps are merged");
+    assert_eq!(with(ranges(&["0.0.0.0/0", "10.1.0.0/16"]), Family::V4), None, "everybody");
     assert_eq!(with(ranges(&[]), Family::V4), Some(vec![]), "all given ranges were invalid: nobody");
 }
 

@@ -57,7 +57,7 @@ impl Engine {
         let placement = self.placements.get(key)?;
         let local = endpoints::local_ready(self.index.slices(key), &self.settings.node);
         (placement.verdict != Verdict::Foreign)
-            .then(|| ServiceHealth { local_endpoints: local, proxy_healthy: matches!(self.rules, Some(Ok(()))) })
+            .then_some(ServiceHealth { local_endpoints: local, proxy_healthy: matches!(self.rules, Some(Ok(()))) })
     }
 
     /// Counts, for metrics and the status line.

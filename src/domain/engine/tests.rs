@@ -227,7 +227,8 @@ fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
     let (mut a, mut b) = (service("a"), service("b"));
     (a.request.mode, b.request.mode) = (Some(Mode::Node), Some(Mode::Node));
     b.created = 5;
-    let (mut engine, plan) = started(settings("", false), Allocations::default(), vec![put(a), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
+    let (mut engine, plan) =
+        started(settings("", false), Allocations::default(), vec![put(a), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
     assert!(plan.rule_set.forwardings[&frontend(11)].is_some());
     let (refused, codes) = phase(&engine, "b");
     assert_eq!((refused, codes.len()), (Phase::Refused, 1));

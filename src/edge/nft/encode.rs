@@ -24,7 +24,6 @@ pub mod kind {
     pub const DELETE_TABLE: u16 = 2;
     pub const NEW_CHAIN: u16 = 3;
     pub const GET_CHAIN: u16 = 4;
-    pub const DELETE_CHAIN: u16 = 5;
     pub const NEW_RULE: u16 = 6;
     pub const NEW_SET: u16 = 9;
     pub const NEW_ELEMENTS: u16 = 12;
@@ -130,10 +129,6 @@ impl Transaction {
         }
         for ((family, set), elements) in batch.adds.iter().filter(|((family, _), _)| here(family)) {
             transaction.elements(*family, *set, true, elements, None);
-        }
-        for (family, class) in batch.unused.iter().filter(|(family, _)| here(family)) {
-            let id = ChainId::Class(*class);
-            transaction.message("delete", *family, Object::Chain(id), kind::DELETE_CHAIN, 0, |m| m.put_str(3, &id.to_string()));
         }
         transaction.finish()
     }

@@ -1,0 +1,39 @@
+# Shell functions that the test commands share. To be sourced.
+
+say() { printf '[INFO]  %s\n' "$*"; }
+die() { printf '[ERROR] %s\n' "$*" >&2; exit 1; }
+
+# Under sudo, rustup stays in the home of the one who called.
+find_rust() {
+	local home
+	for home in "$HOME" "$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)" /root; do
+		[ -x "$home/.cargo/bin/cargo" ] || continue
+		export RUSTUP_HOME="${RUSTUP_HOME:-$home/.rustup}" CARGO_HOME="${CARGO_HOME:-$home/.cargo}" PATH="$home/.cargo/bin:$PATH"
+		return
+	done
+	command -v cargo >/dev/null || die "cargo was not found: install rustup (https://rustup.rs) first"
+}
+
+# Installs the Debian packages whose command is missing: install COMMAND=PACKAGE...
+install_packages() {
+	local pair missing=()
+	for pair in "$@"; do
+		command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	say "installing ${missing[*]} (Debian packages)"
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+		die "cannot install ${missing[*]}"
+}
+
+target=x86_64-unknown-linux-musl
+# The static binary users get. Its path is in $PINNACE_BIN afterwards.
+build_release() {
+	if ! rustup target list --installed | grep -qx "$target"; then
+		say "installing the Rust target $target"
+		rustup target add "$target" || die "cannot install the Rust target $target"
+	fi
+	say "building the static release binary"
+	cargo build --locked --release --target "$target" --bin pinnace || die "the build failed"
+	export PINNACE_BIN="$PWD/target/$target/release/pinnace"
+}

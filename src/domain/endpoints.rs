@@ -145,10 +145,15 @@ fn sources(service: &Service, family: Family) -> Option<Vec<IpNet>> {
     (!everybody).then_some(merged)
 }
 
-/// Ready endpoints on this node, counted by address: what a health check of the Service answers.
-pub fn local_ready<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> usize {
-    let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(|e| e.ready && e.node.as_deref() == Some(node));
-    endpoints.map(|endpoint| endpoint.address).collect::<BTreeSet<IpAddr>>().len()
+/// Ready endpoints on this node: what a health check of the Service answers. A dual-stack pod has an address in each family and counts
+/// once, so the family with more of them decides.
+pub fn local_ready<'a>(slices: impl Iterator<Item = &'a EndpointSlice> + Clone, node: &str) -> usize {
+    let count = |family: Family| {
+        let endpoints = slices.clone().filter(|slice| slice.family == family).flat_map(|slice| &slice.endpoints);
+        let here = endpoints.filter(|e| e.ready && e.node.as_deref() == Some(node)).map(|endpoint| endpoint.address);
+        here.collect::<BTreeSet<IpAddr>>().len()
+    };
+    Family::ALL.into_iter().map(count).max().unwrap_or(0)
 }
 
 /// Whether a Local Service has anything to send a client to on this node, for any of its ports, in this family.

@@ -170,16 +170,4 @@ mod tests {
             prop_assert!(share < if size == 251 { 0.12 } else { 0.06 }, "{share} of {size} for {n}");
         }
     }
-
-    #[test]
-    #[ignore = "a measurement: cargo test --release --lib maglev -- --ignored --nocapture"]
-    fn cost() {
-        for n in [3u32, 300, 1_000, 10_000] {
-            let backends: Vec<_> = (0..n).map(backend).collect();
-            let start = std::time::Instant::now();
-            let size = size_for(backends.len());
-            assert_eq!(table(&backends, size).len(), size as usize);
-            println!("{n} backends in {size} buckets: {:?}", start.elapsed());
-        }
-    }
 }

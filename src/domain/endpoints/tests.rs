@@ -165,4 +165,7 @@ fn health_counts_ready_endpoints_here_by_address() {
     assert_eq!(local_ready(slices.iter(), "n1"), 2);
     assert_eq!(local_ready(slices.iter(), "n2"), 1);
     assert_eq!(local_ready(slices.iter(), "n3"), 0);
+    let mut v6 = slice("a@n1", 80);
+    v6.family = Family::V6;
+    assert_eq!(local_ready([&slices[0], &v6].into_iter(), "n1"), 2, "a pod of both families counts once");
 }

@@ -2,6 +2,7 @@
 //! a listing. No `nft` program is involved.
 
 mod encode;
+mod expression;
 pub mod live;
 pub(crate) mod netlink;
 

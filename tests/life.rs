@@ -1,0 +1,209 @@
+//! The life of a process, as its neighbours see it: start, replacement, stop, sudden death, and what it leaves.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use lab::manifests::{nodes, web};
+use lab::{Failure, Lab, ensure, eventually};
+use pinnace::domain::model::Family;
+
+mod lab;
+
+/// How long anything may take that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A lab whose node serves `default/web` with two pods.
+fn serving() -> Lab {
+    let lab = Lab::new(2, 0);
+    lab.apply("nodes.yaml", &nodes());
+    lab.apply("web.yaml", &web("web").with_pods(&lab.pods));
+    lab
+}
+
+fn tables(lab: &Lab) -> String {
+    lab.node.ns.output("nft", &["list", "tables"])
+}
+
+#[test]
+fn kill_9_leaves_packets_flowing_and_a_successor_drops_no_connection() {
+    let lab = serving();
+    let mut first = lab.pinnace().start_ready();
+    first.wait_serving("default/web");
+    let vips = Family::ALL.map(|family| first.address("default/web", family));
+    let mut open = vips.map(|vip| lab.client.connect(vip, 80).expect("served"));
+    let pods = [open[0].ask().unwrap().pod, open[1].ask().unwrap().pod];
+    first.kill();
+    for vip in vips {
+        assert!(lab.client.tcp(vip, 80).is_ok(), "{vip} is served without the process");
+    }
+    let second = lab.pinnace().start_ready();
+    second.wait_serving("default/web");
+    assert_eq!(Family::ALL.map(|family| second.address("default/web", family)), vips, "the addresses stay");
+    for (connection, pod) in open.iter_mut().zip(pods) {
+        assert_eq!(connection.ask().map(|reply| reply.pod), Ok(pod), "the connection survived");
+    }
+    assert!(vips.iter().all(|vip| lab.client.tcp(*vip, 80).is_ok()));
+}
+
+#[test]
+fn sigterm_withdraws_everything_unless_told_to_keep_the_rules() {
+    let lab = serving();
+    let mut running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    let vip = running.address("default/web", Family::V4);
+    assert!(running.terminate().success());
+    assert_eq!(tables(&lab), "", "no table is left");
+    assert_eq!(lab.client.neighbour(vip), None, "nobody answers for the address");
+
+    let mut running = lab.pinnace().set("PINNACE_ON_EXIT", "keep").start_ready();
+    running.wait_serving("default/web");
+    assert!(running.terminate().success());
+    assert!(tables(&lab).contains("table ip pinnace"));
+    assert_eq!(lab.client.neighbour(vip), None, "announcing ends all the same");
+    assert!(lab.pinnace().run(&["cleanup"]).status.success());
+    assert_eq!(tables(&lab), "");
+    assert!(lab.pinnace().run(&["cleanup", "--state"]).status.success(), "nothing to do is no error");
+    assert!(!lab.directory().join("state").exists());
+}
+
+#[test]
+fn cleanup_refuses_while_a_process_would_undo_it() {
+    let lab = serving();
+    let _running = lab.pinnace().start_ready();
+    let output = lab.pinnace().run(&["cleanup"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stop it first"), "{output:?}");
+    let mut second = lab.pinnace().set("PINNACE_LISTEN", "off").start();
+    assert!(!second.wait_end().success(), "a second process on the same state directory ends");
+    second.wait_log("PINNACE_STATE_DIR");
+}
+
+#[test]
+fn the_dead_mans_switch_turns_the_rules_off() {
+    let lab = serving();
+    let mut running = lab.pinnace().set("PINNACE_DEAD_MAN_TIMEOUT", "10s").start_ready();
+    running.wait_serving("default/web");
+    let vip = running.address("default/web", Family::V4);
+    // Longer than the timeout: it is refreshed while the process lives.
+    std::thread::sleep(Duration::from_secs(12));
+    assert!(lab.client.tcp(vip, 80).is_ok(), "refreshed");
+    running.kill();
+    assert!(lab.client.tcp(vip, 80).is_ok(), "not yet");
+    eventually("the rules are inert", Duration::from_secs(15), || {
+        let answer = lab.client.tcp(vip, 80);
+        ensure(answer.is_err(), || format!("{answer:?}"))
+    });
+}
+
+#[test]
+fn rules_that_somebody_flushed_come_back() {
+    let lab = serving();
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    let vip = running.address("default/web", Family::V6);
+    lab.node.ns.output("nft", &["flush", "ruleset"]);
+    assert!(lab.client.tcp(vip, 80).is_err(), "they are gone");
+    eventually("the rules are back", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+    let (_, metrics) = running.pinnace().http("/metrics").unwrap();
+    assert!(metrics.contains("pinnace_ruleset_repairs_total 1"), "{metrics}");
+}
+
+#[test]
+fn wrong_settings_are_all_named_at_once_and_nothing_is_touched() {
+    let lab = serving();
+    let pinnace = lab.pinnace().set("PINNACE_POOLS", "10.0.0.9-10.0.0.1").set("PINNACE_PROBE", "soon").set("PINNACE_LISTEN", "nowhere");
+    let output = pinnace.run(&["run"]);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{complaint}");
+    for word in ["PINNACE_POOLS", "10.0.0.9", "PINNACE_PROBE", "soon", "PINNACE_LISTEN", "nowhere"] {
+        assert!(complaint.contains(word), "{word} is not named:\n{complaint}");
+    }
+    assert_eq!(tables(&lab), "");
+    assert!(!lab.directory().join("state").exists(), "not even the state directory was made");
+    let running = lab.pinnace().set("PINNACE_POOL", "x").start_ready();
+    running.wait_log("did you mean PINNACE_POOLS");
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_and_that_it_lives() {
+    let lab = serving();
+    let path = lab.directory().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let pinnace = lab.pinnace().set("NOTIFY_SOCKET", path.display()).set("WATCHDOG_USEC", 900_000);
+    let mut running = pinnace.start_ready();
+    let mut heard = String::new();
+    let listen = |until: &str, heard: &mut String| {
+        let deadline = Instant::now() + PATIENCE;
+        while !heard.contains(until) && Instant::now() < deadline {
+            let mut buffer = [0; 1024];
+            if let Ok(length) = socket.recv(&mut buffer) {
+                heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                heard.push('\n');
+            }
+        }
+        assert!(heard.contains(until), "{until} was not heard in:\n{heard}");
+    };
+    listen("READY=1", &mut heard);
+    listen("STATUS=serving 1 service", &mut heard);
+    listen("WATCHDOG=1", &mut heard);
+    assert!(running.terminate().success());
+    listen("STOPPING=1", &mut heard);
+}
+
+#[test]
+fn links_that_go_and_come_take_the_announcements_with_them() {
+    let lab = serving();
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    let vip = running.address("default/web", Family::V4);
+    assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()));
+    lab.node.ns.ip(&["link set eth0 down".to_owned()]);
+    running.wait_reason("default/web", "LinkDown");
+    // Addresses of IPv6 go with the link; a node gets them back from its configuration.
+    lab.node.ns.ip(&["link set eth0 up".to_owned(), format!("address replace {}/64 dev eth0 nodad", lab.node.v6)]);
+    eventually("the address is answered for again", PATIENCE, || {
+        let mac = lab.client.neighbour(vip);
+        ensure(mac == Some(lab.node.mac()), || format!("{mac:?}"))
+    });
+    assert!(lab.client.tcp(vip, 80).is_ok());
+}
+
+#[test]
+fn health_endpoints_say_what_a_client_may_expect() {
+    let lab = serving();
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    let get = |path: &str| running.pinnace().http(path).unwrap();
+    assert_eq!(get("/livez").0, 200);
+    assert_eq!(get("/healthz").0, 200);
+    assert!(get("/readyz").1.contains("[+]RulesApplied ok"));
+    assert!(get("/services/default/web").1.contains("\"localEndpoints\":2"));
+    assert_eq!(get("/services/default/other").0, 404);
+    lab.apply("web.yaml", &web("web").with_pods([]));
+    eventually("no endpoint is left", PATIENCE, || {
+        let (code, body) = running.pinnace().http("/services/default/web")?;
+        ensure(code == 503, || body)
+    });
+    let vip = running.address("default/web", Family::V4);
+    eventually("connections are refused", PATIENCE, || {
+        let answer = lab.client.tcp(vip, 80);
+        ensure(answer == Err(Failure::Refused), || format!("{answer:?}"))
+    });
+}
+
+#[test]
+fn the_printed_rules_are_those_of_the_kernel_and_the_planned_ones_too() {
+    let lab = serving();
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    let print = |arguments: &[&str]| String::from_utf8(running.pinnace().run(arguments).stdout).unwrap();
+    let live = print(&["ruleset"]);
+    assert!(live.contains("jhash ip saddr . th sport mod 2 seed 0x5eed"), "{live}");
+    assert_eq!(print(&["ruleset", "--planned"]), live);
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON")["nftables"].as_array().map(Vec::len);
+    assert_eq!(
+        json(&print(&["ruleset", "-o", "json"])).unwrap() + 1,
+        json(&lab.node.ns.output("nft", &["-j", "list", "ruleset"])).unwrap()
+    );
+}

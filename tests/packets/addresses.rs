@@ -1,0 +1,172 @@
+//! Which address a Service gets, who else has it, and how it goes.
+
+use super::*;
+use std::net::IpAddr;
+
+const ADDRESSES: &str = "pinnace.dev/addresses";
+const SHARED: &str = "pinnace.dev/allow-shared-ip";
+
+fn requesting(name: &str, host: u16) -> Service {
+    web(name).annotation(ADDRESSES, &format!("10.88.0.{host},fd88::{host}"))
+}
+
+#[test]
+fn a_requested_address_is_given() {
+    let (lab, running) = serving(1, 0, in_front_of_all(requesting("web", 213)));
+    for family in Family::ALL {
+        assert_eq!(running.address("default/web", family), lab::lan(family, 213));
+        assert_from(&lab.client.tcp(lab::lan(family, 213), 80), &["pod-1"]);
+    }
+}
+
+#[test]
+fn a_requested_address_outside_the_pools_is_refused() {
+    let lab = Lab::new(1, 0);
+    lab.apply("services.yaml", &(requesting("web", 50).with_pods(&lab.pods) + &web("other").with_pods(&lab.pods)));
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/other");
+    running.wait_phase("default/web", "Refused");
+    running.wait_reason("default/web", "10.88.0.50");
+    for family in Family::ALL {
+        assert_eq!(lab.client.neighbour(lab::lan(family, 50)), None, "nobody answers for an address that is not ours");
+    }
+}
+
+#[test]
+fn two_services_share_an_address_when_both_say_so() {
+    let lab = Lab::new(2, 0);
+    let tcp = service("dns-tcp").port("dns", "TCP", 53).annotation(SHARED, "dns");
+    let udp = service("dns-udp").port("dns", "UDP", 53).annotation(SHARED, "dns");
+    let text = |tcp: &Service, udp: &Service| tcp.with_pods(&lab.pods[..1]) + &udp.with_pods(&lab.pods[1..]);
+    let request = |service: Service| service.annotation(ADDRESSES, "10.88.0.205,fd88::205");
+    lab.apply("services.yaml", &text(&request(tcp), &request(udp)));
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/dns-tcp");
+    running.wait_serving("default/dns-udp");
+    for family in Family::ALL {
+        let vip = lab::lan(family, 205);
+        assert_from(&lab.client.tcp(vip, 53), &["pod-1"]);
+        assert_from(&lab.client.udp(vip, 53), &["pod-2"]);
+    }
+}
+
+#[test]
+fn an_address_is_not_shared_without_consent() {
+    let lab = Lab::new(1, 0);
+    let second = service("second").port("other", "TCP", 81).annotation(ADDRESSES, "10.88.0.213,fd88::213");
+    lab.apply("services.yaml", &(requesting("first", 213).with_pods(&lab.pods) + &second.with_pods(&lab.pods)));
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/first");
+    running.wait_phase("default/second", "Refused");
+    running.wait_reason("default/second", "default/first");
+}
+
+#[test]
+fn an_exhausted_pool_is_said() {
+    let lab = Lab::new(1, 0);
+    lab.apply("services.yaml", &["one", "two", "three"].map(|name| web(name).with_pods(&lab.pods)).concat());
+    let running = lab.pinnace().set("PINNACE_POOLS", "10.88.0.200-10.88.0.201,fd88::200-fd88::201").start_ready();
+    let names = ["default/one", "default/two", "default/three"];
+    eventually("two serve, one is refused and says why", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        let serving = names.iter().filter(|name| status.phase(name) == "Serving").count();
+        let refused = names.iter().find(|name| status.phase(name) == "Refused");
+        let said = refused.is_some_and(|name| status.reasons(name).to_lowercase().contains("exhausted"));
+        ensure(serving == 2 && said, || status.0.to_string())
+    });
+}
+
+#[test]
+fn an_address_in_use_is_refused_and_its_holder_named() {
+    let lab = Lab::new(1, 0);
+    for family in Family::ALL {
+        lab.client2.add_address(lab::lan(family, 213));
+    }
+    lab.apply("services.yaml", &(requesting("web", 213).with_pods(&lab.pods) + &requesting("free", 214).with_pods(&lab.pods)));
+    let running = lab.pinnace().set("PINNACE_PROBE", "200ms").start_ready();
+    running.wait_serving("default/free");
+    running.wait_reason("default/web", &lab.client2.mac());
+    for family in Family::ALL {
+        assert_eq!(lab.client.neighbour(lab::lan(family, 213)), Some(lab.client2.mac()), "its holder keeps it");
+        assert_from(&lab.client.tcp(lab::lan(family, 214), 80), &["pod-1"]);
+    }
+}
+
+#[test]
+fn a_deleted_service_leaves_nobody_at_its_address() {
+    let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
+    let vips = Family::ALL.map(|family| running.address("default/web", family));
+    for vip in vips {
+        assert_from(&lab.client.tcp(vip, 80), &["pod-1"]);
+        assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()));
+    }
+    lab.delete("services.yaml");
+    for vip in vips {
+        eventually("nobody answers", PATIENCE, || {
+            let holder = lab.client.neighbour(vip);
+            ensure(holder.is_none(), || format!("{holder:?}"))
+        });
+    }
+}
+
+#[test]
+fn a_service_that_leaves_the_type_is_withdrawn() {
+    let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
+    let vip = running.address("default/web", Family::V4);
+    assert_from(&lab.client.tcp(vip, 80), &["pod-1"]);
+    lab.apply("services.yaml", &web("web").with_pods(&lab.pods).replace("type: LoadBalancer", "type: ClusterIP"));
+    eventually("nobody answers", PATIENCE, || ensure(lab.client.neighbour(vip).is_none(), || "the node still does".to_owned()));
+}
+
+#[test]
+fn no_address_appears_on_any_interface() {
+    let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
+    let listed = lab.node.ns.output("ip", &["-o", "address", "show"]);
+    for family in Family::ALL {
+        let vip = running.address("default/web", family).to_string();
+        assert!(!listed.contains(&format!(" {vip}/")), "{listed}");
+    }
+}
+
+#[test]
+fn a_smaller_pool_withdraws_what_left_it() {
+    let (lab, mut running) = serving(1, 0, in_front_of_all(requesting("web", 213)));
+    assert!(running.terminate().success());
+    drop(running);
+    let running = lab.pinnace().set("PINNACE_POOLS", "10.88.0.200-10.88.0.210,fd88::200-fd88::210").start_ready();
+    running.wait_phase("default/web", "Refused");
+    running.wait_reason("default/web", "10.88.0.213");
+    for family in Family::ALL {
+        assert_eq!(lab.client.neighbour(lab::lan(family, 213)), None);
+    }
+}
+
+#[test]
+fn an_allocated_address_outlives_restarts_and_new_services() {
+    let (lab, mut running) = serving(1, 0, in_front_of_all(web("web")));
+    let vips = Family::ALL.map(|family| running.address("default/web", family));
+    assert!(running.terminate().success());
+    drop(running);
+    // Names that come first in every order, to take the address if it were given out anew.
+    let text = web("web").with_pods(&lab.pods) + &web("a").with_pods(&lab.pods) + &web("b").with_pods(&lab.pods);
+    lab.apply("services.yaml", &text);
+    let running = lab.pinnace().start_ready();
+    for name in ["default/a", "default/b", "default/web"] {
+        running.wait_serving(name);
+    }
+    let after: Vec<IpAddr> = Family::ALL.map(|family| running.address("default/web", family)).to_vec();
+    assert_eq!(after, vips);
+}
+
+#[test]
+fn a_node_port_conflict_names_the_service_that_holds_it() {
+    let lab = Lab::new(2, 0);
+    lab.apply("first.yaml", &web("first").node_mode().with_pods(&lab.pods[..1]));
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/first");
+    lab.apply("second.yaml", &web("second").node_mode().with_pods(&lab.pods[1..]));
+    running.wait_reason("default/second", "default/first");
+    for family in Family::ALL {
+        assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-1"]);
+    }
+}

@@ -21,7 +21,7 @@ use super::forwarding::{Forwarding, FrontendKey};
 use super::index::{Index, Touched};
 use super::ipam::{Allocations, Ipam, NodePorts, Options, Reserved};
 use super::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
-use super::plan::Plan;
+use super::plan::{Notice, Plan};
 use super::pool::{AddressRange, Pool};
 use super::status::{Problem, Reason};
 use super::uplinks::{self, InterfacePattern, Uplinks};
@@ -157,7 +157,7 @@ impl Engine {
         self.now = now;
         let mut plan = Plan::default();
         match event {
-            Event::Source { changes, problems, synced } => self.source_changed(changes, problems, synced),
+            Event::Source { changes, problems, synced } => self.source_changed(changes, problems, synced, &mut plan),
             Event::Interfaces(interfaces) => self.interfaces_changed(interfaces, &mut plan),
             Event::Announcer(event) => self.heard(event, &mut plan),
             Event::RuleSet(error) => self.rules = Some(error.map_or(Ok(()), Err)),
@@ -181,7 +181,7 @@ impl Engine {
         self.ipam.allocations()
     }
 
-    fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<Problem>, synced: bool) {
+    fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<Problem>, synced: bool, plan: &mut Plan) {
         let mut nodes = false;
         for change in changes {
             self.index.apply(change, |touched| match touched {
@@ -190,6 +190,11 @@ impl Engine {
                 }
                 Touched::Node(_) => nodes = true,
             });
+        }
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            let object = problem.object.as_ref().map(|object| format!(" {object}:")).unwrap_or_default();
+            let message = format!("{}:{object} {}", problem.source, problem.reason);
+            plan.notices.push(Notice { warning: !problem.note, service: None, reason: "Manifest", message });
         }
         self.problems = problems;
         self.source_synced |= synced;

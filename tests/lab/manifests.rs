@@ -75,7 +75,7 @@ impl Service {
     }
 
     /// loadBalancerSourceRanges.
-    pub fn from_ranges(self, ranges: &[&str]) -> Service {
+    pub fn admit(self, ranges: &[&str]) -> Service {
         self.spec(&format!(
             "loadBalancerSourceRanges: [{}]",
             ranges.iter().map(|range| format!("\"{range}\"")).collect::<Vec<_>>().join(", ")

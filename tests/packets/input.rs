@@ -44,7 +44,7 @@ fn objects_with_impossible_values_do_not_disturb_others() {
         ("port-zero", service("bad").port("http", "TCP", 0)),
         ("port-too-large", service("bad").port("http", "TCP", 70_000)),
         ("unknown-protocol", service("bad").port("http", "TCPP", 80)),
-        ("range", web("bad").from_ranges(&["10.0.0.0/40"])),
+        ("range", web("bad").admit(&["10.0.0.0/40"])),
         ("address", web("bad").annotation("pinnace.dev/addresses", "10.88.0")),
         ("mode", web("bad").annotation("pinnace.dev/mode", "both")),
         ("pool", web("bad").annotation("pinnace.dev/pool", "nowhere")),

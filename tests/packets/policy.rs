@@ -79,7 +79,7 @@ fn nobody_there_refuses() {
 
 #[test]
 fn source_ranges_let_in_whom_they_name() {
-    let (lab, running) = serving(1, 0, in_front_of_all(web("web").from_ranges(&[" 10.88.0.101/32", "192.0.2.0/24", "fd88::101/128 "])));
+    let (lab, running) = serving(1, 0, in_front_of_all(web("web").admit(&[" 10.88.0.101/32", "192.0.2.0/24", "fd88::101/128 "])));
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         assert_from(&lab.client2.tcp(vip, 80), &["pod-1"]);
@@ -90,14 +90,14 @@ fn source_ranges_let_in_whom_they_name() {
 
 #[test]
 fn source_ranges_of_one_family_close_the_other() {
-    let (lab, running) = serving(1, 0, in_front_of_all(web("web").from_ranges(&["10.88.0.0/24"])));
+    let (lab, running) = serving(1, 0, in_front_of_all(web("web").admit(&["10.88.0.0/24"])));
     assert_from(&lab.client.tcp(running.address("default/web", Family::V4), 80), &["pod-1"]);
     assert_eq!(lab.client.tcp(running.address("default/web", Family::V6), 80), Err(Failure::TimedOut));
 }
 
 #[test]
 fn source_ranges_hold_at_node_addresses_too() {
-    let (lab, _running) = serving(1, 0, in_front_of_all(web("web").node_mode().from_ranges(&["10.88.0.101/32", "fd88::101/128"])));
+    let (lab, _running) = serving(1, 0, in_front_of_all(web("web").node_mode().admit(&["10.88.0.101/32", "fd88::101/128"])));
     for family in Family::ALL {
         assert_from(&lab.client2.tcp(lab.node.address(family), 80), &["pod-1"]);
         assert_eq!(lab.client.tcp(lab.node.address(family), 80), Err(Failure::TimedOut));
@@ -106,8 +106,8 @@ fn source_ranges_hold_at_node_addresses_too() {
 
 #[test]
 fn a_source_range_that_changes_takes_effect() {
-    let (lab, running) = serving(1, 0, in_front_of_all(web("web").from_ranges(&["10.88.0.101/32", "fd88::101/128"])));
-    lab.apply("services.yaml", &web("web").from_ranges(&["10.88.0.100/32", "fd88::100/128"]).with_pods(&lab.pods));
+    let (lab, running) = serving(1, 0, in_front_of_all(web("web").admit(&["10.88.0.101/32", "fd88::101/128"])));
+    lab.apply("services.yaml", &web("web").admit(&["10.88.0.100/32", "fd88::100/128"]).with_pods(&lab.pods));
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         eventually("the new range holds", PATIENCE, || lab.client.tcp(vip, 80).map_err(|failure| failure.to_string()));

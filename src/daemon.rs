@@ -228,7 +228,7 @@ impl Node {
             None => debug!(took = ?report.took, elements = report.elements, "rules are in the kernel"),
             Some(error) => error!(%error, "the kernel refused a change of the rules; trying again"),
         }
-        self.handle(Event::RuleSet(report.error));
+        self.handle(Event::RuleSet { error: report.error, generation: report.generation });
         let summary = self.engine.summary();
         self.metrics.engine(&summary);
         let line = systemd::serving(summary.serving, summary.addresses);

@@ -78,6 +78,7 @@ fn example() -> Changes {
         );
     }
     Changes {
+        generation: 0,
         reset: true,
         uplinks: Some(BTreeSet::from(["eth0".into(), "wlan0".into()])),
         vips: Some(BTreeSet::from([address("192.0.2.1"), address("2001:db8::1")])),
@@ -197,7 +198,7 @@ fn some_changes() -> impl proptest::strategy::Strategy<Value = Changes> {
     let vips = btree_set((0..2usize, 0..3usize).prop_map(move |(family, n)| addresses[family][n]), 0..4);
     let forwardings = vec(change, 0..6).prop_map(|changes| changes.into_iter().collect());
     (proptest::bool::weighted(0.05), proptest::option::of(uplinks), proptest::option::of(vips), forwardings)
-        .prop_map(|(reset, uplinks, vips, forwardings)| Changes { reset, uplinks, vips, forwardings })
+        .prop_map(|(reset, uplinks, vips, forwardings)| Changes { generation: 0, reset, uplinks, vips, forwardings })
 }
 
 #[test]

@@ -215,6 +215,7 @@ fn changes() -> Changes {
         forwardings.insert(own, Some(Arc::new(plain(spread(&[2])))));
     }
     Changes {
+        generation: 0,
         reset: true,
         uplinks: Some(BTreeSet::from(["uplink".into()])),
         vips: Some(nets().into_iter().map(|net| net.vip).collect()),

@@ -65,8 +65,13 @@ pub enum Event {
     Interfaces(Arc<Interfaces>),
     /// The announcer learned something on the wire.
     Announcer(AnnouncerEvent),
-    /// What became of the rules: None when they are in the kernel, else why not.
-    RuleSet(Option<String>),
+    /// What became of the rules.
+    RuleSet {
+        /// None when they are in the kernel, else why not.
+        error: Option<String>,
+        /// The last plan whose changes are in it.
+        generation: u64,
+    },
     /// Time has passed: conflicts are tried again.
     Tick,
     /// We are about to stop: announce nothing more.
@@ -81,6 +86,8 @@ struct Placement {
     addresses: Vec<IpAddr>,
     /// What the data plane was told.
     frontends: Vec<(FrontendKey, Arc<Forwarding>)>,
+    /// The event with which that changed last.
+    generation: u64,
     /// Why it is not served, or not fully.
     reasons: Vec<Reason>,
     verdict: Verdict,
@@ -120,6 +127,9 @@ pub struct Engine {
     source_synced: bool,
     /// The first plan has gone out.
     started: bool,
+    /// Number of the event being handled, and of the last one whose rules are in the kernel.
+    generation: u64,
+    applied: u64,
     rules: Option<Result<(), String>>,
     draining: bool,
 }
@@ -147,6 +157,8 @@ impl Engine {
             waiting: BTreeSet::new(),
             source_synced: false,
             started: false,
+            generation: 0,
+            applied: 0,
             rules: None,
             draining: false,
         }
@@ -155,12 +167,18 @@ impl Engine {
     /// Takes in one event and says what has to be done about it. `now` is monotonic.
     pub fn handle(&mut self, event: Event, now: Duration) -> Plan {
         self.now = now;
+        self.generation += 1;
         let mut plan = Plan::default();
         match event {
             Event::Source { changes, problems, synced } => self.source_changed(changes, problems, synced, &mut plan),
             Event::Interfaces(interfaces) => self.interfaces_changed(interfaces, &mut plan),
             Event::Announcer(event) => self.heard(event, &mut plan),
-            Event::RuleSet(error) => self.rules = Some(error.map_or(Ok(()), Err)),
+            Event::RuleSet { error, generation } => {
+                if error.is_none() {
+                    self.applied = self.applied.max(generation);
+                }
+                self.rules = Some(error.map_or(Ok(()), Err));
+            }
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
@@ -173,6 +191,7 @@ impl Engine {
             }
         }
         self.settle(&mut plan);
+        plan.rule_set.generation = self.generation;
         plan
     }
 

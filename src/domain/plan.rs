@@ -24,6 +24,8 @@ pub struct Plan {
 /// A change of the rule set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
+    /// Number of the event behind it, ascending: a report names the last one that is in the kernel.
+    pub generation: u64,
     /// Forget what was there: what follows is everything.
     pub reset: bool,
     /// Names of the uplinks, all of them; None: as before.
@@ -46,6 +48,7 @@ impl Changes {
             *self = later;
             return;
         }
+        self.generation = self.generation.max(later.generation);
         self.uplinks = later.uplinks.or(self.uplinks.take());
         self.vips = later.vips.or(self.vips.take());
         self.forwardings.extend(later.forwardings);

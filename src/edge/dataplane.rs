@@ -32,6 +32,8 @@ pub struct Report {
     pub latency: Option<Duration>,
     /// Set elements in the kernel now.
     pub elements: usize,
+    /// Number of the last event whose changes were in the batch; 0 for repairs.
+    pub generation: u64,
     /// Somebody had changed our tables and they were written anew.
     pub repaired: bool,
     /// Conntrack entries of removed UDP endpoints that were deleted.
@@ -176,6 +178,7 @@ impl Worker {
             took: end - start,
             latency: since.map(|since| end - since),
             elements: self.writer.elements(),
+            generation: changes.generation,
             repaired: false,
             conntrack_deleted,
         });
@@ -190,7 +193,7 @@ impl Worker {
                 let start = Instant::now();
                 let error = self.writer.reload().err().map(|e| e.to_string());
                 let (took, elements) = (start.elapsed(), self.writer.elements());
-                (self.report)(Report { error, took, latency: None, elements, repaired: true, conntrack_deleted: 0 });
+                (self.report)(Report { error, took, latency: None, elements, generation: 0, repaired: true, conntrack_deleted: 0 });
             }
             Err(error) => warn!(%error, "cannot ask the kernel whether the rules are still there"),
         }

@@ -199,6 +199,7 @@ mod tests {
             took: Duration::from_millis(1),
             latency: Some(Duration::from_millis(3)),
             elements: 7,
+            generation: 1,
             repaired: true,
             conntrack_deleted: 2,
         });

@@ -155,6 +155,7 @@ impl Compiler {
     /// Everything, as one change that rebuilds it from nothing.
     pub fn everything(&self) -> Changes {
         Changes {
+            generation: 0,
             reset: true,
             uplinks: Some(self.uplinks.clone()),
             vips: Some(self.vips.clone()),

@@ -116,7 +116,8 @@ impl Engine {
             vips.extend(next.addresses.iter().copied());
         }
         next.frontends = self.frontends(&service, &frontend_addresses);
-        diff(&before.frontends, &mut next.frontends, plan, gone);
+        let changed = diff(&before.frontends, &mut next.frontends, plan, gone);
+        next.generation = if changed { self.generation } else { before.generation };
         if next.verdict == Verdict::Refused {
             self.waiting.insert(key.clone());
         }
@@ -208,24 +209,29 @@ impl Engine {
     }
 }
 
-/// Puts the difference into the plan, and keeps the old value where nothing changed: it is shared with the rule set's memory.
+/// Puts the difference into the plan and says whether there is any; keeps the old value where nothing changed: it is shared with the rule set's memory.
 fn diff(
     before: &[(FrontendKey, Arc<Forwarding>)],
     next: &mut [(FrontendKey, Arc<Forwarding>)],
     plan: &mut Plan,
     gone: &mut BTreeSet<FrontendKey>,
-) {
+) -> bool {
+    let mut changed = false;
     let before: BTreeMap<_, _> = before.iter().map(|(key, forwarding)| (*key, forwarding)).collect();
     for (key, forwarding) in next.iter_mut() {
         match before.get(key) {
             Some(old) if *old == forwarding => *forwarding = Arc::clone(old),
             _ => {
                 plan.rule_set.forwardings.insert(*key, Some(forwarding.clone()));
+                changed = true;
             }
         }
     }
     let kept = |key: &FrontendKey| next.binary_search_by_key(key, |(key, _)| *key).is_ok();
-    gone.extend(before.into_keys().filter(|key| !kept(key)));
+    let removed: Vec<FrontendKey> = before.into_keys().filter(|key| !kept(key)).collect();
+    changed |= !removed.is_empty();
+    gone.extend(removed);
+    changed
 }
 
 /// Says what changed for the people who made the Service; silence when nothing did.

@@ -86,6 +86,10 @@ impl Engine {
             let Some(Err(why)) = self.vips.get(address).map(|vip| &vip.candidacy) else { continue };
             reasons.push(Reason::new(why.code(), format!("{address} is not announced by this node: {why}")));
         }
+        if phase == Phase::Serving && placement.generation > self.applied {
+            phase = Phase::Pending;
+            reasons.push(Reason::new("Applying", "its rules are on their way into the kernel"));
+        }
         let ports = service.map(|service| self.ports(service)).unwrap_or_default();
         if phase == Phase::Serving && ports.iter().all(|port| port.endpoints == 0) {
             phase = Phase::Pending;

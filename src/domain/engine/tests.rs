@@ -109,7 +109,9 @@ fn started(settings: Settings, saved: Allocations, changes: Vec<SourceChange>) -
     (engine, plan)
 }
 
-fn phase(engine: &Engine, name: &str) -> (Phase, Vec<String>) {
+/// The phase of a Service once the kernel has everything.
+fn phase(engine: &mut Engine, name: &str) -> (Phase, Vec<String>) {
+    engine.handle(Event::RuleSet { error: None, generation: u64::MAX }, T0);
     let state = engine.state();
     let service = state.services.into_iter().find(|s| s.key == key(name)).expect("the service is in the state");
     (service.phase, service.reasons.into_iter().map(|r| r.code.to_string()).collect())
@@ -136,11 +138,11 @@ fn a_new_address_carries_no_traffic_until_nobody_objected() {
     let (mut engine, plan) = started(settings("10.88.0.200-10.88.0.201", true), Allocations::default(), objects);
     assert!(plan.rule_set.forwardings.is_empty() && plan.rule_set.vips == Some([].into()));
     assert!(plan.announcements.is_some_and(|a| a[&vip(200)].probe));
-    assert_eq!(phase(&engine, "web").0, Phase::Pending);
+    assert_eq!(phase(&mut engine, "web").0, Phase::Pending);
     let plan = engine.handle(Event::Announcer(AnnouncerEvent::ProbeClear { vip: vip(200) }), T0);
     assert!(plan.rule_set.forwardings.contains_key(&frontend(200)) && plan.save);
     assert_eq!(plan.rule_set.vips, Some([vip(200)].into()));
-    assert_eq!(phase(&engine, "web").0, Phase::Serving);
+    assert_eq!(phase(&mut engine, "web").0, Phase::Serving);
 }
 
 #[test]
@@ -173,10 +175,10 @@ fn what_one_service_gives_up_another_gets() {
     (older.created, newer.created) = (1, 2);
     let objects = vec![put(newer), put(older), slice("newer", &[("10.42.0.5", "node-1")]), slice("older", &[("10.42.0.6", "node-1")])];
     let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), objects);
-    assert_eq!(phase(&engine, "older").0, Phase::Serving);
-    assert_eq!(phase(&engine, "newer").0, Phase::Refused);
+    assert_eq!(phase(&mut engine, "older").0, Phase::Serving);
+    assert_eq!(phase(&mut engine, "newer").0, Phase::Refused);
     let plan = engine.handle(source(vec![SourceChange::Service(key("older"), None)]), T0);
-    assert_eq!(phase(&engine, "newer").0, Phase::Serving);
+    assert_eq!(phase(&mut engine, "newer").0, Phase::Serving);
     assert!(plan.rule_set.forwardings[&frontend(200)].is_some(), "taken over, not removed: {plan:?}");
 }
 
@@ -216,6 +218,18 @@ fn addresses_survive_a_restart_and_stay_with_their_services() {
 }
 
 #[test]
+fn serving_means_in_the_kernel() {
+    let objects = vec![put(service("web")), slice("web", &[("10.42.0.5", "node-1")])];
+    let (mut engine, plan) = started(settings("10.88.0.200", false), Allocations::default(), objects);
+    let reasons = |engine: &Engine| engine.state().services[0].reasons.iter().map(|r| r.code.clone()).collect::<Vec<_>>();
+    assert_eq!((engine.state().services[0].phase, reasons(&engine)), (Phase::Pending, vec!["Applying".to_string()]));
+    engine.handle(Event::RuleSet { error: Some("no".into()), generation: plan.rule_set.generation }, T0);
+    assert_eq!(engine.state().services[0].phase, Phase::Pending);
+    engine.handle(Event::RuleSet { error: None, generation: plan.rule_set.generation }, T0);
+    assert_eq!((engine.state().services[0].phase, reasons(&engine)), (Phase::Serving, vec![]));
+}
+
+#[test]
 fn draining_stops_every_announcement_and_leaves_the_rules() {
     let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web"))]);
     let plan = engine.handle(Event::Drain, T0);
@@ -230,9 +244,9 @@ fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
     let (mut engine, plan) =
         started(settings("", false), Allocations::default(), vec![put(a), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
     assert!(plan.rule_set.forwardings[&frontend(11)].is_some());
-    let (refused, codes) = phase(&engine, "b");
+    let (refused, codes) = phase(&mut engine, "b");
     assert_eq!((refused, codes.len()), (Phase::Refused, 1));
     assert!(plan.notices.iter().any(|n| n.message.contains("default/a")), "{:?}", plan.notices);
     engine.handle(source(vec![SourceChange::Service(key("a"), None)]), T0);
-    assert_eq!(phase(&engine, "b").0, Phase::Serving);
+    assert_eq!(phase(&mut engine, "b").0, Phase::Serving);
 }

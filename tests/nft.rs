@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use pinnace::domain::forwarding::{Backend, Forwarding, FrontendKey, Target};
 use pinnace::domain::model::{Family, Protocol};
@@ -299,65 +298,5 @@ fn one_endpoint_moves_few_elements() {
         assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 2, "one bucket deleted and added");
         pods.pop();
         assert_eq!(writer.apply(&set(Target::Spread(pods))).unwrap().elements, 3, "one bucket less, another class");
-    });
-}
-
-/// Prints what loading and changing costs at the largest size; asserts only that it works.
-#[test]
-#[ignore = "a measurement: run with --release --ignored --nocapture"]
-fn the_largest_size() {
-    isolated(|| {
-        for (services, each) in [(100u32, 300u32), (1000, 3), (5000, 10)] {
-            let mut forwardings = BTreeMap::new();
-            for service in 0..services {
-                let vip = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + service));
-                let key = FrontendKey { address: vip, protocol: Protocol::Tcp, port: 80 };
-                let pods = (0..each).map(|n| {
-                    let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a80_0000 + service * each + n));
-                    Backend { address, port: 8080, local: n % 10 == 0 }
-                });
-                forwardings.insert(key, Some(Arc::new(plain(Target::Spread(pods.collect())))));
-            }
-            let mut changes = Changes { reset: true, forwardings, ..Changes::default() };
-            changes.uplinks = Some(BTreeSet::from(["eth0".into()]));
-            let mut writer = Writer::open().unwrap();
-            let start = Instant::now();
-            let applied = writer.apply(&changes).unwrap();
-            println!("{services} services × {each}: load {:?}, {applied:?}", start.elapsed());
-            let mut times: Vec<Duration> = Vec::new();
-            for round in 0..1000u32 {
-                let service = round * 7 % services;
-                let key =
-                    FrontendKey { address: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + service)), protocol: Protocol::Tcp, port: 80 };
-                let mut forwarding = Forwarding::clone(changes.forwardings[&key].as_ref().unwrap());
-                if let Target::Spread(pods) = &mut forwarding.internal {
-                    // In turn a backend that goes and one that is replaced, never the same twice.
-                    let place = pods.len() / 2;
-                    if round % 2 == 0 {
-                        pods.remove(place);
-                    }
-                    pods[0].port = 10_000 + round as u16;
-                }
-                let change = Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(forwarding)))]), ..Changes::default() };
-                let start = Instant::now();
-                writer.apply(&change).unwrap();
-                times.push(start.elapsed());
-            }
-            times.sort();
-            println!("  one endpoint: p50 {:?}, p99 {:?}, max {:?}", times[500], times[990], times[999]);
-            let start = Instant::now();
-            assert!(writer.intact().unwrap());
-            println!("  drift check, others quiet: {:?}", start.elapsed());
-            nft(&["add", "table", "ip", "x"]);
-            let start = Instant::now();
-            assert!(writer.intact().unwrap());
-            println!("  drift check, others changed something: {:?}", start.elapsed());
-            let start = Instant::now();
-            writer.refresh_alive().unwrap();
-            println!("  refresh: {:?}", start.elapsed());
-            let start = Instant::now();
-            nft(&["list", "ruleset"]);
-            println!("  nft list ruleset: {:?}", start.elapsed());
-        }
     });
 }

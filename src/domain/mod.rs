@@ -4,6 +4,8 @@ pub mod announce;
 pub mod elect;
 pub mod endpoints;
 pub mod engine;
+#[cfg(test)]
+mod fixtures;
 pub mod forwarding;
 pub mod index;
 pub mod ipam;

@@ -33,7 +33,8 @@ pub fn published_addresses<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::{Exclusion, ObjectKey, Request, TrafficPolicy};
+    use super::super::fixtures;
+    use super::super::model::Exclusion;
     use super::*;
 
     fn node(name: &str, internal: &str, external: &str) -> Node {
@@ -51,22 +52,7 @@ mod tests {
     }
 
     fn service(families: &[Family], pool: Option<&str>) -> Service {
-        Service {
-            key: ObjectKey::new("default", "web"),
-            created: 0,
-            class: None,
-            families: families.to_vec(),
-            require_dual_stack: false,
-            ports: vec![],
-            external: TrafficPolicy::Cluster,
-            client_affinity: false,
-            source_ranges: None,
-            request: Request::default(),
-            node_pool: pool.map(Into::into),
-            selector: None,
-            published: vec![],
-            problems: vec![],
-        }
+        Service { families: families.to_vec(), node_pool: pool.map(Into::into), ..fixtures::service("web") }
     }
 
     fn addresses(nodes: &[Node], service: &Service) -> String {

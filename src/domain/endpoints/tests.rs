@@ -3,6 +3,7 @@
 //! An endpoint is written `name@node` and marks: `-` not ready, `t` terminating (ready nil → false), `x` not serving, `#n1` hint for
 //! node n1, `%za` hint for zone za. `a` is 10.0.0.1, `b` 10.0.0.2 and so on; we are node n1 in zone za.
 
+use super::super::fixtures;
 use super::super::model::*;
 use super::*;
 
@@ -28,22 +29,7 @@ fn endpoint(text: &str) -> Endpoint {
 }
 
 fn service() -> Service {
-    Service {
-        key: ObjectKey::new("default", "web"),
-        created: 0,
-        class: None,
-        families: vec![Family::V4],
-        require_dual_stack: false,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
-        external: TrafficPolicy::Cluster,
-        client_affinity: false,
-        source_ranges: None,
-        request: Request::default(),
-        node_pool: None,
-        selector: None,
-        published: Vec::new(),
-        problems: Vec::new(),
-    }
+    fixtures::service("web")
 }
 
 fn slice(endpoints: &str, port: u16) -> EndpointSlice {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::fixtures::service;
 use super::super::forwarding::{FrontendKey, Target};
 use super::super::ipam::Allocations;
 use super::super::model::*;
@@ -30,25 +31,6 @@ fn settings(pools: &str, probe: bool) -> Settings {
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::new("default", name)
-}
-
-fn service(name: &str) -> Service {
-    Service {
-        key: key(name),
-        created: 0,
-        class: None,
-        families: vec![Family::V4],
-        require_dual_stack: false,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
-        external: TrafficPolicy::Cluster,
-        client_affinity: false,
-        source_ranges: None,
-        request: Request::default(),
-        node_pool: None,
-        selector: None,
-        published: Vec::new(),
-        problems: Vec::new(),
-    }
 }
 
 fn put(service: Service) -> SourceChange {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::model::{Family, Request, ServicePort};
+use super::super::fixtures;
+use super::super::model::Family;
 use super::super::pool::parse_pools;
 use super::*;
 
@@ -11,22 +12,7 @@ fn ipam(pools: &str) -> Ipam {
 }
 
 fn service(name: &str, change: impl FnOnce(&mut Service)) -> Service {
-    let mut service = Service {
-        key: ObjectKey::new("default", name),
-        created: 0,
-        class: None,
-        families: vec![Family::V4],
-        require_dual_stack: false,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
-        external: TrafficPolicy::Cluster,
-        client_affinity: false,
-        source_ranges: None,
-        request: Request::default(),
-        node_pool: None,
-        selector: None,
-        published: Vec::new(),
-        problems: Vec::new(),
-    };
+    let mut service = fixtures::service(name);
     change(&mut service);
     service
 }

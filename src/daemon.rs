@@ -286,6 +286,7 @@ pub(crate) fn engine_settings(settings: &Settings) -> engine::Settings {
         claim_default: settings.claim_default,
         interfaces: settings.interfaces.clone(),
         probe: !settings.probe.is_zero(),
+        role: engine::Role::Alone,
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Settings {
     pub interfaces: Vec<InterfacePattern>,
     /// New addresses are probed before they are used.
     pub probe: bool,
+    /// Alone with manifests, Follower with an API server.
+    pub role: Role,
 }
 
 /// Something that happened.
@@ -72,10 +74,26 @@ pub enum Event {
         /// The last plan whose changes are in it.
         generation: u64,
     },
+    /// This node began or ceased to be the one that decides about addresses.
+    Role(Role),
+    /// How the source is: Err says why nothing new may be heard from it.
+    SourceHealth(Result<(), String>),
     /// Time has passed: conflicts are tried again.
     Tick,
     /// We are about to stop: announce nothing more.
     Drain,
+}
+
+/// Who decides which Service has which virtual address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Manifests: every node for itself, and the state file remembers.
+    #[default]
+    Alone,
+    /// The API: what `status` of the Service says, as far as it is in our pools.
+    Follower,
+    /// The API, and this node holds the Lease: it gives addresses to Services that have none and writes them down.
+    Writer,
 }
 
 /// What was decided about one Service.
@@ -132,6 +150,8 @@ pub struct Engine {
     applied: u64,
     rules: Option<Result<(), String>>,
     draining: bool,
+    role: Role,
+    source_health: Result<(), String>,
 }
 
 impl Engine {
@@ -139,6 +159,7 @@ impl Engine {
     pub fn new(settings: Settings, saved: Allocations) -> Engine {
         let options = Options { avoid_buggy_ips: settings.avoid_buggy_ips };
         Engine {
+            role: settings.role,
             ipam: Ipam::new(settings.pools.clone(), options, saved),
             settings,
             now: Duration::ZERO,
@@ -161,6 +182,7 @@ impl Engine {
             applied: 0,
             rules: None,
             draining: false,
+            source_health: Ok(()),
         }
     }
 
@@ -179,6 +201,8 @@ impl Engine {
                 }
                 self.rules = Some(error.map_or(Ok(()), Err));
             }
+            Event::Role(role) => self.role = role,
+            Event::SourceHealth(health) => self.source_health = health,
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
@@ -203,7 +227,7 @@ impl Engine {
     fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<Problem>, synced: bool, plan: &mut Plan) {
         let mut nodes = false;
         for change in changes {
-            self.index.apply(change, |touched| match touched {
+            self.index.apply(change, &mut |touched| match touched {
                 Touched::Service(key) => {
                     self.dirty.insert(key);
                 }

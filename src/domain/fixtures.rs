@@ -19,5 +19,6 @@ pub fn service(name: &str) -> Service {
         selector: None,
         published: Vec::new(),
         problems: Vec::new(),
+        record: None,
     }
 }

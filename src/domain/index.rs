@@ -1,8 +1,8 @@
 //! The objects as the source last told them, joined by what refers to what. Answers "which Services does this change touch?".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::{EndpointSlice, Node, ObjectKey, Service, SourceChange};
+use super::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
 /// Everything known about the cluster.
 #[derive(Debug, Default)]
@@ -13,6 +13,15 @@ pub struct Index {
     /// Slice → the Service it belongs to: a slice that is deleted or relabelled no longer says.
     slice_services: BTreeMap<ObjectKey, Box<str>>,
     nodes: BTreeMap<Box<str>, Node>,
+    listing: Listing,
+}
+
+/// What was known when the source began to tell everything anew, and has not been mentioned since. None: it is not doing so.
+#[derive(Debug, Default)]
+struct Listing {
+    services: Option<BTreeSet<ObjectKey>>,
+    slices: Option<BTreeSet<ObjectKey>>,
+    nodes: Option<BTreeSet<Box<str>>>,
 }
 
 /// What has to be looked at again after a change.
@@ -26,23 +35,49 @@ pub enum Touched {
 
 impl Index {
     /// Takes in one change; what it touches is passed to `touched`, nothing when the object is as before.
-    pub fn apply(&mut self, change: SourceChange, mut touched: impl FnMut(Touched)) {
+    pub fn apply<F: FnMut(Touched)>(&mut self, change: SourceChange, touched: &mut F) {
         match change {
+            SourceChange::ListStart(kind) => self.list_start(kind),
+            SourceChange::ListEnd(kind) => self.list_end(kind, touched),
             SourceChange::Service(key, service) => {
+                mention(&mut self.listing.services, &key);
                 if replace(&mut self.services, &key, service.map(|s| *s)) {
                     touched(Touched::Service(key));
                 }
             }
             SourceChange::Node(name, node) => {
+                mention(&mut self.listing.nodes, &name);
                 if replace(&mut self.nodes, &name, node.map(|n| *n)) {
                     touched(Touched::Node(name));
                 }
             }
-            SourceChange::Slice(key, slice) => self.apply_slice(key, slice.map(|s| *s), touched),
+            SourceChange::Slice(key, slice) => {
+                mention(&mut self.listing.slices, &key);
+                self.apply_slice(key, slice.map(|s| *s), touched);
+            }
         }
     }
 
-    fn apply_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, mut touched: impl FnMut(Touched)) {
+    fn list_start(&mut self, kind: Kind) {
+        match kind {
+            Kind::Service => self.listing.services = Some(self.services.keys().cloned().collect()),
+            Kind::EndpointSlice => self.listing.slices = Some(self.slice_services.keys().cloned().collect()),
+            Kind::Node => self.listing.nodes = Some(self.nodes.keys().cloned().collect()),
+        }
+    }
+
+    fn list_end(&mut self, kind: Kind, touched: &mut impl FnMut(Touched)) {
+        let gone: Vec<SourceChange> = match kind {
+            Kind::Service => self.listing.services.take().into_iter().flatten().map(|key| SourceChange::Service(key, None)).collect(),
+            Kind::EndpointSlice => self.listing.slices.take().into_iter().flatten().map(|key| SourceChange::Slice(key, None)).collect(),
+            Kind::Node => self.listing.nodes.take().into_iter().flatten().map(|name| SourceChange::Node(name, None)).collect(),
+        };
+        for change in gone {
+            self.apply(change, touched);
+        }
+    }
+
+    fn apply_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, touched: &mut impl FnMut(Touched)) {
         let before = self.slice_services.get(&key).cloned();
         let after = slice.as_ref().map(|s| s.service.clone());
         if before != after
@@ -94,6 +129,12 @@ impl Index {
     }
 }
 
+fn mention<K: Ord>(unmentioned: &mut Option<BTreeSet<K>>, key: &K) {
+    if let Some(keys) = unmentioned {
+        keys.remove(key);
+    }
+}
+
 /// Puts, replaces or removes; true when that changed anything.
 fn replace<K: Ord + Clone, V: PartialEq>(map: &mut BTreeMap<K, V>, key: &K, value: Option<V>) -> bool {
     match value {
@@ -122,13 +163,27 @@ mod tests {
 
     fn touched(index: &mut Index, change: SourceChange) -> Vec<String> {
         let mut all = Vec::new();
-        index.apply(change, |t| {
+        index.apply(change, &mut |t| {
             all.push(match t {
                 Touched::Service(key) => key.to_string(),
                 Touched::Node(name) => name.to_string(),
             })
         });
         all
+    }
+
+    #[test]
+    fn what_a_new_listing_does_not_mention_is_gone() {
+        let mut index = Index::default();
+        for name in ["a", "b"] {
+            touched(&mut index, slice(name, "web"));
+        }
+        assert_eq!(touched(&mut index, SourceChange::ListStart(Kind::EndpointSlice)), [""; 0]);
+        assert_eq!(touched(&mut index, slice("b", "web")), [""; 0], "as before");
+        assert_eq!(touched(&mut index, SourceChange::ListEnd(Kind::Service)), [""; 0], "another kind");
+        assert_eq!(touched(&mut index, SourceChange::ListEnd(Kind::EndpointSlice)), ["default/web"]);
+        assert_eq!(index.slices(&ObjectKey::new("default", "web")).count(), 1);
+        assert_eq!(touched(&mut index, SourceChange::ListEnd(Kind::EndpointSlice)), [""; 0], "an end without a start");
     }
 
     #[test]

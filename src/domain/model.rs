@@ -172,6 +172,47 @@ pub struct Service {
     pub published: Vec<IpAddr>,
     /// What is wrong with the object, in plain sentences that name the field; the rest of it still serves.
     pub problems: Vec<String>,
+    /// What the API server keeps about it beside its spec; None when it comes from a manifest.
+    pub record: Option<Box<Record>>,
+}
+
+/// The part of a Service that the writer of its status must know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Record {
+    /// `metadata.uid`: a Service that was deleted and made anew is another one.
+    pub uid: Box<str>,
+    /// `metadata.resourceVersion`: a write that does not name the newest one is refused by the API server.
+    pub resource_version: Box<str>,
+    /// `status.loadBalancer.ingress` as it stands, whoever wrote it.
+    pub ingress: Vec<Ingress>,
+    /// The finalizer `service.kubernetes.io/load-balancer-cleanup` is set.
+    pub cleanup_finalizer: bool,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+}
+
+/// One entry of `status.loadBalancer.ingress`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Ingress {
+    /// `ip`, where it can be read.
+    pub ip: Option<IpAddr>,
+    /// `hostname`: never ours, other implementations write it.
+    pub hostname: Option<Box<str>>,
+    /// `ipMode` is VIP; None when it is absent.
+    pub vip: Option<bool>,
+    /// `ports`.
+    pub ports: Vec<IngressPort>,
+}
+
+/// One entry of an ingress's `ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct IngressPort {
+    /// 1..=65535.
+    pub port: u16,
+    /// Transport.
+    pub protocol: Protocol,
+    /// CamelCase, or with the domain as prefix: why this port is not served.
+    pub error: Option<Box<str>>,
 }
 
 /// Requests by annotation, whichever system's name they were written under.
@@ -309,4 +350,19 @@ pub enum SourceChange {
     Slice(ObjectKey, Option<Box<EndpointSlice>>),
     /// A Node, by name.
     Node(Box<str>, Option<Box<Node>>),
+    /// The source begins to tell all objects of this kind from the start.
+    ListStart(Kind),
+    /// It has told them all: those of this kind that it did not mention since the start are gone.
+    ListEnd(Kind),
+}
+
+/// The kinds of objects that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// core/v1 Service
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice
+    EndpointSlice,
+    /// core/v1 Node
+    Node,
 }

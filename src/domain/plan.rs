@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::announce::Announcement;
 use super::forwarding::{Forwarding, FrontendKey};
-use super::model::ObjectKey;
+use super::model::{Ingress, ObjectKey};
 
 /// The effects of one event.
 #[derive(Clone, Debug, Default)]
@@ -17,8 +17,24 @@ pub struct Plan {
     pub announcements: Option<BTreeMap<IpAddr, Announcement>>,
     /// The allocations changed: write them down.
     pub save: bool,
+    /// For the API server, by Service, what replaces earlier words about the same one; only ever made by the writer.
+    pub publications: BTreeMap<ObjectKey, Publication>,
     /// For people, in the order in which it happened.
     pub notices: Vec<Notice>,
+}
+
+/// What the writer wants the API server to keep about a Service. It is written only onto the version it was decided for: an answer
+/// to an older one is refused there, and the newer one is decided about when the watch brings it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// `metadata.uid` and `metadata.resourceVersion` it was decided for.
+    pub uid: Box<str>,
+    /// See `uid`.
+    pub resource_version: Box<str>,
+    /// All of `status.loadBalancer.ingress`; None: as it is.
+    pub ingress: Option<Vec<Ingress>>,
+    /// Take the finalizer `service.kubernetes.io/load-balancer-cleanup` away.
+    pub remove_finalizer: bool,
 }
 
 /// A change of the rule set.

@@ -26,6 +26,7 @@ fn settings(pools: &str, probe: bool) -> Settings {
         claim_default: true,
         interfaces: Vec::new(),
         probe,
+        role: Role::Alone,
     }
 }
 

@@ -89,6 +89,7 @@ pub fn service(object: &core::Service) -> Option<Service> {
         selector: spec.selector.as_ref().filter(|selector| !selector.is_empty()).map(selector_digest),
         published: published.iter().filter_map(|ingress| ingress.ip.as_deref()?.trim().parse().ok()).collect(),
         problems: problems.into_sentences(),
+        record: None,
     })
 }
 

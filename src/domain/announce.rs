@@ -9,6 +9,7 @@
 //! other share a wake.
 
 mod receive;
+mod recent;
 mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,6 +19,7 @@ use std::time::Duration;
 use super::model::Interfaces;
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::{arp, ndp};
+use recent::Recent;
 use schedule::{Jitter, Pacer, Timers};
 
 /// How long an address found in use is left alone before it is probed again (RFC 5227 §1.1, RATE_LIMIT_INTERVAL); up to a quarter is
@@ -25,6 +27,10 @@ use schedule::{Jitter, Pacer, Timers};
 pub const CONFLICT_RETRY: Duration = Duration::from_secs(60);
 /// How often, per VIP and interface, a claim of somebody else is answered by an announcement and reported.
 pub const CONTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// After a claim that could not be answered at once for that limit: when it is announced again at the latest.
+pub const REPAIR_DELAY: Duration = Duration::from_millis(200);
+/// How often, at most, a standby reports the same speaker.
+pub const HEARD_INTERVAL: Duration = Duration::from_millis(250);
 /// Probes before the first announcement (RFC 5227 §1.1, PROBE_NUM).
 pub const PROBES: u32 = 3;
 
@@ -56,6 +62,9 @@ pub struct Announcement {
     /// Newly allocated: make sure that nobody has it before claiming it. Without effect once the VIP is announced; turned off
     /// while probing, the VIP is claimed at once.
     pub probe: bool,
+    /// Another node answers for it: listen on the same interfaces, so as to be ready to take over, but say nothing. Probing goes on
+    /// where it is asked for.
+    pub standby: bool,
 }
 
 /// A frame to send.
@@ -70,7 +79,7 @@ pub struct Transmission {
 /// What the rest of the program should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnnouncerEvent {
-    /// Nobody answered the probes: the VIP is announced from now on.
+    /// Nobody answered the probes: the VIP is announced from now on, unless on standby.
     ProbeClear {
         /// The address.
         vip: IpAddr,
@@ -86,6 +95,15 @@ pub enum AnnouncerEvent {
     },
     /// Somebody else claims a VIP that we announce. It was announced again; at most one per [`CONTEST_INTERVAL`], VIP and interface.
     Contested {
+        /// The address.
+        vip: IpAddr,
+        /// Where it was heard.
+        ifindex: u32,
+        /// Who.
+        mac: Mac,
+    },
+    /// On standby: somebody says that it has the VIP; at most one per [`HEARD_INTERVAL`] for each VIP, interface and speaker.
+    Heard {
         /// The address.
         vip: IpAddr,
         /// Where it was heard.
@@ -111,7 +129,7 @@ pub enum AnnouncerEvent {
     },
 }
 
-/// What happened so far. `received` is the sum of the six that follow it.
+/// What happened so far. `received` is the sum of `malformed` to `heard`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Frames handed in.
@@ -128,9 +146,11 @@ pub struct Counters {
     pub conflicts: u64,
     /// Claims that were heard while a VIP was announced.
     pub contested: u64,
+    /// Claims that were heard on standby.
+    pub heard: u64,
     /// Probe frames.
     pub probes_sent: u64,
-    /// Gratuitous ARP and unsolicited advertisement frames.
+    /// Gratuitous ARP and unsolicited advertisement frames, those to single clients included.
     pub announcements_sent: u64,
 }
 
@@ -146,6 +166,7 @@ pub struct Announcer {
     vips: BTreeMap<IpAddr, Vip>,
     /// Where a VIP is announced at present.
     places: BTreeMap<(IpAddr, u32), Place>,
+    recent: Recent,
     timers: Timers,
     pacer: Pacer,
     transmissions: VecDeque<Transmission>,
@@ -157,6 +178,9 @@ pub struct Announcer {
 struct Vip {
     interfaces: BTreeSet<u32>,
     standing: Standing,
+    standby: bool,
+    /// What was last heard of who has it, on standby.
+    heard: Option<(u32, Mac, Duration)>,
 }
 
 #[derive(Debug)]
@@ -167,8 +191,8 @@ enum Standing {
     Probing { start: Duration, sent: u32, due: Duration },
     /// Somebody else has it; probed again at `due`.
     Refused { due: Duration },
-    /// Announced wherever it can be.
-    Owned,
+    /// Announced wherever it can be, unless on standby.
+    Clear,
 }
 
 /// A VIP on an interface.
@@ -200,6 +224,7 @@ impl Announcer {
             own: BTreeSet::new(),
             vips: BTreeMap::new(),
             places: BTreeMap::new(),
+            recent: Recent::default(),
             timers: Timers::default(),
             pacer: Pacer::default(),
             transmissions: VecDeque::new(),
@@ -264,20 +289,20 @@ impl Announcer {
 
     fn want(&mut self, vip: IpAddr, wanted: Announcement, fresh: &BTreeSet<u32>, now: Duration) {
         let probe = wanted.probe && !self.config.probe_time.is_zero();
-        let (standing, before) = match self.vips.remove(&vip) {
-            None => (if probe { Standing::Waiting } else { Standing::Owned }, BTreeSet::new()),
-            Some(old) => (old.standing, old.interfaces),
+        let (standing, before, heard) = match self.vips.remove(&vip) {
+            None => (if probe { Standing::Waiting } else { Standing::Clear }, BTreeSet::new(), None),
+            Some(old) => (old.standing, old.interfaces, old.heard),
         };
         // A usable interface that takes part and did not a moment ago.
         let arrived = wanted.interfaces.iter().any(|i| self.links.contains_key(i) && (fresh.contains(i) || !before.contains(i)));
         let usable = wanted.interfaces.iter().any(|i| self.links.contains_key(i));
         let standing = match standing {
-            Standing::Owned => Standing::Owned,
+            Standing::Clear => Standing::Clear,
             other => {
                 let restart = matches!(other, Standing::Waiting) && usable || matches!(other, Standing::Probing { .. }) && arrived;
                 if !probe {
                     self.cancel(vip, &other);
-                    Standing::Owned
+                    Standing::Clear
                 } else if !usable && matches!(other, Standing::Probing { .. }) {
                     self.cancel(vip, &other);
                     Standing::Waiting
@@ -289,9 +314,9 @@ impl Announcer {
                 }
             }
         };
-        if matches!(standing, Standing::Owned) {
+        if matches!(standing, Standing::Clear) {
             for ifindex in before.union(&wanted.interfaces).copied() {
-                let here = wanted.interfaces.contains(&ifindex) && self.links.contains_key(&ifindex);
+                let here = !wanted.standby && wanted.interfaces.contains(&ifindex) && self.links.contains_key(&ifindex);
                 if !here {
                     self.leave(vip, ifindex);
                 } else if fresh.contains(&ifindex) || !self.places.contains_key(&(vip, ifindex)) {
@@ -299,10 +324,12 @@ impl Announcer {
                 }
             }
         }
-        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing });
+        let heard = heard.filter(|_| wanted.standby);
+        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing, standby: wanted.standby, heard });
     }
 
     fn forget(&mut self, vip: IpAddr) {
+        self.recent.forget(vip);
         if let Some(old) = self.vips.remove(&vip) {
             self.cancel(vip, &old.standing);
             for ifindex in old.interfaces {
@@ -386,9 +413,12 @@ impl Announcer {
     }
 
     fn claim(&mut self, vip: IpAddr, now: Duration) {
-        let places: Vec<u32> = self.links_of(vip).map(|(ifindex, _)| ifindex).collect();
+        let mut places: Vec<u32> = self.links_of(vip).map(|(ifindex, _)| ifindex).collect();
         if let Some(known) = self.vips.get_mut(&vip) {
-            known.standing = Standing::Owned;
+            known.standing = Standing::Clear;
+            if known.standby {
+                places.clear();
+            }
         }
         self.events.push_back(AnnouncerEvent::ProbeClear { vip });
         for ifindex in places {
@@ -404,8 +434,36 @@ impl Announcer {
             Some(&offset) => burst + offset,
             None => now + self.jitter.refresh(now, self.config.announce_interval.max(Config::MIN_INTERVAL)),
         };
+        // Twice to each client: once at once, once more when the first may have been lost.
+        let personal = matches!(place.step, 1 | 3);
         self.timers.add(place.due, Timer::Announce(vip, ifindex));
         self.send_announcement(vip, ifindex);
+        if personal {
+            self.tell_recent(vip, ifindex, now);
+        }
+    }
+
+    /// The same, to each of those who asked lately. Gratuitous also when sent to one: Linux may ignore a plain reply for a second
+    /// after the last change (`locktime`).
+    fn tell_recent(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
+        let Some(&mac) = self.links.get(&ifindex) else { return };
+        let frames: Vec<Transmission> = self
+            .recent
+            .of(vip, ifindex, now)
+            .filter_map(|asker| {
+                let frame = match (vip, asker.address) {
+                    (IpAddr::V4(vip), _) => arp::Repr { destination: asker.mac, ..arp::Repr::announcement(mac, vip) }.to_vec(),
+                    (IpAddr::V6(vip), IpAddr::V6(client)) => {
+                        ndp::Repr { destination_mac: asker.mac, destination: client, ..ndp::Repr::announcement(mac, vip) }.to_vec()
+                    }
+                    (IpAddr::V6(_), IpAddr::V4(_)) => return None,
+                };
+                Some(Transmission { ifindex, frame })
+            })
+            .collect();
+        self.pacer.count(frames.len());
+        self.counters.announcements_sent += frames.len() as u64;
+        self.transmissions.extend(frames);
     }
 
     /// Both forms of gratuitous ARP: some systems heed only the request, some only the reply.
@@ -441,6 +499,9 @@ impl Announcer {
     }
 }
 
+#[cfg(test)]
+#[path = "announce/standby_tests.rs"]
+mod standby_tests;
 #[cfg(test)]
 #[path = "announce/tests.rs"]
 mod tests;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Announcer, AnnouncerEvent, CONFLICT_RETRY, CONTEST_INTERVAL, Standing, Timer};
+use super::{Announcer, AnnouncerEvent, CONFLICT_RETRY, CONTEST_INTERVAL, HEARD_INTERVAL, REPAIR_DELAY, Standing, Timer};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::ndp::Message;
 use crate::wire::{arp, ndp};
@@ -14,8 +14,8 @@ enum Heard {
     Claim { vip: IpAddr, mac: Mac },
     /// `mac` asks whether the VIP is free; `answer` says that it is not.
     Probe { vip: IpAddr, mac: Mac, answer: Vec<u8> },
-    /// Somebody wants to talk to the VIP.
-    Question { vip: IpAddr, answer: Vec<u8> },
+    /// `asker`, at `mac`, wants to talk to the VIP.
+    Question { vip: IpAddr, asker: IpAddr, mac: Mac, answer: Vec<u8> },
     /// One of our own frames.
     Own,
     /// Nothing to us.
@@ -36,11 +36,16 @@ impl Announcer {
         match heard {
             Heard::Claim { vip, mac } => self.claimed(vip, ifindex, mac, now),
             Heard::Probe { vip, mac, answer } => self.probed(vip, ifindex, mac, answer, now),
-            Heard::Question { vip, answer } if self.places.contains_key(&(vip, ifindex)) => {
-                self.counters.answered += 1;
-                self.send(ifindex, answer);
+            Heard::Question { vip, asker, mac, answer } => {
+                self.recent.note(vip, ifindex, asker, mac, now);
+                if self.places.contains_key(&(vip, ifindex)) {
+                    self.counters.answered += 1;
+                    self.send(ifindex, answer);
+                } else {
+                    self.counters.ignored += 1;
+                }
             }
-            Heard::Question { .. } | Heard::Nothing => self.counters.ignored += 1,
+            Heard::Nothing => self.counters.ignored += 1,
             Heard::Own => self.counters.own += 1,
             Heard::Malformed => self.counters.malformed += 1,
         }
@@ -66,7 +71,7 @@ impl Announcer {
         } else if packet.is_probe() {
             Heard::Probe { vip: target, mac: packet.sender_mac, answer: packet.reply(mac).to_vec() }
         } else {
-            Heard::Question { vip: target, answer: packet.reply(mac).to_vec() }
+            Heard::Question { vip: target, asker: sender, mac: packet.sender_mac, answer: packet.reply(mac).to_vec() }
         }
     }
 
@@ -88,7 +93,9 @@ impl Announcer {
             }
             Message::Solicitation { .. } => {
                 let for_us = packet.destination == packet.target || packet.destination == ndp::solicited_node(packet.target);
-                if for_us { Heard::Question { vip, answer: packet.answer(mac).to_vec() } } else { Heard::Nothing }
+                let answer = packet.answer(mac);
+                let (asker, mac) = (IpAddr::V6(packet.source), answer.destination_mac);
+                if for_us { Heard::Question { vip, asker, mac, answer: answer.to_vec() } } else { Heard::Nothing }
             }
         }
     }
@@ -102,10 +109,28 @@ impl Announcer {
                 place.contested = Some(now);
                 self.events.push_back(AnnouncerEvent::Contested { vip, ifindex, mac });
                 self.send_announcement(vip, ifindex);
+            } else if place.due > now + REPAIR_DELAY {
+                // Or else the other's word would be the last one that clients heard until the next refresh.
+                self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+                place.due = now + REPAIR_DELAY;
+                self.timers.add(place.due, Timer::Announce(vip, ifindex));
             }
-        } else if !self.refuse(vip, ifindex, mac, now) {
+        } else if !self.refuse(vip, ifindex, mac, now) && !self.overhear(vip, ifindex, mac, now) {
             self.counters.ignored += 1;
         }
+    }
+
+    /// On standby: who has the VIP at present. False when it is none of our business there.
+    fn overhear(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) -> bool {
+        let Some(known) = self.vips.get_mut(&vip).filter(|known| known.standby && known.interfaces.contains(&ifindex)) else {
+            return false;
+        };
+        self.counters.heard += 1;
+        if known.heard.is_none_or(|(i, m, at)| (i, m) != (ifindex, mac) || now >= at + HEARD_INTERVAL) {
+            known.heard = Some((ifindex, mac, now));
+            self.events.push_back(AnnouncerEvent::Heard { vip, ifindex, mac });
+        }
+        true
     }
 
     /// Somebody asks whether one of our VIPs is free. While we ask ourselves, that is a conflict for both (RFC 5227 §2.1.1).

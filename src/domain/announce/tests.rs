@@ -6,20 +6,20 @@ use super::schedule::{BURST, FRAMES_PER_SLICE, SLICE};
 use super::*;
 use crate::domain::model::Interface;
 
-const OURS: Mac = [2, 0, 0, 0, 0, 1];
-const OTHER: Mac = [2, 0, 0, 0, 0, 2];
-const V4: &str = "192.0.2.10";
-const V6: &str = "fd00::10";
+pub(super) const OURS: Mac = [2, 0, 0, 0, 0, 1];
+pub(super) const OTHER: Mac = [2, 0, 0, 0, 0, 2];
+pub(super) const V4: &str = "192.0.2.10";
+pub(super) const V6: &str = "fd00::10";
 
-fn ms(n: u64) -> Duration {
+pub(super) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn interface(index: u32, mac: Mac) -> Interface {
+pub(super) fn interface(index: u32, mac: Mac) -> Interface {
     Interface {
         index,
         name: format!("eth{index}").into(),
@@ -32,29 +32,29 @@ fn interface(index: u32, mac: Mac) -> Interface {
     }
 }
 
-fn interfaces(list: &[Interface]) -> Interfaces {
+pub(super) fn interfaces(list: &[Interface]) -> Interfaces {
     list.iter().map(|i| (i.index, i.clone())).collect()
 }
 
-fn wish(vips: &[&str], on: &[u32], probe: bool) -> BTreeMap<IpAddr, Announcement> {
-    vips.iter().map(|vip| (ip(vip), Announcement { interfaces: on.iter().copied().collect(), probe })).collect()
+pub(super) fn wish(vips: &[&str], on: &[u32], probe: bool) -> BTreeMap<IpAddr, Announcement> {
+    vips.iter().map(|vip| (ip(vip), Announcement { interfaces: on.iter().copied().collect(), probe, standby: false })).collect()
 }
 
 /// Frames with the time at which they were sent, and events.
 #[derive(Default)]
-struct Log {
-    frames: Vec<(Duration, Transmission)>,
-    events: Vec<(Duration, AnnouncerEvent)>,
+pub(super) struct Log {
+    pub frames: Vec<(Duration, Transmission)>,
+    pub events: Vec<(Duration, AnnouncerEvent)>,
 }
 
 impl Log {
-    fn times(&self) -> Vec<u64> {
+    pub fn times(&self) -> Vec<u64> {
         self.frames.iter().map(|(at, _)| at.as_millis() as u64).collect()
     }
 }
 
 /// Lets the clock run to `until`, stopping wherever the announcer wants to be polled.
-fn run(announcer: &mut Announcer, from: Duration, until: Duration) -> Log {
+pub(super) fn run(announcer: &mut Announcer, from: Duration, until: Duration) -> Log {
     let mut log = Log::default();
     let mut now = from;
     loop {
@@ -72,19 +72,19 @@ fn drain(announcer: &mut Announcer, now: Duration, log: &mut Log) {
     log.events.extend(announcer.events().map(|e| (now, e)));
 }
 
-fn hear(announcer: &mut Announcer, ifindex: u32, frame: &[u8], now: Duration) -> Log {
+pub(super) fn hear(announcer: &mut Announcer, ifindex: u32, frame: &[u8], now: Duration) -> Log {
     let mut log = Log::default();
     announcer.receive(ifindex, frame, now);
     drain(announcer, now, &mut log);
     log
 }
 
-fn announcer() -> Announcer {
+pub(super) fn announcer() -> Announcer {
     Announcer::new(Config::default(), 42)
 }
 
 /// Announces `vips` on interface 1 since long ago.
-fn settled(vips: &[&str]) -> (Announcer, Duration) {
+pub(super) fn settled(vips: &[&str]) -> (Announcer, Duration) {
     let mut announcer = announcer();
     announcer.set(wish(vips, &[1], false), &interfaces(&[interface(1, OURS)]), ms(0));
     run(&mut announcer, ms(0), ms(10_000));
@@ -95,15 +95,15 @@ fn v4(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
-fn v6(text: &str) -> Ipv6Addr {
+pub(super) fn v6(text: &str) -> Ipv6Addr {
     text.parse().unwrap()
 }
 
-fn arp_request(from: Mac, sender: &str, target: &str) -> arp::Repr {
+pub(super) fn arp_request(from: Mac, sender: &str, target: &str) -> arp::Repr {
     arp::Repr { sender: v4(sender), ..arp::Repr::probe(from, v4(target)) }
 }
 
-fn solicitation(from: Mac, sender: &str, target: &str) -> ndp::Repr {
+pub(super) fn solicitation(from: Mac, sender: &str, target: &str) -> ndp::Repr {
     let message = ndp::Message::Solicitation { link_layer: Some(from), nonce: None };
     ndp::Repr { source: v6(sender), message, ..ndp::Repr::probe(from, v6(target), [0; 6]) }
 }
@@ -515,7 +515,7 @@ fn lan(a: &mut Announcer, b: &mut Announcer, until: Duration) -> (Log, Log) {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Set { vips: u8, probe: u8, links: u8, macs: u8 },
+    Set { vips: u8, probe: u8, links: u8, macs: u8, standby: u8 },
     Hear { frame: Vec<u8>, ifindex: u32 },
     Claim { vip: u8, ifindex: u32, probe: bool },
     Wait { millis: u64 },
@@ -523,7 +523,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        any::<[u8; 4]>().prop_map(|[vips, probe, links, macs]| Step::Set { vips, probe, links, macs }),
+        any::<[u8; 5]>().prop_map(|[vips, probe, links, macs, standby]| Step::Set { vips, probe, links, macs, standby }),
         (prop::collection::vec(any::<u8>(), 0..100), 0..4u32).prop_map(|(frame, ifindex)| Step::Hear { frame, ifindex }),
         (0..8u8, 0..4u32, any::<bool>()).prop_map(|(vip, ifindex, probe)| Step::Claim { vip, ifindex, probe }),
         (0..70_000u64).prop_map(|millis| Step::Wait { millis }),
@@ -539,14 +539,16 @@ proptest! {
         let mut a = announcer();
         let mut now = ms(0);
         let mut wanted: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut silent: BTreeSet<IpAddr> = BTreeSet::new();
         for step in steps {
             match step {
-                Step::Set { vips: mask, probe, links, macs } => {
+                Step::Set { vips: mask, probe, links, macs, standby } => {
                     let of = |n: usize, mask: u8| mask >> n & 1 == 1;
                     let desired: BTreeMap<IpAddr, Announcement> = vips.iter().enumerate().filter(|(n, _)| of(*n, mask)).map(|(n, vip)| {
                         let interfaces = (0..3u32).filter(|i| of(*i as usize, probe.rotate_left(n as u32))).collect();
-                        (*vip, Announcement { interfaces, probe: of(n, probe) })
+                        (*vip, Announcement { interfaces, probe: of(n, probe), standby: of(n, standby) })
                     }).collect();
+                    silent = desired.iter().filter(|(_, wish)| wish.standby).map(|(vip, _)| *vip).collect();
                     wanted = desired.keys().copied().collect();
                     let list: Vec<Interface> = (0..3u32).filter(|i| of(*i as usize, links)).map(|i| Interface {
                         up: of(i as usize + 3, links),
@@ -570,18 +572,19 @@ proptest! {
             let links = a.links.clone();
             for sent in a.transmissions() {
                 prop_assert!(links.contains_key(&sent.ifindex));
-                let about = match arp::Repr::parse(&sent.frame) {
-                    Ok(packet) if packet.is_probe() => IpAddr::V4(packet.target),
-                    Ok(packet) => IpAddr::V4(packet.sender),
-                    Err(_) => IpAddr::V6(ndp::Repr::parse(&sent.frame).unwrap().target),
+                let (about, probe) = match arp::Repr::parse(&sent.frame) {
+                    Ok(packet) if packet.is_probe() => (IpAddr::V4(packet.target), true),
+                    Ok(packet) => (IpAddr::V4(packet.sender), false),
+                    Err(_) => ndp::Repr::parse(&sent.frame).map(|packet| (IpAddr::V6(packet.target), packet.is_probe())).unwrap(),
                 };
                 prop_assert!(wanted.contains(&about));
+                prop_assert!(probe || !silent.contains(&about), "a standby said something");
             }
             a.events().for_each(drop);
             let pending = a.vips.values().filter(|vip| matches!(vip.standing, Standing::Probing { .. } | Standing::Refused { .. })).count();
             prop_assert_eq!(a.timers.len(), pending + a.places.len());
             let c = *a.counters();
-            prop_assert_eq!(c.received, c.malformed + c.own + c.ignored + c.answered + c.conflicts + c.contested);
+            prop_assert_eq!(c.received, c.malformed + c.own + c.ignored + c.answered + c.conflicts + c.contested + c.heard);
         }
         a.set(BTreeMap::new(), &Interfaces::new(), now);
         prop_assert_eq!((a.timers.len(), a.places.len(), a.vips.len()), (0, 0, 0));

@@ -81,7 +81,7 @@ impl Engine {
             if announced.is_empty() {
                 announcements_changed |= self.announcements.remove(&address).is_some();
             } else {
-                let announcement = Announcement { interfaces: announced, probe: vip.probe };
+                let announcement = Announcement { interfaces: announced, probe: vip.probe, standby: false };
                 if self.announcements.get(&address) != Some(&announcement) {
                     self.announcements.insert(address, announcement);
                     announcements_changed = true;
@@ -150,7 +150,7 @@ impl Engine {
             }
             AnnouncerEvent::Conflict { vip, mac, .. } => self.in_use_elsewhere(vip, mac, plan),
             AnnouncerEvent::Contested { vip, mac, .. } => self.contested(vip, mac, plan),
-            AnnouncerEvent::Defended { .. } => {}
+            AnnouncerEvent::Defended { .. } | AnnouncerEvent::Heard { .. } => {}
             AnnouncerEvent::SocketFailed { ifindex, reason } => {
                 let name = self.interfaces.as_deref().and_then(|all| all.get(&ifindex)).map_or("?", |interface| &interface.name);
                 let message = format!("cannot announce on {name}: {reason}");

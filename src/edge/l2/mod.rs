@@ -272,7 +272,8 @@ impl Task {
         }
         self.reopen(broken);
         for event in self.announcer.events() {
-            let repeats = matches!(event, AnnouncerEvent::Contested { .. } | AnnouncerEvent::Defended { .. });
+            let repeats =
+                matches!(event, AnnouncerEvent::Contested { .. } | AnnouncerEvent::Defended { .. } | AnnouncerEvent::Heard { .. });
             if repeats && self.backlog.len() >= EVENT_BACKLOG {
                 self.totals.events_dropped += 1;
             } else {

@@ -15,6 +15,10 @@ use pinnace::domain::model::{Interface, Interfaces};
 use pinnace::edge::{l2, links};
 use tokio::sync::{mpsc, watch};
 
+#[path = "lab/patience.rs"]
+mod patience;
+use patience::patient;
+
 const V4: &str = "192.0.2.10";
 const V6: &str = "fd00:1::10";
 const FREE: [&str; 2] = ["192.0.2.99", "fd00:1::99"];
@@ -47,7 +51,7 @@ fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = attempt() {
             return value;
         }
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(start.elapsed() < patient(PATIENCE), "not within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -113,7 +117,7 @@ impl Lab {
         .join()
         .unwrap();
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(1) {
+        while start.elapsed() < patient(Duration::from_secs(1)) {
             if let Some(mac) = self.neighbour(address) {
                 return Some(mac);
             }
@@ -360,6 +364,8 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
         up: true,
         loopback: false,
         master: None,
+        active_ports: Default::default(),
+        ipv6: true,
         addresses: Default::default(),
     };
     let interfaces = Interfaces::from([(999, interface(999, "ghost", [2, 0, 0, 0, 0, 9])), (index, interface(index, "eth0", bytes(&mac)))]);

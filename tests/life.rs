@@ -4,7 +4,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use lab::manifests::{nodes, web};
-use lab::{Failure, Lab, ensure, eventually};
+use lab::{Failure, Lab, ensure, eventually, patient};
 use pinnace::domain::model::Family;
 
 mod lab;
@@ -134,7 +134,7 @@ fn systemd_is_told_when_it_is_ready_and_that_it_lives() {
     let mut running = pinnace.start_ready();
     let mut heard = String::new();
     let listen = |until: &str, heard: &mut String| {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patient(PATIENCE);
         while !heard.contains(until) && Instant::now() < deadline {
             let mut buffer = [0; 1024];
             if let Ok(length) = socket.recv(&mut buffer) {

@@ -13,6 +13,10 @@ use pinnace::domain::plan::Changes;
 use pinnace::edge::conntrack;
 use pinnace::edge::nft::Writer;
 
+#[path = "lab/patience.rs"]
+mod patience;
+use patience::patient;
+
 const PATIENCE: Duration = Duration::from_millis(400);
 
 /// Namespaces `client`, `node`, `pod1` and `pod2`, removed at the end.
@@ -80,8 +84,8 @@ impl Lab {
     /// What the server says to a connection from a room: its name and the address it saw, or why not.
     fn ask(&self, room: &str, to: SocketAddr) -> Result<String, ErrorKind> {
         self.inside(room, move || {
-            let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(|error| error.kind())?;
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut stream = TcpStream::connect_timeout(&to, patient(PATIENCE)).map_err(|error| error.kind())?;
+            stream.set_read_timeout(Some(patient(PATIENCE))).unwrap();
             let mut said = String::new();
             stream.read_to_string(&mut said).map_err(|error| error.kind())?;
             Ok(said)
@@ -97,7 +101,7 @@ impl Lab {
             let mut any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse().unwrap() } else { "[::]:0".parse().unwrap() };
             any.set_port(port);
             let socket = UdpSocket::bind(any).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(patient(PATIENCE))).unwrap();
             socket.connect(to).map_err(|error| error.kind())?;
             socket.send(b"?").map_err(|error| error.kind())?;
             let mut said = [0; 100];
@@ -115,7 +119,7 @@ impl Lab {
             };
             std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
             let socket = UdpSocket::from(socket2::Socket::new(domain, socket2::Type::DGRAM, Some(protocol)).unwrap());
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(patient(PATIENCE))).unwrap();
             socket.connect((to, 0)).unwrap();
             socket.send(&[kind, 0, 0, 0, 0, 0, 0, 1, 42]).unwrap();
             let mut reply = [0; 100];
@@ -281,19 +285,19 @@ fn each_verdict_does_to_packets_what_it_says() {
 fn without_refresh_the_rules_disarm_themselves() {
     let lab = Lab::new("d");
     let mut writer = lab.inside("node", || {
-        let mut writer = Writer::with_timeout(Duration::from_millis(1500)).unwrap();
+        let mut writer = Writer::with_timeout(patient(Duration::from_millis(1500))).unwrap();
         writer.apply(&changes()).unwrap();
         writer
     });
     let served = || nets().map(|net| lab.ask("client", SocketAddr::new(net.vip, 1)).is_ok());
     assert_eq!(served(), [true, true]);
-    std::thread::sleep(Duration::from_millis(1600));
+    std::thread::sleep(patient(Duration::from_millis(1600)));
     assert_eq!(served(), [false, false], "the switch has expired");
     writer.refresh_alive().unwrap();
     assert_eq!(served(), [true, true], "the switch is closed again");
-    std::thread::sleep(Duration::from_millis(1000));
+    std::thread::sleep(patient(Duration::from_millis(1000)));
     writer.refresh_alive().unwrap();
-    std::thread::sleep(Duration::from_millis(1000));
+    std::thread::sleep(patient(Duration::from_millis(1000)));
     assert_eq!(served(), [true, true], "a refresh prolongs");
 }
 

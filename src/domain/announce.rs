@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::model::Interfaces;
+use super::model::{Interface, Interfaces};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::{arp, ndp};
 use recent::Recent;
@@ -160,7 +160,7 @@ pub struct Announcer {
     config: Config,
     jitter: Jitter,
     /// Usable interfaces: up, with a hardware address.
-    links: BTreeMap<u32, Mac>,
+    links: BTreeMap<u32, Link>,
     /// Hardware addresses of all interfaces, usable or not.
     own: BTreeSet<Mac>,
     vips: BTreeMap<IpAddr, Vip>,
@@ -193,6 +193,14 @@ enum Standing {
     Refused { due: Duration },
     /// Announced wherever it can be, unless on standby.
     Clear,
+}
+
+/// What frames on an interface depend on. When it changes, the network has to be told anew: of another hardware address, or that the same
+/// one is now behind another port of the switch (a bond that failed over).
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Link {
+    mac: Mac,
+    active_ports: BTreeSet<u32>,
 }
 
 /// A VIP on an interface.
@@ -236,13 +244,14 @@ impl Announcer {
     /// Replaces what is wanted and what the host has. Only differences have an effect; a VIP no longer wanted is silent at once.
     /// Frames that follow are sent by [`Announcer::poll`].
     pub fn set(&mut self, desired: BTreeMap<IpAddr, Announcement>, interfaces: &Interfaces, now: Duration) {
-        let links: BTreeMap<u32, Mac> = interfaces
-            .values()
-            .filter(|interface| interface.up && !interface.loopback)
-            .filter_map(|interface| Some((interface.index, interface.mac.filter(|&mac| ethernet::is_station(mac))?)))
-            .collect();
+        let link = |interface: &Interface| {
+            let mac = interface.mac.filter(|&mac| ethernet::is_station(mac))?;
+            Some((interface.index, Link { mac, active_ports: interface.active_ports.clone() }))
+        };
+        let links: BTreeMap<u32, Link> =
+            interfaces.values().filter(|interface| interface.up && !interface.loopback).filter_map(link).collect();
         let fresh: BTreeSet<u32> =
-            links.iter().filter(|&(index, mac)| self.links.get(index) != Some(mac)).map(|(&index, _)| index).collect();
+            links.iter().filter(|&(index, link)| self.links.get(index) != Some(link)).map(|(&index, _)| index).collect();
         self.own = interfaces.values().filter_map(|interface| interface.mac).collect();
         self.links = links;
 
@@ -468,7 +477,7 @@ impl Announcer {
 
     /// Both forms of gratuitous ARP: some systems heed only the request, some only the reply.
     fn send_announcement(&mut self, vip: IpAddr, ifindex: u32) {
-        let Some(&mac) = self.links.get(&ifindex) else { return };
+        let Some(mac) = self.links.get(&ifindex).map(|link| link.mac) else { return };
         let before = self.transmissions.len();
         match vip {
             IpAddr::V4(address) => {
@@ -489,7 +498,7 @@ impl Announcer {
     /// The usable interfaces of a VIP.
     fn links_of(&self, vip: IpAddr) -> impl Iterator<Item = (u32, Mac)> + '_ {
         let interfaces = self.vips.get(&vip).map(|known| &known.interfaces);
-        interfaces.into_iter().flatten().filter_map(|ifindex| Some((*ifindex, *self.links.get(ifindex)?)))
+        interfaces.into_iter().flatten().filter_map(|ifindex| Some((*ifindex, self.links.get(ifindex)?.mac)))
     }
 
     /// The same on all our interfaces, so that two of them on one link do not take each other for a stranger (RFC 7527 §4.1).

@@ -21,6 +21,8 @@ pub enum Ineligible {
         /// Which address.
         address: IpAddr,
     },
+    /// It is an IPv6 address, and IPv6 is off on every uplink.
+    Ipv6Off,
     /// Uplinks have its subnet, but none has a link.
     LinkDown,
     /// externalTrafficPolicy is Local and no endpoint is on this node.
@@ -34,6 +36,7 @@ impl Ineligible {
             Ineligible::Excluded(_) => "NodeExcluded",
             Ineligible::Draining => "Draining",
             Ineligible::NoInterface { .. } => "NoInterface",
+            Ineligible::Ipv6Off => "Ipv6Off",
             Ineligible::LinkDown => "LinkDown",
             Ineligible::NoLocalEndpoint => "NoLocalEndpoint",
         }
@@ -53,10 +56,21 @@ impl fmt::Display for Ineligible {
                 f,
                 "no uplink has a subnet that contains {address}; give the pool addresses of the LAN, or have a router send them to this node"
             ),
+            Ineligible::Ipv6Off => f.write_str(IPV6_OFF),
             Ineligible::LinkDown => f.write_str("the link of its interface is down"),
             Ineligible::NoLocalEndpoint => f.write_str("externalTrafficPolicy is Local and no endpoint is ready on this node"),
         }
     }
+}
+
+/// What to do about [`Ineligible::Ipv6Off`].
+pub const IPV6_OFF: &str =
+    "IPv6 is switched off on this node (net.ipv6.conf.all.disable_ipv6=1, or ipv6.disable=1 on the kernel's command line)";
+
+/// Whether IPv6 is off on all uplinks; false while there is none.
+pub fn ipv6_off(interfaces: &Interfaces, uplinks: &Uplinks) -> bool {
+    let mut uplinks = interfaces.values().filter(|i| matches!(uplinks.get(&i.index), Some(Ok(())))).peekable();
+    uplinks.peek().is_some() && uplinks.all(|interface| !interface.ipv6)
 }
 
 /// The interfaces on which this node could announce an address: uplinks with its subnet and a link.
@@ -66,6 +80,7 @@ pub fn eligible(interfaces: &Interfaces, uplinks: &Uplinks, address: IpAddr) -> 
         interfaces.values().filter(|i| uplink(&i.index) && i.addresses.iter().any(|subnet| subnet.contains(&address))).collect();
     let up: Vec<u32> = in_subnet.iter().filter(|interface| interface.up).map(|interface| interface.index).collect();
     match (in_subnet.is_empty(), up.is_empty()) {
+        (true, _) if address.is_ipv6() && ipv6_off(interfaces, uplinks) => Err(Ineligible::Ipv6Off),
         (true, _) => Err(Ineligible::NoInterface { address }),
         (false, true) => Err(Ineligible::LinkDown),
         (false, false) => Ok(up),
@@ -118,6 +133,8 @@ mod tests {
             up,
             loopback: false,
             master: None,
+            active_ports: Default::default(),
+            ipv6: true,
             addresses: [subnet.parse().unwrap()].into(),
         };
         let all = [interface(1, true, "10.0.0.1/24"), interface(2, false, "10.0.0.2/24"), interface(3, false, "fd00::1/64")];

@@ -16,11 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::announce::{Announcement, AnnouncerEvent};
+use super::elect;
 use super::endpoints::Here;
 use super::forwarding::{Forwarding, FrontendKey};
 use super::index::{Index, Touched};
 use super::ipam::{Allocations, Ipam, NodePorts, Options, Reserved};
-use super::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
+use super::model::{Family, Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::{Notice, Plan};
 use super::pool::{AddressRange, Pool};
 use super::status::{Problem, Reason};
@@ -134,6 +135,7 @@ pub struct Engine {
     node_addresses: BTreeSet<IpAddr>,
     told_uplinks: BTreeSet<Box<str>>,
     told_vips: BTreeSet<IpAddr>,
+    told_ipv6_off: bool,
     ipam: Ipam,
     node_ports: NodePorts,
     placements: BTreeMap<ObjectKey, Placement>,
@@ -170,6 +172,7 @@ impl Engine {
             node_addresses: BTreeSet::new(),
             told_uplinks: BTreeSet::new(),
             told_vips: BTreeSet::new(),
+            told_ipv6_off: false,
             node_ports: NodePorts::default(),
             placements: BTreeMap::new(),
             vips: BTreeMap::new(),
@@ -242,13 +245,13 @@ impl Engine {
         self.problems = problems;
         self.source_synced |= synced;
         if nodes {
-            self.surroundings_changed();
+            self.surroundings_changed(plan);
         }
     }
 
     fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>, plan: &mut Plan) {
         self.interfaces = Some(interfaces);
-        self.surroundings_changed();
+        self.surroundings_changed(plan);
         let all: Vec<IpAddr> = self.vips.keys().copied().collect();
         if self.started {
             self.review_vips(all, plan);
@@ -257,7 +260,7 @@ impl Engine {
 
     /// Nodes or interfaces changed: rare, and nearly everything may follow from it, so every Service is looked at again. What did
     /// not change makes no difference to the plan.
-    fn surroundings_changed(&mut self) {
+    fn surroundings_changed(&mut self, plan: &mut Plan) {
         let Some(interfaces) = self.interfaces.clone() else { return };
         let node = self.index.node(&self.settings.node);
         let pools = &self.settings.pools;
@@ -271,6 +274,13 @@ impl Engine {
         self.uplinks = uplinks::uplinks(&interfaces, node, pooled, named);
         self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
         self.ipam.set_reserved(self.reserved(&interfaces));
+        let wanted = pools.iter().any(|pool| pool.has(Family::V6));
+        let off = wanted && elect::ipv6_off(&interfaces, &self.uplinks);
+        if off && !self.told_ipv6_off {
+            let message = format!("{}: IPv6 addresses of the pools are not announced here, IPv4 is served", elect::IPV6_OFF);
+            plan.notices.push(Notice { warning: true, service: None, reason: "Ipv6Off", message });
+        }
+        self.told_ipv6_off = off;
         self.dirty.extend(self.index.services().map(|s| s.key.clone()));
     }
 

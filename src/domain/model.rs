@@ -337,6 +337,11 @@ pub struct Interface {
     pub loopback: bool,
     /// Index of the bridge or bond it is a port of.
     pub master: Option<u32>,
+    /// Indices of the ports that carry its traffic when it is an active-backup bond, or a VLAN, macvlan or bridge above one: they change
+    /// when the bond fails over, and nothing else need change.
+    pub active_ports: BTreeSet<u32>,
+    /// IPv6 is on: the kernel has it and `disable_ipv6` is 0.
+    pub ipv6: bool,
     /// Addresses with prefix length, global scope only, tentative ones left out.
     pub addresses: BTreeSet<IpNet>,
 }

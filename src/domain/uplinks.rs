@@ -203,6 +203,8 @@ mod tests {
             up: true,
             loopback: name == "lo",
             master: None,
+            active_ports: Default::default(),
+            ipv6: true,
             addresses: address.split_whitespace().map(|a| a.parse().unwrap()).collect(),
         }
     }

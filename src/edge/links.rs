@@ -3,8 +3,8 @@
 //! A subscription tells that something changed, and a dump tells what is: notifications that were lost, or that came in an order that
 //! means nothing, cannot leave a wrong picture behind.
 
-use std::collections::BTreeMap;
-use std::future;
+mod bonds;
+
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -14,7 +14,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::{Handle, new_connection};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
@@ -149,14 +149,9 @@ impl Subscription {
 
 async fn dump(handle: &Handle) -> Result<Interfaces, rtnetlink::Error> {
     // Addresses last: each then belongs to an interface that was seen, or is left out until the notification of that one comes.
-    let mut interfaces: Interfaces = handle
-        .link()
-        .get()
-        .execute()
-        .try_filter_map(|message| future::ready(Ok(interface(&message))))
-        .map_ok(|interface| (interface.index, interface))
-        .try_collect::<BTreeMap<_, _>>()
-        .await?;
+    let messages: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
+    let mut interfaces: Interfaces = messages.iter().filter_map(interface).map(|interface| (interface.index, interface)).collect();
+    bonds::note_active_ports(&mut interfaces, &messages);
     let mut addresses = pin!(handle.address().get().execute());
     while let Some(message) = addresses.try_next().await? {
         if let (Some(interface), Some(address)) = (interfaces.get_mut(&message.header.index), address(&message)) {
@@ -178,6 +173,8 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
         master: None,
+        active_ports: Default::default(),
+        ipv6: false,
         addresses: Default::default(),
     };
     for attribute in &message.attributes {
@@ -195,10 +192,17 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
                     }
                 }
             }
+            LinkAttribute::AfSpecUnspec(families) => interface.ipv6 = families.iter().any(has_ipv6),
             _ => {}
         }
     }
     (!interface.name.is_empty()).then_some(interface)
+}
+
+/// An interface without any configuration for IPv6 belongs to a kernel without it (`ipv6.disable=1`), or its MTU is too small for it.
+fn has_ipv6(family: &AfSpecUnspec) -> bool {
+    let AfSpecUnspec::Inet6(attributes) = family else { return false };
+    attributes.iter().any(|attribute| matches!(attribute, AfSpecInet6::DevConf(settings) if settings.disable_ipv6 == 0))
 }
 
 /// None for addresses that are not global, not usable yet (tentative), not unique (dadfailed), or on their way out (deprecated).

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use pinnace::domain::model::Family;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::netns::Namespace;
-use super::responder;
+use super::{patient, responder, sctp};
 
 /// How long an answer may take before it counts as silence: longer than the first retransmission of a SYN (1 s), so that one lost packet
 /// is no failure.
@@ -25,6 +26,9 @@ pub struct Host {
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
     servers: RefCell<Vec<Server>>,
+    /// Threads that look at `stop` now and then.
+    threads: RefCell<Vec<thread::JoinHandle<()>>>,
+    stop: Arc<AtomicBool>,
 }
 
 /// What a pod said about a connection.
@@ -54,7 +58,7 @@ pub enum Failure {
 impl Host {
     /// A host in this namespace; its interface and addresses are made by the lab.
     pub fn new(name: &str, ns: Arc<Namespace>, v4: Ipv4Addr, v6: Ipv6Addr) -> Host {
-        Host { name: name.to_owned(), ns, v4, v6, servers: RefCell::default() }
+        Host { name: name.to_owned(), ns, v4, v6, servers: RefCell::default(), threads: RefCell::default(), stop: Arc::default() }
     }
 
     /// Its address in a family.
@@ -97,7 +101,7 @@ impl Host {
         self.ns.enter(|| {
             let socket = UdpSocket::bind(source)?;
             socket.connect((address, port))?;
-            socket.set_read_timeout(Some(PATIENCE / 2))?;
+            socket.set_read_timeout(Some(patient(PATIENCE) / 2))?;
             let mut buffer = [0; 512];
             let mut result = Err(Failure::TimedOut);
             for _ in 0..2 {
@@ -111,6 +115,12 @@ impl Host {
         })
     }
 
+    /// An SCTP association from this source port.
+    pub fn sctp_from(&self, source_port: u16, address: IpAddr, port: u16) -> Result<Reply, Failure> {
+        let source = SocketAddr::new(self.address(Family::of(address)), source_port);
+        self.ns.enter(|| sctp::associate(source, SocketAddr::new(address, port), patient(PATIENCE)))
+    }
+
     /// An echo request; the time is not of interest.
     pub fn ping(&self, address: IpAddr) -> Result<(), Failure> {
         let (domain, protocol, request, reply) = match address {
@@ -119,7 +129,7 @@ impl Host {
         };
         self.ns.enter(|| {
             let mut socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(patient(PATIENCE)))?;
             socket.connect(&SockAddr::from(SocketAddr::new(address, 0)))?;
             // Identifier and checksum are the kernel's.
             socket.send(&[request, 0, 0, 0, 0, 0, 0, 1, b'p', b'n', b'l'])?;
@@ -139,7 +149,7 @@ impl Host {
         // Any packet makes the kernel ask; port 9 is discard.
         let knock = || self.ns.enter(|| UdpSocket::bind(unspecified(address)).and_then(|socket| socket.send_to(b"", (address, 9))));
         let _ = knock();
-        let deadline = Instant::now() + 2 * PATIENCE;
+        let deadline = Instant::now() + 2 * patient(PATIENCE);
         while Instant::now() < deadline {
             let (mac, state) = self.neighbour_entry(address);
             match state.as_str() {
@@ -170,6 +180,17 @@ impl Host {
     pub fn add_address(&self, address: IpAddr) {
         let (length, nodad) = if address.is_ipv4() { (24, "") } else { (64, "nodad") };
         self.ns.ip(&[format!("address add {address}/{length} dev eth0 {nodad}")]);
+    }
+
+    /// Answers SCTP associations on this port of all its addresses, for as long as it lives.
+    pub fn serve_sctp(&self, port: u16) {
+        for family in Family::ALL {
+            let (address, name, stop) = (SocketAddr::new(self.address(family), port), self.name.clone(), self.stop.clone());
+            let serve = move || sctp::serve(address, &name, || stop.load(Ordering::Relaxed)).expect("raw sockets");
+            // A thread stays in the namespace of the one that started it.
+            let thread = self.ns.enter(|| thread::spawn(serve));
+            self.threads.borrow_mut().push(thread);
+        }
     }
 
     /// Answers on these ports over TCP and UDP on all its addresses, for as long as it lives.
@@ -203,9 +224,9 @@ impl Connection {
         if let Some(source) = source {
             socket.bind(&source.into())?;
         }
-        socket.connect_timeout(&target.into(), PATIENCE)?;
+        socket.connect_timeout(&target.into(), patient(PATIENCE))?;
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patient(PATIENCE)))?;
         stream.set_nodelay(true)?;
         Ok(Connection { stream: BufReader::new(stream) })
     }
@@ -220,7 +241,7 @@ impl Connection {
 }
 
 impl Reply {
-    fn parse(line: &str) -> Result<Reply, Failure> {
+    pub(super) fn parse(line: &str) -> Result<Reply, Failure> {
         let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         let parsed =
             (|| Some(Reply { pod: field("pod")?.to_owned(), port: field("port")?.parse().ok()?, peer: field("peer")?.parse().ok()? }))();
@@ -254,6 +275,10 @@ struct Server {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.take() {
+            let _ = thread.join();
+        }
         for server in self.servers.take() {
             // Shutting down wakes the threads; UDP reports "not connected" and wakes them all the same.
             let _ = rustix::net::shutdown(&server.stop.0, rustix::net::Shutdown::Both);

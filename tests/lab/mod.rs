@@ -28,11 +28,14 @@ use pinnace::domain::model::Family;
 mod host;
 pub mod manifests;
 mod netns;
+mod patience;
 mod process_under_test;
 mod responder;
+mod sctp;
 
 pub use host::{Connection, Failure, Host, Reply};
 pub use netns::Namespace;
+pub use patience::patient;
 pub use process_under_test::{Pinnace, Running, Status};
 
 /// The ports every pod answers on, TCP and UDP.
@@ -231,9 +234,9 @@ fn bridge_netfilter(ns: &Namespace, value: &str) {
     }
 }
 
-/// Tries until it works; panics with the last complaint after `patience`.
+/// Tries until it works; panics with the last complaint after `patience`, see [`patient`].
 pub fn eventually<T>(what: &str, patience: Duration, mut attempt: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + patient(patience);
     loop {
         match attempt() {
             Ok(value) => return value,

@@ -14,7 +14,7 @@ use pinnace::domain::model::Family;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::netns::Namespace;
-use super::{Lab, ensure, eventually};
+use super::{Lab, ensure, eventually, patient};
 
 /// How long Pinnace may take for anything a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -95,8 +95,8 @@ impl Pinnace {
     pub fn http(&self, path: &str) -> Result<(u16, String), String> {
         let fetch = || -> std::io::Result<String> {
             let address: SocketAddr = LISTEN.parse().expect("an address");
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let mut stream = TcpStream::connect_timeout(&address, patient(Duration::from_secs(1)))?;
+            stream.set_read_timeout(Some(patient(Duration::from_secs(2))))?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: pinnace\r\nConnection: close\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
@@ -136,7 +136,7 @@ impl Running {
 
     /// Waits for `/readyz`.
     pub fn wait_ready(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patient(PATIENCE);
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("pinnace ended instead of getting ready: {status}");
@@ -203,7 +203,7 @@ impl Running {
 
     /// Waits for it to end by itself.
     pub fn wait_end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patient(PATIENCE);
         loop {
             match self.child.try_wait().expect("wait for pinnace") {
                 Some(status) => return status,

@@ -13,6 +13,7 @@ mod endpoints;
 mod input;
 mod policy;
 mod reach;
+mod sctp;
 mod the_lab;
 
 use lab::manifests::{self, Service, service, web};

@@ -30,7 +30,7 @@ impl Announcer {
         self.counters.received += 1;
         // Gone or down by what we know: nothing is said there.
         let heard = match self.links.get(&ifindex) {
-            Some(&mac) => self.interpret(mac, frame),
+            Some(link) => self.interpret(link.mac, frame),
             None => Heard::Nothing,
         };
         match heard {

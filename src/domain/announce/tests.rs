@@ -28,6 +28,8 @@ pub(super) fn interface(index: u32, mac: Mac) -> Interface {
         up: true,
         loopback: false,
         master: None,
+        active_ports: Default::default(),
+        ipv6: true,
         addresses: BTreeSet::new(),
     }
 }
@@ -589,4 +591,16 @@ proptest! {
         a.set(BTreeMap::new(), &Interfaces::new(), now);
         prop_assert_eq!((a.timers.len(), a.places.len(), a.vips.len()), (0, 0, 0));
     }
+}
+
+#[test]
+fn a_bond_that_fails_over_announces_again_with_the_same_mac() {
+    let bond = |port: u32| interfaces(&[Interface { active_ports: [port].into(), ..interface(1, OURS) }]);
+    let mut a = announcer();
+    a.set(wish(&[V4, V6], &[1], false), &bond(7), ms(0));
+    run(&mut a, ms(0), ms(10_000));
+    a.set(wish(&[V4, V6], &[1], false), &bond(7), ms(10_000));
+    assert!(run(&mut a, ms(10_000), ms(10_000)).frames.is_empty(), "nothing changed");
+    a.set(wish(&[V4, V6], &[1], false), &bond(8), ms(10_000));
+    assert_eq!(run(&mut a, ms(10_000), ms(10_000)).frames.len(), 3, "both forms of ARP and one advertisement, at once");
 }

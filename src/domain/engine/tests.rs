@@ -71,6 +71,8 @@ fn links(up: bool) -> Event {
         up,
         loopback: false,
         master: None,
+        active_ports: Default::default(),
+        ipv6: true,
         addresses: ["10.88.0.11/24".parse().expect("subnet")].into(),
     };
     Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))

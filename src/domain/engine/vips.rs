@@ -39,7 +39,7 @@ impl Engine {
         if !self.vips.contains_key(&address) {
             let probe = self.settings.probe && !self.ipam.probed(address);
             // Where no interface has its subnet, somebody routes the address to us, and there is no one to ask.
-            let reachable = !matches!(self.eligible_interfaces(address), Err(Ineligible::NoInterface { .. }));
+            let reachable = !matches!(self.eligible_interfaces(address), Err(Ineligible::NoInterface { .. } | Ineligible::Ipv6Off));
             let vip = Vip { holders: BTreeSet::new(), clear: !(probe && reachable), probe, foreign: None, candidacy: Ok(Vec::new()) };
             self.vips.insert(address, vip);
         }

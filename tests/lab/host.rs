@@ -13,7 +13,7 @@ use pinnace::domain::model::Family;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::netns::Namespace;
-use super::{patient, responder, sctp};
+use super::{families, patient, responder, sctp};
 
 /// How long an answer may take before it counts as silence: longer than the first retransmission of a SYN (1 s), so that one lost packet
 /// is no failure.
@@ -195,9 +195,9 @@ impl Host {
 
     /// Answers on these ports over TCP and UDP on all its addresses, for as long as it lives.
     pub fn serve(&self, ports: &[u16]) {
-        for family in Family::ALL {
+        for family in families() {
             for port in ports {
-                let address = SocketAddr::new(self.address(family), *port);
+                let address = SocketAddr::new(self.address(*family), *port);
                 let (listener, socket) = self.ns.enter(|| (TcpListener::bind(address), UdpSocket::bind(address)));
                 let bound = |error: io::Error| -> ! { panic!("{}: bind {address}: {error}", self.name) };
                 let (listener, socket) = (listener.unwrap_or_else(|e| bound(e)), socket.unwrap_or_else(|e| bound(e)));

@@ -25,6 +25,7 @@ use std::{env, fs, process, thread};
 
 use pinnace::domain::model::Family;
 
+mod capture;
 mod host;
 pub mod manifests;
 mod netns;
@@ -33,6 +34,7 @@ mod process_under_test;
 mod responder;
 mod sctp;
 
+pub use capture::{Capture, Heard};
 pub use host::{Connection, Failure, Host, Reply};
 pub use netns::Namespace;
 pub use patience::patient;
@@ -55,7 +57,8 @@ pub struct Lab {
     pub pods: Vec<Host>,
     /// Pods on node-2: `far-1`, `far-2`…
     pub far: Vec<Host>,
-    lan: Arc<Namespace>,
+    /// The switch: a bridge `br0` with one port per machine, named like it.
+    pub lan: Arc<Namespace>,
     directory: PathBuf,
 }
 
@@ -144,16 +147,19 @@ impl Lab {
         let machines: Vec<&Host> = [&self.client, &self.client2].into_iter().chain(nodes().map(|(node, ..)| node)).collect();
 
         for host in machines.iter().copied().chain(self.all_pods()) {
-            host.ns.sysctl(&[
-                ("ipv6/conf/default/accept_dad", "0"),
-                ("ipv6/conf/default/accept_ra", "0"),
-                ("ipv4/conf/all/rp_filter", "0"),
-                ("ipv4/conf/default/rp_filter", "0"),
-                ("ipv4/ping_group_range", "0 2147483647"),
-            ]);
+            sysctl(
+                &host.ns,
+                &[
+                    ("ipv6/conf/default/accept_dad", "0"),
+                    ("ipv6/conf/default/accept_ra", "0"),
+                    ("ipv4/conf/all/rp_filter", "0"),
+                    ("ipv4/conf/default/rp_filter", "0"),
+                    ("ipv4/ping_group_range", "0 2147483647"),
+                ],
+            );
         }
         for (node, ..) in nodes() {
-            node.ns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv6/conf/default/forwarding", "1")]);
+            sysctl(&node.ns, &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv6/conf/default/forwarding", "1")]);
         }
 
         let mut links = vec![format!("link add name br0 netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name)];
@@ -173,9 +179,9 @@ impl Lab {
         self.lan.ip(&lan);
         bridge_netfilter(&self.lan, "0");
         for host in &machines {
-            host.ns.ip(&up(host));
+            host.ns.ip(&possible(up(host)));
             // Three unanswered questions, half a second: whoever is silent is not there.
-            host.ns.sysctl(&[("ipv4/neigh/eth0/retrans_time_ms", "150"), ("ipv6/neigh/eth0/retrans_time_ms", "150")]);
+            sysctl(&host.ns, &[("ipv4/neigh/eth0/retrans_time_ms", "150"), ("ipv6/neigh/eth0/retrans_time_ms", "150")]);
         }
         for (node, net, pods) in nodes() {
             let (other, via) = (1 - net, if net == 0 { 12 } else { 11 });
@@ -191,13 +197,13 @@ impl Lab {
                 commands.push(format!("link set v-{} master cni0 up", pod.name));
                 commands.push(format!("link set v-{} type bridge_slave hairpin on", pod.name));
             }
-            node.ns.ip(&commands);
+            node.ns.ip(&possible(commands));
             bridge_netfilter(&node.ns, "1");
             for pod in pods {
                 let mut commands = up(pod);
                 commands.push(format!("route add default via {}", pod4(net, 1)));
                 commands.push(format!("route add default via {}", pod6(net, 1)));
-                pod.ns.ip(&commands);
+                pod.ns.ip(&possible(commands));
             }
         }
     }
@@ -225,6 +231,22 @@ fn up(host: &Host) -> Vec<String> {
         format!("address add {}/24 dev eth0", host.v4),
         format!("address add {}/64 dev eth0 nodad", host.v6),
     ]
+}
+
+/// The families of this kernel: one started with `ipv6.disable=1` has no IPv6, and the lab does without.
+pub fn families() -> &'static [Family] {
+    if Path::new("/proc/sys/net/ipv6").exists() { &Family::ALL } else { &[Family::V4] }
+}
+
+fn sysctl(ns: &Namespace, values: &[(&str, &str)]) {
+    let known: Vec<_> = values.iter().copied().filter(|(key, _)| !key.starts_with("ipv6/") || families().contains(&Family::V6)).collect();
+    ns.sysctl(&known);
+}
+
+/// Without the commands about IPv6 addresses where there are none.
+fn possible(mut commands: Vec<String>) -> Vec<String> {
+    commands.retain(|command| families().contains(&Family::V6) || !command.contains("::"));
+    commands
 }
 
 /// Whether bridged frames pass the IP hooks: on in nodes, as Kubernetes asks, off in the LAN, which is a switch.

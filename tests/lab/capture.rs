@@ -1,0 +1,91 @@
+//! What passes an interface: every frame in and out, from when the capture starts until it is asked.
+
+use std::ffi::CString;
+use std::io;
+use std::mem;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use pinnace::wire::{arp, ethernet, ndp};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::netns::Namespace;
+
+/// An open packet socket.
+pub struct Capture(Socket);
+
+/// One frame that speaks of an address, by ARP or neighbour discovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Somebody asks for it.
+    Question,
+    /// Its holder answers one station.
+    Answer,
+    /// Its holder tells everybody.
+    Announcement,
+}
+
+impl Capture {
+    /// Begins to listen on an interface of a namespace.
+    pub fn start(ns: &Namespace, interface: &str) -> Capture {
+        let open = || -> io::Result<Socket> {
+            let name = CString::new(interface)?;
+            // SAFETY: the name is a string that ends with a zero and outlives the call.
+            let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+            if index == 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let protocol = (libc::ETH_P_ALL as u16).to_be();
+            let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
+            // SAFETY: sockaddr_ll fits into sockaddr_storage, is plain data, and the length set is its own.
+            let ((), address) = unsafe {
+                SockAddr::try_init(|storage, length| {
+                    let address = storage.cast::<libc::sockaddr_ll>();
+                    (*address).sll_family = libc::AF_PACKET as libc::sa_family_t;
+                    (*address).sll_protocol = protocol;
+                    (*address).sll_ifindex = index as libc::c_int;
+                    *length = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+                    Ok(())
+                })
+            }?;
+            socket.bind(&address)?;
+            Ok(socket)
+        };
+        Capture(ns.enter(open).unwrap_or_else(|error| panic!("capture on {interface}: {error}")))
+    }
+
+    /// What was heard of this address since the last call.
+    pub fn heard(&self, address: IpAddr) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        let mut buffer = [0; 2048];
+        while let Ok((length, _)) = rustix::net::recv(&self.0, &mut buffer, rustix::net::RecvFlags::empty()) {
+            heard.extend(about(buffer.get(..length).unwrap_or_default(), address));
+        }
+        heard
+    }
+
+    /// How many questions and answers there were of this address since the last call, `time` from now.
+    pub fn count(&self, address: IpAddr, time: Duration) -> (usize, usize) {
+        std::thread::sleep(time);
+        let heard = self.heard(address);
+        let count = |what: Heard| heard.iter().filter(|heard| **heard == what).count();
+        (count(Heard::Question), count(Heard::Answer))
+    }
+}
+
+fn about(frame: &[u8], address: IpAddr) -> Option<Heard> {
+    match address {
+        IpAddr::V4(address) => match arp::Repr::parse(frame).ok()? {
+            arp if arp.sender == address && arp.destination == ethernet::BROADCAST => Some(Heard::Announcement),
+            arp if arp.sender == address => Some(Heard::Answer),
+            arp if arp.target == address => Some(Heard::Question),
+            _ => None,
+        },
+        IpAddr::V6(address) => match ndp::Repr::parse(frame).ok()? {
+            ndp if ndp.target != address => None,
+            ndp if matches!(ndp.message, ndp::Message::Solicitation { .. }) => Some(Heard::Question),
+            ndp if ndp.destination.is_multicast() => Some(Heard::Announcement),
+            _ => Some(Heard::Answer),
+        },
+    }
+}

@@ -39,6 +39,10 @@ const PACKET_TYPE: u32 = (-0x1000i32 + 4) as u32;
 /// not have (the kernel hands that over without its tag), or our own.
 const LAST_FOR_US: u32 = 2;
 
+/// SKF_AD_OFF + SKF_AD_IFINDEX: the interface the frame is for. A socket bound to a network card is also given what the kernel has handed on to
+/// a VLAN, bond or bridge above it (`orig_dev` in net/core/dev.c), and would answer in the wrong LAN.
+const INTERFACE: u32 = (-0x1000i32 + 8) as u32;
+
 const ETHERTYPE: u32 = 12;
 const ARP_SENDER: u32 = 28;
 const ARP_TARGET: u32 = 38;
@@ -48,18 +52,18 @@ const ICMP_TYPE: u32 = 54;
 const ND_TARGET: u32 = 74;
 const ICMPV6: u32 = 58;
 
-/// ARP frames with one of the addresses as sender or target.
-pub fn arp(addresses: &BTreeSet<Ipv4Addr>) -> Vec<Instruction> {
+/// ARP frames of the interface with one of the addresses as sender or target.
+pub fn arp(ifindex: u32, addresses: &BTreeSet<Ipv4Addr>) -> Vec<Instruction> {
     let words: BTreeSet<u32> = addresses.iter().map(|address| address.to_bits()).collect();
-    let mut program = Program::for_us();
+    let mut program = Program::for_us(ifindex);
     program.require(LOAD_HALF, ETHERTYPE, &[u32::from(ethernet::ARP)]);
     program.finish(&words, &[ARP_SENDER, ARP_TARGET])
 }
 
-/// Neighbour solicitations and advertisements whose target ends like one of the addresses.
-pub fn ndp(addresses: &BTreeSet<Ipv6Addr>) -> Vec<Instruction> {
+/// Neighbour solicitations and advertisements of the interface whose target ends like one of the addresses.
+pub fn ndp(ifindex: u32, addresses: &BTreeSet<Ipv6Addr>) -> Vec<Instruction> {
     let words: BTreeSet<u32> = addresses.iter().map(|address| address.to_bits() as u32).collect();
-    let mut program = Program::for_us();
+    let mut program = Program::for_us(ifindex);
     program.require(LOAD_HALF, ETHERTYPE, &[u32::from(ethernet::IPV6)]);
     program.require(LOAD_BYTE, NEXT_HEADER, &[ICMPV6]);
     program.require(LOAD_BYTE, ICMP_TYPE, &[u32::from(ndp::SOLICITATION), u32::from(ndp::ADVERTISEMENT)]);
@@ -69,12 +73,13 @@ pub fn ndp(addresses: &BTreeSet<Ipv6Addr>) -> Vec<Instruction> {
 struct Program(Vec<Instruction>);
 
 impl Program {
-    /// Begins with refusing what is not for this host.
-    fn for_us() -> Program {
+    /// Begins with refusing what is not for this host, or for another of its interfaces.
+    fn for_us(ifindex: u32) -> Program {
         let mut program = Program(Vec::new());
         program.push(LOAD_BYTE, 0, 0, PACKET_TYPE);
         program.push(JUMP_GREATER, 0, 1, LAST_FOR_US);
         program.push(RETURN, 0, 0, 0);
+        program.require(LOAD_WORD, INTERFACE, &[ifindex]);
         program
     }
 

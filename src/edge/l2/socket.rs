@@ -35,8 +35,8 @@ impl Port {
     pub fn listen(&mut self, vips: &BTreeSet<IpAddr>) -> io::Result<u64> {
         let v4: BTreeSet<Ipv4Addr> = vips.iter().filter_map(|vip| if let IpAddr::V4(vip) = vip { Some(*vip) } else { None }).collect();
         let v6: BTreeSet<Ipv6Addr> = vips.iter().filter_map(|vip| if let IpAddr::V6(vip) = vip { Some(*vip) } else { None }).collect();
-        tap(&mut self.arp, self.ifindex, Family::V4, (!v4.is_empty()).then(|| filter::arp(&v4)))?;
-        tap(&mut self.ndp, self.ifindex, Family::V6, (!v6.is_empty()).then(|| filter::ndp(&v6)))?;
+        tap(&mut self.arp, self.ifindex, Family::V4, (!v4.is_empty()).then(|| filter::arp(self.ifindex, &v4)))?;
+        tap(&mut self.ndp, self.ifindex, Family::V6, (!v6.is_empty()).then(|| filter::ndp(self.ifindex, &v6)))?;
         Ok(match &self.ndp {
             Some(tap) => self.groups.set(tap, self.ifindex, v6.into_iter().map(ndp::solicited_node).collect()),
             None => {

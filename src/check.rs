@@ -91,7 +91,7 @@ pub struct Report {
 }
 
 /// Examines this host. `trial` loads the real rule set into the network namespace of the thread it is called in, a private one.
-pub fn run(settings: &Settings, warnings: &[Warning], trial: fn() -> Result<(), String>) -> Report {
+pub fn run(settings: &Settings, warnings: &[Warning], trial: fn() -> Result<Option<String>, String>) -> Report {
     examine(&Host::new(Path::new("/")), settings, warnings, &Kernel::probe(trial))
 }
 

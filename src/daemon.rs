@@ -70,9 +70,6 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let source = settings.manifests.clone().ok_or(Error::NoSource)?;
     let (state_dir, allocations) = open_state(&settings)?;
     let writer = Writer::with_timeout(settings.dead_man)?;
-    for (family, reason) in writer.absent() {
-        warn!(%family, %reason, "the kernel has no nf_tables for this family; serving the other one");
-    }
     let listener = match settings.listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,

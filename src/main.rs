@@ -122,8 +122,10 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start the runtime: {error}"))
 }
 
-/// Writes an empty rule set in the network namespace of the calling thread.
-fn trial() -> Result<(), String> {
+/// Writes an empty rule set in the network namespace of the calling thread. What the kernel lacks of it, if it takes the rest.
+fn trial() -> Result<Option<String>, String> {
     let changes = Changes { reset: true, ..Changes::default() };
-    Writer::open().and_then(|mut writer| writer.apply(&changes)).map(drop).map_err(|error| error.to_string())
+    let mut writer = Writer::open().map_err(|error| error.to_string())?;
+    writer.apply(&changes).map_err(|error| error.to_string())?;
+    Ok(writer.absent().iter().next().map(|(family, reason)| format!("no {family}: {reason}")))
 }

@@ -23,6 +23,8 @@ pub struct Kernel {
 pub enum Tried {
     /// It works.
     Works,
+    /// It works, except for this.
+    Partly(String),
     /// It does not, for this reason.
     Fails(String),
     /// It could not be tried, for this reason.
@@ -44,7 +46,7 @@ pub struct Chain {
 
 impl Kernel {
     /// Tries everything.
-    pub fn probe(trial: fn() -> Result<(), String>) -> Kernel {
+    pub fn probe(trial: fn() -> Result<Option<String>, String>) -> Kernel {
         let private = std::thread::Builder::new().name("check".to_string()).spawn(move || {
             // SAFETY: what makes this call unsafe is a private descriptor table (CLONE_FILES), in which other threads' descriptors would be
             // stale. A network namespace concerns only the sockets this thread opens from here on.
@@ -56,7 +58,8 @@ impl Kernel {
                 Ok(_) => Tried::Works,
                 Err(error) => Tried::Fails(error.to_string()),
             };
-            (trial().map_or_else(Tried::Fails, |()| Tried::Works), packet)
+            let nft = trial().map_or_else(Tried::Fails, |lacking| lacking.map_or(Tried::Works, Tried::Partly));
+            (nft, packet)
         });
         let outcome = private.map_err(|e| e.to_string()).and_then(|t| t.join().map_err(|_| "the trial ended unexpectedly".to_string()));
         let (nft, packet) = outcome.unwrap_or_else(|reason| (Tried::NotTried(reason.clone()), Tried::NotTried(reason)));
@@ -87,6 +90,9 @@ pub(super) fn capabilities(host: &Host) -> Vec<Finding> {
 pub(super) fn features(kernel: &Kernel) -> Vec<Finding> {
     let nft = match &kernel.nft {
         Tried::Works => Finding::ok("nftables", "the kernel accepts the whole rule set, in IPv4 and IPv6 (tried in a private network namespace)"),
+        Tried::Partly(lacking) => Finding::warning("nftables", format!("the kernel accepts the rule set for one family only; {lacking}"))
+            .why("Services are not served in the other")
+            .fix("use a kernel whose nf_tables has both families"),
         Tried::Fails(reason) => Finding::error("nftables", format!("the kernel refuses the rule set: {reason}"))
             .why("without it no packet is forwarded; needed are nf_tables with nat chains, concatenated sets with intervals, jhash, masquerade and reject")
             .fix("modprobe -a nf_tables nft_chain_nat nft_nat nft_masq nft_hash nft_reject_inet nf_conntrack")
@@ -94,7 +100,7 @@ pub(super) fn features(kernel: &Kernel) -> Vec<Finding> {
         Tried::NotTried(reason) => not_tried("nftables", "the rule set", reason),
     };
     let packet = match &kernel.packet {
-        Tried::Works => Finding::ok("packet-socket", "packet sockets can be opened"),
+        Tried::Works | Tried::Partly(_) => Finding::ok("packet-socket", "packet sockets can be opened"),
         Tried::Fails(reason) => Finding::error("packet-socket", format!("no packet socket can be opened: {reason}"))
             .why("ARP and neighbour discovery are answered through packet sockets")
             .fix("modprobe af_packet")

@@ -119,7 +119,10 @@ pub(super) fn examine(host: &Host, settings: &Settings) -> Vec<Finding> {
         } else {
             Finding::note("ipv6", "IPv6 is disabled on this host").why("Services get IPv4 addresses only")
         };
-        findings.push(finding.fix("sysctl -w net.ipv6.conf.all.disable_ipv6=0"));
+        findings.push(match host.exists("proc/net/if_inet6") {
+            true => finding.fix("sysctl -w net.ipv6.conf.all.disable_ipv6=0"),
+            false => finding.fix("take ipv6.disable=1 off the kernel's command line and restart, or use a kernel with IPv6"),
+        });
     }
     let named = |name: &str| settings.interfaces.iter().any(|pattern| pattern.matches(name));
     let interfaces = host.interfaces();

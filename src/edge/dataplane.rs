@@ -79,7 +79,7 @@ impl DataPlane {
     /// Starts the thread. `dead_man` is the timeout of the dead man's switch; `report` is called after every batch.
     pub fn spawn(writer: Writer, dead_man: Duration, report: impl Fn(Report) + Send + 'static) -> std::io::Result<DataPlane> {
         let shared = Arc::new(Shared::default());
-        let worker = Worker { shared: shared.clone(), writer, refresh: dead_man / 3, report: Box::new(report) };
+        let worker = Worker { shared: shared.clone(), writer, refresh: dead_man / 3, absences_told: 0, report: Box::new(report) };
         let thread = thread::Builder::new().name("rule-set".into()).stack_size(256 * 1024).spawn(move || worker.run())?;
         Ok(DataPlane { shared, thread })
     }
@@ -107,6 +107,8 @@ struct Worker {
     shared: Arc<Shared>,
     writer: Writer,
     refresh: Duration,
+    /// How many families that the kernel lacks have been told of.
+    absences_told: usize,
     report: Box<dyn Fn(Report) + Send>,
 }
 
@@ -171,6 +173,12 @@ impl Worker {
         let start = Instant::now();
         let result = self.writer.apply(changes);
         let end = Instant::now();
+        if self.writer.absent().len() > self.absences_told {
+            self.absences_told = self.writer.absent().len();
+            for (family, reason) in self.writer.absent() {
+                warn!(%family, %reason, "the kernel has no nf_tables for this family; serving the other one");
+            }
+        }
         let conntrack_deleted = if result.is_ok() { forget_removed(changes) } else { 0 };
         let error = result.as_ref().err().map(ToString::to_string);
         (self.report)(Report {

@@ -214,7 +214,11 @@ fn what_the_kernel_refuses_is_an_error_and_what_was_not_tried_is_not() {
     assert!(report.human().contains("Pinnace cannot serve here: 1 error to solve first."));
     fixture.kernel.nft = Tried::Partly("no IPv6: cannot add table".to_string());
     assert_eq!(fixture.report().exit_code(), 0, "the other family is served");
-    assert!(fixture.complaints().iter().any(|c| c.starts_with("warning nftables: ") && c.contains("no ipv6")), "{:?}", fixture.complaints());
+    assert!(
+        fixture.complaints().iter().any(|c| c.starts_with("warning nftables: ") && c.contains("no ipv6")),
+        "{:?}",
+        fixture.complaints()
+    );
     fixture.kernel.nft = Tried::NotTried("a private network namespace needs root".to_string());
     assert_eq!(fixture.report().exit_code(), 0);
     assert_eq!(fixture.complaints().len(), 1);

@@ -8,6 +8,7 @@
 //! Cost: `receive` is O(log VIPs); `poll` O(log VIPs) per frame; idle it wakes once per refresh, and refreshes that are near each
 //! other share a wake.
 
+mod link;
 mod receive;
 mod recent;
 mod schedule;
@@ -16,9 +17,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::model::{Interface, Interfaces};
-use crate::wire::ethernet::{self, Mac};
+use super::model::Interfaces;
+use crate::wire::ethernet::Mac;
 use crate::wire::{arp, ndp};
+use link::Link;
 use recent::Recent;
 use schedule::{Jitter, Pacer, Timers};
 
@@ -195,14 +197,6 @@ enum Standing {
     Clear,
 }
 
-/// What frames on an interface depend on. When it changes, the network has to be told anew: of another hardware address, or that the same
-/// one is now behind another port of the switch (a bond that failed over).
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Link {
-    mac: Mac,
-    active_ports: BTreeSet<u32>,
-}
-
 /// A VIP on an interface.
 #[derive(Debug)]
 struct Place {
@@ -244,12 +238,7 @@ impl Announcer {
     /// Replaces what is wanted and what the host has. Only differences have an effect; a VIP no longer wanted is silent at once.
     /// Frames that follow are sent by [`Announcer::poll`].
     pub fn set(&mut self, desired: BTreeMap<IpAddr, Announcement>, interfaces: &Interfaces, now: Duration) {
-        let link = |interface: &Interface| {
-            let mac = interface.mac.filter(|&mac| ethernet::is_station(mac))?;
-            Some((interface.index, Link { mac, active_ports: interface.active_ports.clone() }))
-        };
-        let links: BTreeMap<u32, Link> =
-            interfaces.values().filter(|interface| interface.up && !interface.loopback).filter_map(link).collect();
+        let links: BTreeMap<u32, Link> = interfaces.values().filter_map(|i| Some((i.index, Link::of(i)?))).collect();
         let fresh: BTreeSet<u32> =
             links.iter().filter(|&(index, link)| self.links.get(index) != Some(link)).map(|(&index, _)| index).collect();
         self.own = interfaces.values().filter_map(|interface| interface.mac).collect();
@@ -455,7 +444,7 @@ impl Announcer {
     /// The same, to each of those who asked lately. Gratuitous also when sent to one: Linux may ignore a plain reply for a second
     /// after the last change (`locktime`).
     fn tell_recent(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
-        let Some(&mac) = self.links.get(&ifindex) else { return };
+        let Some(mac) = self.links.get(&ifindex).map(|link| link.mac) else { return };
         let frames: Vec<Transmission> = self
             .recent
             .of(vip, ifindex, now)
@@ -493,12 +482,6 @@ impl Announcer {
 
     fn send(&mut self, ifindex: u32, frame: Vec<u8>) {
         self.transmissions.push_back(Transmission { ifindex, frame });
-    }
-
-    /// The usable interfaces of a VIP.
-    fn links_of(&self, vip: IpAddr) -> impl Iterator<Item = (u32, Mac)> + '_ {
-        let interfaces = self.vips.get(&vip).map(|known| &known.interfaces);
-        interfaces.into_iter().flatten().filter_map(|ifindex| Some((*ifindex, self.links.get(ifindex)?.mac)))
     }
 
     /// The same on all our interfaces, so that two of them on one link do not take each other for a stranger (RFC 7527 §4.1).

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::schedule::{BURST, FRAMES_PER_SLICE, SLICE};
 use super::*;
 use crate::domain::model::Interface;
+use crate::wire::ethernet;
 
 pub(super) const OURS: Mac = [2, 0, 0, 0, 0, 1];
 pub(super) const OTHER: Mac = [2, 0, 0, 0, 0, 2];

@@ -1,0 +1,32 @@
+//! The interfaces on which frames can be sent.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::Announcer;
+use crate::domain::model::Interface;
+use crate::wire::ethernet::{self, Mac};
+
+/// What frames on an interface depend on. When it changes, the network has to be told anew: of another hardware address, or that the same
+/// one is now behind another port of the switch (a bond that failed over).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub mac: Mac,
+    active_ports: BTreeSet<u32>,
+}
+
+impl Link {
+    /// None for what cannot be used: down, loopback, without a station's address.
+    pub fn of(interface: &Interface) -> Option<Link> {
+        let mac = interface.mac.filter(|&mac| interface.up && !interface.loopback && ethernet::is_station(mac))?;
+        Some(Link { mac, active_ports: interface.active_ports.clone() })
+    }
+}
+
+impl Announcer {
+    /// The usable interfaces of a VIP.
+    pub(super) fn links_of(&self, vip: IpAddr) -> impl Iterator<Item = (u32, Mac)> + '_ {
+        let interfaces = self.vips.get(&vip).map(|known| &known.interfaces);
+        interfaces.into_iter().flatten().filter_map(|ifindex| Some((*ifindex, self.links.get(ifindex)?.mac)))
+    }
+}

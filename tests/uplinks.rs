@@ -34,9 +34,12 @@ fn tag(lab: &Lab, port: &str) {
     ]);
 }
 
-/// `bond0` out of `eth0` and a second cable `eth1`, to the switch's ports `node-1` and `node-1b`.
+/// `bond0` out of `eth0` and a second cable `eth1`, to the switch's ports `node-1` and `node-1b`. The switch snoops on MLD: neighbour
+/// solicitations go where a member of their group is, and nowhere else.
 fn bond(lab: &Lab) {
     lab.lan.ip(&[
+        "link set br0 type bridge mcast_snooping 1 mcast_querier 1 mcast_query_response_interval 100 mcast_startup_query_interval 100"
+            .to_owned(),
         format!("link add name node-1b type veth peer name eth1 netns {}", lab.node.ns.name),
         "link set node-1b master br0 up".to_owned(),
     ]);
@@ -168,6 +171,9 @@ fn assert_failover(lab: &Lab, vips: [IpAddr; 2], running: &Running) {
         for (connection, vip) in open.iter_mut().zip(vips) {
             assert_eq!(connection.ask().expect("the connection goes on").pod, "pod-1");
             assert_eq!(lab.client.tcp(vip, 80).expect("new connections too").pod, "pod-1");
+            eventually("a question reaches the node through the other port", Duration::from_secs(3), || {
+                ensure(lab.client.neighbour(vip).is_some(), || format!("nobody answers for {vip}"))
+            });
         }
         thread::sleep(patient(Duration::from_secs(6)));
     }

@@ -346,6 +346,31 @@ fn a_link_that_returns_is_announced_again() {
     assert_eq!(node.events.try_recv().ok(), None, "a link that goes down is no failure of ours");
 }
 
+/// Down and up again between two snapshots: nobody sees the link down, and yet the switch may have forgotten us.
+#[test]
+fn a_link_that_flaps_faster_than_anybody_looks_is_announced_again() {
+    let lab = Lab::new();
+    let mac = lab.mac("node", "eth0");
+    let node = Node::start(&lab, wish(&["eth0"], false));
+    // The burst is over after five seconds; the next refresh would come after a minute.
+    eventually("the end of the burst", || (node.counters.totals().sent >= 21).then_some(()));
+    let index = eth0(&node);
+    let mut snapshots = node.interfaces.clone();
+    let before = snapshots.borrow_and_update()[&index].carrier_changes;
+    for vip in [V4, V6] {
+        lab.ip("client", &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
+    }
+    let batch = format!("/tmp/{}.batch", lab.prefix);
+    std::fs::write(&batch, "link set node-eth0 down\nlink set node-eth0 up\n").unwrap();
+    // One process for both: the snapshot waits 20 ms.
+    lab.ip("lan", &format!("-batch {batch}"));
+    std::fs::remove_file(&batch).unwrap();
+    for vip in [V4, V6] {
+        eventually(vip, || (lab.neighbour(vip)? == mac).then_some(()));
+    }
+    assert!(snapshots.borrow_and_update()[&index].carrier_changes > before);
+}
+
 #[test]
 fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
     let lab = Lab::new();
@@ -358,6 +383,7 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
         mac: Some(mac),
         kind: "".into(),
         up: true,
+        carrier_changes: 0,
         loopback: false,
         master: None,
         addresses: Default::default(),

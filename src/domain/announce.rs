@@ -43,6 +43,8 @@ pub struct Announcer {
     jitter: Jitter,
     /// Usable interfaces: up, with a hardware address.
     links: BTreeMap<u32, Mac>,
+    /// Of these interfaces, how often the link had changed when it was last looked at.
+    carrier_changes: BTreeMap<u32, u32>,
     /// Hardware addresses of all interfaces, usable or not.
     own: BTreeSet<Mac>,
     vips: BTreeMap<IpAddr, Vip>,
@@ -103,6 +105,7 @@ impl Announcer {
             config,
             jitter: Jitter::new(seed),
             links: BTreeMap::new(),
+            carrier_changes: BTreeMap::new(),
             own: BTreeSet::new(),
             vips: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -123,8 +126,13 @@ impl Announcer {
             .filter(|interface| interface.up && !interface.loopback)
             .filter_map(|interface| Some((interface.index, interface.mac.filter(|&mac| ethernet::is_station(mac))?)))
             .collect();
-        let fresh: BTreeSet<u32> =
-            links.iter().filter(|&(index, mac)| self.links.get(index) != Some(mac)).map(|(&index, _)| index).collect();
+        let carrier_changes = links.keys().map(|index| (*index, interfaces.get(index).map_or(0, |link| link.carrier_changes))).collect();
+        // One that was away for a moment is as new as one with another address: the switch behind it may have forgotten us.
+        let stood = |index: &u32, mac: &Mac| {
+            self.links.get(index) == Some(mac) && self.carrier_changes.get(index) == BTreeMap::get(&carrier_changes, index)
+        };
+        let fresh: BTreeSet<u32> = links.iter().filter(|(index, mac)| !stood(index, mac)).map(|(&index, _)| index).collect();
+        self.carrier_changes = carrier_changes;
         self.own = interfaces.values().filter_map(|interface| interface.mac).collect();
         self.links = links;
 

@@ -116,6 +116,7 @@ mod tests {
             mac: None,
             kind: "".into(),
             up,
+            carrier_changes: 0,
             loopback: false,
             master: None,
             addresses: [subnet.parse().unwrap()].into(),

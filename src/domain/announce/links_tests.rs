@@ -39,6 +39,23 @@ fn links_that_come_and_go() {
 }
 
 #[test]
+fn a_link_that_was_away_between_two_looks_is_announced_again() {
+    let (mut a, now) = settled(&[V4]);
+    let flapped = Interface { carrier_changes: 2, ..interface(1, OURS) };
+    a.set(wish(&[V4], &[1], false), &interfaces(std::slice::from_ref(&flapped)), now);
+    assert_eq!(run(&mut a, now, now + ms(5000)).frames.len(), 14, "a new burst");
+    let later = now + ms(6000);
+    a.set(wish(&[V4], &[1], false), &interfaces(std::slice::from_ref(&flapped)), later);
+    assert!(run(&mut a, later, later + ms(100)).frames.is_empty(), "the same count: nothing happened");
+
+    let mut probing = announcer();
+    probing.set(wish(&[V4], &[1], true), &interfaces(&[interface(1, OURS)]), ms(0));
+    run(&mut probing, ms(0), ms(900));
+    probing.set(wish(&[V4], &[1], true), &interfaces(&[flapped]), ms(900));
+    assert!(run(&mut probing, ms(900), ms(1899)).events.is_empty(), "answers may have been lost: probed from the start");
+}
+
+#[test]
 fn interfaces_that_cannot_carry_it_are_left_out() {
     let base = interface(1, OURS);
     for odd in [

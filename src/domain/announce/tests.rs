@@ -26,6 +26,7 @@ pub(super) fn interface(index: u32, mac: Mac) -> Interface {
         mac: Some(mac),
         kind: "".into(),
         up: true,
+        carrier_changes: 0,
         loopback: false,
         master: None,
         addresses: BTreeSet::new(),
@@ -67,7 +68,7 @@ pub(super) fn run(announcer: &mut Announcer, from: Duration, until: Duration) ->
     }
 }
 
-fn drain(announcer: &mut Announcer, now: Duration, log: &mut Log) {
+pub(super) fn drain(announcer: &mut Announcer, now: Duration, log: &mut Log) {
     log.frames.extend(announcer.transmissions().map(|t| (now, t)));
     log.events.extend(announcer.events().map(|e| (now, e)));
 }
@@ -91,7 +92,7 @@ pub(super) fn settled(vips: &[&str]) -> (Announcer, Duration) {
     (announcer, ms(10_000))
 }
 
-fn v4(text: &str) -> Ipv4Addr {
+pub(super) fn v4(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 

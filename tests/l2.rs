@@ -371,6 +371,25 @@ fn a_link_that_flaps_faster_than_anybody_looks_is_announced_again() {
     assert!(snapshots.borrow_and_update()[&index].carrier_changes > before);
 }
 
+/// Flooding aside: a bridge that snoops sends multicast only to ports that asked, so a VIP's solicited-node group must be joined.
+#[test]
+fn the_solicited_node_group_of_a_vip_is_joined_on_the_port() {
+    let lab = Lab::new();
+    // Answers of the querier are due within its response interval.
+    lab.ip("lan", "link set br0 type bridge mcast_querier 1 mcast_query_response_interval 100 mcast_startup_query_interval 100");
+    // The last 24 bits of fd00:1::10.
+    let group = "ff02::1:ff00:10";
+    let listed = || {
+        let mdb = run(&format!("ip netns exec {} bridge mdb show dev br0", lab.namespace("lan")));
+        mdb.lines().any(|line| line.contains("port node-eth0") && line.split_whitespace().any(|word| word == group))
+    };
+    assert!(!listed(), "before anything runs");
+    let node = Node::start(&lab, wish(&["eth0"], false));
+    eventually("the group on the node's port", || listed().then_some(()));
+    node.wish.send_replace(Wish::default());
+    eventually("the group is left", || (!listed()).then_some(()));
+}
+
 #[test]
 fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
     let lab = Lab::new();

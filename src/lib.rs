@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod domain;
 pub mod edge;
 pub mod logging;
+pub mod printable;
 pub mod report;
 pub mod ruleset;
 pub mod wire;

@@ -14,6 +14,7 @@ use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, Settings};
+use crate::printable::printable;
 
 /// Starts logging. A second call does nothing: the first one's settings stand.
 pub fn init_logging(settings: &Settings) {
@@ -106,8 +107,8 @@ fn colour(level: Level) -> u8 {
     }
 }
 
-/// The message, and the fields behind it. Values come from manifests and the network: line breaks and control characters are escaped,
-/// so that nobody can forge a line.
+/// The message, and the fields behind it. Values come from manifests and the network: what acts on a terminal is escaped, so that
+/// nobody can forge a line.
 #[derive(Default)]
 struct Text {
     message: String,
@@ -117,22 +118,17 @@ struct Text {
 impl Text {
     fn put(&mut self, field: &Field, value: &str) {
         if field.name() == "message" {
-            self.message.extend(value.chars().flat_map(escaped));
+            self.message.push_str(&printable(value));
             return;
         }
         let quoted = value.is_empty() || value.contains(|c: char| c.is_whitespace() || c == '"' || c == '=');
         self.fields.extend([" ", field.name(), "="]);
         if quoted {
-            self.fields.push_str(&format!("{value:?}"));
+            self.fields.push_str(&printable(&format!("{value:?}")));
         } else {
-            self.fields.extend(value.chars().flat_map(escaped));
+            self.fields.push_str(&printable(value));
         }
     }
-}
-
-fn escaped(c: char) -> impl Iterator<Item = char> {
-    let (kept, escape) = if c.is_control() { (None, Some(c.escape_default())) } else { (Some(c), None) };
-    kept.into_iter().chain(escape.into_iter().flatten())
 }
 
 impl Visit for Text {
@@ -201,6 +197,8 @@ mod tests {
     fn nobody_can_forge_a_line() {
         let line = logged(Style::Journal, || tracing::info!(name = "a\n<3>forged", other = "b\x1b[0m", "hello\nworld {}", "\r\n"));
         assert_eq!(line, "<6>hello\\nworld \\r\\n name=\"a\\n<3>forged\" other=b\\u{1b}[0m\n");
+        let line = logged(Style::Journal, || tracing::info!(name = "a \u{202e}b", other = "\u{2028}c", "\u{202e}d\u{9b}2J"));
+        assert_eq!(line, "<6>\\u{202e}d\\u{9b}2J name=\"a \\u{202e}b\" other=\"\\u{2028}c\"\n");
     }
 
     #[test]

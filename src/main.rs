@@ -8,6 +8,7 @@ use pinnace::cli::{self, CheckFormat, Command, EX_USAGE, Invocation, RulesetForm
 use pinnace::config::{self, ConfigFile, Settings, Sources, Warning};
 use pinnace::domain::plan::Changes;
 use pinnace::edge::nft::Writer;
+use pinnace::printable::printable_lines;
 use pinnace::{commands, daemon, logging, report, ruleset};
 
 fn main() -> ExitCode {
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
             return finish(commands::remove_rules().map(|()| ExitCode::SUCCESS));
         }
         Err(message) => {
-            eprintln!("{message}");
+            eprintln!("{}", printable_lines(&message));
             return ExitCode::from(EX_USAGE);
         }
     };
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
 
 fn finish(outcome: Result<ExitCode, String>) -> ExitCode {
     outcome.unwrap_or_else(|message| {
-        eprintln!("error: {message}");
+        eprintln!("error: {}", printable_lines(&message));
         ExitCode::FAILURE
     })
 }
@@ -86,7 +87,7 @@ fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<E
         Command::Check { output } => {
             let report = check::run(settings, warnings, trial);
             match output {
-                CheckFormat::Human => print(&report.human()),
+                CheckFormat::Human => print(&printable_lines(&report.human())),
                 CheckFormat::Json => print(&format!("{}\n", report.json())),
             }
             Ok(ExitCode::from(report.exit_code()))

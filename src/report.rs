@@ -1,48 +1,72 @@
 //! `pinnace status` for a person: what is served where first, then, in sentences, what is not and why.
 
-use std::fmt::Write;
+use std::fmt::Arguments;
 
 use crate::domain::model::Mode;
 use crate::domain::status::{AddressPhase, AddressStatus, Phase, PortStatus, ServiceStatus, State};
+use crate::printable::printable;
 
 /// How many of a long list are shown before the rest is counted.
 const SHOWN: usize = 4;
 
 /// The whole page.
 pub fn human(state: &State) -> String {
-    let mut page = String::new();
-    // Writing into a String cannot fail.
-    let _ = render(state, &mut page);
-    page
-}
-
-fn render(state: &State, page: &mut String) -> std::fmt::Result {
+    let mut page = Page::default();
     let unmet: Vec<_> = state.ready.iter().filter(|condition| !condition.status).collect();
     let ready = if unmet.is_empty() { "ready" } else { "not ready" };
-    writeln!(page, "node {}, pinnace {}, up {}, {ready}", state.node, state.version, duration(state.uptime_seconds))?;
+    page.line(format_args!("node {}, pinnace {}, up {}, {ready}", state.node, state.version, duration(state.uptime_seconds)));
     for condition in unmet {
-        writeln!(page, "  {}: {}", condition.name, condition.message)?;
+        page.line(format_args!("  {}: {}", condition.name, condition.message));
     }
-    writeln!(page)?;
+    page.blank();
     if state.services.is_empty() {
-        writeln!(page, "No Service of type LoadBalancer.")?;
+        page.line(format_args!("No Service of type LoadBalancer."));
     } else {
-        table(&["SERVICE", "MODE", "ADDRESSES", "PORTS", "OWNER", "ENDPOINTS", "STATE"], state.services.iter().map(service_row), page)?;
+        let head = ["SERVICE", "MODE", "ADDRESSES", "PORTS", "OWNER", "ENDPOINTS", "STATE"];
+        page.table(&head, state.services.iter().map(service_row));
     }
-    explanations(state, page)?;
+    explanations(state, &mut page);
     if !state.addresses.is_empty() {
-        writeln!(page)?;
-        table(&["ADDRESS", "STATE", "INTERFACES", "HELD BY"], state.addresses.iter().map(address_row), page)?;
+        page.blank();
+        page.table(&["ADDRESS", "STATE", "INTERFACES", "HELD BY"], state.addresses.iter().map(address_row));
     }
     if !state.pools.is_empty() {
-        writeln!(page)?;
+        page.blank();
         let row = |pool: &crate::domain::status::PoolStatus| {
             vec![pool.name.clone(), some(&pool.ranges), format!("{} of {}", pool.used, pool.size)]
         };
-        table(&["POOL", "RANGES", "USED"], state.pools.iter().map(row), page)?;
+        page.table(&["POOL", "RANGES", "USED"], state.pools.iter().map(row));
     }
-    interfaces(state, page)?;
-    problems(state, page)
+    interfaces(state, &mut page);
+    problems(state, &mut page);
+    page.0
+}
+
+/// What was printed so far. Texts come from whoever may write manifests: whatever is in them, a line begins and ends only here.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, text: Arguments) {
+        self.0.push_str(&printable(&text.to_string()));
+        self.0.push('\n');
+    }
+
+    fn blank(&mut self) {
+        self.0.push('\n');
+    }
+
+    fn table(&mut self, head: &[&str], rows: impl Iterator<Item = Vec<String>>) {
+        let mut lines = vec![head.iter().map(ToString::to_string).collect::<Vec<_>>()];
+        // Escaped before they are measured, or the columns would not stand below each other.
+        lines.extend(rows.map(|row| row.iter().map(|cell| printable(cell).into_owned()).collect()));
+        let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..head.len()).map(width).collect();
+        for line in &lines {
+            let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            self.line(format_args!("{}", cells.join("  ").trim_end()));
+        }
+    }
 }
 
 fn service_row(service: &ServiceStatus) -> Vec<String> {
@@ -90,23 +114,23 @@ fn address_row(address: &AddressStatus) -> Vec<String> {
 }
 
 /// A sentence for whatever is not as somebody asked.
-fn explanations(state: &State, page: &mut String) -> std::fmt::Result {
-    let speaking: Vec<_> = state.services.iter().filter(|service| !service.reasons.is_empty()).collect();
-    for service in &speaking {
-        writeln!(page, "\n{} is {}:", service.key, phase(service.phase))?;
+fn explanations(state: &State, page: &mut Page) {
+    for service in state.services.iter().filter(|service| !service.reasons.is_empty()) {
+        page.blank();
+        page.line(format_args!("{} is {}:", service.key, phase(service.phase)));
         for reason in &service.reasons {
-            writeln!(page, "  {}", reason.message)?;
+            page.line(format_args!("  {}", reason.message));
         }
     }
     for address in &state.addresses {
         if let AddressPhase::Contested { mac } = &address.phase {
-            writeln!(page, "\n{} is also answered for by {mac}: clients reach either of the two. Stop it there.", address.address)?;
+            page.blank();
+            page.line(format_args!("{} is also answered for by {mac}: clients reach either of the two. Stop it there.", address.address));
         }
     }
-    Ok(())
 }
 
-fn interfaces(state: &State, page: &mut String) -> std::fmt::Result {
+fn interfaces(state: &State, page: &mut Page) {
     let row = |interface: &crate::domain::status::InterfaceStatus| {
         let role = match (&interface.reason, interface.up) {
             (None, true) => "uplink".to_string(),
@@ -116,39 +140,27 @@ fn interfaces(state: &State, page: &mut String) -> std::fmt::Result {
         vec![interface.name.clone(), some(&interface.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()), role]
     };
     if state.interfaces.is_empty() {
-        return Ok(());
+        return;
     }
-    writeln!(page)?;
+    page.blank();
     // Pods come by the hundred; what is left out are interfaces without an address.
     let shown = state.interfaces.iter().filter(|interface| interface.uplink || !interface.addresses.is_empty());
-    table(&["INTERFACE", "ADDRESSES", "ROLE"], shown.map(row), page)
+    page.table(&["INTERFACE", "ADDRESSES", "ROLE"], shown.map(row));
 }
 
-fn problems(state: &State, page: &mut String) -> std::fmt::Result {
+fn problems(state: &State, page: &mut Page) {
     let (notes, problems): (Vec<_>, Vec<_>) = state.problems.iter().partition(|problem| problem.note);
     for (title, list) in [("Problems in the manifests", problems), ("Notes on the manifests", notes)] {
         if list.is_empty() {
             continue;
         }
-        writeln!(page, "\n{title}:")?;
+        page.blank();
+        page.line(format_args!("{title}:"));
         for problem in list {
             let object = problem.object.as_ref().map(|object| format!(" {object}:")).unwrap_or_default();
-            writeln!(page, "  {}:{object} {}", problem.source, problem.reason)?;
+            page.line(format_args!("  {}:{object} {}", problem.source, problem.reason));
         }
     }
-    Ok(())
-}
-
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>, page: &mut String) -> std::fmt::Result {
-    let mut lines = vec![head.iter().map(ToString::to_string).collect::<Vec<_>>()];
-    lines.extend(rows);
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    for line in &lines {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(page, "{}", cells.join("  ").trim_end())?;
-    }
-    Ok(())
 }
 
 /// The first few, and how many more.
@@ -224,6 +236,20 @@ Problems in the manifests:
   web.yaml:12: Service default/x: bad
 ";
         assert_eq!(human(&state), expected);
+    }
+
+    #[test]
+    fn what_a_manifest_says_can_neither_forge_a_line_nor_command_the_terminal() {
+        let mut evil = service("we\x1b[2Jb", Phase::Refused, &[]);
+        evil.reasons.push(Reason::new("PoolExhausted", "no \x1b]0;title\x07pool\r\ndefault/api  is \u{202e}gnivres"));
+        let problem = Problem { source: "a\nb.yaml:1".into(), object: None, note: false, reason: "\u{9b}31mred\x08".into() };
+        let state = State { services: vec![evil, service("api", Phase::Serving, &[])], problems: vec![problem], ..State::default() };
+        let page = human(&state);
+        assert!(page.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{page:?}");
+        assert!(page.contains("  no \\u{1b}]0;title\\u{7}pool\\r\\ndefault/api  is \\u{202e}gnivres\n"), "{page}");
+        assert!(page.contains("  a\\nb.yaml:1: \\u{9b}31mred\\u{8}\n"), "{page}");
+        let ports: Vec<Option<usize>> = page.lines().filter(|line| line.contains(" vip ")).map(|line| line.find("80/TCP")).collect();
+        assert!(ports.len() == 2 && ports[0].is_some() && ports[0] == ports[1], "columns stand below each other:\n{page}");
     }
 
     #[test]

@@ -350,6 +350,50 @@ fn a_link_that_returns_is_announced_again() {
     assert_eq!(node.events.try_recv().ok(), None, "a link that goes down is no failure of ours");
 }
 
+/// Down and up again between two snapshots: nobody sees the link down, and yet the switch may have forgotten us.
+#[test]
+fn a_link_that_flaps_faster_than_anybody_looks_is_announced_again() {
+    let lab = Lab::new();
+    let mac = lab.mac("node", "eth0");
+    let node = Node::start(&lab, wish(&["eth0"], false));
+    // The burst is over after five seconds; the next refresh would come after a minute.
+    eventually("the end of the burst", || (node.counters.totals().sent >= 21).then_some(()));
+    let index = eth0(&node);
+    let mut snapshots = node.interfaces.clone();
+    let before = snapshots.borrow_and_update()[&index].carrier_changes;
+    for vip in [V4, V6] {
+        lab.ip("client", &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
+    }
+    let batch = format!("/tmp/{}.batch", lab.prefix);
+    std::fs::write(&batch, "link set node-eth0 down\nlink set node-eth0 up\n").unwrap();
+    // One process for both: the snapshot waits 20 ms.
+    lab.ip("lan", &format!("-batch {batch}"));
+    std::fs::remove_file(&batch).unwrap();
+    for vip in [V4, V6] {
+        eventually(vip, || (lab.neighbour(vip)? == mac).then_some(()));
+    }
+    assert!(snapshots.borrow_and_update()[&index].carrier_changes > before);
+}
+
+/// Flooding aside: a bridge that snoops sends multicast only to ports that asked, so a VIP's solicited-node group must be joined.
+#[test]
+fn the_solicited_node_group_of_a_vip_is_joined_on_the_port() {
+    let lab = Lab::new();
+    // Answers of the querier are due within its response interval.
+    lab.ip("lan", "link set br0 type bridge mcast_querier 1 mcast_query_response_interval 100 mcast_startup_query_interval 100");
+    // The last 24 bits of fd00:1::10.
+    let group = "ff02::1:ff00:10";
+    let listed = || {
+        let mdb = run(&format!("ip netns exec {} bridge mdb show dev br0", lab.namespace("lan")));
+        mdb.lines().any(|line| line.contains("port node-eth0") && line.split_whitespace().any(|word| word == group))
+    };
+    assert!(!listed(), "before anything runs");
+    let node = Node::start(&lab, wish(&["eth0"], false));
+    eventually("the group on the node's port", || listed().then_some(()));
+    node.wish.send_replace(Wish::default());
+    eventually("the group is left", || (!listed()).then_some(()));
+}
+
 #[test]
 fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
     let lab = Lab::new();
@@ -362,6 +406,7 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
         mac: Some(mac),
         kind: "".into(),
         up: true,
+        carrier_changes: 0,
         loopback: false,
         master: None,
         active_ports: Default::default(),

@@ -27,13 +27,17 @@ install_packages() {
 }
 
 target=x86_64-unknown-linux-musl
+# The Rust target of the static binary.
+install_target() {
+	rustup target list --installed | grep -qx "$target" && return
+	say "installing the Rust target $target"
+	rustup target add "$target" || die "cannot install the Rust target $target"
+}
+
 # The static binary users get. Its path is in $PINNACE_BIN afterwards.
 build_release() {
-	if ! rustup target list --installed | grep -qx "$target"; then
-		say "installing the Rust target $target"
-		rustup target add "$target" || die "cannot install the Rust target $target"
-	fi
+	install_target
 	say "building the static release binary"
 	cargo build --locked --release --target "$target" --bin pinnace || die "the build failed"
-	export PINNACE_BIN="$PWD/target/$target/release/pinnace"
+	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/release/pinnace"
 }

@@ -125,6 +125,17 @@ fn wrong_settings_are_all_named_at_once_and_nothing_is_touched() {
 }
 
 #[test]
+fn without_any_source_the_process_ends_at_once_and_names_the_setting() {
+    let lab = Lab::new(0, 0);
+    let output = lab.pinnace().unset("PINNACE_MANIFESTS").run(&["run"]);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{complaint}");
+    assert!(complaint.contains("PINNACE_MANIFESTS"), "{complaint}");
+    assert_eq!(tables(&lab), "", "nothing was touched");
+    assert!(!lab.directory().join("state").exists(), "not even the state directory was made");
+}
+
+#[test]
 fn systemd_is_told_when_it_is_ready_and_that_it_lives() {
     let lab = serving();
     let path = lab.directory().join("notify");

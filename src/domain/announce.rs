@@ -12,6 +12,7 @@ mod link;
 mod receive;
 mod recent;
 mod schedule;
+mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use crate::wire::{arp, ndp};
 use link::Link;
 use recent::Recent;
 use schedule::{Jitter, Pacer, Timers};
+pub use terms::{Announcement, AnnouncerEvent, Config, Counters, Transmission};
 
 /// How long an address found in use is left alone before it is probed again (RFC 5227 §1.1, RATE_LIMIT_INTERVAL); up to a quarter is
 /// added at random, or two hosts that refused each other would do so forever.
@@ -35,126 +37,6 @@ pub const REPAIR_DELAY: Duration = Duration::from_millis(200);
 pub const HEARD_INTERVAL: Duration = Duration::from_millis(250);
 /// Probes before the first announcement (RFC 5227 §1.1, PROBE_NUM).
 pub const PROBES: u32 = 3;
-
-/// How to announce.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// From the first moment of probing to the first announcement; zero: do not probe.
-    pub probe_time: Duration,
-    /// Between refreshes of an announcement that stands, ±10 %. Raised to [`Config::MIN_INTERVAL`].
-    pub announce_interval: Duration,
-}
-
-impl Config {
-    /// The shortest interval between refreshes.
-    pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config { probe_time: Duration::from_secs(1), announce_interval: Duration::from_secs(60) }
-    }
-}
-
-/// What is wanted for one VIP.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Announcement {
-    /// Indexes of the interfaces on which to answer; those that do not exist, or are down, are waited for.
-    pub interfaces: BTreeSet<u32>,
-    /// Newly allocated: make sure that nobody has it before claiming it. Without effect once the VIP is announced; turned off
-    /// while probing, the VIP is claimed at once.
-    pub probe: bool,
-    /// Another node answers for it: listen on the same interfaces, so as to be ready to take over, but say nothing. Probing goes on
-    /// where it is asked for.
-    pub standby: bool,
-}
-
-/// A frame to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transmission {
-    /// Where.
-    pub ifindex: u32,
-    /// From the Ethernet header on, unpadded.
-    pub frame: Vec<u8>,
-}
-
-/// What the rest of the program should know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AnnouncerEvent {
-    /// Nobody answered the probes: the VIP is announced from now on, unless on standby.
-    ProbeClear {
-        /// The address.
-        vip: IpAddr,
-    },
-    /// Somebody has, or is claiming, a VIP that was being probed. It is not announced, and probed again after [`CONFLICT_RETRY`].
-    Conflict {
-        /// The address.
-        vip: IpAddr,
-        /// Where it was heard.
-        ifindex: u32,
-        /// Who.
-        mac: Mac,
-    },
-    /// Somebody else claims a VIP that we announce. It was announced again; at most one per [`CONTEST_INTERVAL`], VIP and interface.
-    Contested {
-        /// The address.
-        vip: IpAddr,
-        /// Where it was heard.
-        ifindex: u32,
-        /// Who.
-        mac: Mac,
-    },
-    /// On standby: somebody says that it has the VIP; at most one per [`HEARD_INTERVAL`] for each VIP, interface and speaker.
-    Heard {
-        /// The address.
-        vip: IpAddr,
-        /// Where it was heard.
-        ifindex: u32,
-        /// Who.
-        mac: Mac,
-    },
-    /// Somebody probed for a VIP that we announce and was told that it is taken; limited as [`AnnouncerEvent::Contested`].
-    Defended {
-        /// The address.
-        vip: IpAddr,
-        /// Where it was heard.
-        ifindex: u32,
-        /// Who.
-        mac: Mac,
-    },
-    /// The edge cannot listen or send on an interface where VIPs are wanted; it goes on trying.
-    SocketFailed {
-        /// The interface.
-        ifindex: u32,
-        /// Why, for a person.
-        reason: Box<str>,
-    },
-}
-
-/// What happened so far. `received` is the sum of `malformed` to `heard`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Frames handed in.
-    pub received: u64,
-    /// Not what they claim to be.
-    pub malformed: u64,
-    /// Our own, looped back by the network.
-    pub own: u64,
-    /// About nothing of ours.
-    pub ignored: u64,
-    /// ARP requests and neighbour solicitations answered (defended probes included).
-    pub answered: u64,
-    /// Claims that were heard while a VIP was being probed.
-    pub conflicts: u64,
-    /// Claims that were heard while a VIP was announced.
-    pub contested: u64,
-    /// Claims that were heard on standby.
-    pub heard: u64,
-    /// Probe frames.
-    pub probes_sent: u64,
-    /// Gratuitous ARP and unsolicited advertisement frames, those to single clients included.
-    pub announcements_sent: u64,
-}
 
 /// The machine. One per host.
 #[derive(Debug)]
@@ -491,6 +373,18 @@ impl Announcer {
     }
 }
 
+#[cfg(test)]
+#[path = "announce/lan_tests.rs"]
+mod lan_tests;
+#[cfg(test)]
+#[path = "announce/links_tests.rs"]
+mod links_tests;
+#[cfg(test)]
+#[path = "announce/probing_tests.rs"]
+mod probing_tests;
+#[cfg(test)]
+#[path = "announce/receive_tests.rs"]
+mod receive_tests;
 #[cfg(test)]
 #[path = "announce/standby_tests.rs"]
 mod standby_tests;

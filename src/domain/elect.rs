@@ -131,6 +131,7 @@ mod tests {
             mac: None,
             kind: "".into(),
             up,
+            carrier_changes: 0,
             loopback: false,
             master: None,
             active_ports: Default::default(),

@@ -372,10 +372,12 @@ impl Ipam {
     }
 }
 
-/// Who has which port of the nodes' own addresses: there is one of each.
+/// Who has which port of the nodes' own addresses: there is one of each. Costs O(ports of the Service × log all ports) per call.
 #[derive(Debug, Default)]
 pub struct NodePorts {
     holders: BTreeMap<(Protocol, u16), ObjectKey>,
+    /// The same by Service; none of the lists is empty.
+    held: BTreeMap<ObjectKey, Vec<(Protocol, u16)>>,
 }
 
 impl NodePorts {
@@ -387,14 +389,20 @@ impl NodePorts {
                 return Err(Refusal::PortTaken { protocol: port.protocol, port: port.port, holder: holder.clone() });
             }
         }
-        self.holders.extend(service.ports.iter().map(|port| ((port.protocol, port.port), service.key.clone())));
+        let ports: Vec<(Protocol, u16)> = service.ports.iter().map(|port| (port.protocol, port.port)).collect();
+        self.holders.extend(ports.iter().map(|port| (*port, service.key.clone())));
+        if !ports.is_empty() {
+            self.held.insert(service.key.clone(), ports);
+        }
         Ok(())
     }
 
     /// Gives back what the Service has; true when it had something.
     pub fn release(&mut self, key: &ObjectKey) -> bool {
-        let before = self.holders.len();
-        self.holders.retain(|_, holder| holder != key);
-        self.holders.len() != before
+        let Some(ports) = self.held.remove(key) else { return false };
+        for port in &ports {
+            self.holders.remove(port);
+        }
+        true
     }
 }

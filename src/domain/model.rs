@@ -333,6 +333,8 @@ pub struct Interface {
     pub kind: Box<str>,
     /// Administratively up and with carrier (IFF_UP and IFF_LOWER_UP).
     pub up: bool,
+    /// How often the link went up or down so far (IFLA_CARRIER_CHANGES), wrapping: tells of a link that was away between two snapshots.
+    pub carrier_changes: u32,
     /// IFF_LOOPBACK.
     pub loopback: bool,
     /// Index of the bridge or bond it is a port of.

@@ -201,6 +201,7 @@ mod tests {
             mac: Some([2, 0, 0, 0, 0, index as u8]),
             kind: kind.into(),
             up: true,
+            carrier_changes: 0,
             loopback: name == "lo",
             master: None,
             active_ports: Default::default(),

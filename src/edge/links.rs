@@ -171,6 +171,7 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
         mac: None,
         kind: "".into(),
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        carrier_changes: 0,
         loopback: flags.contains(LinkFlags::Loopback),
         master: None,
         active_ports: Default::default(),
@@ -185,6 +186,7 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
                 interface.mac = bytes.as_slice().try_into().ok()
             }
             LinkAttribute::Controller(index) => interface.master = Some(*index).filter(|index| *index != 0),
+            LinkAttribute::CarrierChanges(count) => interface.carrier_changes = *count,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     if let LinkInfo::Kind(kind) = info {
@@ -249,9 +251,14 @@ mod tests {
         let name = || LinkAttribute::IfName("eth0".to_owned());
         let veth = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]);
         let running = LinkFlags::Up | LinkFlags::LowerUp;
-        let full = interface(&link(running, LinkLayerType::Ether, vec![name(), mac(), veth, LinkAttribute::Controller(3)])).unwrap();
+        let full = interface(&link(
+            running,
+            LinkLayerType::Ether,
+            vec![name(), mac(), veth, LinkAttribute::Controller(3), LinkAttribute::CarrierChanges(5)],
+        ))
+        .unwrap();
         assert_eq!((full.index, &*full.name, &*full.kind, full.master), (7, "eth0", "veth", Some(3)));
-        assert!(full.up && !full.loopback && full.mac == Some([2, 0, 0, 0, 0, 1]));
+        assert!(full.up && !full.loopback && full.mac == Some([2, 0, 0, 0, 0, 1]) && full.carrier_changes == 5);
 
         let mac_of = |flags, kind, attributes| interface(&link(flags, kind, attributes)).unwrap().mac;
         assert_eq!(mac_of(running, LinkLayerType::None, vec![name(), mac()]), None, "no Ethernet");

@@ -69,6 +69,7 @@ fn links(up: bool) -> Event {
         mac: Some([2, 0, 0, 0, 0, 1]),
         kind: "".into(),
         up,
+        carrier_changes: 0,
         loopback: false,
         master: None,
         active_ports: Default::default(),

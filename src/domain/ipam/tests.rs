@@ -188,7 +188,13 @@ fn a_port_of_the_nodes_has_one_holder() {
     assert!(refusal.to_string().contains("default/a"), "{refusal}");
     assert_eq!(ports.claim(&service("u", |s| s.ports[0].protocol = Protocol::Udp)), Ok(()), "another protocol is another port");
     assert!(ports.release(&plain("a").key));
+    assert!(!ports.release(&plain("a").key), "there is nothing left");
     assert_eq!(ports.claim(&plain("b")), Ok(()));
+    let moved = service("b", |s| s.ports[0].port = 8443);
+    assert_eq!(ports.claim(&moved), Ok(()), "another port now");
+    assert_eq!(ports.claim(&plain("a")), Ok(()), "the one it left is free");
+    assert!(ports.claim(&plain("b")).is_err(), "back again: taken, and what it had is free");
+    assert_eq!(ports.claim(&service("c", |s| s.ports[0].port = 8443)), Ok(()));
 }
 
 #[test]

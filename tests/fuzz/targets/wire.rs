@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pinnace::wire::{arp, ndp};
+use pinnace::wire::{arp, bfd, ndp};
 
 fuzz_target!(|bytes: &[u8]| {
     read(bytes);
@@ -17,6 +17,9 @@ fn read(frame: &[u8]) {
     }
     if let Ok(message) = ndp::Repr::parse(frame) {
         assert_eq!(ndp::Repr::parse(&message.to_vec()), Ok(message));
+    }
+    if let Ok(packet) = bfd::Repr::parse(frame) {
+        assert_eq!(bfd::Repr::parse(&packet.to_vec()), Ok(packet));
     }
 }
 

@@ -219,6 +219,16 @@ impl Engine {
         plan
     }
 
+    /// The objects as the source last told them.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Whether the source has told everything at least once.
+    pub fn synced(&self) -> bool {
+        self.source_synced
+    }
+
     /// What must survive a restart.
     pub fn allocations(&self) -> &Allocations {
         self.ipam.allocations()

@@ -198,17 +198,15 @@ impl Node {
 
     fn source_changed(&mut self, events: Vec<Event>) {
         for event in events {
-            let changed = matches!(&event, Event::Source { changes, .. } if !changes.is_empty());
             if let Event::SourceHealth(Err(why)) = &event {
                 warn!("{why}");
             }
             self.handle(event);
             // Half of a first listing must not replace the whole one on disk.
-            if let Some(keeper) = self.keeper.as_mut().filter(|_| changed && self.engine.synced()) {
-                keeper.changed();
+            if let Some(keeper) = self.keeper.as_mut().filter(|_| self.engine.synced()) {
+                keeper.seen(self.engine.revision());
             }
         }
-        self.tell_systemd();
     }
 
     /// Without the API server, what it said last is served until it says something else.
@@ -307,9 +305,6 @@ impl Node {
         info!("stopping");
         systemd::stopping("withdrawing");
         self.handle(Event::Drain);
-        if let Some(keeper) = self.keeper {
-            keeper.finish(self.engine.index());
-        }
         drop(self.desired);
         if self.announcer.join().is_err() {
             error!("the announcer had panicked");
@@ -319,6 +314,9 @@ impl Node {
             OnExit::Keep => crate::edge::dataplane::OnExit::Keep,
         };
         self.data_plane.stop(how);
+        if let Some(keeper) = self.keeper {
+            keeper.finish(self.engine.index());
+        }
     }
 }
 

@@ -33,6 +33,9 @@ build_release() {
 		say "installing the Rust target $target"
 		rustup target add "$target" || die "cannot install the Rust target $target"
 	fi
+	# The cryptography of TLS is partly in C and assembler; clang compiles for any target without a library of it.
+	install_packages clang=clang
+	export CC_x86_64_unknown_linux_musl="${CC_x86_64_unknown_linux_musl:-clang}"
 	say "building the static release binary"
 	cargo build --locked --release --target "$target" --bin pinnace || die "the build failed"
 	export PINNACE_BIN="$PWD/target/$target/release/pinnace"

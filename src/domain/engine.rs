@@ -143,6 +143,8 @@ pub struct Engine {
     /// Refused for want of something another Service may give up.
     waiting: BTreeSet<ObjectKey>,
     source_synced: bool,
+    /// Counts the changes of the index.
+    revision: u64,
     /// The first plan has gone out.
     started: bool,
     /// Number of the event being handled, and of the last one whose rules are in the kernel.
@@ -177,6 +179,7 @@ impl Engine {
             dirty: BTreeSet::new(),
             waiting: BTreeSet::new(),
             source_synced: false,
+            revision: 0,
             started: false,
             generation: 0,
             applied: 0,
@@ -224,6 +227,11 @@ impl Engine {
         &self.index
     }
 
+    /// Another number whenever the objects changed; one that is told again as it was does not count.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Whether the source has told everything at least once.
     pub fn synced(&self) -> bool {
         self.source_synced
@@ -237,11 +245,14 @@ impl Engine {
     fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<Problem>, synced: bool, plan: &mut Plan) {
         let mut nodes = false;
         for change in changes {
-            self.index.apply(change, &mut |touched| match touched {
-                Touched::Service(key) => {
-                    self.dirty.insert(key);
+            self.index.apply(change, &mut |touched| {
+                self.revision += 1;
+                match touched {
+                    Touched::Service(key) => {
+                        self.dirty.insert(key);
+                    }
+                    Touched::Node(_) => nodes = true,
                 }
-                Touched::Node(_) => nodes = true,
             });
         }
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {

@@ -154,6 +154,8 @@ pub struct Keeper {
     directory: PathBuf,
     /// Something changed since the snapshot on disk, or the one being written, was begun.
     changed: bool,
+    /// See [`Keeper::seen`].
+    revision: u64,
     /// Not before.
     due: Instant,
     job: Option<Job>,
@@ -182,12 +184,13 @@ impl Keeper {
     /// For the snapshot in this directory, which exists and is locked.
     pub fn new(directory: &Path) -> Keeper {
         let due = Instant::now() + SHORTEST;
-        Keeper { directory: directory.to_path_buf(), changed: false, due, job: None, closing: None }
+        Keeper { directory: directory.to_path_buf(), changed: false, revision: 0, due, job: None, closing: None }
     }
 
-    /// The index changed.
-    pub fn changed(&mut self) {
-        self.changed = true;
+    /// What there is to save is of this revision.
+    pub fn seen(&mut self, revision: u64) {
+        self.changed |= revision != self.revision;
+        self.revision = revision;
     }
 
     /// How long until [`Keeper::step`] has something to do; None: not before the next change.

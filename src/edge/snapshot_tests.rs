@@ -53,7 +53,7 @@ fn index(services: u32) -> Index {
 
 fn saved(scratch: &Scratch, index: &Index) {
     let mut keeper = Keeper::new(&scratch.0);
-    keeper.changed();
+    keeper.seen(1);
     keeper.finish(index);
 }
 
@@ -84,8 +84,9 @@ fn it_is_written_in_pieces_and_not_before_its_time() {
     let index = index(2_000);
     let mut keeper = Keeper::new(&scratch.0);
     assert_eq!(keeper.wait(), None, "nothing to write");
-    keeper.changed();
+    keeper.seen(1);
     assert!(keeper.wait().unwrap() > SHORTEST / 2);
+    keeper.seen(1);
     keeper.step(&index);
     assert!(keeper.job.is_none(), "not yet due");
     keeper.due = Instant::now();

@@ -54,7 +54,7 @@ struct Shared {
     /// Addresses that replace what the credentials say.
     overriding: Vec<Uri>,
     state: Mutex<State>,
-    /// Counts the transports.
+    /// Number of the transport that came with the newest credentials.
     renewed: watch::Sender<u64>,
 }
 
@@ -102,7 +102,7 @@ impl Connection {
         self.shared.state().loaded.config.default_namespace.clone()
     }
 
-    /// Changes whenever requests go out by another transport than before: worth an attempt before the time for it.
+    /// Changes whenever the credentials were replaced: worth an attempt before the time for it.
     pub fn renewals(&self) -> watch::Receiver<u64> {
         self.shared.renewed.subscribe()
     }
@@ -144,7 +144,8 @@ impl Connection {
         let current = loaded.servers.iter().position(|uri| Some(uri) == server.as_ref()).unwrap_or(0);
         let transport = transport(&loaded.config, &loaded.servers[current])
             .map_err(|error| format!("{} cannot be used: {error}", self.shared.credentials))?;
-        self.shared.replace(&mut state, |state| (state.loaded, state.current, state.transport) = (loaded, current, transport));
+        *state = State { loaded, current, transport, number: state.number + 1 };
+        self.shared.renewed.send_replace(state.number);
         Ok(())
     }
 }
@@ -152,12 +153,6 @@ impl Connection {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn replace(&self, state: &mut State, change: impl FnOnce(&mut State)) {
-        change(state);
-        state.number += 1;
-        self.renewed.send_replace(state.number);
     }
 
     /// The transport with this number did not bring an answer: the next server's turn, where there is one.
@@ -171,7 +166,7 @@ impl Shared {
         match transport(&state.loaded.config, &state.loaded.servers[next]) {
             Ok(transport) => {
                 warn!(server = %state.loaded.servers[state.current], next = %state.loaded.servers[next], "the API server does not answer; trying the next one");
-                self.replace(&mut state, |state| (state.current, state.transport) = (next, transport));
+                (state.current, state.transport, state.number) = (next, transport, number + 1);
             }
             Err(error) => warn!(%error, "cannot switch to another API server"),
         }

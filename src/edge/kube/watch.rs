@@ -197,6 +197,9 @@ impl<K: Watched> Follower<K> {
                 }
                 Err(failure) => Some(failure),
             };
+            if since.elapsed() > 2 * Pause::LONGEST {
+                self.pause = Pause::default();
+            }
             let mut pause = self.pause.next();
             if let Some(failure) = failure {
                 let credentials = self.connection.credentials().to_string();

@@ -111,7 +111,7 @@ fn certificate(error: &Error) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::Status;
+    use kube::core::response::Status;
 
     use super::*;
 

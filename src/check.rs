@@ -3,6 +3,7 @@
 //! The host is read below a root directory, so that tests can bring their own; what only the kernel can tell ([`kernel`]) is tried in a
 //! private network namespace and handed in as a value.
 
+mod cluster;
 mod kernel;
 mod network;
 mod others;
@@ -90,9 +91,11 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// Examines this host. `trial` loads the real rule set into the network namespace of the thread it is called in, a private one.
+/// Examines this host, and asks the API server where that is the source. `trial` loads the real rule set into the network namespace of the thread it is called in, a private one.
 pub fn run(settings: &Settings, warnings: &[Warning], trial: fn() -> Result<Option<String>, String>) -> Report {
-    examine(&Host::new(Path::new("/")), settings, warnings, &Kernel::probe(trial))
+    let mut report = examine(&Host::new(Path::new("/")), settings, warnings, &Kernel::probe(trial));
+    report.add(cluster::examine(settings));
+    report
 }
 
 /// Judges what was read from the host and what the kernel said.
@@ -104,11 +107,18 @@ pub fn examine(host: &Host, settings: &Settings, warnings: &[Warning], kernel: &
     findings.extend(network::examine(host, settings));
     findings.extend(others::firewalls(host, kernel));
     findings.extend(others::load_balancers(host, kernel));
-    findings.sort_by_key(|finding| finding.severity);
-    Report { worst: findings.iter().map(|f| f.severity).max().unwrap_or(Severity::Ok), findings }
+    let mut report = Report { worst: Severity::Ok, findings: Vec::new() };
+    report.add(findings);
+    report
 }
 
 impl Report {
+    fn add(&mut self, findings: Vec<Finding>) {
+        self.findings.extend(findings);
+        self.findings.sort_by_key(|finding| finding.severity);
+        self.worst = self.findings.last().map_or(Severity::Ok, |finding| finding.severity);
+    }
+
     /// 1 when something keeps Pinnace from serving, else 0.
     pub fn exit_code(&self) -> u8 {
         u8::from(self.worst == Severity::Error)

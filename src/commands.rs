@@ -5,19 +5,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::Settings;
-use crate::daemon;
+use crate::daemon::{self, Source, Started};
 use crate::domain::engine::{Engine, Event};
 use crate::domain::ipam::Allocations;
 use crate::domain::model::Family;
 use crate::domain::plan::Changes;
 use crate::domain::status::State;
-use crate::edge::manifests::{self, ManifestUpdate};
 use crate::edge::nft::{self, Writer};
 use crate::edge::state;
 use crate::edge::{http, links};
 use crate::ruleset::{Compiler, Table};
 
-/// How long `ruleset --planned` waits for the manifests and the interfaces to be read.
+/// How long `ruleset --planned` waits for the source to be read.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the running daemon believes.
@@ -48,35 +47,27 @@ pub fn live() -> Result<Vec<Table>, String> {
 
 /// The rules that would be there: the same engine over the same sources, with nothing carried out. New addresses count as probed.
 pub async fn planned(settings: &Settings) -> Result<Vec<Table>, String> {
-    let source = settings.manifests.clone().ok_or_else(|| daemon::Error::NoSource.to_string())?;
+    let source = Source::choose(settings).map_err(|error| error.to_string())?;
+    let mut source = Started::new(source, settings, 1).await.map_err(|error| error.to_string())?;
     let saved = state::read::<Allocations>(&settings.state_dir).value.unwrap_or_default();
     let mut engine_settings = daemon::engine_settings(settings);
     engine_settings.probe = false;
     let mut engine = Engine::new(engine_settings, saved);
-    let read = tokio::time::timeout(PATIENCE, first_update(source)).await;
-    let update = read.map_err(|_| "the manifests could not be read in time: does the directory exist?".to_string())??;
     let interfaces = links::snapshot().await.map_err(|error| error.to_string())?;
     let mut changes = engine.handle(Event::Interfaces(interfaces.into()), Duration::ZERO).rule_set;
-    changes.merge(engine.handle(daemon::source_event(update), Duration::ZERO).rule_set);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !engine.synced() {
+        let events = tokio::time::timeout_at(deadline, source.next()).await;
+        for event in events.map_err(|_| unread(&engine))?.map_err(|error| error.to_string())? {
+            changes.merge(engine.handle(event, Duration::ZERO).rule_set);
+        }
+    }
     Ok(tables(changes))
 }
 
-async fn first_update(source: std::path::PathBuf) -> Result<ManifestUpdate, String> {
-    let (updates_in, mut updates) = tokio::sync::mpsc::channel(1);
-    let watch = tokio::spawn(manifests::watch(source, updates_in));
-    let mut all: Option<ManifestUpdate> = None;
-    while let Some(mut update) = updates.recv().await {
-        let synced = update.synced;
-        if let Some(before) = all.take() {
-            update.changes.splice(0..0, before.changes);
-        }
-        all = Some(update);
-        if synced {
-            break;
-        }
-    }
-    watch.abort();
-    all.ok_or_else(|| "the manifests cannot be read".to_string())
+fn unread(engine: &Engine) -> String {
+    let unmet = engine.conditions().into_iter().find(|condition| !condition.status);
+    format!("the source of Services could not be read in time: {}", unmet.map(|condition| condition.message).unwrap_or_default())
 }
 
 fn tables(changes: Changes) -> Vec<Table> {
@@ -102,7 +93,9 @@ pub fn remove_rules() -> Result<(), String> {
 
 /// Only what is ours: a directory that holds anything else was named by mistake, or is somebody's.
 fn remove_state(directory: &Path) -> Result<(), String> {
-    let ours = |name: &str| name == "pinnace.lock" || name.starts_with("state.json") || name.starts_with(".state.json");
+    let ours = |name: &str| {
+        name == "pinnace.lock" || name.starts_with("state.json") || name.starts_with(".state.json") || name.contains("snapshot.jsonl")
+    };
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(|error| format!("cannot read {}: {error}", directory.display()))?,

@@ -35,6 +35,10 @@ pub const PREFIX: &str = "PINNACE_";
 pub struct Settings {
     /// Directory of Service, EndpointSlice and Node manifests to serve from.
     pub manifests: Option<PathBuf>,
+    /// Credentials for the Kubernetes API; None: found by themselves where there are no manifests.
+    pub kubeconfig: Option<PathBuf>,
+    /// API servers in place of the one the credentials name; empty: that one.
+    pub api_servers: Vec<http::Uri>,
     /// This node's name, as EndpointSlices and Nodes spell it.
     pub node_name: Box<str>,
     /// Where the state that survives restarts is kept.

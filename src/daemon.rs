@@ -1,14 +1,17 @@
 //! Runs the node: opens what can fail first, starts the tasks, wires the channels, and orders the shutdown.
 //!
 //! ```text
-//!  thread manifests ─┐                      ┌─► thread rule-set: owns the nftables tables ─► reports ─┐
+//!  thread manifests, ─┐
+//!  or thread kube    ─┤                     ┌─► thread rule-set: owns the nftables tables ─► reports ─┐
 //!  task   links ─────┼─► events ─► engine ──┼─► thread l2: owns ARP and NDP ────────────► events ─────┼─► engine
-//!  task   http ──────┘   (this task makes   └─► state file, log, systemd, metrics                     │
+//!  task   http ──────┘   (this task makes   └─► state file, snapshot, log, metrics                    │
 //!                         every decision)  ◄──────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! Channels towards the engine are bounded and wait: no event is lost. What leaves it is merged, latest wins, so nobody who is slow
 //! holds it up.
+
+mod source;
 
 use std::io;
 use std::sync::Arc;
@@ -26,19 +29,23 @@ use crate::domain::engine::{self, Engine, Event};
 use crate::domain::ipam::Allocations;
 use crate::domain::model::Interfaces;
 use crate::domain::plan::{Notice, Plan};
-use crate::domain::status::Problem;
 use crate::edge::dataplane::{DataPlane, Report};
 use crate::edge::http::{self, Query};
+use crate::edge::kube::credentials::Credentials;
 use crate::edge::l2::{self, Desired};
 use crate::edge::links::{self, LinksError};
-use crate::edge::manifests::{self, ManifestUpdate};
 use crate::edge::metrics::Metrics;
 use crate::edge::nft::{self, Writer};
+use crate::edge::snapshot::{self, Keeper};
 use crate::edge::state::{StateDir, StateError};
 use crate::edge::systemd;
+pub(crate) use source::Started;
+pub use source::{NoSource, Source};
 
 /// What may wait in one channel for the engine. A full channel makes its sender wait.
 const QUEUE: usize = 64;
+/// How long the API server may take to tell everything before the snapshot is used in the meantime.
+const SYNC_PATIENCE: Duration = Duration::from_millis(500);
 /// How often expired conflicts are looked for.
 const TICK: Duration = Duration::from_secs(30);
 
@@ -46,8 +53,8 @@ const TICK: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing to serve from.
-    #[error("PINNACE_MANIFESTS is not set: name the directory that holds the manifests to serve")]
-    NoSource,
+    #[error(transparent)]
+    NoSource(#[from] NoSource),
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
@@ -67,7 +74,7 @@ pub enum Error {
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(settings: Settings) -> Result<(), Error> {
-    let source = settings.manifests.clone().ok_or(Error::NoSource)?;
+    let source = Source::choose(&settings)?;
     let (state_dir, allocations) = open_state(&settings)?;
     let writer = Writer::with_timeout(settings.dead_man)?;
     let listener = match settings.listen {
@@ -77,20 +84,29 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::Io("cannot handle SIGTERM", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::Io("cannot handle SIGINT", e))?;
 
+    let mut source = Started::new(source, &settings, QUEUE).await.map_err(|e| Error::Io("cannot use the source of Services", e))?;
     let (mut node, mut inputs) = Node::start(&settings, writer, state_dir, allocations, listener)?;
     let (interfaces_in, mut interfaces) = watch::channel(Interfaces::new());
     let mut links = tokio::spawn(links::run(interfaces_in));
-    let (updates_in, mut updates) = mpsc::channel::<ManifestUpdate>(QUEUE);
-    let mut manifests = tokio::spawn(manifests::watch(source, updates_in));
+    if let Some(connection) = &source.connection {
+        let found = if matches!(connection.credentials(), Credentials::Found(_)) { ", found on this K3s host" } else { "" };
+        info!(server = %connection.server(), "serving from the Kubernetes API with {}{found}", connection.credentials());
+    }
+    node.bridge(&mut source, &settings).await;
     let mut tick = interval(TICK);
     let mut watchdog = interval(systemd::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     let failure = loop {
+        let snapshot = node.keeper.as_ref().and_then(Keeper::wait);
         tokio::select! {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
-            Some(update) = updates.recv() => node.handle(source_event(update)),
+            events = source.next() => match events {
+                Ok(events) => node.source_changed(events),
+                Err(error) => break Some(Error::Io("the source of Services ended", error)),
+            },
+            () = tokio::time::sleep(snapshot.unwrap_or_default()), if snapshot.is_some() => node.keep(),
             changed = interfaces.changed() => if changed.is_ok() {
                 let snapshot = Arc::new(interfaces.borrow_and_update().clone());
                 node.interfaces_changed(snapshot);
@@ -103,11 +119,6 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             ended = &mut links => break Some(ended.map_or_else(|e| Error::Io("the watch of interfaces ended", io::Error::other(e)), |r| match r {
                 Err(error) => Error::Links(error),
                 Ok(()) => Error::Io("the watch of interfaces ended", io::ErrorKind::UnexpectedEof.into()),
-            })),
-            ended = &mut manifests => break Some(Error::Io("cannot watch PINNACE_MANIFESTS", match ended {
-                Ok(Err(error)) => error,
-                Ok(Ok(())) => io::ErrorKind::UnexpectedEof.into(),
-                Err(error) => io::Error::other(error),
             })),
         }
     };
@@ -122,20 +133,6 @@ fn open_state(settings: &Settings) -> Result<(StateDir, Allocations), Error> {
         warn!("{problem}");
     }
     Ok((state_dir, loaded.value.unwrap_or_default()))
-}
-
-pub(crate) fn source_event(update: ManifestUpdate) -> Event {
-    let problems = update
-        .problems
-        .into_iter()
-        .map(|p| Problem {
-            source: p.line.map_or(p.file.clone(), |line| format!("{}:{line}", p.file)),
-            object: p.object,
-            note: p.severity == manifests::Severity::Note,
-            reason: p.reason,
-        })
-        .collect();
-    Event::Source { changes: update.changes, problems, synced: update.synced }
 }
 
 /// The ends of the channels that bring something to the engine.
@@ -155,6 +152,8 @@ struct Node {
     announcer: std::thread::JoinHandle<()>,
     counters: Arc<l2::Counters>,
     state_dir: StateDir,
+    /// Of the snapshot; None where manifests are on disk anyway.
+    keeper: Option<Keeper>,
     metrics: Arc<Metrics>,
     announced_ready: bool,
 }
@@ -182,8 +181,9 @@ impl Node {
             tokio::spawn(http::serve(listener, queries_in, metrics.clone()));
         }
         let engine = Engine::new(engine_settings(settings), allocations);
+        let keeper = settings.manifests.is_none().then(|| Keeper::new(&settings.state_dir));
         let epoch = Instant::now();
-        let node = Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, metrics, announced_ready: false };
+        let node = Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, keeper, metrics, announced_ready: false };
         Ok((node, Inputs { heard, reports, queries }))
     }
 
@@ -191,6 +191,44 @@ impl Node {
         let since = Instant::now();
         let plan = self.engine.handle(event, since - self.epoch);
         self.carry_out(plan, since);
+    }
+
+    fn source_changed(&mut self, events: Vec<Event>) {
+        for event in events {
+            if let Event::SourceHealth(Err(why)) = &event {
+                warn!("{why}");
+            }
+            self.handle(event);
+            // Half of a first listing must not replace the whole one on disk.
+            if let Some(keeper) = self.keeper.as_mut().filter(|_| self.engine.synced()) {
+                keeper.seen(self.engine.revision());
+            }
+        }
+    }
+
+    /// Without the API server, what it said last is served until it says something else.
+    async fn bridge(&mut self, source: &mut Started, settings: &Settings) {
+        if source.synced_within(SYNC_PATIENCE).await {
+            return;
+        }
+        let directory = settings.state_dir.clone();
+        let loaded = tokio::task::spawn_blocking(move || snapshot::load(&directory)).await;
+        match loaded.unwrap_or_else(|error| Err(format!("cannot read the snapshot: {error}"))) {
+            Ok(Some(snapshot)) => {
+                let health = source.bridge(snapshot.taken);
+                self.handle(Event::Source { changes: snapshot.changes, problems: Vec::new(), synced: true });
+                self.source_changed(vec![health]);
+            }
+            Ok(None) => info!("the API server has not told everything yet, and there is no snapshot from before: waiting"),
+            Err(problem) => warn!("{problem}"),
+        }
+    }
+
+    /// Writes a little of the snapshot.
+    fn keep(&mut self) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.step(self.engine.index());
+        }
     }
 
     fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
@@ -226,10 +264,14 @@ impl Node {
             Some(error) => error!(%error, "the kernel refused a change of the rules; trying again"),
         }
         self.handle(Event::RuleSet { error: report.error, generation: report.generation });
+        self.tell_systemd();
+    }
+
+    fn tell_systemd(&mut self) {
         let summary = self.engine.summary();
         self.metrics.engine(&summary);
         let line = systemd::serving(summary.serving, summary.addresses);
-        let ready = self.engine.conditions().iter().all(|condition| condition.status);
+        let ready = self.engine.serving();
         if ready && !self.announced_ready {
             self.announced_ready = true;
             info!(after = ?self.epoch.elapsed(), "ready, {line}");
@@ -269,6 +311,9 @@ impl Node {
             OnExit::Keep => crate::edge::dataplane::OnExit::Keep,
         };
         self.data_plane.stop(how);
+        if let Some(keeper) = self.keeper {
+            keeper.finish(self.engine.index());
+        }
     }
 }
 
@@ -283,7 +328,7 @@ pub(crate) fn engine_settings(settings: &Settings) -> engine::Settings {
         claim_default: settings.claim_default,
         interfaces: settings.interfaces.clone(),
         probe: !settings.probe.is_zero(),
-        role: engine::Role::Alone,
+        role: if settings.manifests.is_some() { engine::Role::Alone } else { engine::Role::Follower },
     }
 }
 

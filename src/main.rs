@@ -77,8 +77,8 @@ fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<E
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            if settings.manifests.is_none() {
-                eprintln!("{}", daemon::Error::NoSource);
+            if let Err(error) = daemon::Source::choose(settings) {
+                eprintln!("error: {error}");
                 return Ok(ExitCode::from(EX_USAGE));
             }
             runtime()?.block_on(daemon::run(settings.clone())).map_err(|error| error.to_string())?;

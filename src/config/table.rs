@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::Uri;
+
 use super::values;
 use super::{LogFormat, OnExit, PREFIX, Settings};
 use crate::domain::model::Mode;
@@ -48,6 +50,8 @@ impl Setting {
 #[derive(Default)]
 pub(super) struct Draft {
     pub(super) manifests: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    api_servers: Vec<Uri>,
     pub(super) node_name: Option<Box<str>>,
     state_dir: Option<PathBuf>,
     pub(super) pools: Vec<Pool>,
@@ -74,6 +78,8 @@ impl Draft {
     pub(super) fn finish(self) -> Option<Settings> {
         Some(Settings {
             manifests: self.manifests,
+            kubeconfig: self.kubeconfig,
+            api_servers: self.api_servers,
             node_name: self.node_name?,
             state_dir: self.state_dir?,
             mode: self.mode.unwrap_or(if self.pools.is_empty() { Mode::Node } else { Mode::Vip }),
@@ -112,6 +118,23 @@ pub const TABLE: &[Setting] = &[
         parse: |d, v| store(&mut d.manifests, Ok(PathBuf::from(v))),
     },
     Setting {
+        name: "KUBECONFIG",
+        default: Default::Computed("the pod's service account, else what K3s keeps on this host"),
+        format: "path",
+        help: "Serve the Services of the Kubernetes API with these credentials. The file is read again when it is replaced.",
+        parse: |d, v| store(&mut d.kubeconfig, Ok(PathBuf::from(v))),
+    },
+    Setting {
+        name: "API_SERVERS",
+        default: Default::Computed("as the credentials say"),
+        format: "URLs separated by commas",
+        help: "API servers to use in place of the one the credentials name, in turn when one does not answer: https://10.0.0.1:6443,https://10.0.0.2:6443",
+        parse: |d, v| {
+            d.api_servers = values::servers(v)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "NODE_NAME",
         default: Default::Computed("the host name"),
         format: "name of a Node",
@@ -122,7 +145,7 @@ pub const TABLE: &[Setting] = &[
         name: "STATE_DIR",
         default: Default::Is("/var/lib/pinnace"),
         format: "path of a directory",
-        help: "Where assigned addresses are remembered across restarts.",
+        help: "Where assigned addresses, and what the API server last said, are remembered across restarts.",
         parse: |d, v| store(&mut d.state_dir, values::state_dir(v)),
     },
     Setting {

@@ -29,6 +29,8 @@ fn nothing_set_is_a_working_configuration() {
     let settings = settings("", &[("PATH", "/bin"), ("PINNACE_MODE", "")]);
     let expected = Settings {
         manifests: None,
+        kubeconfig: None,
+        api_servers: vec![],
         node_name: "node-a.example".into(),
         state_dir: "/var/lib/pinnace".into(),
         pools: vec![],
@@ -53,6 +55,8 @@ fn every_setting_reaches_its_place_from_both_sources() {
     let values = [
         ("PINNACE_CONFIG", "/etc/pinnace/config.yaml"),
         ("PINNACE_MANIFESTS", "/etc/pinnace/manifests"),
+        ("PINNACE_KUBECONFIG", "/etc/pinnace/kubeconfig"),
+        ("PINNACE_API_SERVERS", "https://10.0.0.1:6443, https://[fd00::1]:6443/"),
         ("PINNACE_NODE_NAME", "007"),
         ("PINNACE_STATE_DIR", "/srv/state"),
         ("PINNACE_POOLS", "lan=10.0.0.1; dmz![web]=fd00::/120"),
@@ -72,6 +76,8 @@ fn every_setting_reaches_its_place_from_both_sources() {
     assert_eq!(values.len(), TABLE.len(), "a setting is missing in this test");
     let expected = Settings {
         manifests: Some("/etc/pinnace/manifests".into()),
+        kubeconfig: Some("/etc/pinnace/kubeconfig".into()),
+        api_servers: ["https://10.0.0.1:6443", "https://[fd00::1]:6443"].map(|uri| uri.parse().expect("valid")).to_vec(),
         node_name: "007".into(),
         state_dir: "/srv/state".into(),
         pools: crate::domain::pool::parse_pools("lan=10.0.0.1;dmz![web]=fd00::/120").expect("valid"),
@@ -144,6 +150,7 @@ fn a_bad_value_is_named_with_what_would_be_right() {
         ("PINNACE_PROBE", "5", "PINNACE_PROBE=\"5\": 5 of what? Add the unit: 5s for seconds, 5m for minutes, 5ms for milliseconds"),
         ("PINNACE_PROBE", "1.5s", "PINNACE_PROBE=\"1.5s\": write a duration such as 50ms, 15s, 15m or 1h30m; the units are ms, s, m and h"),
         ("PINNACE_PROBE", "-1s", "write a duration such as"),
+        ("PINNACE_API_SERVERS", "https://a:6443,10.0.0.1", "\"10.0.0.1\" is no address of an API server; write https://10.0.0.1:6443"),
         ("PINNACE_PROBE", "2m", "write a duration from 10ms to 1m, or 0 to turn it off"),
         ("PINNACE_PROBE", "99999999999999999999s", "write a duration such as"),
         ("PINNACE_PROBE", "9999999999999999999h", "too long"),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::Uri;
+
 use crate::domain::uplinks::InterfacePattern;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -25,6 +27,17 @@ pub(super) fn interfaces(text: &str) -> Result<Vec<InterfacePattern>, Vec<String
         }
     }
     if reasons.is_empty() { Ok(patterns) } else { Err(reasons) }
+}
+
+/// Addresses of API servers: scheme, host and maybe a port.
+pub(super) fn servers(text: &str) -> Result<Vec<Uri>, Vec<String>> {
+    let read = |item: &str| {
+        let uri = item.trim_end_matches('/').parse::<Uri>().ok();
+        let usable = |uri: &Uri| matches!(uri.scheme_str(), Some("https" | "http")) && uri.host().is_some() && uri.path() == "/";
+        uri.filter(usable).ok_or_else(|| format!("{item:?} is no address of an API server; write https://10.0.0.1:6443"))
+    };
+    let (good, bad): (Vec<_>, Vec<_>) = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(read).partition(Result::is_ok);
+    if bad.is_empty() { Ok(good.into_iter().flatten().collect()) } else { Err(bad.into_iter().filter_map(Result::err).collect()) }
 }
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {

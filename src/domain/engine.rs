@@ -145,6 +145,8 @@ pub struct Engine {
     /// Refused for want of something another Service may give up.
     waiting: BTreeSet<ObjectKey>,
     source_synced: bool,
+    /// Counts the changes of the index.
+    revision: u64,
     /// The first plan has gone out.
     started: bool,
     /// Number of the event being handled, and of the last one whose rules are in the kernel.
@@ -180,6 +182,7 @@ impl Engine {
             dirty: BTreeSet::new(),
             waiting: BTreeSet::new(),
             source_synced: false,
+            revision: 0,
             started: false,
             generation: 0,
             applied: 0,
@@ -222,6 +225,21 @@ impl Engine {
         plan
     }
 
+    /// The objects as the source last told them.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Another number whenever the objects changed; one that is told again as it was does not count.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether the source has told everything at least once.
+    pub fn synced(&self) -> bool {
+        self.source_synced
+    }
+
     /// What must survive a restart.
     pub fn allocations(&self) -> &Allocations {
         self.ipam.allocations()
@@ -230,11 +248,14 @@ impl Engine {
     fn source_changed(&mut self, changes: Vec<SourceChange>, problems: Vec<Problem>, synced: bool, plan: &mut Plan) {
         let mut nodes = false;
         for change in changes {
-            self.index.apply(change, &mut |touched| match touched {
-                Touched::Service(key) => {
-                    self.dirty.insert(key);
+            self.index.apply(change, &mut |touched| {
+                self.revision += 1;
+                match touched {
+                    Touched::Service(key) => {
+                        self.dirty.insert(key);
+                    }
+                    Touched::Node(_) => nodes = true,
                 }
-                Touched::Node(_) => nodes = true,
             });
         }
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {

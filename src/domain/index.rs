@@ -1,6 +1,8 @@
 //! The objects as the source last told them, joined by what refers to what. Answers "which Services does this change touch?".
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
@@ -118,6 +120,21 @@ impl Index {
         self.slices.get(service).into_iter().flat_map(|slices| slices.values())
     }
 
+    /// The first Service after this one, for walking through all of them while they change.
+    pub fn service_after(&self, after: Option<&ObjectKey>) -> Option<&Service> {
+        next_after(&self.services, after).map(|(_, service)| service)
+    }
+
+    /// The first Service after this one that has slices, and these. It may not be known itself.
+    pub fn slices_after(&self, after: Option<&ObjectKey>) -> Option<(&ObjectKey, impl Iterator<Item = &EndpointSlice>)> {
+        next_after(&self.slices, after).map(|(key, slices)| (key, slices.values()))
+    }
+
+    /// The first Node after this one.
+    pub fn node_after(&self, after: Option<&str>) -> Option<&Node> {
+        next_after(&self.nodes, after).map(|(_, node)| node)
+    }
+
     /// A Node by name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
@@ -126,6 +143,13 @@ impl Index {
     /// All Nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> + Clone {
         self.nodes.values()
+    }
+}
+
+fn next_after<'a, Q: Ord + ?Sized, K: Ord + Borrow<Q>, V>(map: &'a BTreeMap<K, V>, after: Option<&Q>) -> Option<(&'a K, &'a V)> {
+    match after {
+        Some(after) => map.range::<Q, _>((Bound::Excluded(after), Bound::Unbounded)).next(),
+        None => map.first_key_value(),
     }
 }
 

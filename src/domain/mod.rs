@@ -5,7 +5,7 @@ pub mod elect;
 pub mod endpoints;
 pub mod engine;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod forwarding;
 pub mod index;
 pub mod ipam;

@@ -142,7 +142,7 @@ pub enum TrafficPolicy {
 }
 
 /// A Service of type LoadBalancer, reduced to what decides about it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Service {
     /// Who it is.
     pub key: ObjectKey,
@@ -177,7 +177,7 @@ pub struct Service {
 }
 
 /// The part of a Service that the writer of its status must know.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Record {
     /// `metadata.uid`: a Service that was deleted and made anew is another one.
     pub uid: Box<str>,
@@ -192,7 +192,7 @@ pub struct Record {
 }
 
 /// One entry of `status.loadBalancer.ingress`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ingress {
     /// `ip`, where it can be read.
     pub ip: Option<IpAddr>,
@@ -205,7 +205,7 @@ pub struct Ingress {
 }
 
 /// One entry of an ingress's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct IngressPort {
     /// 1..=65535.
     pub port: u16,
@@ -216,7 +216,7 @@ pub struct IngressPort {
 }
 
 /// Requests by annotation, whichever system's name they were written under.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Request {
     /// `pinnace.dev/mode`.
     pub mode: Option<Mode>,
@@ -229,7 +229,7 @@ pub struct Request {
 }
 
 /// One entry of `spec.ports`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Empty when unnamed; joins with the port name in the slices.
     pub name: Box<str>,
@@ -240,7 +240,7 @@ pub struct ServicePort {
 }
 
 /// An EndpointSlice of one Service in one family. FQDN slices are not converted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Who it is.
     pub key: ObjectKey,
@@ -255,7 +255,7 @@ pub struct EndpointSlice {
 }
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SlicePort {
     /// Equal to the Service port's name.
     pub name: Box<str>,
@@ -266,7 +266,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint; `addresses[0]` only, as kube-proxy does.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The pod's address.
     pub address: IpAddr,
@@ -285,7 +285,7 @@ pub struct Endpoint {
 }
 
 /// A Node, reduced to what decides about it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Node {
     /// `metadata.name`.
     pub name: Box<str>,

@@ -10,5 +10,6 @@ pub mod links;
 pub mod manifests;
 pub mod metrics;
 pub mod nft;
+pub mod snapshot;
 pub mod state;
 pub mod systemd;

@@ -194,10 +194,14 @@ impl Running {
         self.child.wait().expect("its end");
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("signal pinnace");
+    }
+
     /// SIGTERM, and how it ended.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("signal pinnace");
+        self.signal(Signal::TERM);
         self.wait_end()
     }
 

@@ -10,7 +10,10 @@ use super::super::status::{
     Summary,
 };
 use super::vips::Vip;
-use super::{Engine, Placement, Verdict};
+use super::{Engine, Placement, Role, Verdict};
+
+/// The condition that says how the API server is; only where it is the source.
+pub const API_SERVER: &str = "ApiServer";
 
 impl Engine {
     /// Everything the engine believes.
@@ -34,11 +37,27 @@ impl Engine {
             Some(Err(error)) => format!("the kernel refused the rules: {error}"),
             None => "not written yet".to_string(),
         };
-        vec![
-            Condition::when("SourceSynced", self.source_synced, "the manifests have not been read yet"),
+        let source = match self.settings.role {
+            Role::Alone => "the manifests have not been read yet".to_string(),
+            Role::Follower | Role::Writer => {
+                self.source_health.clone().err().unwrap_or("the API server has not told everything yet".into())
+            }
+        };
+        let mut conditions = vec![
+            Condition::when("SourceSynced", self.source_synced, source),
             Condition::when("InterfacesKnown", self.interfaces.is_some(), "the kernel has not listed the interfaces yet"),
             Condition::when("RulesApplied", rules.is_empty(), rules),
-        ]
+        ];
+        if self.settings.role != Role::Alone {
+            let health = self.source_health.clone().err().unwrap_or_default();
+            conditions.push(Condition::when(API_SERVER, health.is_empty(), health));
+        }
+        conditions
+    }
+
+    /// Whether Services are served, be the API server there or not: what was known goes on being served without it.
+    pub fn serving(&self) -> bool {
+        self.conditions().iter().all(|condition| condition.status || condition.name == API_SERVER)
     }
 
     /// False while this node is leaving, or must not be sent traffic: for load balancers outside.

@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::domain::model::{
-    Endpoint, EndpointSlice, Exclusion, Family, Node, ObjectKey, Protocol, Service, ServicePort, SlicePort, TrafficPolicy,
+    Endpoint, EndpointSlice, Exclusion, Family, Ingress, IngressPort, Node, ObjectKey, Protocol, Record, Service, ServicePort, SlicePort,
+    TrafficPolicy,
 };
 
 use super::request::request;
@@ -21,6 +22,8 @@ use super::request::request;
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Source ranges for those who cannot set `spec.loadBalancerSourceRanges`.
 pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+/// Keeps a Service from disappearing before its load balancer is gone; the standard service controllers set it.
+pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -36,10 +39,15 @@ pub struct Converted<T> {
     pub problems: Vec<String>,
 }
 
-/// A Service of type LoadBalancer. None for any other type and for one that is being deleted: both count as absent.
+/// A Service of type LoadBalancer. None for any other type: it counts as absent. So does one that is being deleted, unless it comes from
+/// the API server, where somebody has to finish its deletion: then its [`Record`] says so.
 pub fn service(object: &core::Service) -> Option<Service> {
     let spec = object.spec.as_ref()?;
-    if spec.type_.as_deref() != Some("LoadBalancer") || object.metadata.deletion_timestamp.is_some() {
+    if spec.type_.as_deref() != Some("LoadBalancer") {
+        return None;
+    }
+    let record = record(object);
+    if object.metadata.deletion_timestamp.is_some() && record.is_none() {
         return None;
     }
     let mut problems = Problems::default();
@@ -89,8 +97,38 @@ pub fn service(object: &core::Service) -> Option<Service> {
         selector: spec.selector.as_ref().filter(|selector| !selector.is_empty()).map(selector_digest),
         published: published.iter().filter_map(|ingress| ingress.ip.as_deref()?.trim().parse().ok()).collect(),
         problems: problems.into_sentences(),
-        record: None,
+        record: record.map(Box::new),
     })
+}
+
+/// What the writer of the status must know. Only the API server gives objects a `resourceVersion`.
+fn record(object: &core::Service) -> Option<Record> {
+    let metadata = &object.metadata;
+    let resource_version = metadata.resource_version.as_deref().filter(|version| !version.is_empty())?;
+    let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref()).unwrap_or_default();
+    Some(Record {
+        uid: metadata.uid.as_deref().unwrap_or_default().into(),
+        resource_version: resource_version.into(),
+        ingress: ingress.iter().map(convert_ingress).collect(),
+        cleanup_finalizer: metadata.finalizers.iter().flatten().any(|finalizer| finalizer == CLEANUP_FINALIZER),
+        deleting: metadata.deletion_timestamp.is_some(),
+    })
+}
+
+fn convert_ingress(object: &core::LoadBalancerIngress) -> Ingress {
+    let port = |port: &core::PortStatus| {
+        Some(IngressPort {
+            port: u16::try_from(port.port).ok().filter(|port| *port != 0)?,
+            protocol: port.protocol.parse().ok()?,
+            error: port.error.as_deref().map(Box::from),
+        })
+    };
+    Ingress {
+        ip: object.ip.as_deref().and_then(|ip| ip.trim().parse().ok()),
+        hostname: object.hostname.as_deref().map(Box::from),
+        vip: object.ip_mode.as_deref().map(|mode| mode == "VIP"),
+        ports: object.ports.iter().flatten().filter_map(port).collect(),
+    }
 }
 
 fn service_ports(ports: &[core::ServicePort], problems: &mut Problems) -> Vec<ServicePort> {

@@ -48,6 +48,29 @@ fn only_load_balancers_that_are_not_being_deleted_count() {
 }
 
 #[test]
+fn what_the_api_server_keeps_is_recorded_and_a_deletion_is_seen_to_its_end() {
+    let object = json!({
+        "metadata": {
+            "name": "web", "uid": "u-1", "resourceVersion": "42", "deletionTimestamp": "2024-05-01T00:00:00Z",
+            "finalizers": ["example.org/other", "service.kubernetes.io/load-balancer-cleanup"],
+        },
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+        "status": {"loadBalancer": {"ingress": [
+            {"ip": "10.0.0.1", "ipMode": "VIP", "ports": [{"port": 80, "protocol": "TCP", "error": "InUse"}, {"port": 0, "protocol": "TCP"}]},
+            {"hostname": "lb.example.org"},
+        ]}},
+    });
+    let converted = service(&serde_json::from_value(object).unwrap()).expect("it has a record");
+    let record = converted.record.expect("a record");
+    assert_eq!((&*record.uid, &*record.resource_version, record.cleanup_finalizer, record.deleting), ("u-1", "42", true, true));
+    let [first, second] = &record.ingress[..] else { panic!("{:?}", record.ingress) };
+    assert_eq!((first.ip, first.vip, first.ports.len()), (Some("10.0.0.1".parse().unwrap()), Some(true), 1));
+    assert_eq!((first.ports[0].port, first.ports[0].error.as_deref()), (80, Some("InUse")));
+    assert_eq!((second.ip, second.vip, second.hostname.as_deref()), (None, None, Some("lb.example.org")));
+    assert_eq!(spec(json!({})).record, None, "a manifest has none");
+}
+
+#[test]
 fn a_plain_service_has_the_defaults_of_the_api() {
     let service = spec(json!({}));
     assert_eq!(service.key.to_string(), "shop/web");

@@ -1,7 +1,11 @@
-//! Kubernetes objects: from the API's types to the compact ones of [`crate::domain::model`].
+//! Kubernetes: the API server as source of objects, and from the API's types to the compact ones of [`crate::domain::model`].
 
+pub mod client;
 pub mod convert;
+pub mod credentials;
+pub mod failure;
 pub mod request;
+pub mod watch;
 
 #[cfg(test)]
 mod convert_tests;

@@ -1,0 +1,54 @@
+use super::*;
+use crate::domain::model::ObjectKey;
+use crate::edge::kube::credentials::Credentials;
+
+async fn collector() -> (Collector, mpsc::Receiver<ApiUpdate>, watch::Receiver<bool>) {
+    let path = std::env::temp_dir().join(format!("pinnace-collector-{}-{}", std::process::id(), random()));
+    let text = "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}],
+        clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: a, user: {token: t}}]}";
+    std::fs::write(&path, text).unwrap();
+    let connection = Connection::open(Credentials::Kubeconfig(path.clone()), vec![]).await.unwrap();
+    std::fs::remove_file(path).unwrap();
+    let (updates_in, updates) = mpsc::channel(8);
+    let (synced_in, synced) = watch::channel(false);
+    (Collector::new(&connection, updates_in, synced_in), updates, synced)
+}
+
+#[test]
+fn pauses_grow_to_a_limit_and_differ() {
+    let mut pause = Pause::default();
+    let pauses: Vec<Duration> = (0..40).map(|_| pause.next()).collect();
+    assert!(pauses[0] >= Pause::FIRST / 2 && pauses[0] <= Pause::FIRST, "{pauses:?}");
+    assert!(pauses[20..].iter().all(|p| *p >= Pause::LONGEST / 2 && *p <= Pause::LONGEST), "{pauses:?}");
+    assert!(pauses[20..].windows(2).any(|pair| pair[0] != pair[1]), "no jitter: {pauses:?}");
+}
+
+#[tokio::test]
+async fn it_is_synced_when_all_kinds_were_listed_and_healthy_when_all_are() {
+    let (mut collector, _updates, synced) = collector().await;
+    let end = |kind| Told::Change(SourceChange::ListEnd(kind), vec![]);
+    let update = collector.merge([Told::Health(Kind::Service, Ok(())), end(Kind::Service), end(Kind::Node)].into_iter());
+    assert!(!update.synced && !*synced.borrow());
+    assert!(matches!(&update.health, Some(Err(why)) if why.contains("http://127.0.0.1:1 has not answered yet")), "{:?}", update.health);
+    let all = [Told::Health(Kind::EndpointSlice, Ok(())), Told::Health(Kind::Node, Ok(())), end(Kind::EndpointSlice)];
+    let update = collector.merge(all.into_iter());
+    assert!(update.synced && *synced.borrow());
+    assert_eq!(update.health, Some(Ok(())));
+    let update = collector.merge([Told::Health(Kind::Node, Err("gone".into()))].into_iter());
+    assert_eq!(update.health, Some(Err("gone".into())));
+    assert!(update.synced, "once synced, always");
+    assert_eq!(collector.merge([Told::Health(Kind::Node, Err("gone".into()))].into_iter()).health, None, "said already");
+}
+
+#[tokio::test]
+async fn problems_are_bounded_and_go_with_their_object() {
+    let (mut collector, _updates, _synced) = collector().await;
+    let slice = |n: usize, problems: &[&str]| {
+        Told::Change(SourceChange::Slice(ObjectKey::new("a", &n.to_string()), None), problems.iter().map(|p| p.to_string()).collect())
+    };
+    let update = collector.merge((0..PROBLEMS + 50).map(|n| slice(n, &["bad"])));
+    assert_eq!(update.problems.len(), PROBLEMS + 1, "the last one says that there are more");
+    assert_eq!(collector.merge([slice(0, &[])].into_iter()).problems.len(), PROBLEMS - 1);
+    let start = Told::Change(SourceChange::ListStart(Kind::EndpointSlice), vec![]);
+    assert!(collector.merge([start].into_iter()).problems.is_empty());
+}

@@ -1,0 +1,257 @@
+//! The API server as source, on the real one: what is served follows it, and goes on whatever becomes of it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use api::{Api, Failing};
+use lab::manifests::web;
+use lab::{Lab, Running, ensure, eventually};
+use pinnace::domain::model::Family;
+
+mod api;
+#[path = "../lab/mod.rs"]
+mod lab;
+
+/// How long anything may take that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A lab with two pods, a control plane, and `default/web` with the first of them behind it.
+fn cluster() -> (Lab, Api) {
+    let lab = Lab::new(2, 0);
+    let api = Api::start(&lab);
+    api.apply(&web("web").with_pods(&lab.pods[..1]));
+    (lab, api)
+}
+
+/// Waits until a client is served by this pod.
+fn served_by(lab: &Lab, running: &Running, pod: usize) {
+    let vip = running.address("default/web", Family::V4);
+    eventually(&format!("pod {pod} answers"), PATIENCE, || {
+        let reply = lab.client.tcp(vip, 80).map_err(|failure| failure.to_string())?;
+        ensure(reply.pod == lab.pods[pod].name, || format!("{} answers", reply.pod))
+    });
+}
+
+/// Waits until `/readyz` says this in the line of a condition that is not met.
+fn complains(running: &Running, text: &str) {
+    eventually(&format!("/readyz says {text:?}"), PATIENCE, || {
+        let (code, body) = running.pinnace().http("/readyz")?;
+        ensure(code == 503 && body.lines().any(|line| line.starts_with("[-]ApiServer") && line.contains(text)), || body)
+    });
+}
+
+fn recovers(running: &Running) {
+    eventually("/readyz is content", PATIENCE, || {
+        let (code, body) = running.pinnace().http("/readyz")?;
+        ensure(code == 200 && body.contains("[+]ApiServer ok"), || body)
+    });
+}
+
+#[test]
+fn a_service_made_with_kubectl_is_served_and_followed() {
+    let (lab, api) = cluster();
+    let running = api.pinnace(&lab).start_ready();
+    running.wait_serving("default/web");
+    served_by(&lab, &running, 0);
+    api.apply(&web("web").with_pods(&lab.pods[1..]));
+    served_by(&lab, &running, 1);
+
+    api.apply(&web("later").with_pods(&lab.pods));
+    running.wait_serving("default/later");
+    let vip = running.address("default/later", Family::V6);
+    assert!(lab.client.tcp(vip, 80).is_ok());
+    api.kubectl(&["patch", "service", "later", "-p", r#"{"spec":{"type":"ClusterIP"}}"#], "");
+    eventually("a Service of another type is forgotten", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        ensure(status.service("default/later").is_null(), || format!("{}", status.0))
+    });
+    api.kubectl(&["delete", "service", "web"], "");
+    eventually("a deleted Service is forgotten", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        ensure(status.service("default/web").is_null(), || format!("{}", status.0))
+    });
+}
+
+#[test]
+fn packets_flow_while_the_api_server_is_stopped_or_frozen() {
+    let (lab, mut api) = cluster();
+    let running = api.pinnace(&lab).start_ready();
+    running.wait_serving("default/web");
+    served_by(&lab, &running, 0);
+
+    api.stop();
+    complains(&running, "does not answer");
+    served_by(&lab, &running, 0);
+    api.resume();
+    api.apply(&web("web").with_pods(&lab.pods[1..]));
+    served_by(&lab, &running, 1);
+    recovers(&running);
+
+    api.freeze();
+    let since = Instant::now();
+    complains(&running, "does not answer");
+    assert!(since.elapsed() < Duration::from_secs(30), "noticed after {:?}", since.elapsed());
+    served_by(&lab, &running, 1);
+    api.thaw();
+    api.apply(&web("web").with_pods(&lab.pods[..1]));
+    served_by(&lab, &running, 0);
+    recovers(&running);
+}
+
+#[test]
+fn a_node_that_starts_during_an_outage_serves_within_a_second() {
+    let (lab, mut api) = cluster();
+    let mut first = api.pinnace(&lab).start_ready();
+    first.wait_serving("default/web");
+    let vip = first.address("default/web", Family::V4);
+    assert!(first.terminate().success());
+    assert!(lab.client.tcp(vip, 80).is_err(), "nobody serves");
+
+    api.stop();
+    let since = Instant::now();
+    let second = api.pinnace(&lab).start();
+    while lab.client.tcp(vip, 80).is_err() {
+        assert!(since.elapsed() < PATIENCE, "not served from the snapshot");
+    }
+    let took = since.elapsed();
+    assert!(took < Duration::from_millis(1500), "served after {took:?}");
+    complains(&second, "serving from the snapshot of 20");
+    let status = String::from_utf8(second.pinnace().run(&["status"]).stdout).unwrap();
+    assert!(status.contains("serving from the snapshot of"), "{status}");
+    second.wait_log("ready, serving");
+
+    // What changed meanwhile replaces it, and what is gone goes.
+    api.resume();
+    api.apply(&web("web").with_pods(&lab.pods[1..]));
+    served_by(&lab, &second, 1);
+    recovers(&second);
+}
+
+#[test]
+fn a_damaged_snapshot_is_set_aside() {
+    let (lab, mut api) = cluster();
+    let mut first = api.pinnace(&lab).start_ready();
+    first.wait_serving("default/web");
+    assert!(first.terminate().success());
+    api.stop();
+    let file = lab.directory().join("state/snapshot.jsonl");
+    let mut bytes = fs::read(&file).expect("a snapshot was written at the end");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let second = api.pinnace(&lab).start();
+    second.wait_log("starting without it");
+    complains(&second, "does not answer");
+    assert!(!file.exists());
+    api.resume();
+    second.wait_serving("default/web");
+    served_by(&lab, &second, 0);
+}
+
+#[test]
+fn servers_that_fail_are_named_with_how_and_recovery_needs_nobody() {
+    let (lab, api) = cluster();
+    let mut first = api.pinnace(&lab).start_ready();
+    first.wait_serving("default/web");
+    assert!(first.terminate().success());
+
+    let failing = Failing::start(&lab, 8001);
+    failing.say(500, "etcd is away");
+    let kubeconfig = api.kubeconfig("failing", &failing.url, "admin-token");
+    let second = api.pinnace_with(&lab, &kubeconfig).start();
+    for (code, reason, said) in
+        [(500, "etcd is away", "HTTP 500: etcd is away"), (429, "slow down", "overloaded (429)"), (503, "starting", "HTTP 503: starting")]
+    {
+        failing.say(code, reason);
+        complains(&second, said);
+        served_by(&lab, &second, 0);
+    }
+    // The credentials are replaced by some that lead to a server that works.
+    api.kubeconfig("failing", &api.url(), "admin-token");
+    recovers(&second);
+}
+
+#[test]
+fn another_server_is_asked_when_one_does_not_answer() {
+    let (lab, api) = cluster();
+    let servers = format!("https://{}:1,{}", lab.client2.address(Family::V4), api.url());
+    let running = api.pinnace(&lab).set("PINNACE_API_SERVERS", servers).start_ready();
+    running.wait_serving("default/web");
+    running.wait_log("trying the next one");
+    recovers(&running);
+}
+
+#[test]
+fn credentials_that_may_not_read_are_told_what_is_missing() {
+    let (lab, api) = cluster();
+    let kubeconfig = api.kubeconfig("reader", &api.url(), "nobody-token");
+    let running = api.pinnace_with(&lab, &kubeconfig).start();
+    complains(&running, "(401)");
+    api.kubeconfig("reader", &api.url(), "reader-token");
+    complains(&running, "grant get, list and watch");
+    api.kubectl(
+        &["create", "clusterrole", "reader", "--verb=get,list,watch", "--resource=services,nodes,endpointslices.discovery.k8s.io"],
+        "",
+    );
+    api.kubectl(&["create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=reader"], "");
+    recovers(&running);
+    running.wait_serving("default/web");
+}
+
+#[test]
+fn a_kubeconfig_replaced_on_disk_is_used_and_a_broken_one_is_not() {
+    let (lab, mut api) = cluster();
+    let running = api.pinnace(&lab).start_ready();
+    running.wait_serving("default/web");
+    api.replace("admin", "clusters: [");
+    running.wait_log("going on with the credentials from before");
+    api.apply(&web("web").with_pods(&lab.pods[1..]));
+    served_by(&lab, &running, 1);
+    // The token in use is withdrawn; only the new file knows the new one.
+    api.stop();
+    let tokens = api.replace("tokens.csv", "new-token,admin,admin,system:masters\nadmin-token,nobody,nobody\n");
+    assert!(tokens.exists());
+    api.resume();
+    complains(&running, "403");
+    api.kubeconfig("admin", &api.url(), "new-token");
+    running.wait_log("the credentials were replaced");
+    recovers(&running);
+}
+
+#[test]
+fn what_the_server_has_forgotten_is_read_anew() {
+    let (lab, mut api) = cluster();
+    api.apply(&web("doomed").with_pods(&lab.pods));
+    let running = api.pinnace(&lab).start_ready();
+    running.wait_serving("default/web");
+    running.wait_serving("default/doomed");
+    running.signal(rustix::process::Signal::STOP);
+    api.apply(&web("web").with_pods(&lab.pods[1..]));
+    api.kubectl(&["delete", "service", "doomed"], "");
+    // A server that starts knows no history: versions from before are too old for it.
+    api.stop();
+    api.resume();
+    running.signal(rustix::process::Signal::CONT);
+    served_by(&lab, &running, 1);
+    eventually("the deleted Service is gone", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        ensure(status.service("default/doomed").is_null(), || format!("{}", status.0))
+    });
+    running.wait_log("reading everything anew");
+    recovers(&running);
+}
+
+#[test]
+fn without_a_source_or_with_two_it_says_what_to_set() {
+    let lab = Lab::new(1, 0);
+    let output = lab.pinnace().unset("PINNACE_MANIFESTS").run(&["run"]);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{complaint}");
+    for word in ["PINNACE_KUBECONFIG", "PINNACE_MANIFESTS", "service account", "/etc/rancher/k3s/k3s.yaml"] {
+        assert!(complaint.contains(word), "{word} is not named:\n{complaint}");
+    }
+    let output = lab.pinnace().set("PINNACE_KUBECONFIG", "/k").run(&["run"]);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{complaint}");
+    assert!(complaint.contains("PINNACE_MANIFESTS and PINNACE_KUBECONFIG are both set"), "{complaint}");
+}

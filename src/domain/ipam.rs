@@ -87,8 +87,9 @@ pub struct Ipam {
     holders: BTreeMap<IpAddr, BTreeMap<ObjectKey, Option<Claim>>>,
     reserved: BTreeMap<IpAddr, Reserved>,
     conflicts: BTreeMap<IpAddr, (Mac, Duration)>,
-    /// Pool index and family → how many of its first addresses are known to be taken: 5,000 Services must not search 5,000 times.
-    taken: BTreeMap<(usize, Family), usize>,
+    /// Pool index and family → how many of its first addresses are known to be free for nobody: of 5,000 Services each would
+    /// otherwise search through what all before it were given.
+    taken: BTreeMap<(usize, Family), u128>,
     changed: bool,
 }
 
@@ -170,10 +171,10 @@ impl Ipam {
                 holders.remove(key);
                 if holders.is_empty() {
                     self.holders.remove(&address);
+                    self.is_free(address);
                 }
             }
         }
-        self.taken.clear();
         self.changed = true;
         true
     }
@@ -201,6 +202,7 @@ impl Ipam {
         // What was probed before and is still ours need not be probed again.
         let probed = had.map(|had| had.probed).unwrap_or_default().into_iter().filter(|a| addresses.contains(a)).collect();
         self.hold(service, Allocation { addresses: addresses.clone(), pool, probed });
+        addresses.iter().for_each(|address| self.is_taken(*address));
         Ok(Assignment { addresses, notes })
     }
 
@@ -354,13 +356,35 @@ impl Ipam {
         {
             return Some(*address);
         }
-        let buggy = |address: &IpAddr| match address {
+        let free = |address: &IpAddr| !self.free_for_nobody(*address) && self.usable(service, *address).is_ok();
+        let skip = self.taken.get(&(index, family)).copied().unwrap_or(0);
+        pool.addresses(family, skip).find(free)
+    }
+
+    /// Whether no Service can be given this address unless it asks for it.
+    fn free_for_nobody(&self, address: IpAddr) -> bool {
+        let buggy = match address {
             IpAddr::V4(a) => self.options.avoid_buggy_ips && matches!(a.octets()[3], 0 | 255),
             IpAddr::V6(_) => false,
         };
-        let free = |address: &IpAddr| !self.holders.contains_key(address) && !buggy(address) && self.usable(service, *address).is_ok();
-        let skip = self.taken.get(&(index, family)).copied().unwrap_or(0);
-        pool.addresses(family).skip(skip).find(free)
+        buggy || self.holders.contains_key(&address) || self.reserved.contains_key(&address) || self.conflicts.contains_key(&address)
+    }
+
+    /// Somebody holds the address now: the next search begins behind it if nothing before it is free.
+    fn is_taken(&mut self, address: IpAddr) {
+        let family = Family::of(address);
+        let Some(index) = self.pools.iter().position(|pool| pool.contains(address)) else { return };
+        let taken = self.taken.get(&(index, family)).copied().unwrap_or(0);
+        let more = self.pools[index].addresses(family, taken).take_while(|address| self.free_for_nobody(*address)).count();
+        self.taken.insert((index, family), taken.saturating_add(more as u128));
+    }
+
+    /// Nobody holds the address any more.
+    fn is_free(&mut self, address: IpAddr) {
+        let Some(index) = self.pools.iter().position(|pool| pool.contains(address)) else { return };
+        if let (Some(taken), Some(position)) = (self.taken.get_mut(&(index, Family::of(address))), self.pools[index].position(address)) {
+            *taken = position.min(*taken);
+        }
     }
 
     fn exhausted(&self, candidates: &[usize], families: &[Family]) -> Refusal {

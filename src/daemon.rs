@@ -254,7 +254,8 @@ impl Node {
         {
             error!(%error, "cannot write the state directory: addresses may change at the next start");
         }
-        plan.notices.iter().for_each(log);
+        // A start brings thousands: each is given back as it is written.
+        plan.notices.into_iter().for_each(|notice| log(&notice));
     }
 
     fn reported(&mut self, report: Report) {

@@ -101,8 +101,8 @@ impl Hints {
 
     fn of(self, endpoint: &Endpoint) -> &[Box<str>] {
         match self {
-            Hints::Node => &endpoint.node_hints,
-            Hints::Zone => &endpoint.zone_hints,
+            Hints::Node => endpoint.node_hints(),
+            Hints::Zone => endpoint.zone_hints(),
             Hints::Ignored => &[],
         }
     }

@@ -3,18 +3,19 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use super::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
 /// Everything known about the cluster.
 #[derive(Debug, Default)]
 pub struct Index {
-    services: BTreeMap<ObjectKey, Service>,
-    /// Service → slice name → slice. Slices may arrive before their Service.
-    slices: BTreeMap<ObjectKey, BTreeMap<Box<str>, EndpointSlice>>,
+    services: BTreeMap<ObjectKey, Box<Service>>,
+    /// Service → its slices by name. Slices may arrive before their Service. Mostly it is one: a map each would be far larger than that.
+    slices: BTreeMap<ObjectKey, Vec<Box<EndpointSlice>>>,
     /// Slice → the Service it belongs to: a slice that is deleted or relabelled no longer says.
-    slice_services: BTreeMap<ObjectKey, Box<str>>,
-    nodes: BTreeMap<Box<str>, Node>,
+    slice_services: BTreeMap<ObjectKey, Arc<str>>,
+    nodes: BTreeMap<Arc<str>, Node>,
     listing: Listing,
 }
 
@@ -23,7 +24,7 @@ pub struct Index {
 struct Listing {
     services: Option<BTreeSet<ObjectKey>>,
     slices: Option<BTreeSet<ObjectKey>>,
-    nodes: Option<BTreeSet<Box<str>>>,
+    nodes: Option<BTreeSet<Arc<str>>>,
 }
 
 /// What has to be looked at again after a change.
@@ -43,19 +44,20 @@ impl Index {
             SourceChange::ListEnd(kind) => self.list_end(kind, touched),
             SourceChange::Service(key, service) => {
                 mention(&mut self.listing.services, &key);
-                if replace(&mut self.services, &key, service.map(|s| *s)) {
+                if replace(&mut self.services, &key, service) {
                     touched(Touched::Service(key));
                 }
             }
             SourceChange::Node(name, node) => {
-                mention(&mut self.listing.nodes, &name);
-                if replace(&mut self.nodes, &name, node.map(|n| *n)) {
+                let shared = Arc::from(&*name);
+                mention(&mut self.listing.nodes, &shared);
+                if replace(&mut self.nodes, &shared, node.map(|n| *n)) {
                     touched(Touched::Node(name));
                 }
             }
             SourceChange::Slice(key, slice) => {
                 mention(&mut self.listing.slices, &key);
-                self.apply_slice(key, slice.map(|s| *s), touched);
+                self.apply_slice(key, slice, touched);
             }
         }
     }
@@ -72,14 +74,14 @@ impl Index {
         let gone: Vec<SourceChange> = match kind {
             Kind::Service => self.listing.services.take().into_iter().flatten().map(|key| SourceChange::Service(key, None)).collect(),
             Kind::EndpointSlice => self.listing.slices.take().into_iter().flatten().map(|key| SourceChange::Slice(key, None)).collect(),
-            Kind::Node => self.listing.nodes.take().into_iter().flatten().map(|name| SourceChange::Node(name, None)).collect(),
+            Kind::Node => self.listing.nodes.take().into_iter().flatten().map(|name| SourceChange::Node((*name).into(), None)).collect(),
         };
         for change in gone {
             self.apply(change, touched);
         }
     }
 
-    fn apply_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, touched: &mut impl FnMut(Touched)) {
+    fn apply_slice(&mut self, key: ObjectKey, slice: Option<Box<EndpointSlice>>, touched: &mut impl FnMut(Touched)) {
         let before = self.slice_services.get(&key).cloned();
         let after = slice.as_ref().map(|s| s.service.clone());
         if before != after
@@ -87,7 +89,7 @@ impl Index {
         {
             let service = ObjectKey { namespace: key.namespace.clone(), name: service };
             if let Some(slices) = self.slices.get_mut(&service) {
-                slices.remove(&key.name);
+                slices.retain(|slice| slice.key.name != key.name);
                 if slices.is_empty() {
                     self.slices.remove(&service);
                 }
@@ -95,39 +97,52 @@ impl Index {
             self.slice_services.remove(&key);
             touched(Touched::Service(service));
         }
-        let Some(slice) = slice else { return };
+        let Some(mut slice) = slice else { return };
         let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
-        let slices = self.slices.entry(service.clone()).or_default();
-        let name = key.name.clone();
-        self.slice_services.insert(key, slice.service.clone());
-        if replace(slices, &name, Some(slice)) {
-            touched(Touched::Service(service));
+        // One allocation of a text serves all who name the same.
+        let service = self.services.get_key_value(&service).map_or(service, |(known, _)| known.clone());
+        slice.service = service.name.clone();
+        for node in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
+            if let Some((known, _)) = self.nodes.get_key_value(node) {
+                *node = known.clone();
+            }
         }
+        self.slice_services.insert(key, slice.service.clone());
+        let slices = self.slices.entry(service.clone()).or_default();
+        match slices.binary_search_by(|other| other.key.name.cmp(&slice.key.name)) {
+            Ok(at) if slices[at] == slice => return,
+            Ok(at) => slices[at] = slice,
+            Err(at) => {
+                slices.reserve_exact(1);
+                slices.insert(at, slice);
+            }
+        }
+        touched(Touched::Service(service));
     }
 
     /// A Service by name.
     pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
-        self.services.get(key)
+        self.services.get(key).map(|service| &**service)
     }
 
     /// All Services, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.values().map(|service| &**service)
     }
 
     /// The slices of a Service, by name.
     pub fn slices(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> + Clone {
-        self.slices.get(service).into_iter().flat_map(|slices| slices.values())
+        self.slices.get(service).into_iter().flatten().map(|slice| &**slice)
     }
 
     /// The first Service after this one, for walking through all of them while they change.
     pub fn service_after(&self, after: Option<&ObjectKey>) -> Option<&Service> {
-        next_after(&self.services, after).map(|(_, service)| service)
+        next_after(&self.services, after).map(|(_, service)| &**service)
     }
 
     /// The first Service after this one that has slices, and these. It may not be known itself.
     pub fn slices_after(&self, after: Option<&ObjectKey>) -> Option<(&ObjectKey, impl Iterator<Item = &EndpointSlice>)> {
-        next_after(&self.slices, after).map(|(key, slices)| (key, slices.values()))
+        next_after(&self.slices, after).map(|(key, slices)| (key, slices.iter().map(|slice| &**slice)))
     }
 
     /// The first Node after this one.

@@ -51,19 +51,17 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claim {
     sharing: Option<Box<str>>,
-    ports: BTreeSet<(Protocol, u16)>,
+    /// Sorted.
+    ports: Box<[(Protocol, u16)]>,
     policy: TrafficPolicy,
     selector: Option<Box<str>>,
 }
 
 impl Claim {
     fn of(service: &Service) -> Claim {
-        Claim {
-            sharing: service.request.sharing.clone(),
-            ports: service.ports.iter().map(|p| (p.protocol, p.port)).collect(),
-            policy: service.external,
-            selector: service.selector.clone(),
-        }
+        let mut ports: Box<[_]> = service.ports.iter().map(|p| (p.protocol, p.port)).collect();
+        ports.sort_unstable();
+        Claim { sharing: service.request.sharing.clone(), ports, policy: service.external, selector: service.selector.clone() }
     }
 
     /// One key, no port in common, and packets that may go to the same nodes: both Cluster, or both Local with the same pods.
@@ -73,7 +71,10 @@ impl Claim {
             (TrafficPolicy::Local, TrafficPolicy::Local) => self.selector == other.selector,
             _ => false,
         };
-        self.sharing.is_some() && self.sharing == other.sharing && same_nodes && self.ports.is_disjoint(&other.ports)
+        self.sharing.is_some()
+            && self.sharing == other.sharing
+            && same_nodes
+            && !self.ports.iter().any(|port| other.ports.binary_search(port).is_ok())
     }
 }
 
@@ -83,23 +84,22 @@ pub struct Ipam {
     pools: Vec<Pool>,
     options: Options,
     allocations: Allocations,
-    /// Address → holders. None: remembered from before a restart, the Service has not been seen yet.
-    holders: BTreeMap<IpAddr, BTreeMap<ObjectKey, Option<Claim>>>,
+    /// Address → holders, mostly one. None: remembered from before a restart, the Service has not been seen yet.
+    holders: BTreeMap<IpAddr, Vec<(ObjectKey, Option<Claim>)>>,
     reserved: BTreeMap<IpAddr, Reserved>,
     conflicts: BTreeMap<IpAddr, (Mac, Duration)>,
-    /// Pool index and family → how many of its first addresses are known to be taken: 5,000 Services must not search 5,000 times.
-    taken: BTreeMap<(usize, Family), usize>,
+    /// Pool index and family → how many of its first addresses are known to be free for nobody: of 5,000 Services each would
+    /// otherwise search through what all before it were given.
+    taken: BTreeMap<(usize, Family), u128>,
     changed: bool,
 }
 
 impl Ipam {
     /// What was saved is remembered even where a pool no longer has it: the Service is told when it is asked about.
     pub fn new(pools: Vec<Pool>, options: Options, saved: Allocations) -> Ipam {
-        let mut holders: BTreeMap<IpAddr, BTreeMap<ObjectKey, Option<Claim>>> = BTreeMap::new();
+        let mut holders = BTreeMap::new();
         for (key, allocation) in &saved {
-            for address in &allocation.addresses {
-                holders.entry(*address).or_default().insert(key.clone(), None);
-            }
+            allocation.addresses.iter().for_each(|address| add_holder(holders.entry(*address).or_default(), key, None));
         }
         Ipam {
             pools,
@@ -149,13 +149,13 @@ impl Ipam {
 
     /// Whether nobody on the network objected to this address when it was new.
     pub fn probed(&self, address: IpAddr) -> bool {
-        let holders = self.holders.get(&address).into_iter().flat_map(|holders| holders.keys());
-        holders.filter_map(|key| self.allocations.get(key)).any(|allocation| allocation.probed.contains(&address))
+        let holders = self.holders.get(&address).into_iter().flatten();
+        holders.filter_map(|(key, _)| self.allocations.get(key)).any(|allocation| allocation.probed.contains(&address))
     }
 
     /// Nobody objected.
     pub fn mark_probed(&mut self, address: IpAddr) {
-        for key in self.holders.get(&address).into_iter().flat_map(|holders| holders.keys()) {
+        for (key, _) in self.holders.get(&address).into_iter().flatten() {
             if let Some(allocation) = self.allocations.get_mut(key) {
                 self.changed |= allocation.probed.insert(address);
             }
@@ -167,13 +167,13 @@ impl Ipam {
         let Some(allocation) = self.allocations.remove(key) else { return false };
         for address in allocation.addresses {
             if let Some(holders) = self.holders.get_mut(&address) {
-                holders.remove(key);
+                holders.retain(|(holder, _)| holder != key);
                 if holders.is_empty() {
                     self.holders.remove(&address);
+                    self.is_free(address);
                 }
             }
         }
-        self.taken.clear();
         self.changed = true;
         true
     }
@@ -201,12 +201,13 @@ impl Ipam {
         // What was probed before and is still ours need not be probed again.
         let probed = had.map(|had| had.probed).unwrap_or_default().into_iter().filter(|a| addresses.contains(a)).collect();
         self.hold(service, Allocation { addresses: addresses.clone(), pool, probed });
+        addresses.iter().for_each(|address| self.is_taken(*address));
         Ok(Assignment { addresses, notes })
     }
 
     fn hold(&mut self, service: &Service, allocation: Allocation) {
         for address in &allocation.addresses {
-            self.holders.entry(*address).or_default().insert(service.key.clone(), Some(Claim::of(service)));
+            add_holder(self.holders.entry(*address).or_default(), &service.key, Some(Claim::of(service)));
         }
         if self.allocations.get(&service.key) != Some(&allocation) {
             self.allocations.insert(service.key.clone(), allocation);
@@ -248,7 +249,7 @@ impl Ipam {
     fn usable(&self, service: &Service, address: IpAddr) -> Result<&Pool, Refusal> {
         let pool = self.pools.iter().find(|pool| pool.contains(address)).ok_or(Refusal::OutsidePools { address })?;
         if !pool.admits(&service.key.namespace) {
-            return Err(Refusal::PoolReserved { pool: pool.name.clone(), namespace: service.key.namespace.clone() });
+            return Err(Refusal::PoolReserved { pool: pool.name.clone(), namespace: (*service.key.namespace).into() });
         }
         if let Some(reserved) = self.reserved.get(&address) {
             return Err(Refusal::Reserved { address, reserved: reserved.clone() });
@@ -257,7 +258,7 @@ impl Ipam {
             return Err(Refusal::InUse { address, mac: *mac });
         }
         let claim = Claim::of(service);
-        for (holder, held) in self.holders.get(&address).into_iter().flatten().filter(|(holder, _)| **holder != service.key) {
+        for (holder, held) in self.holders.get(&address).into_iter().flatten().filter(|(holder, _)| *holder != service.key) {
             // One that is only remembered shared the address before the restart, if this Service had it too.
             let remembered = held.is_none() && self.allocations.get(&service.key).is_some_and(|a| a.addresses.contains(&address));
             if !remembered && !held.as_ref().is_some_and(|held| held.agrees(&claim)) {
@@ -325,20 +326,20 @@ impl Ipam {
         if self.pools.is_empty() {
             return Err(Refusal::NoPools);
         }
-        let namespace = &service.key.namespace;
+        let namespace = &*service.key.namespace;
         if let Some(name) = &service.request.pool {
             let index = self.pools.iter().position(|pool| pool.name == *name);
             let index = index
                 .ok_or_else(|| Refusal::NoSuchPool { pool: name.clone(), known: self.pools.iter().map(|p| p.name.clone()).collect() })?;
             return match self.pools[index].admits(namespace) {
                 true => Ok(vec![index]),
-                false => Err(Refusal::PoolReserved { pool: name.clone(), namespace: namespace.clone() }),
+                false => Err(Refusal::PoolReserved { pool: name.clone(), namespace: namespace.into() }),
             };
         }
         let open = (0..self.pools.len()).filter(|i| !self.pools[*i].on_request && self.pools[*i].admits(namespace));
         let (reserved, general): (Vec<usize>, Vec<usize>) = open.partition(|i| !self.pools[*i].namespaces.is_empty());
         let all: Vec<usize> = reserved.into_iter().chain(general).collect();
-        if all.is_empty() { Err(Refusal::NoPoolForNamespace { namespace: namespace.clone() }) } else { Ok(all) }
+        if all.is_empty() { Err(Refusal::NoPoolForNamespace { namespace: namespace.into() }) } else { Ok(all) }
     }
 
     /// A free address: the one it had according to its status, else one it may share, else the first that is free.
@@ -354,13 +355,35 @@ impl Ipam {
         {
             return Some(*address);
         }
-        let buggy = |address: &IpAddr| match address {
+        let free = |address: &IpAddr| !self.free_for_nobody(*address) && self.usable(service, *address).is_ok();
+        let skip = self.taken.get(&(index, family)).copied().unwrap_or(0);
+        pool.addresses(family, skip).find(free)
+    }
+
+    /// Whether no Service can be given this address unless it asks for it.
+    fn free_for_nobody(&self, address: IpAddr) -> bool {
+        let buggy = match address {
             IpAddr::V4(a) => self.options.avoid_buggy_ips && matches!(a.octets()[3], 0 | 255),
             IpAddr::V6(_) => false,
         };
-        let free = |address: &IpAddr| !self.holders.contains_key(address) && !buggy(address) && self.usable(service, *address).is_ok();
-        let skip = self.taken.get(&(index, family)).copied().unwrap_or(0);
-        pool.addresses(family).skip(skip).find(free)
+        buggy || self.holders.contains_key(&address) || self.reserved.contains_key(&address) || self.conflicts.contains_key(&address)
+    }
+
+    /// Somebody holds the address now: the next search begins behind it if nothing before it is free.
+    fn is_taken(&mut self, address: IpAddr) {
+        let family = Family::of(address);
+        let Some(index) = self.pools.iter().position(|pool| pool.contains(address)) else { return };
+        let taken = self.taken.get(&(index, family)).copied().unwrap_or(0);
+        let more = self.pools[index].addresses(family, taken).take_while(|address| self.free_for_nobody(*address)).count();
+        self.taken.insert((index, family), taken.saturating_add(more as u128));
+    }
+
+    /// Nobody holds the address any more.
+    fn is_free(&mut self, address: IpAddr) {
+        let Some(index) = self.pools.iter().position(|pool| pool.contains(address)) else { return };
+        if let (Some(taken), Some(position)) = (self.taken.get_mut(&(index, Family::of(address))), self.pools[index].position(address)) {
+            *taken = position.min(*taken);
+        }
     }
 
     fn exhausted(&self, candidates: &[usize], families: &[Family]) -> Refusal {
@@ -369,6 +392,17 @@ impl Ipam {
         let ranges = pools.iter().flat_map(|pool| &pool.ranges).filter(|range| wanted(range.family()));
         let size: u128 = ranges.map(|range| range.len()).fold(0, u128::saturating_add);
         Refusal::Exhausted { pools: pools.iter().map(|pool| pool.name.clone()).collect(), families: families.to_vec(), size }
+    }
+}
+
+/// Puts the Service among the holders, or its new claim in place of the old.
+fn add_holder(holders: &mut Vec<(ObjectKey, Option<Claim>)>, key: &ObjectKey, claim: Option<Claim>) {
+    match holders.iter_mut().find(|(holder, _)| holder == key) {
+        Some((_, held)) => *held = claim,
+        None => {
+            holders.reserve_exact(1);
+            holders.push((key.clone(), claim));
+        }
     }
 }
 

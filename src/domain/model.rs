@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -84,14 +85,14 @@ impl FromStr for Protocol {
     }
 }
 
-/// `namespace/name` of a Service or EndpointSlice.
+/// `namespace/name` of a Service or EndpointSlice. Many hold the same one: its texts are shared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ObjectKey {
     /// Kubernetes namespace.
-    pub namespace: Box<str>,
+    pub namespace: Arc<str>,
     /// Object name, unique in the namespace for its kind.
-    pub name: Box<str>,
+    pub name: Arc<str>,
 }
 
 impl ObjectKey {
@@ -245,7 +246,7 @@ pub struct EndpointSlice {
     /// Who it is.
     pub key: ObjectKey,
     /// Label `kubernetes.io/service-name`, in the same namespace.
-    pub service: Box<str>,
+    pub service: Arc<str>,
     /// `addressType`.
     pub family: Family,
     /// Ports with a number (nil and 0 are skipped).
@@ -271,17 +272,36 @@ pub struct Endpoint {
     /// The pod's address.
     pub address: IpAddr,
     /// None: not local to any node (selectorless Services).
-    pub node: Option<Box<str>>,
+    pub node: Option<Arc<str>>,
     /// `conditions.ready`, nil → true. Encodes publishNotReadyAddresses already.
     pub ready: bool,
     /// `conditions.serving`, nil → true.
     pub serving: bool,
     /// `conditions.terminating`, nil → false.
     pub terminating: bool,
+    /// `hints`; most have none, and endpoints are many.
+    pub hints: Option<Box<EndpointHints>>,
+}
+
+impl Endpoint {
     /// `hints.forZones`; empty without.
-    pub zone_hints: Vec<Box<str>>,
+    pub fn zone_hints(&self) -> &[Box<str>] {
+        self.hints.as_deref().map_or(&[], |hints| &hints.zones)
+    }
+
     /// `hints.forNodes`; empty without.
-    pub node_hints: Vec<Box<str>>,
+    pub fn node_hints(&self) -> &[Box<str>] {
+        self.hints.as_deref().map_or(&[], |hints| &hints.nodes)
+    }
+}
+
+/// For whom an endpoint is meant, by KEP-2433 and KEP-4444.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EndpointHints {
+    /// `forZones`.
+    pub zones: Vec<Box<str>>,
+    /// `forNodes`.
+    pub nodes: Vec<Box<str>>,
 }
 
 /// A Node, reduced to what decides about it.

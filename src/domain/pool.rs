@@ -53,9 +53,25 @@ impl Pool {
         self.ranges.iter().any(|range| range.family() == family)
     }
 
-    /// All addresses of one family in the order of allocation, lazily: an IPv6 range is never materialised.
-    pub fn addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> + '_ {
-        self.ranges.iter().filter(move |range| range.family() == family).flat_map(AddressRange::iter)
+    /// All addresses of one family in the order of allocation but the first `skip`, lazily: an IPv6 range is never materialised.
+    pub fn addresses(&self, family: Family, mut skip: u128) -> impl Iterator<Item = IpAddr> + '_ {
+        self.ranges.iter().filter(move |range| range.family() == family).flat_map(move |range| {
+            let here = skip.min(range.len());
+            skip -= here;
+            range.iter_from(here)
+        })
+    }
+
+    /// How many addresses of its family come before it in the order of allocation; None when it is not in the pool.
+    pub fn position(&self, address: IpAddr) -> Option<u128> {
+        let mut before: u128 = 0;
+        for range in self.ranges.iter().filter(|range| range.family() == Family::of(address)) {
+            if range.contains(address) {
+                return Some(before + number(address) - number(range.first));
+            }
+            before = before.saturating_add(range.len());
+        }
+        None
     }
 }
 
@@ -113,10 +129,10 @@ impl AddressRange {
         self.family() == other.family() && self.first <= other.last && other.first <= self.last
     }
 
-    /// From lowest to highest, lazily.
-    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+    /// From lowest to highest, lazily, without the first `skip`.
+    fn iter_from(&self, skip: u128) -> impl Iterator<Item = IpAddr> + use<> {
         let family = self.family();
-        (number(self.first)..=number(self.last)).map(move |n| address(family, n))
+        (number(self.first).saturating_add(skip)..=number(self.last)).map(move |n| address(family, n))
     }
 }
 

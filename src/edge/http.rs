@@ -157,7 +157,7 @@ async fn service(engine: &mpsc::Sender<Query>, key: ObjectKey) -> Answer {
     };
     let status = if health.local_endpoints > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
-        "service": { "namespace": key.namespace, "name": key.name },
+        "service": { "namespace": &*key.namespace, "name": &*key.name },
         "localEndpoints": health.local_endpoints,
         "serviceProxyHealthy": health.proxy_healthy,
     });

@@ -31,8 +31,7 @@ fn slice(n: u32) -> EndpointSlice {
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: vec![],
-        node_hints: vec![],
+        hints: None,
     };
     let port = SlicePort { name: "".into(), protocol: crate::domain::model::Protocol::Tcp, port: 8080 };
     let service = format!("web-{n}").into();

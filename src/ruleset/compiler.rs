@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::element::{Element, Key, class_of, elements, local_endpoints, targets};
-use super::skeleton::{Class, SetId, class_chain, skeleton};
+use super::element::{self, Element, Key, class_of, elements, local_endpoints, targets};
+use super::skeleton::{Class, Scope, SetId, class_chain, skeleton};
 use super::{ChainId, Table};
-use crate::domain::forwarding::{Forwarding, FrontendKey};
+use crate::domain::forwarding::{Forwarding, FrontendKey, Target};
 use crate::domain::model::Family;
 use crate::domain::plan::Changes;
 
@@ -36,6 +36,8 @@ pub struct Batch {
     pub classes: Vec<(Family, Class)>,
     /// Elements that come.
     pub adds: BTreeMap<(Family, SetId), Vec<Element>>,
+    /// Frontends all of whose elements come, in a load: made one frontend at a time, as they take several times the room.
+    pub loads: Vec<(FrontendKey, Arc<Forwarding>)>,
 }
 
 impl Batch {
@@ -44,9 +46,30 @@ impl Batch {
         *self == Batch::default()
     }
 
+    /// Hands every element that comes to `each`, in parts that may be small.
+    pub fn each_add(&self, mut each: impl FnMut(Family, SetId, &[Element])) {
+        const PART: usize = 500;
+        self.adds.iter().for_each(|((family, set), elements)| each(*family, *set, elements));
+        let mut parts: BTreeMap<(Family, SetId), Vec<Element>> = BTreeMap::new();
+        for (frontend, forwarding) in &self.loads {
+            let family = Family::of(frontend.address);
+            for (set, element) in elements(frontend, forwarding) {
+                let part = parts.entry((family, set)).or_default();
+                part.push(element);
+                if part.len() == PART {
+                    each(family, set, part);
+                    part.clear();
+                }
+            }
+        }
+        parts.iter().filter(|(_, part)| !part.is_empty()).for_each(|((family, set), part)| each(*family, *set, part));
+    }
+
     /// Number of elements added and deleted.
-    pub fn elements(&self) -> usize {
-        self.adds.values().chain(self.deletes.values()).map(Vec::len).sum()
+    pub fn elements(&self) -> (usize, usize) {
+        let count = |elements: &BTreeMap<_, Vec<_>>| elements.values().map(Vec::len).sum::<usize>();
+        let loads: usize = self.loads.iter().map(|(frontend, forwarding)| element::count(frontend, forwarding)).sum();
+        (count(&self.adds) + loads, count(&self.deletes))
     }
 
     fn add(&mut self, family: Family, set: SetId, element: Element) {
@@ -67,6 +90,11 @@ pub struct Staged {
     locals: Delta<IpAddr>,
     classes: Delta<(Family, Class)>,
 }
+
+/// From this number of backends on, a load makes the chains of classes that are likely to be wanted later.
+const LARGE: usize = 1000;
+/// The largest modulus of such a class.
+const SPARE: u32 = 64;
 
 impl Compiler {
     /// Compiles a change against what is there.
@@ -106,6 +134,10 @@ impl Compiler {
                 let used = targets(forwarding).filter_map(|(target, scope)| class_of(frontend, target, scope));
                 used.for_each(|class| classes.count((family, class), step));
             }
+            if changes.reset {
+                batch.loads.extend(after.iter().map(|after| (*frontend, after.clone())));
+                continue;
+            }
             let compile = |forwarding: &Arc<Forwarding>| elements(frontend, forwarding);
             difference(
                 Family::of(frontend.address),
@@ -123,6 +155,11 @@ impl Compiler {
                     Turn::Appears => batch.add(family, set, element),
                     Turn::Disappears => batch.delete(family, set, element),
                 }
+            }
+        }
+        if changes.reset {
+            for class in Family::ALL.into_iter().flat_map(|family| spares(family, &batch.loads)) {
+                classes.count(class, 0);
             }
         }
         batch.classes.extend(classes.0.keys().filter(|class| !before.classes.contains_key(class)));
@@ -223,7 +260,7 @@ impl Compiler {
         }
         for (frontend, forwarding) in self.forwardings.iter().filter(|(frontend, _)| Family::of(frontend.address) == family) {
             for (target, scope) in targets(forwarding) {
-                let refused = class_of(frontend, target, scope).is_none() && *target != crate::domain::forwarding::Target::Drop;
+                let refused = class_of(frontend, target, scope).is_none() && *target != Target::Drop;
                 *uses.entry(ChainId::Refuse).or_default() += u32::from(refused);
             }
             *uses.entry(ChainId::SourceRanges).or_default() += u32::from(forwarding.sources.is_some());
@@ -233,9 +270,14 @@ impl Compiler {
 
     /// The whole table of a family, for printing: elements ascending by key.
     pub fn table(&self, family: Family) -> Table {
-        let mut batch = Compiler::default().stage(self.everything()).batch;
+        let mut adds: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
+        Compiler::default().stage(self.everything()).batch.each_add(|of, set, elements| {
+            if of == family {
+                adds.entry(set).or_default().extend_from_slice(elements);
+            }
+        });
         let sets = SetId::ALL.map(|set| {
-            let mut elements = batch.adds.remove(&(family, set)).unwrap_or_default();
+            let mut elements = adds.remove(&set).unwrap_or_default();
             if set == SetId::Alive {
                 elements.push(Element { key: Key::EtherType(family), value: None });
             }
@@ -254,6 +296,18 @@ impl Compiler {
         let classes = self.classes.keys().filter(|(of, _)| *of == family).map(|(_, class)| class_chain(*class));
         skeleton(family).into_iter().chain(classes).collect()
     }
+}
+
+/// Classes that nothing is of yet: where backends are many, a chain made later costs more than a change should.
+fn spares(family: Family, loads: &[(FrontendKey, Arc<Forwarding>)]) -> impl Iterator<Item = (Family, Class)> {
+    let mine = loads.iter().filter(|(frontend, _)| Family::of(frontend.address) == family);
+    let spread = mine.filter_map(|(_, forwarding)| match &forwarding.internal {
+        Target::Spread(backends) => Some(backends.len()),
+        _ => None,
+    });
+    let (all, most) = spread.fold((0, 0), |(all, most), count| (all + count, most.max(count)));
+    let most = if all < LARGE { 0 } else { u32::try_from(2 * most).unwrap_or(SPARE).min(SPARE) };
+    (1..=most).map(move |modulus| (family, Class { scope: Scope::Cluster, affinity: false, modulus }))
 }
 
 /// Walks two ascending lists: what only the old has goes, what only the new has comes, a changed value is both.

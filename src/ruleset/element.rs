@@ -54,6 +54,20 @@ pub fn class_of(frontend: &FrontendKey, target: &Target, scope: Scope) -> Option
     Some(Class { scope, affinity, modulus })
 }
 
+/// Number of elements that map a bucket of this target.
+fn buckets(frontend: &FrontendKey, target: &Target, scope: Scope) -> usize {
+    class_of(frontend, target, scope).map_or(0, |class| class.modulus as usize)
+}
+
+/// How many [`elements`] there are.
+pub fn count(frontend: &FrontendKey, forwarding: &Forwarding) -> usize {
+    if forwarding.sources.is_some() {
+        return elements(frontend, forwarding).len();
+    }
+    let buckets: usize = targets(forwarding).map(|(target, scope)| buckets(frontend, target, scope)).sum();
+    1 + usize::from(forwarding.external.is_some()) + buckets + usize::from(buckets > 0)
+}
+
 /// Both targets of a forwarding, with their scopes.
 pub fn targets(forwarding: &Forwarding) -> impl Iterator<Item = (&Target, Scope)> {
     let external = forwarding.external.as_ref().map(|target| (target, Scope::Local));
@@ -75,7 +89,7 @@ pub fn local_endpoints(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<I
 pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, Element)> {
     let family = Family::of(frontend.address);
     let key = Key::Frontend(*frontend);
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(targets(forwarding).map(|(target, scope)| buckets(frontend, target, scope)).sum::<usize>() + 4);
     let verdict = |target: &Target, scope| match (target, class_of(frontend, target, scope)) {
         (_, Some(class)) => Verdict::Goto(ChainId::Class(class)),
         (Target::Drop, None) => Verdict::Drop,

@@ -2,13 +2,15 @@
 //! text and the JSON.
 //!
 //! ```text
-//! nat prerouting ─ alive? ─┬─ from an uplink → from-outside: guarded → external → from-inside
-//!                          └─ else ─────────→ from-inside: services → vip-only
+//! nat prerouting ─ alive? ─┬─ from an uplink → from-outside: guarded → external
+//!                          └─ then ─────────→ from-inside: services → vip-only
 //! nat output ───── alive? ──────────────────→ from-inside
 //! services, external → a class chain (DNAT by hash of the flow) | refuse | drop
 //! vip-only: not a VIP → pass; ping → answer; else drop
 //! nat postrouting ─ alive? ─ DNATed by a frontend of ours? → return-path: hairpin or remote backend → masquerade
 //! ```
+//!
+//! There are only two ways to `services`: the kernel walks it once for each whenever a change brings a verdict that names a chain.
 //!
 //! All hooks are at [`PRIORITY`]: after connection tracking (−200), ahead of kube-proxy (−110 and later).
 
@@ -359,6 +361,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
     let base = |id, nat, hook, rules| Chain { id, base: Some(Base { nat, hook }), rules };
     let chain = |id, rules| Chain { id, base: None, rules };
     let goto = |id| Statement::Verdict(Verdict::Goto(id));
+    let jump = |id| Statement::Verdict(Verdict::Jump(id));
     let back = || Statement::Verdict(Verdict::Return);
     let drop = || Statement::Verdict(Verdict::Drop);
     let has = |key: &[Field], set| Lookup { key: key.to_vec(), set, absent: false };
@@ -381,7 +384,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
             ChainId::Prerouting,
             true,
             Hook::Prerouting,
-            vec![inert(), vec![has(&[Field::Uplink], SetId::Uplinks), goto(ChainId::FromOutside)], vec![goto(ChainId::FromInside)]],
+            vec![inert(), vec![has(&[Field::Uplink], SetId::Uplinks), jump(ChainId::FromOutside)], vec![goto(ChainId::FromInside)]],
         ),
         base(ChainId::Output, true, Hook::Output, vec![inert(), vec![goto(ChainId::FromInside)]]),
         base(
@@ -393,11 +396,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
         base(ChainId::Stray, false, Hook::Prerouting, vec![stray]),
         chain(
             ChainId::FromOutside,
-            vec![
-                vec![Dispatch { key: frontend(), map: SetId::Guarded }],
-                vec![Dispatch { key: frontend(), map: SetId::External }],
-                vec![goto(ChainId::FromInside)],
-            ],
+            vec![vec![Dispatch { key: frontend(), map: SetId::Guarded }], vec![Dispatch { key: frontend(), map: SetId::External }]],
         ),
         chain(ChainId::FromInside, vec![vec![Dispatch { key: frontend(), map: SetId::Services }], vec![goto(ChainId::VipOnly)]]),
         chain(ChainId::VipOnly, vec![vec![lacks(&[Field::Destination], SetId::Vips), back()], vec![EchoRequest, Redirect], vec![drop()]]),

@@ -23,8 +23,7 @@ fn endpoint(text: &str) -> Endpoint {
         ready: !marks.contains('-') && !terminating,
         serving: !marks.contains('x') && (terminating || !marks.contains('-')),
         terminating,
-        zone_hints: hint('%'),
-        node_hints: hint('#'),
+        hints: Some(Box::new(EndpointHints { zones: hint('%'), nodes: hint('#') })),
     }
 }
 

@@ -181,7 +181,7 @@ impl Engine {
         if here { own } else { Vec::new() }
     }
 
-    fn nodes_with_ready_endpoints(&self, service: &Service) -> BTreeSet<Box<str>> {
+    fn nodes_with_ready_endpoints(&self, service: &Service) -> BTreeSet<Arc<str>> {
         self.index.slices(&service.key).flat_map(|s| &s.endpoints).filter(|e| e.ready).filter_map(|e| e.node.clone()).collect()
     }
 

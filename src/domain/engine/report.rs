@@ -81,11 +81,19 @@ impl Engine {
 
     /// Counts, for metrics and the status line.
     pub fn summary(&self) -> Summary {
-        let count = |verdict| self.placements.values().filter(|p| p.verdict == verdict).count();
+        let (mut serving, mut pending, mut refused) = (0, 0, 0);
+        for placement in self.placements.values() {
+            match placement.verdict {
+                Verdict::Serving => serving += 1,
+                Verdict::Pending => pending += 1,
+                Verdict::Refused => refused += 1,
+                Verdict::Foreign => {}
+            }
+        }
         Summary {
-            serving: count(Verdict::Serving),
-            pending: count(Verdict::Pending),
-            refused: count(Verdict::Refused),
+            serving,
+            pending,
+            refused,
             addresses: self.vips.len(),
             announced: self.announcements.len(),
             problems: self.problems.iter().filter(|problem| !problem.note).count(),

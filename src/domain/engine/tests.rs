@@ -45,8 +45,7 @@ fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
     };
     let slice = EndpointSlice {
         key: key(service),

@@ -21,8 +21,8 @@ const CONFLICT_HOLD: Duration = Duration::from_secs(300);
 /// A virtual address that Services hold.
 #[derive(Debug)]
 pub(super) struct Vip {
-    /// More than one only where they agreed to share.
-    pub holders: BTreeSet<ObjectKey>,
+    /// Sorted; more than one only where they agreed to share.
+    pub holders: Vec<ObjectKey>,
     /// It may carry traffic: nobody else was found to use it, or nobody could be asked.
     pub clear: bool,
     /// The announcer asks the network before it first announces the address. Fixed for as long as somebody holds it.
@@ -40,11 +40,14 @@ impl Engine {
             let probe = self.settings.probe && !self.ipam.probed(address);
             // Where no interface has its subnet, somebody routes the address to us, and there is no one to ask.
             let reachable = !matches!(self.eligible_interfaces(address), Err(Ineligible::NoInterface { .. } | Ineligible::Ipv6Off));
-            let vip = Vip { holders: BTreeSet::new(), clear: !(probe && reachable), probe, foreign: None, candidacy: Ok(Vec::new()) };
+            let vip = Vip { holders: Vec::new(), clear: !(probe && reachable), probe, foreign: None, candidacy: Ok(Vec::new()) };
             self.vips.insert(address, vip);
         }
         self.vips.get_mut(&address).is_some_and(|vip| {
-            vip.holders.insert(key.clone());
+            if let Err(at) = vip.holders.binary_search(key) {
+                vip.holders.reserve_exact(1);
+                vip.holders.insert(at, key.clone());
+            }
             vip.clear
         })
     }
@@ -53,7 +56,7 @@ impl Engine {
     pub(super) fn leave_vips(&mut self, key: &ObjectKey, addresses: &[IpAddr], touched: &mut BTreeSet<IpAddr>) {
         for address in addresses {
             if let Some(vip) = self.vips.get_mut(address) {
-                vip.holders.remove(key);
+                vip.holders.retain(|holder| holder != key);
                 touched.insert(*address);
             }
         }
@@ -62,11 +65,12 @@ impl Engine {
     /// Works out again where these addresses are announced.
     pub(super) fn review_vips(&mut self, addresses: impl IntoIterator<Item = IpAddr>, plan: &mut Plan) {
         let mut announcements_changed = false;
-        let mut vips_changed = plan.rule_set.reset;
+        let mut vips_changed = false;
         for address in addresses {
             let held = self.vips.get(&address).is_some_and(|vip| !vip.holders.is_empty());
             if !held {
-                vips_changed |= self.vips.remove(&address).is_some();
+                self.vips.remove(&address);
+                vips_changed |= self.told_vips.remove(&address);
                 announcements_changed |= self.announcements.remove(&address).is_some();
                 continue;
             }
@@ -77,7 +81,8 @@ impl Engine {
             };
             let Some(vip) = self.vips.get_mut(&address) else { continue };
             vip.candidacy = candidacy;
-            vips_changed |= vip.clear;
+            // Once clear, it stays so for as long as somebody holds it.
+            vips_changed |= vip.clear && self.told_vips.insert(address);
             if announced.is_empty() {
                 announcements_changed |= self.announcements.remove(&address).is_some();
             } else {
@@ -88,12 +93,8 @@ impl Engine {
                 }
             }
         }
-        if vips_changed {
-            let clear: BTreeSet<IpAddr> = self.vips.iter().filter(|(_, vip)| vip.clear).map(|(address, _)| *address).collect();
-            if plan.rule_set.reset || clear != self.told_vips {
-                plan.rule_set.vips = Some(clear.clone());
-                self.told_vips = clear;
-            }
+        if vips_changed || plan.rule_set.reset {
+            plan.rule_set.vips = Some(self.told_vips.clone());
         }
         if announcements_changed {
             plan.announcements = Some(self.announcements.clone());

@@ -12,8 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::domain::model::{
-    Endpoint, EndpointSlice, Exclusion, Family, Ingress, IngressPort, Node, ObjectKey, Protocol, Record, Service, ServicePort, SlicePort,
-    TrafficPolicy,
+    Endpoint, EndpointHints, EndpointSlice, Exclusion, Family, Ingress, IngressPort, Node, ObjectKey, Protocol, Record, Service,
+    ServicePort, SlicePort, TrafficPolicy,
 };
 
 use super::request::request;
@@ -211,55 +211,58 @@ fn convert_slice(object: &discovery::EndpointSlice, problems: &mut Problems) -> 
         ports.push(SlicePort { name: port.name.as_deref().unwrap_or_default().into(), protocol, port: number });
     }
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
-    endpoints
-        .extend(object.endpoints.iter().enumerate().filter_map(|(index, endpoint)| convert_endpoint(index, endpoint, family, problems)));
+    for (index, endpoint) in object.endpoints.iter().enumerate() {
+        if let Some(address) = endpoint_address(index, endpoint, family, problems) {
+            endpoints.push(convert_endpoint(address, endpoint, &endpoints));
+        }
+    }
     endpoints.shrink_to_fit();
     ports.shrink_to_fit();
     Some(EndpointSlice { key: key(&object.metadata), service: service.into(), family, ports, endpoints })
 }
 
-fn convert_endpoint(index: usize, endpoint: &discovery::Endpoint, family: Family, problems: &mut Problems) -> Option<Endpoint> {
+fn endpoint_address(index: usize, endpoint: &discovery::Endpoint, family: Family, problems: &mut Problems) -> Option<IpAddr> {
     let field = format_args!("endpoints[{index}].addresses[0]");
     let Some(text) = endpoint.addresses.first() else {
         problems.push(format!("{field}: missing; the endpoint is not used"));
         return None;
     };
-    let address = match text.parse::<IpAddr>() {
+    match text.parse::<IpAddr>() {
         Ok(address) if Family::of(address) != family => {
             problems.push(format!("{field}: {address} is not of the slice's addressType {family}; the endpoint is not used"));
-            return None;
+            None
         }
         Ok(address) if !can_be_backend(address) => {
             problems.push(format!("{field}: {address} cannot be reached from other hosts; the endpoint is not used"));
-            return None;
+            None
         }
-        Ok(address) => address,
+        Ok(address) => Some(address),
         Err(_) => {
             problems.push(format!("{field}: {} is not an IP address; the endpoint is not used", quoted(text)));
-            return None;
+            None
         }
-    };
+    }
+}
+
+/// Names of nodes are shared with the endpoints before it in the slice.
+fn convert_endpoint(address: IpAddr, endpoint: &discovery::Endpoint, before: &[Endpoint]) -> Endpoint {
     let conditions = endpoint.conditions.as_ref();
-    let hints = endpoint.hints.as_ref();
-    Some(Endpoint {
+    let shared = |name: &str| before.iter().rev().filter_map(|other| other.node.as_ref()).find(|node| ***node == *name).cloned();
+    let node = endpoint.node_name.as_deref().filter(|node| !node.is_empty()).map(|name| shared(name).unwrap_or_else(|| name.into()));
+    Endpoint {
         address,
-        node: endpoint.node_name.as_deref().filter(|node| !node.is_empty()).map(Box::from),
+        node,
         ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
-        zone_hints: hints
-            .and_then(|hints| hints.for_zones.as_deref())
-            .unwrap_or_default()
-            .iter()
-            .map(|zone| zone.name.as_str().into())
-            .collect(),
-        node_hints: hints
-            .and_then(|hints| hints.for_nodes.as_deref())
-            .unwrap_or_default()
-            .iter()
-            .map(|node| node.name.as_str().into())
-            .collect(),
-    })
+        hints: endpoint.hints.as_ref().and_then(convert_hints),
+    }
+}
+
+fn convert_hints(hints: &discovery::EndpointHints) -> Option<Box<EndpointHints>> {
+    let zones: Vec<Box<str>> = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect();
+    let nodes: Vec<Box<str>> = hints.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect();
+    (!zones.is_empty() || !nodes.is_empty()).then(|| Box::new(EndpointHints { zones, nodes }))
 }
 
 /// The addresses the API server refuses in endpoints: a packet translated to one of them goes nowhere.

@@ -275,7 +275,7 @@ fn slices_take_the_defaults_of_the_api() {
     assert_eq!((slice.ports[0].port, slice.ports[0].protocol), (8080, Protocol::Tcp));
     let [endpoint] = &slice.endpoints[..] else { panic!("one endpoint, by its first address") };
     assert_eq!((endpoint.address, endpoint.ready, endpoint.serving, endpoint.terminating), (ips(&["10.42.0.1"])[0], true, true, false));
-    assert_eq!((&endpoint.node, endpoint.zone_hints.len(), endpoint.node_hints.len()), (&None, 0, 0));
+    assert_eq!((&endpoint.node, endpoint.zone_hints().len(), endpoint.node_hints().len()), (&None, 0, 0));
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn conditions_and_hints_are_read() {
     let slice = slice(json!({ "endpoints": [endpoint] })).value.expect("a slice");
     let endpoint = &slice.endpoints[0];
     assert_eq!((endpoint.ready, endpoint.serving, endpoint.terminating, endpoint.node.as_deref()), (false, false, true, Some("node-1")));
-    assert_eq!((endpoint.zone_hints.len(), endpoint.node_hints.len()), (2, 1));
+    assert_eq!((endpoint.zone_hints().len(), endpoint.node_hints().len()), (2, 1));
 }
 
 #[test]

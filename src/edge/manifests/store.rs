@@ -46,6 +46,10 @@ pub struct ManifestStore {
     contested: BTreeMap<Arc<ObjectId>, BTreeSet<Arc<str>>>,
     pending: BTreeMap<Arc<ObjectId>, Pending>,
     reread: BTreeSet<Arc<str>>,
+    /// Files that may have something to tell about.
+    noteworthy: BTreeSet<Arc<str>>,
+    /// The namespace read last: one allocation of it serves all that follow each other.
+    namespace: Option<Arc<str>>,
 }
 
 /// The definition in force.
@@ -100,8 +104,9 @@ impl File {
 }
 
 impl ManifestStore {
-    /// The file now has this text. Pieces whose text is unchanged are not parsed again, unless `afresh` asks for every value.
-    pub fn put(&mut self, file: &str, format: Format, text: &str, afresh: bool) {
+    /// The file now has this text. Pieces whose text is unchanged are not parsed again, unless `afresh` asks for every value. Returns the
+    /// file's name, to be shared.
+    pub fn put(&mut self, file: &str, format: Format, text: &str, afresh: bool) -> Arc<str> {
         let name: Arc<str> = self.files.get_key_value(file).map_or_else(|| file.into(), |(name, _)| name.clone());
         let mut old = self.files.remove(&name).unwrap_or_default();
         let old_ids: BTreeSet<Arc<ObjectId>> = old.ids().cloned().collect();
@@ -140,17 +145,26 @@ impl ManifestStore {
             self.release(gone, &name);
         }
         new.pieces.shrink_to_fit();
-        self.files.insert(name, new);
+        if new.pieces.iter().any(|piece| piece.state != State::Defines || !piece.faults.is_empty()) {
+            self.noteworthy.insert(name.clone());
+        } else {
+            self.noteworthy.remove(&name);
+        }
+        self.files.insert(name.clone(), new);
+        name
     }
 
     /// The file cannot be read: what it defined goes on serving.
     pub fn fail(&mut self, file: &str, reason: String) {
-        self.files.entry(file.into()).or_default().fault = Some(reason);
+        let name: Arc<str> = file.into();
+        self.noteworthy.insert(name.clone());
+        self.files.entry(name).or_default().fault = Some(reason);
     }
 
     /// The file is gone, and what it defined with it.
     pub fn remove(&mut self, file: &str) {
         let Some((name, old)) = self.files.remove_entry(file) else { return };
+        self.noteworthy.remove(&name);
         for id in old.ids().cloned().collect::<BTreeSet<_>>() {
             self.release(&id, &name);
         }
@@ -178,7 +192,7 @@ impl ManifestStore {
                 (_, Some(Object::Node(node))) => SourceChange::Node(node.name.clone(), Some(node)),
                 (_, Some(Object::Service(service))) => SourceChange::Service(key(), Some(service)),
                 (_, Some(Object::EndpointSlice(slice))) => SourceChange::Slice(key(), Some(slice)),
-                (Kind::Node, None) => SourceChange::Node(id.key.name.clone(), None),
+                (Kind::Node, None) => SourceChange::Node((*id.key.name).into(), None),
                 (Kind::Service, None) => SourceChange::Service(key(), None),
                 (Kind::EndpointSlice, None) => SourceChange::Slice(key(), None),
             });
@@ -191,7 +205,9 @@ impl ManifestStore {
         const MOST: usize = 1000;
         let mut problems = Vec::new();
         let mut more = 0_usize;
-        for (name, file) in &self.files {
+        // The rest of the files, nearly all of them, is in order.
+        let names: BTreeSet<&Arc<str>> = self.noteworthy.iter().chain(self.contested.values().flatten()).collect();
+        for (name, file) in names.into_iter().filter_map(|name| self.files.get_key_value(name)) {
             let mut foreign = BTreeSet::new();
             let mut tell = |line: Option<u32>, reason: String, id: Option<&ObjectId>, severity| {
                 if problems.len() < MOST {
@@ -237,11 +253,20 @@ impl ManifestStore {
     }
 
     /// Parses a piece that is new or changed. The value is beside it, None when there is nothing to claim.
-    fn read(&self, piece: &Piece<'_>, text: u64) -> (Remembered, Option<Option<Object>>) {
+    fn read(&mut self, piece: &Piece<'_>, text: u64) -> (Remembered, Option<Option<Object>>) {
         let (id, state, faults, value) = match parse(piece) {
-            Parsed::Object { id, value, problems } => {
+            Parsed::Object { mut id, mut value, problems } => {
+                match &self.namespace {
+                    Some(known) if *known == id.key.namespace => id.key.namespace = known.clone(),
+                    _ => self.namespace = Some(id.key.namespace.clone()),
+                }
                 // The same allocation serves all who name the object.
                 let id = self.held.get_key_value(&id).map_or_else(|| Arc::new(id), |(known, _)| known.clone());
+                match &mut value {
+                    Some(Object::Service(service)) => service.key = id.key.clone(),
+                    Some(Object::EndpointSlice(slice)) => slice.key = id.key.clone(),
+                    Some(Object::Node(_)) | None => {}
+                }
                 let faults = problems.into_iter().map(|reason| Fault { line: 1, reason: reason.into() }).collect();
                 (Some(id), State::Defines, faults, Some(value))
             }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
+use std::hash::{Hash, Hasher};
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
+use siphasher::sip::SipHasher13;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::model::SourceChange;
@@ -78,15 +80,17 @@ pub async fn watch(dir: PathBuf, out: mpsc::Sender<ManifestUpdate>) -> io::Resul
     Ok(())
 }
 
-/// What tells one version of a file from the next without reading it.
-type Stamp = (i64, i64, u64, u64, u64);
+/// What tells one version of a file from the next without reading it: a digest of its times, size and place.
+type Stamp = u64;
+/// So many files are read at the start before what they define is handed on, so that it need not all be kept here.
+const PART: usize = 250;
 
 struct Watcher {
     dir: PathBuf,
     out: mpsc::Sender<ManifestUpdate>,
     store: ManifestStore,
     inotify: Option<Inotify>,
-    stamps: BTreeMap<String, Stamp>,
+    stamps: BTreeMap<Arc<str>, Stamp>,
     /// Files somebody is writing: since when.
     writing: BTreeMap<String, Instant>,
     /// Files to read.
@@ -282,15 +286,20 @@ impl Watcher {
             }
             patient
         });
-        for name in std::mem::take(&mut self.dirty) {
+        // Only what comes first is told in parts: later ones could show an object that moves between two files as gone.
+        let first = !self.told.as_ref().is_some_and(|(_, synced)| *synced);
+        for (number, name) in std::mem::take(&mut self.dirty).into_iter().enumerate() {
             self.read(&name, false);
+            if first && number % PART == PART - 1 {
+                self.tell_part()?;
+            }
         }
         if self.fault.is_some() {
             self.gone.clear();
         } else if now >= self.gone_due {
             for name in std::mem::take(&mut self.gone) {
                 if fs::symlink_metadata(self.dir.join(&name)).is_err() {
-                    self.stamps.remove(&name);
+                    self.stamps.remove(&*name);
                     self.store.remove(&name);
                 }
             }
@@ -305,6 +314,12 @@ impl Watcher {
             }
         }
         self.tell()
+    }
+
+    fn tell_part(&mut self) -> Result<(), ()> {
+        let changes = self.store.take_changes();
+        let update = ManifestUpdate { changes, problems: Vec::new(), synced: false };
+        if update.changes.is_empty() { Ok(()) } else { self.out.blocking_send(update).map_err(drop) }
     }
 
     fn tell(&mut self) -> Result<(), ()> {
@@ -385,6 +400,7 @@ impl Watcher {
         let was_missing = self.fault.take().is_some();
         self.has_links = false;
         self.sub_directories.clear();
+        let had_files = self.store.files().next().is_some();
         let mut present = BTreeSet::new();
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -399,11 +415,13 @@ impl Watcher {
                 continue;
             }
             self.has_links |= kind.is_ok_and(|kind| kind.is_symlink());
-            let unchanged = fs::metadata(entry.path()).is_ok_and(|metadata| self.stamps.get(&name) == Some(&stamp(&metadata)));
+            let unchanged = fs::metadata(entry.path()).is_ok_and(|metadata| self.stamps.get(&*name) == Some(&stamp(&metadata)));
             if !unchanged && !self.writing.contains_key(&name) {
                 self.dirty.insert(name.clone());
             }
-            present.insert(name);
+            if had_files {
+                present.insert(name);
+            }
         }
         let missing: Vec<String> = self.store.files().filter(|name| !present.contains(*name)).map(str::to_owned).collect();
         if !missing.is_empty() {
@@ -417,8 +435,8 @@ impl Watcher {
         match read_text(&self.dir.join(name)) {
             Ok((text, stamp)) => {
                 self.has_links |= fs::symlink_metadata(self.dir.join(name)).is_ok_and(|metadata| metadata.is_symlink());
-                self.stamps.insert(name.to_owned(), stamp);
-                self.store.put(name, format, &text, afresh);
+                let name = self.store.put(name, format, &text, afresh);
+                self.stamps.insert(name, stamp);
             }
             Err(Unreadable::Gone) => {
                 self.withdraw_soon([name.to_owned()], DELETION_QUIET);
@@ -432,7 +450,9 @@ impl Watcher {
 }
 
 fn stamp(metadata: &Metadata) -> Stamp {
-    (metadata.mtime(), metadata.mtime_nsec(), metadata.size(), metadata.ino(), metadata.dev())
+    let mut hasher = SipHasher13::new();
+    (metadata.mtime(), metadata.mtime_nsec(), metadata.size(), metadata.ino(), metadata.dev()).hash(&mut hasher);
+    hasher.finish()
 }
 
 enum Unreadable {

@@ -128,9 +128,11 @@ impl Transaction {
             transaction.chain(*family, &chain);
             transaction.rules(*family, &chain);
         }
-        for ((family, set), elements) in batch.adds.iter().filter(|((family, _), _)| here(family)) {
-            transaction.elements(*family, *set, true, elements, None);
-        }
+        batch.each_add(|family, set, elements| {
+            if here(&family) {
+                transaction.elements(family, set, true, elements, None);
+            }
+        });
         transaction.finish()
     }
 

@@ -172,10 +172,10 @@ impl Writer {
                 Ok(bytes) => break bytes,
             }
         };
-        let applied = Applied { elements: batch.elements(), bytes, reset: batch.reset };
-        let count = |elements: &BTreeMap<_, Vec<_>>| elements.values().map(Vec::len).sum::<usize>();
+        let (added, deleted) = batch.elements();
+        let applied = Applied { elements: added + deleted, bytes, reset: batch.reset };
         let before = if batch.reset { 0 } else { self.elements };
-        self.elements = (before + count(&batch.adds)).saturating_sub(count(&batch.deletes));
+        self.elements = (before + added).saturating_sub(deleted);
         self.compiler.commit(staged);
         if applied.reset {
             self.loaded = true;

@@ -106,7 +106,7 @@ fn ten_thousand_objects_in_one_file_are_served() {
         text += &manifests::slice(&name, "1", Family::V4, &[("http", "TCP", 8080)], &[manifests::Endpoint::ready(&lab.pods[0])]);
     }
     lab.apply("mass.yaml", &text);
-    eventually("the last of them is served", Duration::from_secs(60), || {
+    eventually("the last of them is served", Duration::from_secs(120), || {
         let status = running.pinnace().status()?;
         ensure(status.phase("default/mass-4999") == "Serving", || status.reasons("default/mass-4999"))
     });

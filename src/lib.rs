@@ -1,5 +1,6 @@
 //! Pinnace: LoadBalancer Services from one small binary per node.
 
+pub mod bfd;
 pub mod check;
 pub mod cli;
 pub mod commands;

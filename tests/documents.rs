@@ -76,7 +76,7 @@ fn the_core_knows_no_edge_no_clock_and_no_io() {
         "k8s_openapi",
     ];
     let mut faults = Vec::new();
-    for room in ["domain", "ruleset", "wire"] {
+    for room in ["bfd", "domain", "ruleset", "wire"] {
         let mut files = Vec::new();
         sources(&root().join("src").join(room), &mut files);
         assert!(!files.is_empty(), "src/{room} is gone");

@@ -3,6 +3,7 @@
 //! `parse` never panics and never reads beyond what it was given; what it refuses it names in a [`ParseError`].
 
 pub mod arp;
+pub mod bfd;
 pub mod ethernet;
 pub mod ndp;
 

@@ -1,0 +1,77 @@
+//! Keyed SHA1 and Meticulous Keyed SHA1 (RFC 5880 §6.7.4).
+
+use super::Discard;
+use super::random::Random;
+use crate::wire::bfd::{self, AuthenticationType, Key, Repr};
+
+/// How all sessions are authenticated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authentication {
+    /// Which of the two types.
+    pub kind: AuthenticationType,
+    /// `Auth Key ID`, the same on both sides.
+    pub key_id: u8,
+    /// The shared secret.
+    pub key: Key,
+}
+
+/// The sequence numbers of one session.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    /// bfd.XmitAuthSeq
+    next: u32,
+    /// bfd.RcvAuthSeq, when bfd.AuthSeqKnown
+    received: Option<u32>,
+}
+
+impl Sequence {
+    pub fn new(random: &mut Random) -> Sequence {
+        Sequence { next: random.next(), received: None }
+    }
+
+    /// Nothing was heard for twice the detection time: a peer that restarts may begin anywhere (§6.8.1, bfd.AuthSeqKnown).
+    pub fn forget(&mut self) {
+        self.received = None;
+    }
+
+    pub fn is_known(&self) -> bool {
+        self.received.is_some()
+    }
+
+    /// The section of the next packet, without its digest. Every packet gets a number of its own: what is right for the meticulous type
+    /// is allowed for the other (§6.7.4).
+    pub fn section(&mut self, authentication: &Authentication) -> bfd::Authentication {
+        let sequence = self.next;
+        self.next = self.next.wrapping_add(1);
+        bfd::Authentication { kind: authentication.kind, key_id: authentication.key_id, sequence, digest: [0; 20] }
+    }
+
+    /// The checks in the order of §6.7.4, but that a number is remembered only after its digest was found right: who does not know the
+    /// secret must not be able to move the window.
+    pub fn check(&mut self, packet: &Repr, payload: &[u8], configured: Option<&Authentication>) -> Result<(), Discard> {
+        let (section, configured) = match (&packet.authentication, configured) {
+            (None, None) => return Ok(()),
+            (None, Some(_)) => return Err(Discard::NotAuthenticated),
+            (Some(_), None) => return Err(Discard::UnexpectedAuthentication),
+            (Some(section), Some(configured)) => (section, configured),
+        };
+        if section.kind != configured.kind {
+            return Err(Discard::AuthenticationType);
+        }
+        if section.key_id != configured.key_id {
+            return Err(Discard::KeyId);
+        }
+        if let Some(last) = self.received {
+            let first = u32::from(section.kind == AuthenticationType::MeticulousKeyedSha1);
+            let window = first..=3 * u32::from(packet.detect_multiplier);
+            if !window.contains(&section.sequence.wrapping_sub(last)) {
+                return Err(Discard::Sequence);
+            }
+        }
+        if !bfd::is_signed(payload, &configured.key) {
+            return Err(Discard::Digest);
+        }
+        self.received = Some(section.sequence);
+        Ok(())
+    }
+}

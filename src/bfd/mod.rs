@@ -1,0 +1,31 @@
+//! Bidirectional Forwarding Detection (RFC 5880), over one hop (RFC 5881) or several (RFC 5883), in asynchronous mode. PURE: time is an
+//! argument, randomness a seed, packets and events are return values.
+//!
+//! ```text
+//! Sessions   demultiplexing, authentication, peers that come and go
+//!   └ Session      the state machine of one peer (§6.8.6), its timers (§6.8.4, §6.8.7)
+//!       ├ Parameters    intervals and Poll Sequences (§6.5, §6.8.3)
+//!       ├ Sequence      authentication sequence numbers (§6.7.4)
+//!       └ Tolerance     what lateness has taught
+//! ```
+//!
+//! Times are counted from an epoch that the caller chooses; they must not go back.
+
+mod authentication;
+mod event;
+mod parameters;
+mod random;
+mod session;
+mod sessions;
+mod tolerance;
+
+pub use authentication::Authentication;
+pub use event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
+pub use sessions::{Config, Effects, Outgoing, Peer, PeerKey, Received, SessionStatus, Sessions};
+
+#[cfg(test)]
+mod session_tests;
+#[cfg(test)]
+mod sessions_tests;
+#[cfg(test)]
+mod simulation_tests;

@@ -1,0 +1,477 @@
+//! All sessions of a node: peers that come and go, demultiplexing (RFC 5880 §6.3, §6.8.6), authentication and the node's packet rate.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::authentication::Authentication;
+use super::event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
+use super::random::Random;
+use super::session::{SLOW, Session, Target};
+use super::tolerance::{MAX_LEVEL, Tolerance};
+use crate::wire::bfd::{self, Diagnostic, MAX_LEN, Repr, State};
+
+/// What holds for all sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Base of Desired Min TX and Required Min RX Interval; 3 ms to 1 s.
+    pub interval: Duration,
+    /// Detect Mult; at least 1.
+    pub multiplier: u8,
+    /// None: packets carry no authentication section, and none is accepted.
+    pub authentication: Option<Authentication>,
+    /// Packets per second that all sessions together send when they are up, and receive. With more sessions the interval grows.
+    pub packet_rate: u32,
+}
+
+impl Default for Config {
+    /// 50 ms × 3, and the load of 25 such sessions.
+    fn default() -> Config {
+        Config { interval: Duration::from_millis(50), multiplier: 3, authentication: None, packet_rate: 500 }
+    }
+}
+
+/// Names a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerKey {
+    /// Index of the interface that the session is bound to; None: whichever way the packets take.
+    pub interface: Option<u32>,
+    /// The peer's address.
+    pub address: IpAddr,
+}
+
+/// How to reach a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Source of our packets; None: the kernel's choice.
+    pub local: Option<IpAddr>,
+    /// The peer is behind a router (RFC 5883): the other port, and no demand that the TTL be 255.
+    pub multihop: bool,
+}
+
+/// A UDP payload and what the kernel knows of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// Where it came in.
+    pub interface: u32,
+    /// Where it came from.
+    pub source: IpAddr,
+    /// TTL or hop limit, when known.
+    pub ttl: Option<u8>,
+    /// It came to [`bfd::MULTIHOP_PORT`].
+    pub multihop: bool,
+    /// The packet.
+    pub payload: &'a [u8],
+}
+
+/// A packet to be sent, with TTL or hop limit 255 (RFC 5881 §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Whom to.
+    pub peer: PeerKey,
+    /// From where and to which port.
+    pub settings: Peer,
+    bytes: [u8; MAX_LEN],
+    length: usize,
+}
+
+impl Outgoing {
+    /// The UDP payload.
+    pub fn payload(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// To be sent.
+    pub packets: Vec<Outgoing>,
+    /// To be told.
+    pub events: Vec<Event>,
+    /// Why the packet was not taken.
+    pub discarded: Option<Discard>,
+}
+
+/// What a session looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// Whose.
+    pub peer: PeerKey,
+    /// Ours.
+    pub state: State,
+    /// Why ours last changed.
+    pub diagnostic: Diagnostic,
+    /// What the peer last said.
+    pub remote_state: State,
+    /// How long silence lasts until the session fails; None before anything was heard.
+    pub detection_time: Option<Duration>,
+    /// How often we send; None: not at all.
+    pub transmit_interval: Option<Duration>,
+    /// Why a packet for it was last refused, since it was last up.
+    pub refused: Option<Discard>,
+}
+
+/// One peer.
+#[derive(Debug)]
+struct Entry {
+    peer: PeerKey,
+    settings: Peer,
+    session: Session,
+    refused: Option<Discard>,
+    /// No longer wanted: told AdminDown until then.
+    leaving: Option<Duration>,
+    /// Up, but not heard since we slept.
+    unheard: bool,
+}
+
+/// The sessions of one node.
+#[derive(Debug)]
+pub struct Sessions {
+    config: Config,
+    random: Random,
+    /// By our discriminator.
+    entries: BTreeMap<u32, Entry>,
+    discriminators: BTreeMap<PeerKey, u32>,
+    wakes: Tolerance,
+    interval: Duration,
+    /// Between a stall and the end of what had queued up meanwhile.
+    stall: Option<Stall>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stall {
+    /// What is read now may be old.
+    Reading,
+    /// Everything that is read now is news.
+    Waiting,
+}
+
+impl Sessions {
+    /// No sessions yet. The seed must differ from start to start.
+    pub fn new(config: Config, seed: u64) -> Sessions {
+        let interval = config.interval;
+        Sessions {
+            config,
+            random: Random::new(seed),
+            entries: BTreeMap::new(),
+            discriminators: BTreeMap::new(),
+            wakes: Tolerance::new(),
+            interval,
+            stall: None,
+        }
+    }
+
+    /// Makes the set of peers this one. Sessions that stay are not disturbed; those that go tell their peers (AdminDown) first.
+    pub fn set(&mut self, peers: &BTreeMap<PeerKey, Peer>, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        let gone: Vec<PeerKey> = self.discriminators.keys().filter(|key| !peers.contains_key(key)).copied().collect();
+        for key in gone {
+            self.leave(key, now, &mut effects);
+        }
+        for (key, settings) in peers {
+            self.enter(*key, *settings, now, &mut effects);
+        }
+        self.share(now, &mut effects);
+        self.work(now, &mut effects);
+        effects
+    }
+
+    /// One peer more, or another way to it.
+    pub fn add(&mut self, key: PeerKey, settings: Peer, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        self.enter(key, settings, now, &mut effects);
+        self.share(now, &mut effects);
+        self.work(now, &mut effects);
+        effects
+    }
+
+    /// One peer less: it is told (AdminDown), for as long as it takes it to notice; see [`Sessions::is_empty`].
+    pub fn remove(&mut self, key: PeerKey, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        self.leave(key, now, &mut effects);
+        self.share(now, &mut effects);
+        self.work(now, &mut effects);
+        effects
+    }
+
+    /// Nothing is left, not even farewells to be said.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn enter(&mut self, key: PeerKey, settings: Peer, now: Duration, effects: &mut Effects) {
+        if let Some(discriminator) = self.discriminators.get(&key).copied() {
+            if let Some(entry) = self.entries.get_mut(&discriminator)
+                && entry.settings.multihop == settings.multihop
+            {
+                entry.settings = settings;
+                if entry.leaving.take().is_some() {
+                    let cause = entry.session.come_back();
+                    entry.tell(cause, now, effects);
+                }
+                return;
+            }
+            self.entries.remove(&discriminator);
+        }
+        let discriminator = self.free_discriminator();
+        let session = Session::new(discriminator, self.target(), &mut self.random);
+        self.discriminators.insert(key, discriminator);
+        self.entries.insert(discriminator, Entry { peer: key, settings, session, refused: None, leaving: None, unheard: false });
+    }
+
+    /// Random, so that a packet for a session of an earlier life finds none.
+    fn free_discriminator(&mut self) -> u32 {
+        loop {
+            let discriminator = self.random.next();
+            if discriminator != 0 && !self.entries.contains_key(&discriminator) {
+                return discriminator;
+            }
+        }
+    }
+
+    fn leave(&mut self, key: PeerKey, now: Duration, effects: &mut Effects) {
+        let Some(entry) = self.discriminators.get(&key).and_then(|discriminator| self.entries.get_mut(discriminator)) else { return };
+        if entry.leaving.is_none() {
+            // AdminDown is sent once a second: three times are enough for one to arrive, and who does not listen need not be waited for.
+            let patience = if entry.session.remote.discriminator == 0 { Duration::ZERO } else { SLOW * 3 };
+            entry.leaving = Some(now + patience);
+            let cause = entry.session.leave();
+            entry.tell(cause, now, effects);
+        }
+    }
+
+    /// Takes a packet.
+    pub fn handle(&mut self, received: &Received<'_>, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        effects.discarded = self.take(received, now, &mut effects).err();
+        effects
+    }
+
+    /// The rules of §6.8.6 that need a session, with those of RFC 5881 §5 and §6.7.4.
+    fn take(&mut self, received: &Received<'_>, now: Duration, effects: &mut Effects) -> Result<(), Discard> {
+        // On the port for one hop there are sessions over one hop only, so this need not wait for one to be found.
+        if !received.multihop && received.ttl != Some(255) {
+            return Err(Discard::Ttl);
+        }
+        let packet = Repr::parse(received.payload).map_err(Discard::Malformed)?;
+        let discriminator = self.select(&packet, received).ok_or(Discard::NoSession)?;
+        let entry = self.entries.get_mut(&discriminator).ok_or(Discard::NoSession)?;
+        if entry.settings.multihop != received.multihop {
+            return Err(Discard::WrongPort);
+        }
+        if let Err(reason) = entry.session.sequence.check(&packet, received.payload, self.config.authentication.as_ref()) {
+            entry.refused = Some(reason);
+            return Err(reason);
+        }
+        let reception = entry.session.receive(&packet, now);
+        entry.tell(reception.cause, now, effects);
+        if self.stall == Some(Stall::Waiting) {
+            entry.unheard = false;
+        }
+        if entry.session.state == State::Up {
+            entry.refused = None;
+        }
+        if let Some(gap) = reception.raised {
+            effects.events.push(Event::Adapted(Adaptation {
+                peer: Some(entry.peer),
+                reason: Reason::LateArrivals(gap),
+                interval: entry.session.required_min_rx(),
+                multiplier: multiplier(&self.config, &self.wakes),
+                at: now,
+            }));
+        }
+        if reception.answer {
+            let answer = entry.session.answer();
+            entry.send(answer, self.config.authentication.as_ref(), effects);
+        }
+        if entry.session.is_due(now) {
+            let packet = entry.session.transmit(now, &mut self.random);
+            entry.send(packet, self.config.authentication.as_ref(), effects);
+        }
+        let held = entry.session.state == State::AdminDown;
+        // It has heard our farewell.
+        if held && entry.leaving.is_some() && packet.state < State::Init {
+            self.forget(discriminator);
+        }
+        self.end_stall(now, effects);
+        if held { Err(Discard::AdminDown) } else { Ok(()) }
+    }
+
+    /// By our discriminator alone when the peer knows it, whatever source and interface are (§6.3); else by interface and source.
+    fn select(&self, packet: &Repr, received: &Received<'_>) -> Option<u32> {
+        if packet.your_discriminator != 0 {
+            return Some(packet.your_discriminator);
+        }
+        let key = |interface| PeerKey { interface, address: received.source };
+        self.discriminators.get(&key(Some(received.interface))).or_else(|| self.discriminators.get(&key(None))).copied()
+    }
+
+    /// Does what is due: detection, farewells, periodic packets. To be called at [`Sessions::next_deadline`], after everything that had arrived by
+    /// `now` was handled: silence is no evidence as long as there is something unread.
+    pub fn poll(&mut self, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        if self.wakes.relax(now) {
+            self.aim();
+            self.tell_all(Reason::Calm, now, &mut effects);
+        }
+        self.work(now, &mut effects);
+        effects
+    }
+
+    fn work(&mut self, now: Duration, effects: &mut Effects) {
+        for entry in self.entries.values_mut() {
+            let cause = entry.session.expire(now);
+            entry.tell(cause, now, effects);
+            if entry.session.relax(now) {
+                effects.events.push(Event::Adapted(Adaptation {
+                    peer: Some(entry.peer),
+                    reason: Reason::Calm,
+                    interval: entry.session.required_min_rx(),
+                    multiplier: multiplier(&self.config, &self.wakes),
+                    at: now,
+                }));
+            }
+            if entry.session.is_due(now) {
+                let packet = entry.session.transmit(now, &mut self.random);
+                entry.send(packet, self.config.authentication.as_ref(), effects);
+            }
+        }
+        let gone: Vec<u32> =
+            self.entries.iter().filter(|(_, entry)| entry.leaving.is_some_and(|until| until <= now)).map(|(id, _)| *id).collect();
+        for discriminator in gone {
+            self.forget(discriminator);
+        }
+        self.end_stall(now, effects);
+    }
+
+    fn forget(&mut self, discriminator: u32) {
+        if let Some(entry) = self.entries.remove(&discriminator) {
+            self.discriminators.remove(&entry.peer);
+        }
+    }
+
+    /// When [`Sessions::poll`] has something to do; a time in the past: at once.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let sessions = self.entries.values().flat_map(|entry| [entry.session.next_deadline(), entry.leaving]);
+        sessions.flatten().chain(self.wakes.deadline()).min()
+    }
+
+    /// To be called with how much too late the caller woke up, before it reads what has queued up. Small delays make the multiplier grow; after one
+    /// longer than the shortest detection time peers may have declared us dead, and that is told.
+    pub fn woke(&mut self, late: Duration, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        let ours = self.interval * u32::from(multiplier(&self.config, &self.wakes));
+        let up = self.entries.values().filter(|entry| entry.session.state == State::Up);
+        let shortest = up.filter_map(|entry| entry.session.detection_time()).min().unwrap_or(ours);
+        // The silence that peers have heard.
+        let limit = self.interval * u32::from(self.config.multiplier) * (1 << MAX_LEVEL);
+        if self.wakes.observe(late + self.interval, ours * 3 / 4, limit, now) {
+            self.aim();
+            self.tell_all(Reason::LateWakes(late), now, &mut effects);
+        }
+        if late > shortest {
+            self.stall = Some(Stall::Reading);
+            for entry in self.entries.values_mut() {
+                entry.unheard = entry.session.state == State::Up;
+            }
+            effects.events.push(Event::Stalled { late, at: now });
+        }
+        effects
+    }
+
+    /// To be called when everything that had arrived was handled.
+    pub fn caught_up(&mut self, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        if self.stall == Some(Stall::Reading) {
+            self.stall = Some(Stall::Waiting);
+        }
+        self.end_stall(now, &mut effects);
+        effects
+    }
+
+    fn end_stall(&mut self, now: Duration, effects: &mut Effects) {
+        let heard = |entry: &Entry| !entry.unheard || entry.session.state != State::Up;
+        if self.stall == Some(Stall::Waiting) && self.entries.values().all(heard) {
+            self.stall = None;
+            effects.events.push(Event::CaughtUp { at: now });
+        }
+    }
+
+    /// The interval that the packet rate admits for so many sessions.
+    fn share(&mut self, now: Duration, effects: &mut Effects) {
+        let sessions = self.entries.values().filter(|entry| entry.leaving.is_none()).count();
+        let fair = Duration::from_secs(1) * u32::try_from(sessions).unwrap_or(u32::MAX) / self.config.packet_rate.max(1);
+        let interval = self.config.interval.max(fair);
+        if interval != self.interval {
+            self.interval = interval;
+            self.aim();
+            self.tell_all(Reason::Sessions(sessions), now, effects);
+        }
+    }
+
+    fn target(&self) -> Target {
+        Target { interval: self.interval, multiplier: multiplier(&self.config, &self.wakes) }
+    }
+
+    fn aim(&mut self) {
+        let target = self.target();
+        for entry in self.entries.values_mut() {
+            entry.session.aim(target);
+        }
+    }
+
+    fn tell_all(&self, reason: Reason, now: Duration, effects: &mut Effects) {
+        let Target { interval, multiplier } = self.target();
+        effects.events.push(Event::Adapted(Adaptation { peer: None, reason, interval, multiplier, at: now }));
+    }
+
+    /// All sessions, in the order of their peers.
+    pub fn status(&self) -> Vec<SessionStatus> {
+        let entries = self.discriminators.values().filter_map(|discriminator| self.entries.get(discriminator));
+        entries
+            .map(|Entry { peer, session, refused, .. }| SessionStatus {
+                peer: *peer,
+                state: session.state,
+                diagnostic: session.diagnostic,
+                remote_state: session.remote.state,
+                detection_time: session.detection_time(),
+                transmit_interval: session.transmit_interval(),
+                refused: *refused,
+            })
+            .collect()
+    }
+
+    /// Peers whose sessions are up.
+    pub fn up(&self) -> BTreeSet<PeerKey> {
+        self.entries.values().filter(|entry| entry.session.state == State::Up).map(|entry| entry.peer).collect()
+    }
+}
+
+fn multiplier(config: &Config, wakes: &Tolerance) -> u8 {
+    config.multiplier.max(1).saturating_mul(1 << wakes.level().min(MAX_LEVEL))
+}
+
+impl Entry {
+    fn tell(&mut self, cause: Option<Cause>, now: Duration, effects: &mut Effects) {
+        if let Some(cause) = cause {
+            effects.events.push(Event::Peer(PeerEvent {
+                peer: self.peer,
+                state: self.session.state,
+                diagnostic: self.session.diagnostic,
+                remote_diagnostic: self.session.remote.diagnostic,
+                cause,
+                at: now,
+            }));
+        }
+    }
+
+    fn send(&mut self, packet: Repr, authentication: Option<&Authentication>, effects: &mut Effects) {
+        let section = authentication.map(|authentication| self.session.sequence.section(authentication));
+        let (mut bytes, length) = Repr { authentication: section, ..packet }.to_bytes();
+        if let (Some(authentication), Some(packet)) = (authentication, bytes.get_mut(..length)) {
+            bfd::sign(packet, &authentication.key);
+        }
+        effects.packets.push(Outgoing { peer: self.peer, settings: self.settings, bytes, length });
+    }
+}

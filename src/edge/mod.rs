@@ -1,5 +1,6 @@
 //! IO and nothing else: each module translates between the world and the engine's types, and decides nothing.
 
+pub mod bfd;
 pub mod conntrack;
 pub mod dataplane;
 pub mod http;

@@ -1,1 +1,257 @@
+//! The collection: who gets a packet, and who gets none. Every test names its rule.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::*;
+use crate::wire::bfd::{self, AuthenticationType, Key, Repr, State};
+
+fn ms(value: u64) -> Duration {
+    Duration::from_millis(value)
+}
+
+fn key(interface: Option<u32>, host: u8) -> PeerKey {
+    PeerKey { interface, address: IpAddr::from([10, 0, 0, host]) }
+}
+
+/// From a peer that does not know us.
+fn hello() -> Repr {
+    Repr {
+        diagnostic: bfd::Diagnostic::None,
+        state: State::Down,
+        poll: false,
+        finished: false,
+        control_plane_independent: false,
+        demand: false,
+        detect_multiplier: 3,
+        my_discriminator: 77,
+        your_discriminator: 0,
+        desired_min_tx: 1_000_000,
+        required_min_rx: 50_000,
+        required_min_echo_rx: 0,
+        authentication: None,
+    }
+}
+
+fn received(interface: u32, host: u8, payload: &[u8]) -> Received<'_> {
+    Received { interface, source: IpAddr::from([10, 0, 0, host]), ttl: Some(255), multihop: false, payload }
+}
+
+fn state(sessions: &Sessions, key: PeerKey) -> State {
+    sessions.status().iter().find(|session| session.peer == key).expect("a session").state
+}
+
+fn parsed(packet: &Outgoing) -> Repr {
+    Repr::parse(packet.payload()).expect("we send what we can read")
+}
+
+/// One session, up.
+fn up(config: Config) -> (Sessions, Repr) {
+    let mut sessions = Sessions::new(config, 3);
+    let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
+    let heard = Repr { state: State::Init, your_discriminator: parsed(&first).my_discriminator, desired_min_tx: 50_000, ..hello() };
+    sessions.handle(&received(2, 9, &heard.to_vec()), ms(1));
+    assert_eq!(state(&sessions, key(Some(2), 9)), State::Up);
+    (sessions, Repr { state: State::Up, ..heard })
+}
+
+/// RFC 5881 §5: whatever passed a router is not from this link. RFC 5883 has no such rule, but another port.
+#[test]
+fn the_ttl_must_be_255_on_one_hop() {
+    let mut sessions = Sessions::new(Config::default(), 1);
+    sessions.add(key(Some(2), 9), Peer::default(), ms(0));
+    sessions.add(key(None, 8), Peer { local: None, multihop: true }, ms(0));
+    let hello = hello().to_vec();
+    for ttl in [Some(254), Some(0), None] {
+        let effects = sessions.handle(&Received { ttl, ..received(2, 9, &hello) }, ms(1));
+        assert_eq!((effects.discarded, effects.packets.len()), (Some(Discard::Ttl), 0), "{ttl:?}");
+    }
+    assert_eq!(sessions.handle(&received(2, 9, &hello), ms(1)).discarded, None);
+    let far = Received { ttl: Some(61), multihop: true, ..received(2, 8, &hello) };
+    assert_eq!(sessions.handle(&far, ms(1)).discarded, None);
+    assert_eq!(
+        sessions.handle(&Received { multihop: true, ttl: Some(61), ..received(2, 9, &hello) }, ms(1)).discarded,
+        Some(Discard::WrongPort)
+    );
+    assert_eq!(sessions.handle(&received(2, 8, &hello), ms(1)).discarded, Some(Discard::WrongPort));
+}
+
+/// RFC 5880 §6.3, §6.8.6: by our discriminator alone when it is there, else by interface and source.
+#[test]
+fn demultiplexing() {
+    let mut sessions = Sessions::new(Config::default(), 1);
+    let ours = parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]).my_discriminator;
+    sessions.add(key(Some(3), 9), Peer::default(), ms(0));
+    sessions.add(key(None, 8), Peer::default(), ms(0));
+    let known = |your_discriminator| Repr { your_discriminator, ..hello() }.to_vec();
+    assert_eq!(sessions.handle(&received(3, 9, &hello().to_vec()), ms(1)).discarded, None);
+    assert_eq!((state(&sessions, key(Some(2), 9)), state(&sessions, key(Some(3), 9))), (State::Down, State::Init));
+    assert_eq!(sessions.handle(&received(7, 8, &hello().to_vec()), ms(1)).discarded, None, "any interface");
+    assert_eq!(state(&sessions, key(None, 8)), State::Init);
+    for (interface, host) in [(7, 9), (2, 7)] {
+        assert_eq!(sessions.handle(&received(interface, host, &hello().to_vec()), ms(1)).discarded, Some(Discard::NoSession));
+    }
+    assert_eq!(sessions.handle(&received(2, 9, &known(ours ^ 1)), ms(1)).discarded, Some(Discard::NoSession), "an earlier life of ours");
+    assert_eq!(sessions.handle(&received(7, 70, &known(ours)), ms(1)).discarded, None, "source and interface may change");
+    assert_eq!(state(&sessions, key(Some(2), 9)), State::Init);
+}
+
+/// §6.8.6: a peer that has restarted does not know us; the session falls at once and is up again soon, without waiting for silence.
+#[test]
+fn a_restarted_peer_is_noticed_at_once() {
+    let (mut sessions, _) = up(Config::default());
+    let effects = sessions.handle(&received(2, 9, &Repr { my_discriminator: 78, ..hello() }.to_vec()), ms(20));
+    let [Event::Peer(event)] = &effects.events[..] else { panic!("{effects:?}") };
+    assert_eq!((event.state, event.cause, event.at), (State::Down, Cause::NeighborDown, ms(20)));
+    let answer = parsed(&effects.packets[0]);
+    assert_eq!((answer.state, answer.your_discriminator), (State::Down, 78));
+}
+
+fn secret(text: &str) -> Option<Authentication> {
+    Some(Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key: Key::new(text.as_bytes()).expect("not empty") })
+}
+
+fn signed(packet: &Repr, sequence: u32, key_id: u8, kind: AuthenticationType, secret: &str) -> Vec<u8> {
+    let section = bfd::Authentication { kind, key_id, sequence, digest: [0; 20] };
+    let mut bytes = Repr { authentication: Some(section), ..*packet }.to_vec();
+    bfd::sign(&mut bytes, &Key::new(secret.as_bytes()).expect("not empty"));
+    bytes
+}
+
+/// §6.7.4: type, key, window of the sequence number, digest; and the number is forgotten after twice the detection time of silence (§6.8.1).
+#[test]
+fn meticulous_keyed_sha1() {
+    let meticulous = AuthenticationType::MeticulousKeyedSha1;
+    let mut sessions = Sessions::new(Config { authentication: secret("s"), ..Config::default() }, 1);
+    let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
+    assert!(bfd::is_signed(first.payload(), &Key::new(b"s").expect("not empty")));
+    let mut take = |bytes: &[u8], now| {
+        let effects = sessions.handle(&received(2, 9, bytes), now);
+        (effects.discarded, effects.packets.iter().map(|packet| parsed(packet).authentication.map(|section| section.sequence)).next())
+    };
+    let with = |sequence| signed(&hello(), sequence, 1, meticulous, "s");
+    assert_eq!(take(&hello().to_vec(), ms(1)).0, Some(Discard::NotAuthenticated));
+    assert_eq!(take(&signed(&hello(), 5, 1, AuthenticationType::KeyedSha1, "s"), ms(1)).0, Some(Discard::AuthenticationType));
+    assert_eq!(take(&signed(&hello(), 5, 2, meticulous, "s"), ms(1)).0, Some(Discard::KeyId));
+    assert_eq!(take(&signed(&hello(), 5, 1, meticulous, "t"), ms(1)).0, Some(Discard::Digest));
+    let start = u32::MAX - 2;
+    let (taken, sequence) = take(&with(start), ms(1));
+    assert_eq!((taken, sequence), (None, Some(parsed(&first).authentication.map(|section| section.sequence.wrapping_add(1)))));
+    for (sequence, expected) in [
+        (start, Some(Discard::Sequence)),
+        (start - 1, Some(Discard::Sequence)),
+        (start.wrapping_add(10), Some(Discard::Sequence)),
+        (start.wrapping_add(9), None),
+        (start.wrapping_add(8), Some(Discard::Sequence)),
+        (start.wrapping_add(10), None),
+    ] {
+        assert_eq!(take(&with(sequence), ms(2)).0, expected, "{sequence}");
+    }
+    let forged = signed(&hello(), start.wrapping_add(15), 1, meticulous, "t");
+    assert_eq!(take(&forged, ms(3)).0, Some(Discard::Digest));
+    assert_eq!(take(&with(start.wrapping_add(11)), ms(3)).0, None, "a forged packet does not move the window");
+    // The peer restarts: detection time 3 s, twice.
+    for (now, expected) in [(3004, Some(Discard::Sequence)), (6002, Some(Discard::Sequence)), (6004, None)] {
+        sessions.poll(ms(now));
+        assert_eq!(sessions.handle(&received(2, 9, &with(12345)), ms(now)).discarded, expected, "{now}");
+    }
+}
+
+#[test]
+fn a_packet_with_authentication_needs_a_session_with_it() {
+    let (mut sessions, heard) = up(Config::default());
+    let bytes = signed(&heard, 1, 1, AuthenticationType::MeticulousKeyedSha1, "s");
+    assert_eq!(sessions.handle(&received(2, 9, &bytes), ms(2)).discarded, Some(Discard::UnexpectedAuthentication));
+    assert_eq!(sessions.status()[0].refused, Some(Discard::UnexpectedAuthentication));
+}
+
+/// RFC 5880 §6.8.16: who is no longer wanted is told AdminDown until it has noticed; who returns meanwhile goes on.
+#[test]
+fn farewells() {
+    let (mut sessions, heard) = up(Config::default());
+    let effects = sessions.set(&BTreeMap::new(), ms(10));
+    assert!(matches!(&effects.events[..], [Event::Peer(PeerEvent { state: State::AdminDown, cause: Cause::LocalAdminDown, .. })]));
+    assert_eq!(parsed(&effects.packets[0]).state, State::AdminDown);
+    assert_eq!(sessions.handle(&received(2, 9, &heard.to_vec()), ms(11)).discarded, Some(Discard::AdminDown), "sent before it heard");
+    assert!(!sessions.is_empty());
+    sessions.handle(&received(2, 9, &Repr { state: State::Down, ..heard }.to_vec()), ms(12));
+    assert!(sessions.is_empty());
+
+    let (mut sessions, heard) = up(Config::default());
+    sessions.remove(key(Some(2), 9), ms(10));
+    let effects = sessions.add(key(Some(2), 9), Peer::default(), ms(11));
+    assert!(matches!(&effects.events[..], [Event::Peer(PeerEvent { state: State::Down, cause: Cause::LocalReturn, .. })]));
+    sessions.handle(&received(2, 9, &Repr { state: State::Down, ..heard }.to_vec()), ms(12));
+    assert_eq!(state(&sessions, key(Some(2), 9)), State::Init);
+
+    let (mut sessions, _) = up(Config::default());
+    sessions.remove(key(Some(2), 9), ms(10));
+    let mut sent = 0;
+    while let Some(due) = sessions.next_deadline() {
+        sent += sessions.poll(due).packets.len();
+        assert!(due < ms(4000), "nobody is waited for forever");
+    }
+    assert!(sent >= 2, "{sent}");
+}
+
+/// Peers that stay are not disturbed when others come and go.
+#[test]
+fn the_set_of_peers_changes_around_a_session() {
+    let (mut sessions, _) = up(Config::default());
+    let peers = [key(Some(2), 9), key(Some(2), 10)].map(|key| (key, Peer::default()));
+    let effects = sessions.set(&BTreeMap::from(peers), ms(10));
+    assert_eq!((effects.events, effects.packets.len()), (vec![], 1), "only the new one speaks");
+    sessions.set(&BTreeMap::from([peers[0]]), ms(11));
+    assert_eq!(sessions.status().len(), 1, "who was never heard needs no farewell");
+    assert_eq!(sessions.up(), [key(Some(2), 9)].into());
+}
+
+/// Not of the RFC: all sessions together keep to the packet rate.
+#[test]
+fn many_sessions_stretch_the_interval_and_say_so() {
+    let mut sessions = Sessions::new(Config { packet_rate: 100, ..Config::default() }, 1);
+    let peers = |count: u8| (1..=count).map(|host| (key(Some(2), host), Peer::default())).collect::<BTreeMap<_, _>>();
+    assert_eq!(sessions.set(&peers(5), ms(0)).events, vec![]);
+    for (count, interval) in [(50, 500), (10, 100), (4, 50)] {
+        let effects = sessions.set(&peers(count), ms(0));
+        let expected = Adaptation { peer: None, reason: Reason::Sessions(count.into()), interval: ms(interval), multiplier: 3, at: ms(0) };
+        assert_eq!(effects.events.last(), Some(&Event::Adapted(expected)), "behind farewells");
+    }
+}
+
+/// A stall is told before anything that is read after it, and its end when all that are up have been heard anew.
+#[test]
+fn a_stall_is_told_and_ends_with_fresh_packets() {
+    let (mut sessions, heard) = up(Config::default());
+    let now = ms(30_000);
+    assert_eq!(sessions.woke(ms(29_900), now).events, vec![Event::Stalled { late: ms(29_900), at: now }]);
+    let queued = sessions.handle(&received(2, 9, &heard.to_vec()), now);
+    assert_eq!(queued.events, vec![], "it had queued up, and proves nothing about now");
+    assert_eq!(sessions.caught_up(now).events, vec![]);
+    assert_eq!(sessions.poll(now).events, vec![], "but nobody is declared dead who spoke");
+    let fresh = sessions.handle(&received(2, 9, &heard.to_vec()), now + ms(40));
+    assert_eq!(fresh.events, vec![Event::CaughtUp { at: now + ms(40) }]);
+
+    let (mut sessions, _) = up(Config::default());
+    sessions.woke(ms(29_900), now);
+    sessions.caught_up(now);
+    let causes: Vec<Event> = sessions.poll(now).events;
+    assert!(
+        matches!(causes[..], [Event::Peer(PeerEvent { cause: Cause::DetectionTimeExpired, .. }), Event::CaughtUp { .. }]),
+        "{causes:?}"
+    );
+}
+
+/// Not of the RFC: waking up late, repeatedly, makes peers wait longer for us; a suspension does not.
+#[test]
+fn late_wakes_raise_the_multiplier() {
+    let (mut sessions, _) = up(Config::default());
+    assert_eq!(sessions.woke(ms(5000), ms(10_000)).events.len(), 1);
+    assert_eq!(sessions.woke(ms(5000), ms(20_000)).events.len(), 1, "stalls, no more");
+    assert_eq!(sessions.woke(ms(70), ms(21_000)).events, vec![]);
+    let raised = Adaptation { peer: None, reason: Reason::LateWakes(ms(70)), interval: ms(50), multiplier: 6, at: ms(22_000) };
+    assert_eq!(sessions.woke(ms(70), ms(22_000)).events, vec![Event::Adapted(raised)]);
+    let due = sessions.next_deadline().expect("at once");
+    assert_eq!(parsed(&sessions.poll(due.max(ms(1))).packets[0]).detect_multiplier, 6);
+}

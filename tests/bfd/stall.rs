@@ -1,0 +1,123 @@
+//! A process that is stopped for longer than its peers wait, and goes on.
+
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pinnace::bfd::{Cause, Config, Peer, PeerKey};
+use pinnace::edge::bfd::{self, Options};
+
+use super::speaker::{Speaker, both};
+use super::{ENDS, Link, ip};
+
+/// Set in the process that is to be stopped.
+const ROLE: &str = "PINNACE_TEST_BFD_SPEAKER";
+
+/// Not a test of its own: what the process started by [`start`] does. Prints its events until its standard input ends.
+#[test]
+fn speaks_when_it_is_told_to() {
+    if env::var_os(ROLE).is_none() {
+        return;
+    }
+    let handle = bfd::spawn(Options::default(), |event| println!("\nevent {event:?}")).unwrap();
+    let peer =
+        |(theirs, ours): &(&str, &str)| (PeerKey { interface: None, address: ip(theirs) }, Peer { local: Some(ip(ours)), multihop: false });
+    handle.set_peers(ENDS.iter().map(peer).collect());
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+struct Process {
+    child: Child,
+    events: mpsc::Receiver<String>,
+}
+
+impl Process {
+    fn start(link: &Link) -> Process {
+        let mut child = link.theirs.enter(|| {
+            Command::new(env::current_exe().unwrap())
+                .args(["--exact", "stall::speaks_when_it_is_told_to", "--nocapture"])
+                .env(ROLE, "1")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (say, events) = mpsc::channel();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Some(event) = line.strip_prefix("event ") {
+                    let _ = say.send(event.to_owned());
+                }
+            }
+        });
+        Process { child, events }
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Events until one that contains the word.
+    fn until(&self, word: &str) -> Vec<String> {
+        let mut events = Vec::new();
+        let deadline = Instant::now() + super::PATIENCE;
+        while events.last().is_none_or(|event: &String| !event.contains(word)) {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(event) => events.push(event),
+                Err(error) => panic!("{word} was not told ({error}): {events:#?}"),
+            }
+        }
+        events
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
+    let link = Link::new();
+    let process = Process::start(&link);
+    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    speaker.wait_up();
+    for stopped in [Duration::from_millis(700), Duration::from_secs(3)] {
+        thread::sleep(Duration::from_millis(500));
+        while process.events.try_recv().is_ok() {}
+        drop(speaker.take());
+        process.signal("-STOP");
+        speaker.both_say(Cause::DetectionTimeExpired);
+        thread::sleep(stopped.saturating_sub(Duration::from_millis(200)));
+        process.signal("-CONT");
+        speaker.wait_up();
+        let events = process.until("CaughtUp");
+        assert!(events[0].starts_with("Stalled { late: "), "{events:#?}");
+        assert!(events.iter().all(|event| !event.contains("DetectionTimeExpired")), "{events:#?}");
+        assert!(events.iter().filter(|event| event.contains("cause: NeighborDown")).count() == 2, "they had given us up: {events:#?}");
+    }
+}
+
+#[test]
+fn who_died_meanwhile_is_found_dead_after_waking_up() {
+    let link = Link::new();
+    let process = Process::start(&link);
+    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    speaker.wait_up();
+    thread::sleep(Duration::from_millis(500));
+    while process.events.try_recv().is_ok() {}
+    process.signal("-STOP");
+    // As after a crash, before it notices anything.
+    drop(speaker);
+    thread::sleep(Duration::from_secs(1));
+    process.signal("-CONT");
+    let events = process.until("CaughtUp");
+    assert!(events[0].starts_with("Stalled"), "{events:#?}");
+    assert_eq!(events.iter().filter(|event| event.contains("DetectionTimeExpired")).count(), 2, "{events:#?}");
+}

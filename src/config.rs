@@ -6,6 +6,7 @@
 //! Pure: environment, file text and host name are arguments. The figment crate would merge the sources too, but it gives strings types before
 //! the setting's own parser has seen them (a node called `007` or `1e3` would become a number) and stops at the first error.
 
+pub mod bfd;
 mod file;
 mod help;
 mod nearest;

@@ -20,12 +20,12 @@ pub struct Config {
     pub multiplier: u8,
     /// None: packets carry no authentication section, and none is accepted.
     pub authentication: Option<Authentication>,
-    /// Packets per second that all sessions together send when they are up, and receive. With more sessions the interval grows.
+    /// Packets per second that all sessions together send on average when they are up, and receive. With more sessions the interval grows.
     pub packet_rate: u32,
 }
 
 impl Default for Config {
-    /// 50 ms × 3, and the load of 25 such sessions.
+    /// 50 ms × 3, and the load of 21 such sessions.
     fn default() -> Config {
         Config { interval: Duration::from_millis(50), multiplier: 3, authentication: None, packet_rate: 500 }
     }
@@ -398,10 +398,10 @@ impl Sessions {
         }
     }
 
-    /// The interval that the packet rate admits for so many sessions.
+    /// The interval that the packet rate admits for so many sessions; jitter takes an eighth of it on average (§6.8.7).
     fn share(&mut self, now: Duration, effects: &mut Effects) {
         let sessions = self.entries.values().filter(|entry| entry.leaving.is_none()).count();
-        let fair = Duration::from_secs(1) * u32::try_from(sessions).unwrap_or(u32::MAX) / self.config.packet_rate.max(1);
+        let fair = Duration::from_secs(1) * u32::try_from(sessions).unwrap_or(u32::MAX) * 8 / 7 / self.config.packet_rate.max(1);
         let interval = self.config.interval.max(fair);
         if interval != self.interval {
             self.interval = interval;

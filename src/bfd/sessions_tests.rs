@@ -212,10 +212,16 @@ fn the_set_of_peers_changes_around_a_session() {
 fn many_sessions_stretch_the_interval_and_say_so() {
     let mut sessions = Sessions::new(Config { packet_rate: 100, ..Config::default() }, 1);
     let peers = |count: u8| (1..=count).map(|host| (key(Some(2), host), Peer::default())).collect::<BTreeMap<_, _>>();
-    assert_eq!(sessions.set(&peers(5), ms(0)).events, vec![]);
-    for (count, interval) in [(50, 500), (10, 100), (4, 50)] {
+    assert_eq!(sessions.set(&peers(4), ms(0)).events, vec![]);
+    for (count, interval) in [(70, 800_000), (7, 80_000), (4, 50_000)] {
         let effects = sessions.set(&peers(count), ms(0));
-        let expected = Adaptation { peer: None, reason: Reason::Sessions(count.into()), interval: ms(interval), multiplier: 3, at: ms(0) };
+        let expected = Adaptation {
+            peer: None,
+            reason: Reason::Sessions(count.into()),
+            interval: Duration::from_micros(interval),
+            multiplier: 3,
+            at: ms(0),
+        };
         assert_eq!(effects.events.last(), Some(&Event::Adapted(expected)), "behind farewells");
     }
 }

@@ -188,7 +188,7 @@ fn frr_behind_a_router() {
             format!("address add 10.99.{subnet}.1/24 dev eth{end}"),
             format!("address add fd99:{subnet}::1/64 dev eth{end} nodad"),
         ]);
-        host.ip(&[format!("route add default via 10.99.{subnet}.1"), format!("-6 route add default via fd99:{subnet}::1")]);
+        host.ip(&[format!("route add default via 10.99.{subnet}.1"), format!("route add ::/0 via fd99:{subnet}::1")]);
     }
     router.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]);
     let ends = [("10.99.1.2", "10.99.2.2"), ("fd99:1::2", "fd99:2::2")];

@@ -99,7 +99,7 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
         speaker.wait_up();
         let events = process.until("CaughtUp");
         assert!(events[0].starts_with("Stalled { late: "), "{events:#?}");
-        assert!(events.iter().all(|event| !event.contains("DetectionTimeExpired")), "{events:#?}");
+        assert!(events.iter().all(|event| !event.contains("cause: DetectionTimeExpired")), "{events:#?}");
         assert!(events.iter().filter(|event| event.contains("cause: NeighborDown")).count() == 2, "they had given us up: {events:#?}");
     }
 }
@@ -119,5 +119,5 @@ fn who_died_meanwhile_is_found_dead_after_waking_up() {
     process.signal("-CONT");
     let events = process.until("CaughtUp");
     assert!(events[0].starts_with("Stalled"), "{events:#?}");
-    assert_eq!(events.iter().filter(|event| event.contains("DetectionTimeExpired")).count(), 2, "{events:#?}");
+    assert_eq!(events.iter().filter(|event| event.contains("cause: DetectionTimeExpired")).count(), 2, "{events:#?}");
 }

@@ -12,6 +12,7 @@
 mod counters;
 mod holder;
 mod realtime;
+pub mod secret;
 mod socket;
 mod task;
 

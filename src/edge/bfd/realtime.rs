@@ -13,15 +13,10 @@ pub enum Realtime {
 
 /// Puts the calling thread under SCHED_FIFO; processes and threads that it starts do not inherit it.
 pub(super) fn enter(priority: i32) -> Realtime {
-    let parameters = libc::sched_param { sched_priority: priority, ..zeroed() };
-    // By number: the wrapper of musl refuses, for POSIX means the process and Linux the thread.
-    // SAFETY: the kernel reads `sched_priority`, the first field, from a structure that outlives the call.
+    // What the kernel reads is one integer, whatever structure the C library has; and by number, for the wrapper of musl refuses: POSIX means
+    // the process, Linux the thread.
+    // SAFETY: the pointer is that of `priority`, which outlives the call.
     let result =
-        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameters) };
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const priority) };
     if result == 0 { Realtime::Fifo(priority) } else { Realtime::Refused(io::Error::last_os_error().to_string()) }
-}
-
-fn zeroed() -> libc::sched_param {
-    // SAFETY: integers only, for which zero is a value; which ones there are depends on the C library.
-    unsafe { std::mem::zeroed() }
 }

@@ -143,7 +143,7 @@ impl Listener {
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                         if let Some(info) = data::<libc::in6_pktinfo>(found) {
-                            datagram.interface = info.ipi6_ifindex as u32;
+                            datagram.interface = info.ipi6_ifindex;
                         }
                     }
                     (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
@@ -162,6 +162,7 @@ impl Listener {
 ///
 /// # Safety
 /// The message lies in a buffer that the kernel has filled in, and `T` is made of integers.
+#[allow(clippy::unnecessary_cast)] // The length has 32 bits with musl.
 unsafe fn data<T: Copy>(message: &libc::cmsghdr) -> Option<T> {
     // SAFETY: CMSG_LEN only computes; the data follow the header, for as long as `cmsg_len` says.
     unsafe {

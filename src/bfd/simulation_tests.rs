@@ -131,7 +131,7 @@ fn fair_weather() -> impl Strategy<Value = Weather> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// RFC 5880 §6.2, §6.8.6: whatever was before, sessions come up within a few slow intervals once packets get through, and stay up.
     #[test]

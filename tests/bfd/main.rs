@@ -19,7 +19,7 @@ use lab::Namespace;
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The detection time of all sessions here: 50 ms × 3.
+/// The detection time of all sessions here, 50 ms × 3, before they adapt to a busy machine.
 const DETECTION: Duration = Duration::from_millis(150);
 /// How much later than the detection time a failure may be noticed on a machine that does other things as well.
 const SLACK: Duration = Duration::from_millis(350);

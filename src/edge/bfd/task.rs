@@ -29,6 +29,8 @@ pub(super) struct Task {
     events: Box<dyn FnMut(Event) + Send>,
     /// When to end, whoever has not heard our farewell by then.
     stop: Option<Duration>,
+    /// Listeners that have something to read, as bits.
+    ready: u8,
 }
 
 impl Task {
@@ -42,7 +44,18 @@ impl Task {
         events: Box<dyn FnMut(Event) + Send>,
     ) -> io::Result<Task> {
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Task { sessions: Sessions::new(config, seed), sockets, commands, wake, timer, armed: None, counters, events, stop: None })
+        Ok(Task {
+            sessions: Sessions::new(config, seed),
+            sockets,
+            commands,
+            wake,
+            timer,
+            armed: None,
+            counters,
+            events,
+            stop: None,
+            ready: 0,
+        })
     }
 
     pub fn run(mut self) {
@@ -57,7 +70,8 @@ impl Task {
                 let effects = self.sessions.woke(late, now);
                 self.apply(effects);
             }
-            self.receive(now);
+            // Nobody can be found silent before the planned time, so until then sockets with nothing to read need not be asked.
+            self.receive(if planned.is_some_and(|planned| now < planned) { self.ready } else { u8::MAX }, now);
             let effects = self.sessions.caught_up(now);
             self.apply(effects);
             if !self.obey(now) {
@@ -74,9 +88,9 @@ impl Task {
         }
     }
 
-    fn receive(&mut self, now: Duration) {
+    fn receive(&mut self, listeners: u8, now: Duration) {
         let mut buffer = [0; 256]; // `Length` is one byte.
-        for index in 0..self.sockets.listeners().len() {
+        for index in (0..self.sockets.listeners().len()).filter(|index| listeners & (1 << index) != 0) {
             for _ in 0..BATCH {
                 let Some(listener) = self.sockets.listeners().get(index) else { break };
                 let (datagram, multihop) = match listener.receive(&mut buffer) {
@@ -152,6 +166,7 @@ impl Task {
         // Interrupted by a signal: the round that follows finds out whether anything is due.
         let _ = poll(&mut fds, None);
         let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        self.ready = (0..fds.len().saturating_sub(2)).fold(0, |bits, index| bits | u8::from(ready(index + 2)) << index);
         let mut count = [0; 8];
         if ready(0) {
             self.armed = None;

@@ -18,8 +18,15 @@ fn read(frame: &[u8]) {
     if let Ok(message) = ndp::Repr::parse(frame) {
         assert_eq!(ndp::Repr::parse(&message.to_vec()), Ok(message));
     }
+    // A UDP payload, not a frame; it needs no help.
     if let Ok(packet) = bfd::Repr::parse(frame) {
         assert_eq!(bfd::Repr::parse(&packet.to_vec()), Ok(packet));
+        if let Some(key) = bfd::Key::new(b"secret") {
+            let mut signed = packet.to_vec();
+            bfd::sign(&mut signed, &key);
+            assert_eq!(bfd::is_signed(&signed, &key), packet.authentication.is_some());
+            let _ = bfd::is_signed(frame, &key);
+        }
     }
 }
 

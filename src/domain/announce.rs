@@ -65,6 +65,9 @@ pub struct Announcement {
     /// Another node answers for it: listen on the same interfaces, so as to be ready to take over, but say nothing. Probing goes on
     /// where it is asked for.
     pub standby: bool,
+    /// Say nothing of our own accord: no probes (where they are asked for they wait), no announcements and no defence. Questions are
+    /// answered unless on standby: so a node hands over.
+    pub quiet: bool,
 }
 
 /// A frame to send.
@@ -104,6 +107,15 @@ pub enum AnnouncerEvent {
     },
     /// On standby: somebody says that it has the VIP; at most one per [`HEARD_INTERVAL`] for each VIP, interface and speaker.
     Heard {
+        /// The address.
+        vip: IpAddr,
+        /// Where it was heard.
+        ifindex: u32,
+        /// Who.
+        mac: Mac,
+    },
+    /// On standby: somebody asks whether anybody has the VIP, so it has not; not limited, as nobody asks without end.
+    Asked {
         /// The address.
         vip: IpAddr,
         /// Where it was heard.
@@ -158,6 +170,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Announcer {
     config: Config,
+    configured_interval: Duration,
     jitter: Jitter,
     /// Usable interfaces: up, with a hardware address.
     links: BTreeMap<u32, Mac>,
@@ -179,6 +192,7 @@ struct Vip {
     interfaces: BTreeSet<u32>,
     standing: Standing,
     standby: bool,
+    quiet: bool,
     /// What was last heard of who has it, on standby.
     heard: Option<(u32, Mac, Duration)>,
 }
@@ -204,6 +218,8 @@ struct Place {
     step: usize,
     due: Duration,
     contested: Option<Duration>,
+    /// The rival that was last told of, and when.
+    rival: Option<(Mac, Duration)>,
     defended: Option<Duration>,
 }
 
@@ -218,6 +234,7 @@ impl Announcer {
     /// An announcer that announces nothing. `seed` feeds jitter and nonces; hosts should differ in it.
     pub fn new(config: Config, seed: u64) -> Announcer {
         Announcer {
+            configured_interval: config.announce_interval,
             config,
             jitter: Jitter::new(seed),
             links: BTreeMap::new(),
@@ -289,9 +306,10 @@ impl Announcer {
 
     fn want(&mut self, vip: IpAddr, wanted: Announcement, fresh: &BTreeSet<u32>, now: Duration) {
         let probe = wanted.probe && !self.config.probe_time.is_zero();
-        let (standing, before, heard) = match self.vips.remove(&vip) {
-            None => (if probe { Standing::Waiting } else { Standing::Clear }, BTreeSet::new(), None),
-            Some(old) => (old.standing, old.interfaces, old.heard),
+        let may_probe = !wanted.quiet;
+        let (standing, before, heard, quiet_before) = match self.vips.remove(&vip) {
+            None => (if probe { Standing::Waiting } else { Standing::Clear }, BTreeSet::new(), None, false),
+            Some(old) => (old.standing, old.interfaces, old.heard, old.quiet),
         };
         // A usable interface that takes part and did not a moment ago.
         let arrived = wanted.interfaces.iter().any(|i| self.links.contains_key(i) && (fresh.contains(i) || !before.contains(i)));
@@ -303,10 +321,10 @@ impl Announcer {
                 if !probe {
                     self.cancel(vip, &other);
                     Standing::Clear
-                } else if !usable && matches!(other, Standing::Probing { .. }) {
+                } else if !(usable && may_probe) && matches!(other, Standing::Probing { .. }) {
                     self.cancel(vip, &other);
                     Standing::Waiting
-                } else if restart {
+                } else if restart && may_probe {
                     self.cancel(vip, &other);
                     self.start_probing(vip, now)
                 } else {
@@ -319,13 +337,15 @@ impl Announcer {
                 let here = !wanted.standby && wanted.interfaces.contains(&ifindex) && self.links.contains_key(&ifindex);
                 if !here {
                     self.leave(vip, ifindex);
-                } else if fresh.contains(&ifindex) || !self.places.contains_key(&(vip, ifindex)) {
+                } else if wanted.quiet {
+                    self.hush(vip, ifindex);
+                } else if quiet_before || fresh.contains(&ifindex) || !self.places.contains_key(&(vip, ifindex)) {
                     self.enter(vip, ifindex, now);
                 }
             }
         }
         let heard = heard.filter(|_| wanted.standby);
-        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing, standby: wanted.standby, heard });
+        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing, standby: wanted.standby, quiet: wanted.quiet, heard });
     }
 
     fn forget(&mut self, vip: IpAddr) {
@@ -348,12 +368,70 @@ impl Announcer {
     fn enter(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
         self.leave(vip, ifindex);
         self.timers.add(now, Timer::Announce(vip, ifindex));
-        self.places.insert((vip, ifindex), Place { burst: None, step: 0, due: now, contested: None, defended: None });
+        self.places.insert((vip, ifindex), Place { burst: None, step: 0, due: now, contested: None, rival: None, defended: None });
     }
 
     fn leave(&mut self, vip: IpAddr, ifindex: u32) {
         if let Some(place) = self.places.remove(&(vip, ifindex)) {
             self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+        }
+    }
+
+    /// Answers from now on, and no more.
+    fn hush(&mut self, vip: IpAddr, ifindex: u32) {
+        let known = self.places.contains_key(&(vip, ifindex));
+        if !known {
+            self.enter(vip, ifindex, Duration::ZERO);
+        }
+        if let Some(place) = self.places.get(&(vip, ifindex)) {
+            self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+        }
+    }
+
+    /// Asks, once and now, whether anybody has a VIP that we know: one station, or everybody. Who has it answers, and is
+    /// [`AnnouncerEvent::Heard`].
+    pub fn ask(&mut self, vip: IpAddr, station: Option<Mac>) {
+        let nonce = self.nonce(vip);
+        let frames: Vec<Transmission> = self
+            .links_of(vip)
+            .map(|(ifindex, mac)| {
+                let frame = match vip {
+                    IpAddr::V4(address) => {
+                        let probe = arp::Repr::probe(mac, address);
+                        arp::Repr { destination: station.unwrap_or(probe.destination), ..probe }.to_vec()
+                    }
+                    IpAddr::V6(address) => {
+                        let probe = ndp::Repr::probe(mac, address, nonce);
+                        ndp::Repr { destination_mac: station.unwrap_or(probe.destination_mac), ..probe }.to_vec()
+                    }
+                };
+                Transmission { ifindex, frame }
+            })
+            .collect();
+        self.pacer.count(frames.len());
+        self.counters.probes_sent += frames.len() as u64;
+        self.transmissions.extend(frames);
+    }
+
+    /// How often to refresh from now on; None: as configured. A shorter interval holds for what is pending, too.
+    pub fn set_interval(&mut self, interval: Option<Duration>, now: Duration) {
+        let interval = interval.unwrap_or(self.configured_interval);
+        let shorter = interval < self.config.announce_interval;
+        self.config.announce_interval = interval;
+        if !shorter {
+            return;
+        }
+        let settled: Vec<(IpAddr, u32)> =
+            self.places.iter().filter(|(_, place)| place.step >= schedule::BURST.len()).map(|(key, _)| *key).collect();
+        for (vip, ifindex) in settled {
+            let due = now + self.jitter.up_to(interval);
+            let Some(place) = self.places.get_mut(&(vip, ifindex)) else { continue };
+            let silent = self.vips.get(&vip).is_some_and(|known| known.quiet);
+            if due < place.due && !silent {
+                self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+                place.due = due;
+                self.timers.add(due, Timer::Announce(vip, ifindex));
+            }
         }
     }
 

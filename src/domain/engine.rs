@@ -4,6 +4,7 @@
 //! `place` decides about one Service (addresses, frontends), `vips` about one virtual address (probe, announce), `report` answers
 //! questions about all of it.
 
+mod election;
 mod place;
 mod report;
 #[cfg(test)]
@@ -20,11 +21,13 @@ use super::endpoints::Here;
 use super::forwarding::{Forwarding, FrontendKey};
 use super::index::{Index, Touched};
 use super::ipam::{Allocations, Ipam, NodePorts, Options, Reserved};
+use super::membership::{Membership, PeerEvent};
 use super::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::{Notice, Plan};
 use super::pool::{AddressRange, Pool};
 use super::status::{Problem, Reason};
 use super::uplinks::{self, InterfacePattern, Uplinks};
+use election::Election;
 pub(in crate::domain) use place::list;
 use vips::Vip;
 
@@ -78,9 +81,11 @@ pub enum Event {
     Role(Role),
     /// How the source is: Err says why nothing new may be heard from it.
     SourceHealth(Result<(), String>),
-    /// Time has passed: conflicts are tried again.
+    /// Something was learned about another node.
+    Peer(PeerEvent),
+    /// Time has passed: conflicts are tried again, and what [`Engine::next_deadline`] waited for is done.
     Tick,
-    /// We are about to stop: announce nothing more.
+    /// We are about to stop: hand over, or, where nobody can take over, announce nothing more. See [`Engine::drained`].
     Drain,
 }
 
@@ -152,6 +157,8 @@ pub struct Engine {
     draining: bool,
     role: Role,
     source_health: Result<(), String>,
+    membership: Membership,
+    election: Election,
 }
 
 impl Engine {
@@ -160,6 +167,7 @@ impl Engine {
         let options = Options { avoid_buggy_ips: settings.avoid_buggy_ips };
         Engine {
             role: settings.role,
+            membership: Membership::new(&settings.node),
             ipam: Ipam::new(settings.pools.clone(), options, saved),
             settings,
             now: Duration::ZERO,
@@ -183,6 +191,7 @@ impl Engine {
             rules: None,
             draining: false,
             source_health: Ok(()),
+            election: Election::default(),
         }
     }
 
@@ -203,6 +212,7 @@ impl Engine {
             }
             Event::Role(role) => self.role = role,
             Event::SourceHealth(health) => self.source_health = health,
+            Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
@@ -210,11 +220,13 @@ impl Engine {
             }
             Event::Drain => {
                 self.draining = true;
+                plan.leave = true;
                 let all: Vec<IpAddr> = self.vips.keys().copied().collect();
                 self.review_vips(all, &mut plan);
             }
         }
         self.settle(&mut plan);
+        self.keep_election(&mut plan);
         plan.rule_set.generation = self.generation;
         plan
     }
@@ -271,6 +283,7 @@ impl Engine {
         self.uplinks = uplinks::uplinks(&interfaces, node, pooled, named);
         self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
         self.ipam.set_reserved(self.reserved(&interfaces));
+        self.nodes_changed(&interfaces);
         self.dirty.extend(self.index.services().map(|s| s.key.clone()));
     }
 
@@ -302,6 +315,7 @@ impl Engine {
         }
         if !self.started {
             self.started = true;
+            self.election.start(self.now);
             plan.rule_set.reset = true;
             plan.rule_set.uplinks = Some(self.uplink_names());
             plan.rule_set.vips = Some(BTreeSet::new());
@@ -331,7 +345,7 @@ impl Engine {
 
     fn here(&self) -> Here<'_> {
         let zone = self.index.node(&self.settings.node).and_then(|n| n.zone.as_deref());
-        Here { node: &self.settings.node, zone }
+        Here { node: &self.settings.node, zone, dead: &self.election.dead }
     }
 
     fn ours(&self, service: &Service) -> bool {

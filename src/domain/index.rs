@@ -13,6 +13,8 @@ pub struct Index {
     /// Slice → the Service it belongs to: a slice that is deleted or relabelled no longer says.
     slice_services: BTreeMap<ObjectKey, Box<str>>,
     nodes: BTreeMap<Box<str>, Node>,
+    /// Node → Service → how many of its slices have an endpoint there.
+    node_services: BTreeMap<Box<str>, BTreeMap<ObjectKey, u32>>,
     listing: Listing,
 }
 
@@ -85,7 +87,9 @@ impl Index {
         {
             let service = ObjectKey { namespace: key.namespace.clone(), name: service };
             if let Some(slices) = self.slices.get_mut(&service) {
-                slices.remove(&key.name);
+                if let Some(old) = slices.remove(&key.name) {
+                    count(&mut self.node_services, &service, &old, -1);
+                }
                 if slices.is_empty() {
                     self.slices.remove(&service);
                 }
@@ -98,6 +102,12 @@ impl Index {
         let slices = self.slices.entry(service.clone()).or_default();
         let name = key.name.clone();
         self.slice_services.insert(key, slice.service.clone());
+        if slices.get(&name) != Some(&slice) {
+            count(&mut self.node_services, &service, &slice, 1);
+            if let Some(old) = slices.get(&name) {
+                count(&mut self.node_services, &service, old, -1);
+            }
+        }
         if replace(slices, &name, Some(slice)) {
             touched(Touched::Service(service));
         }
@@ -118,6 +128,11 @@ impl Index {
         self.slices.get(service).into_iter().flat_map(|slices| slices.values())
     }
 
+    /// The Services with endpoints on a node.
+    pub fn services_on(&self, node: &str) -> impl Iterator<Item = &ObjectKey> {
+        self.node_services.get(node).into_iter().flat_map(|services| services.keys())
+    }
+
     /// A Node by name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
@@ -126,6 +141,24 @@ impl Index {
     /// All Nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> + Clone {
         self.nodes.values()
+    }
+}
+
+fn count(nodes: &mut BTreeMap<Box<str>, BTreeMap<ObjectKey, u32>>, service: &ObjectKey, slice: &EndpointSlice, by: i32) {
+    let named: BTreeSet<&str> = slice.endpoints.iter().filter_map(|endpoint| endpoint.node.as_deref()).collect();
+    for node in named {
+        if !nodes.contains_key(node) {
+            nodes.insert(node.into(), BTreeMap::new());
+        }
+        let Some(services) = nodes.get_mut(node) else { continue };
+        let slices = services.entry(service.clone()).or_default();
+        *slices = slices.saturating_add_signed(by);
+        if *slices == 0 {
+            services.remove(service);
+        }
+        if services.is_empty() {
+            nodes.remove(node);
+        }
     }
 }
 

@@ -102,12 +102,20 @@ impl Announcer {
 
     /// Somebody says that it has one of our VIPs.
     fn claimed(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) {
+        let quiet = self.vips.get(&vip).is_some_and(|known| known.quiet);
         if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
             self.counters.contested += 1;
+            // Each rival is told of, though not each is answered: the second may be the one to yield to.
+            if place.rival.is_none_or(|(rival, at)| rival != mac || now >= at + HEARD_INTERVAL) {
+                place.rival = Some((mac, now));
+                self.events.push_back(AnnouncerEvent::Contested { vip, ifindex, mac });
+            }
+            if quiet {
+                return;
+            }
             // Two hosts that both insist must not fill the network with it (RFC 5227 §2.4 allows one defence per interval).
             if place.contested.is_none_or(|last| now >= last + CONTEST_INTERVAL) {
                 place.contested = Some(now);
-                self.events.push_back(AnnouncerEvent::Contested { vip, ifindex, mac });
                 self.send_announcement(vip, ifindex);
             } else if place.due > now + REPAIR_DELAY {
                 // Or else the other's word would be the last one that clients heard until the next refresh.
@@ -135,7 +143,11 @@ impl Announcer {
 
     /// Somebody asks whether one of our VIPs is free. While we ask ourselves, that is a conflict for both (RFC 5227 §2.1.1).
     fn probed(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, answer: Vec<u8>, now: Duration) {
-        if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
+        // Who hands over does not keep others from taking over.
+        let quiet = self.vips.get(&vip).is_some_and(|known| known.quiet && !known.standby);
+        if quiet {
+            self.counters.ignored += 1;
+        } else if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
             self.counters.answered += 1;
             if place.defended.is_none_or(|last| now >= last + CONTEST_INTERVAL) {
                 place.defended = Some(now);
@@ -144,6 +156,9 @@ impl Announcer {
             self.send(ifindex, answer);
         } else if !self.refuse(vip, ifindex, mac, now) {
             self.counters.ignored += 1;
+            if self.vips.get(&vip).is_some_and(|known| known.standby && known.interfaces.contains(&ifindex)) {
+                self.events.push_back(AnnouncerEvent::Asked { vip, ifindex, mac });
+            }
         }
     }
 

@@ -37,7 +37,9 @@ pub(super) fn interfaces(list: &[Interface]) -> Interfaces {
 }
 
 pub(super) fn wish(vips: &[&str], on: &[u32], probe: bool) -> BTreeMap<IpAddr, Announcement> {
-    vips.iter().map(|vip| (ip(vip), Announcement { interfaces: on.iter().copied().collect(), probe, standby: false })).collect()
+    vips.iter()
+        .map(|vip| (ip(vip), Announcement { interfaces: on.iter().copied().collect(), probe, standby: false, quiet: false }))
+        .collect()
 }
 
 /// Frames with the time at which they were sent, and events.
@@ -546,7 +548,7 @@ proptest! {
                     let of = |n: usize, mask: u8| mask >> n & 1 == 1;
                     let desired: BTreeMap<IpAddr, Announcement> = vips.iter().enumerate().filter(|(n, _)| of(*n, mask)).map(|(n, vip)| {
                         let interfaces = (0..3u32).filter(|i| of(*i as usize, probe.rotate_left(n as u32))).collect();
-                        (*vip, Announcement { interfaces, probe: of(n, probe), standby: of(n, standby) })
+                        (*vip, Announcement { interfaces, probe: of(n, probe), standby: of(n, standby), quiet: false })
                     }).collect();
                     silent = desired.iter().filter(|(_, wish)| wish.standby).map(|(vip, _)| *vip).collect();
                     wanted = desired.keys().copied().collect();

@@ -42,7 +42,7 @@ fn slice(endpoints: &str, port: u16) -> EndpointSlice {
     }
 }
 
-const HERE: Here<'static> = Here { node: "n1", zone: Some("za") };
+const HERE: Here<'static> = Here { node: "n1", zone: Some("za"), dead: &Dead::new() };
 
 fn names(backends: &[Backend]) -> String {
     let name = |b: &Backend| match b.address {

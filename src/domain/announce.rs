@@ -391,6 +391,10 @@ impl Announcer {
     /// Asks, once and now, whether anybody has a VIP that we know: one station, or everybody. Who has it answers, and is
     /// [`AnnouncerEvent::Heard`].
     pub fn ask(&mut self, vip: IpAddr, station: Option<Mac>) {
+        // The answer is told of, however short a time ago the same was heard.
+        if let Some(known) = self.vips.get_mut(&vip) {
+            known.heard = None;
+        }
         let nonce = self.nonce(vip);
         let frames: Vec<Transmission> = self
             .links_of(vip)

@@ -45,6 +45,8 @@ pub enum Ineligible {
     LinkDown,
     /// externalTrafficPolicy is Local and no endpoint is on this node.
     NoLocalEndpoint,
+    /// There are Node objects, and none is this node's: it was deleted, or never joined.
+    NoNode,
     /// The process did not run for a while, and looks again first.
     Suspended,
     /// Another machine has this node's name, and the better right to it.
@@ -63,6 +65,7 @@ impl Ineligible {
             Ineligible::NoInterface { .. } => "NoInterface",
             Ineligible::LinkDown => "LinkDown",
             Ineligible::NoLocalEndpoint => "NoLocalEndpoint",
+            Ineligible::NoNode => "NoNode",
             Ineligible::Suspended => "Suspended",
             Ineligible::DuplicateNode { .. } => "DuplicateNode",
         }
@@ -84,6 +87,9 @@ impl fmt::Display for Ineligible {
             ),
             Ineligible::LinkDown => f.write_str("the link of its interface is down"),
             Ineligible::NoLocalEndpoint => f.write_str("externalTrafficPolicy is Local and no endpoint is ready on this node"),
+            Ineligible::NoNode => {
+                f.write_str("the cluster has Nodes, but none of this name: it was deleted, or PINNACE_NODE_NAME is wrong")
+            }
             Ineligible::Suspended => f.write_str("this node did not run for a while and looks first who took over"),
             Ineligible::DuplicateNode { address } => {
                 write!(f, "another machine, at {address}, has this node's name; give one of them another (PINNACE_NODE_NAME)")

@@ -174,8 +174,8 @@ impl World {
     pub fn new(seed: u64, nodes: usize, vips: usize) -> World {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         for _ in 0..8 {
-        random.next();
-    }
+            random.next();
+        }
         let host = |offset| Host {
             process: None,
             life: 0,
@@ -398,6 +398,7 @@ impl World {
             }
             Fault::Delete(node, on) => {
                 self.hosts[node].deleted = on;
+                self.up.retain(|(a, b)| *a != node && *b != node);
                 self.objects_changed(node);
             }
         }
@@ -445,11 +446,6 @@ impl World {
         let mut changes: Vec<SourceChange> = (0..self.hosts.len()).map(|node| self.node_object(node)).collect();
         changes.extend(self.services.iter().cloned());
         self.tell(node, Some(Event::Source { changes, problems: Vec::new(), synced: true }));
-        for other in (0..self.hosts.len()).filter(|other| *other != node) {
-            for address in addresses(other) {
-                self.tell(node, Some(Event::Peer(PeerEvent::Neighbour { address, mac: mac(other) })));
-            }
-        }
         // Its packets with new discriminators say Down to those that still believe in the old sessions.
         for other in 0..self.hosts.len() {
             if self.up.contains(&(other, node)) && self.path(node, other) {
@@ -609,9 +605,30 @@ impl World {
         if let Some(interval) = plan.announce_interval {
             process.announcer.set_interval(interval, now);
         }
+        if let Some(sessions) = &plan.sessions {
+            // To speak to a peer is to resolve its address.
+            let life = self.hosts[node].life;
+            let found: Vec<_> = (0..self.hosts.len())
+                .flat_map(|other| addresses(other).map(|address| (address, mac(other))))
+                .filter(|(address, _)| sessions.contains_key(address))
+                .collect();
+            for (address, mac) in found {
+                let at = self.now + self.random.time(1, 5);
+                self.at(at, Happening::Peer(node, life, PeerEvent::Neighbour { address, mac }));
+            }
+        }
+        let Some(process) = self.hosts[node].process.as_mut() else { return };
         if let Some(announcements) = plan.announcements {
             if trace && announcements != process.announced {
-                let posture = |a: &Announcement| if a.standby { 's' } else if a.quiet { 'q' } else { 'A' };
+                let posture = |a: &Announcement| {
+                    if a.standby {
+                        's'
+                    } else if a.quiet {
+                        'q'
+                    } else {
+                        'A'
+                    }
+                };
                 let all: Vec<_> = announcements.iter().map(|(vip, a)| format!("{vip}{}", posture(a))).collect();
                 eprintln!("{world:?}     {node}: {all:?}");
             }
@@ -645,7 +662,9 @@ impl World {
         }
         let Some(process) = self.hosts[node].process.as_ref() else { return };
         let due = [process.engine.next_deadline(), process.announcer.next_deadline()].into_iter().flatten().min();
-        let Some(due) = due.map(|due| due.saturating_sub(self.hosts[node].offset).max(self.now + Duration::from_micros(10))) else { return };
+        let Some(due) = due.map(|due| due.saturating_sub(self.hosts[node].offset).max(self.now + Duration::from_micros(10))) else {
+            return;
+        };
         if due < self.hosts[node].woken {
             self.hosts[node].woken = due;
             let life = self.hosts[node].life;

@@ -114,14 +114,17 @@ impl Announcer {
                 return;
             }
             // Two hosts that both insist must not fill the network with it (RFC 5227 §2.4 allows one defence per interval).
-            if place.contested.is_none_or(|last| now >= last + CONTEST_INTERVAL) {
-                place.contested = Some(now);
-                self.send_announcement(vip, ifindex);
-            } else if place.due > now + REPAIR_DELAY {
-                // Or else the other's word would be the last one that clients heard until the next refresh.
+            let defends = place.contested.is_none_or(|last| now >= last + CONTEST_INTERVAL);
+            if place.due > now + REPAIR_DELAY {
+                // Or else the other's word may be the last one that clients heard until the next refresh: it was not answered, or
+                // it overtook the answer.
                 self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
                 place.due = now + REPAIR_DELAY;
                 self.timers.add(place.due, Timer::Announce(vip, ifindex));
+            }
+            if defends {
+                place.contested = Some(now);
+                self.send_announcement(vip, ifindex);
             }
         } else if !self.refuse(vip, ifindex, mac, now) && !self.overhear(vip, ifindex, mac, now) {
             self.counters.ignored += 1;

@@ -241,7 +241,7 @@ impl Engine {
     pub(super) fn stance(candidacy: &Result<Vec<u32>, Ineligible>) -> Stance {
         match candidacy {
             Ok(_) => Stance::Eligible,
-            Err(Ineligible::Draining | Ineligible::Excluded(_)) => Stance::Leave,
+            Err(Ineligible::Draining | Ineligible::Excluded(_) | Ineligible::NoNode) => Stance::Leave,
             Err(_) => Stance::Barred,
         }
     }

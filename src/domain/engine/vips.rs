@@ -136,6 +136,9 @@ impl Engine {
         if self.draining {
             return self.eligible_interfaces(address).and(Err(Ineligible::Draining));
         }
+        if !self.membership.is_empty() && self.index.node(&self.settings.node).is_none() {
+            return self.eligible_interfaces(address).and(Err(Ineligible::NoNode));
+        }
         if let Some(exclusion) = self.index.node(&self.settings.node).and_then(|node| node.excluded) {
             return self.eligible_interfaces(address).and(Err(Ineligible::Excluded(exclusion)));
         }

@@ -81,6 +81,7 @@ pub struct Host {
     woken: Duration,
     backlog: Vec<Vec<u8>>,
     was: bool,
+    interfaces: Option<(bool, Arc<Interfaces>)>,
 }
 
 enum Happening {
@@ -190,6 +191,7 @@ impl World {
             woken: Duration::MAX,
             backlog: Vec::new(),
             was: false,
+            interfaces: None,
         };
         let hosts = (0..nodes).map(|_| host(ms(random.below(1_000_000)))).collect();
         let vip = |n: usize| match n % 3 {
@@ -301,7 +303,12 @@ impl World {
         SourceChange::Node(object.name.clone(), (!host.deleted).then(|| Box::new(object)))
     }
 
-    fn interfaces(&self, node: usize) -> Arc<Interfaces> {
+    fn interfaces(&mut self, node: usize) -> Arc<Interfaces> {
+        if let Some((link, known)) = &self.hosts[node].interfaces
+            && *link == self.hosts[node].link
+        {
+            return known.clone();
+        }
         let [v4, v6] = addresses(node);
         let interface = Interface {
             index: 2,
@@ -313,7 +320,9 @@ impl World {
             master: None,
             addresses: [format!("{v4}/24").parse().unwrap(), format!("{v6}/64").parse().unwrap()].into(),
         };
-        Arc::new(Interfaces::from([(2, interface)]))
+        let interfaces = Arc::new(Interfaces::from([(2, interface)]));
+        self.hosts[node].interfaces = Some((self.hosts[node].link, interfaces.clone()));
+        interfaces
     }
 
     fn at(&mut self, at: Duration, happening: Happening) {
@@ -585,6 +594,7 @@ impl World {
     fn tell(&mut self, node: usize, event: Option<Event>) {
         let now = self.now + self.hosts[node].offset;
         let interfaces = self.interfaces(node);
+        let links = matches!(event, Some(Event::Interfaces(_)));
         let Some(process) = self.hosts[node].process.as_mut() else { return };
         let plan = match event {
             Some(event) => process.engine.handle(event, now),
@@ -592,14 +602,15 @@ impl World {
             None => Plan::default(),
         };
         let leave = plan.leave;
-        self.carry_out(node, plan, &interfaces);
+        self.carry_out(node, plan, &interfaces, links);
         if leave {
             self.leave(node);
         }
         self.flush(node, &interfaces);
     }
 
-    fn carry_out(&mut self, node: usize, plan: Plan, interfaces: &Interfaces) {
+    fn carry_out(&mut self, node: usize, plan: Plan, interfaces: &Interfaces, links: bool) {
+        let set = links || plan.announcements.is_some();
         let (now, trace, world) = (self.now + self.hosts[node].offset, self.trace, self.now);
         let Some(process) = self.hosts[node].process.as_mut() else { return };
         if let Some(interval) = plan.announce_interval {
@@ -634,7 +645,9 @@ impl World {
             }
             process.announced = announcements.clone();
         }
-        process.announcer.set(process.announced.clone(), interfaces, now);
+        if set {
+            process.announcer.set(process.announced.clone(), interfaces, now);
+        }
         for (vip, station) in plan.asks {
             process.announcer.ask(vip, station);
         }
@@ -657,7 +670,7 @@ impl World {
             for event in events {
                 let Some(process) = self.hosts[node].process.as_mut() else { return };
                 let plan = process.engine.handle(Event::Announcer(event), now);
-                self.carry_out(node, plan, interfaces);
+                self.carry_out(node, plan, interfaces, false);
             }
         }
         let Some(process) = self.hosts[node].process.as_ref() else { return };
@@ -736,7 +749,14 @@ impl World {
     fn interest(&mut self, client: usize) {
         let own = [10, 0, 0, 100 + client as u8].into();
         for vip in self.vips.clone() {
-            let IpAddr::V4(address) = vip else { continue };
+            let IpAddr::V4(address) = vip else {
+                // Neighbour unreachability detection (RFC 4861 §7.3): who no longer answers there is forgotten.
+                let stale = |entry: &Mac| !(0..self.hosts.len()).any(|node| mac(node) == *entry && self.answers(node, vip).is_some());
+                if self.clients[client].get(&vip).is_some_and(stale) {
+                    self.clients[client].remove(&vip);
+                }
+                continue;
+            };
             let request = arp::Repr { sender: own, ..arp::Repr::probe(client_mac(client), address) }.to_vec();
             for node in 0..self.hosts.len() {
                 let host = &self.hosts[node];

@@ -257,7 +257,7 @@ impl Seat {
                 true
             }
             Some(check) if now >= check.due => {
-                self.check = None;
+                (self.check, self.heard) = (None, now);
                 if matches!(self.holder, Holder::Peer { .. } | Holder::Stranger) {
                     self.vacate(now);
                 }
@@ -271,10 +271,12 @@ impl Seat {
         let holder = match &self.holder {
             Holder::Peer { node, .. } => Some(&**node),
             Holder::Stranger => return self.check.is_none().then_some(self.heard + SILENCE),
+            // One that cannot hold it wants to know, too: people ask it.
+            Holder::Nobody { .. } if ballot.stance != Stance::Eligible && !ballot.alone => None,
             _ => return None,
         };
         let turn = 1 + ballot.before_me(holder);
-        self.check.is_none().then_some(self.heard + ballot.check * turn)
+        self.check.is_none().then_some(self.heard.max(self.moved) + ballot.check * turn)
     }
 
     fn claim(&mut self, ballot: &Ballot<'_>, now: Duration) {

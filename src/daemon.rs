@@ -25,6 +25,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{OnExit, Settings};
 use crate::domain::announce;
+use crate::domain::elect::seat;
 use crate::domain::engine::{self, Engine, Event};
 use crate::domain::ipam::Allocations;
 use crate::domain::model::Interfaces;
@@ -115,6 +116,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             Some(report) = inputs.reports.recv() => node.reported(report),
             Some(query) = inputs.queries.recv() => node.answer(query),
             _ = tick.tick() => node.tick(),
+            () = node.deadline() => node.handle(Event::Tick),
             _ = watchdog.tick() => systemd::watchdog(),
             ended = &mut links => break Some(ended.map_or_else(|e| Error::Io("the watch of interfaces ended", io::Error::other(e)), |r| match r {
                 Err(error) => Error::Links(error),
@@ -122,6 +124,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             })),
         }
     };
+    node.hand_over(&mut inputs.heard).await;
     node.stop(&settings).await;
     failure.map_or(Ok(()), Err)
 }
@@ -206,6 +209,17 @@ impl Node {
         }
     }
 
+    /// When the engine has something to do; never, if it does not wait for a certain time.
+    fn deadline(&self) -> impl Future<Output = ()> + use<> {
+        let due = self.engine.next_deadline().map(|due| tokio::time::Instant::from_std(self.epoch + due));
+        async move {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Without the API server, what it said last is served until it says something else.
     async fn bridge(&mut self, source: &mut Started, settings: &Settings) {
         if source.synced_within(SYNC_PATIENCE).await {
@@ -231,6 +245,19 @@ impl Node {
         }
     }
 
+    /// Answers on until others are heard to take over, a second at most; at once where there is nobody.
+    async fn hand_over(&mut self, heard: &mut mpsc::Receiver<announce::AnnouncerEvent>) {
+        self.handle(Event::Drain);
+        let end = tokio::time::Instant::now() + seat::HANDOVER;
+        while !self.engine.drained() {
+            tokio::select! {
+                Some(event) = heard.recv() => self.handle(Event::Announcer(event)),
+                () = self.deadline() => self.handle(Event::Tick),
+                () = tokio::time::sleep_until(end) => break,
+            }
+        }
+    }
+
     fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
         // The announcer first: it must know an interface before it is told to use it.
         self.desired.send_modify(|desired| desired.interfaces = interfaces.clone());
@@ -246,8 +273,16 @@ impl Node {
         if !plan.rule_set.is_empty() {
             self.data_plane.submit(plan.rule_set, since);
         }
-        if let Some(announcements) = plan.announcements {
-            self.desired.send_modify(|desired| desired.announcements = Arc::new(announcements));
+        if plan.announcements.is_some() || plan.announce_interval.is_some() || !plan.asks.is_empty() {
+            self.desired.send_modify(|desired| {
+                if let Some(announcements) = plan.announcements {
+                    desired.announcements = Arc::new(announcements);
+                }
+                if let Some(interval) = plan.announce_interval {
+                    desired.interval = interval;
+                }
+                desired.ask(plan.asks);
+            });
         }
         if plan.save
             && let Err(error) = self.state_dir.save(self.engine.allocations())
@@ -299,10 +334,9 @@ impl Node {
     }
 
     /// Announcements end first, so that nobody is sent here while the rules go.
-    async fn stop(mut self, settings: &Settings) {
+    async fn stop(self, settings: &Settings) {
         info!("stopping");
         systemd::stopping("withdrawing");
-        self.handle(Event::Drain);
         drop(self.desired);
         if self.announcer.join().is_err() {
             error!("the announcer had panicked");

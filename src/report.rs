@@ -107,6 +107,7 @@ fn address_row(address: &AddressStatus) -> Vec<String> {
         AddressPhase::Probing => "probing",
         AddressPhase::Announced => "announced",
         AddressPhase::Contested { .. } => "contested",
+        AddressPhase::Standby => "standby",
         AddressPhase::NotAnnounced { .. } => "not announced",
     };
     let holders: Vec<String> = address.services.iter().map(ToString::to_string).collect();

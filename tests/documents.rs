@@ -38,6 +38,9 @@ fn the_readme_names_every_annotation() {
         Meaning::Addresses => "these addresses, separated by commas, and no others",
         Meaning::Pool => "an address from this pool",
         Meaning::Sharing => "Services with an equal value may share an address",
+        Meaning::PreferNodes => {
+            "nodes that should answer for the addresses, best first, separated by commas; the others if none of them can"
+        }
     };
     let mut table = "| annotation | known from | meaning |\n|---|---|---|\n".to_owned();
     for (name, what, system) in ANNOTATIONS {

@@ -42,6 +42,7 @@ pub const PROBES: u32 = 3;
 #[derive(Debug)]
 pub struct Announcer {
     config: Config,
+    configured_interval: Duration,
     jitter: Jitter,
     /// Usable interfaces: up, with a hardware address.
     links: BTreeMap<u32, Link>,
@@ -63,6 +64,7 @@ struct Vip {
     interfaces: BTreeSet<u32>,
     standing: Standing,
     standby: bool,
+    quiet: bool,
     /// What was last heard of who has it, on standby.
     heard: Option<(u32, Mac, Duration)>,
 }
@@ -88,6 +90,8 @@ struct Place {
     step: usize,
     due: Duration,
     contested: Option<Duration>,
+    /// The rival that was last told of, and when.
+    rival: Option<(Mac, Duration)>,
     defended: Option<Duration>,
 }
 
@@ -102,6 +106,7 @@ impl Announcer {
     /// An announcer that announces nothing. `seed` feeds jitter and nonces; hosts should differ in it.
     pub fn new(config: Config, seed: u64) -> Announcer {
         Announcer {
+            configured_interval: config.announce_interval,
             config,
             jitter: Jitter::new(seed),
             links: BTreeMap::new(),
@@ -169,9 +174,10 @@ impl Announcer {
 
     fn want(&mut self, vip: IpAddr, wanted: Announcement, fresh: &BTreeSet<u32>, now: Duration) {
         let probe = wanted.probe && !self.config.probe_time.is_zero();
-        let (standing, before, heard) = match self.vips.remove(&vip) {
-            None => (if probe { Standing::Waiting } else { Standing::Clear }, BTreeSet::new(), None),
-            Some(old) => (old.standing, old.interfaces, old.heard),
+        let may_probe = !wanted.quiet;
+        let (standing, before, heard, quiet_before) = match self.vips.remove(&vip) {
+            None => (if probe { Standing::Waiting } else { Standing::Clear }, BTreeSet::new(), None, false),
+            Some(old) => (old.standing, old.interfaces, old.heard, old.quiet),
         };
         // A usable interface that takes part and did not a moment ago.
         let arrived = wanted.interfaces.iter().any(|i| self.links.contains_key(i) && (fresh.contains(i) || !before.contains(i)));
@@ -183,10 +189,10 @@ impl Announcer {
                 if !probe {
                     self.cancel(vip, &other);
                     Standing::Clear
-                } else if !usable && matches!(other, Standing::Probing { .. }) {
+                } else if !(usable && may_probe) && matches!(other, Standing::Probing { .. }) {
                     self.cancel(vip, &other);
                     Standing::Waiting
-                } else if restart {
+                } else if restart && may_probe {
                     self.cancel(vip, &other);
                     self.start_probing(vip, now)
                 } else {
@@ -199,13 +205,15 @@ impl Announcer {
                 let here = !wanted.standby && wanted.interfaces.contains(&ifindex) && self.links.contains_key(&ifindex);
                 if !here {
                     self.leave(vip, ifindex);
-                } else if fresh.contains(&ifindex) || !self.places.contains_key(&(vip, ifindex)) {
+                } else if wanted.quiet {
+                    self.hush(vip, ifindex);
+                } else if quiet_before || fresh.contains(&ifindex) || !self.places.contains_key(&(vip, ifindex)) {
                     self.enter(vip, ifindex, now);
                 }
             }
         }
         let heard = heard.filter(|_| wanted.standby);
-        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing, standby: wanted.standby, heard });
+        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing, standby: wanted.standby, quiet: wanted.quiet, heard });
     }
 
     fn forget(&mut self, vip: IpAddr) {
@@ -228,12 +236,74 @@ impl Announcer {
     fn enter(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
         self.leave(vip, ifindex);
         self.timers.add(now, Timer::Announce(vip, ifindex));
-        self.places.insert((vip, ifindex), Place { burst: None, step: 0, due: now, contested: None, defended: None });
+        self.places.insert((vip, ifindex), Place { burst: None, step: 0, due: now, contested: None, rival: None, defended: None });
     }
 
     fn leave(&mut self, vip: IpAddr, ifindex: u32) {
         if let Some(place) = self.places.remove(&(vip, ifindex)) {
             self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+        }
+    }
+
+    /// Answers from now on, and no more.
+    fn hush(&mut self, vip: IpAddr, ifindex: u32) {
+        let known = self.places.contains_key(&(vip, ifindex));
+        if !known {
+            self.enter(vip, ifindex, Duration::ZERO);
+        }
+        if let Some(place) = self.places.get(&(vip, ifindex)) {
+            self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+        }
+    }
+
+    /// Asks, once and now, whether anybody has a VIP that we know: one station, or everybody. Who has it answers, and is
+    /// [`AnnouncerEvent::Heard`].
+    pub fn ask(&mut self, vip: IpAddr, station: Option<Mac>) {
+        // The answer is told of, however short a time ago the same was heard.
+        if let Some(known) = self.vips.get_mut(&vip) {
+            known.heard = None;
+        }
+        let nonce = self.nonce(vip);
+        let frames: Vec<Transmission> = self
+            .links_of(vip)
+            .map(|(ifindex, mac)| {
+                let frame = match vip {
+                    IpAddr::V4(address) => {
+                        let probe = arp::Repr::probe(mac, address);
+                        arp::Repr { destination: station.unwrap_or(probe.destination), ..probe }.to_vec()
+                    }
+                    IpAddr::V6(address) => {
+                        let probe = ndp::Repr::probe(mac, address, nonce);
+                        ndp::Repr { destination_mac: station.unwrap_or(probe.destination_mac), ..probe }.to_vec()
+                    }
+                };
+                Transmission { ifindex, frame }
+            })
+            .collect();
+        self.pacer.count(frames.len());
+        self.counters.probes_sent += frames.len() as u64;
+        self.transmissions.extend(frames);
+    }
+
+    /// How often to refresh from now on; None: as configured. A shorter interval holds for what is pending, too.
+    pub fn set_interval(&mut self, interval: Option<Duration>, now: Duration) {
+        let interval = interval.unwrap_or(self.configured_interval);
+        let shorter = interval < self.config.announce_interval;
+        self.config.announce_interval = interval;
+        if !shorter {
+            return;
+        }
+        let settled: Vec<(IpAddr, u32)> =
+            self.places.iter().filter(|(_, place)| place.step >= schedule::BURST.len()).map(|(key, _)| *key).collect();
+        for (vip, ifindex) in settled {
+            let due = now + self.jitter.up_to(interval);
+            let Some(place) = self.places.get_mut(&(vip, ifindex)) else { continue };
+            let silent = self.vips.get(&vip).is_some_and(|known| known.quiet);
+            if due < place.due && !silent {
+                self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
+                place.due = due;
+                self.timers.add(due, Timer::Announce(vip, ifindex));
+            }
         }
     }
 

@@ -1,13 +1,33 @@
 //! Who answers for a virtual address: which nodes may, and which of them does.
 
+pub mod seat;
+
+use std::cmp::Reverse;
 use std::fmt;
 use std::hash::Hasher;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
 use super::model::{Exclusion, Interfaces};
 use super::uplinks::Uplinks;
+
+/// A node that returned, or started, comes last for so long: one that goes up and down must not take addresses with it.
+pub const HOLD_OFF: Duration = Duration::from_secs(10);
+/// After a start, a stall or the return of a link: how long to listen for who has an address, at most. BFD sessions come up within two
+/// or three of their slow intervals of a second (RFC 5880 §6.8.3).
+pub const LISTEN: Duration = Duration::from_secs(3);
+/// How often owners announce while a session is missing, or has just come up: whoever sits on the other side of a filter, or of a split
+/// that heals, hears it within a second.
+pub const WATCHFUL: Duration = Duration::from_millis(700);
+/// How long a holder may be silent before it is asked; longer when there are many addresses, see [`check_interval`].
+pub const CHECK: Duration = Duration::from_secs(5);
+
+/// [`CHECK`], or so long that all nodes together ask about 200 times a second.
+pub fn check_interval(addresses: usize) -> Duration {
+    CHECK.max(Duration::from_millis(5).saturating_mul(u32::try_from(addresses).unwrap_or(u32::MAX)))
+}
 
 /// Why this node may not announce an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +47,15 @@ pub enum Ineligible {
     LinkDown,
     /// externalTrafficPolicy is Local and no endpoint is on this node.
     NoLocalEndpoint,
+    /// There are Node objects, and none is this node's: it was deleted, or never joined.
+    NoNode,
+    /// The process did not run for a while, and looks again first.
+    Suspended,
+    /// Another machine has this node's name, and the better right to it.
+    DuplicateNode {
+        /// Where it is.
+        address: IpAddr,
+    },
 }
 
 impl Ineligible {
@@ -39,6 +68,9 @@ impl Ineligible {
             Ineligible::Ipv6Off => "Ipv6Off",
             Ineligible::LinkDown => "LinkDown",
             Ineligible::NoLocalEndpoint => "NoLocalEndpoint",
+            Ineligible::NoNode => "NoNode",
+            Ineligible::Suspended => "Suspended",
+            Ineligible::DuplicateNode { .. } => "DuplicateNode",
         }
     }
 }
@@ -59,6 +91,13 @@ impl fmt::Display for Ineligible {
             Ineligible::Ipv6Off => f.write_str(IPV6_OFF),
             Ineligible::LinkDown => f.write_str("the link of its interface is down"),
             Ineligible::NoLocalEndpoint => f.write_str("externalTrafficPolicy is Local and no endpoint is ready on this node"),
+            Ineligible::NoNode => {
+                f.write_str("the cluster has Nodes, but none of this name: it was deleted, or PINNACE_NODE_NAME is wrong")
+            }
+            Ineligible::Suspended => f.write_str("this node did not run for a while and looks first who took over"),
+            Ineligible::DuplicateNode { address } => {
+                write!(f, "another machine, at {address}, has this node's name; give one of them another (PINNACE_NODE_NAME)")
+            }
         }
     }
 }
@@ -87,20 +126,32 @@ pub fn eligible(interfaces: &Interfaces, uplinks: &Uplinks, address: IpAddr) -> 
     }
 }
 
-/// The candidate with the highest rendezvous hash of (address, node): every node that sees the same candidates names the same
+/// How a node compares with others for an address; the greater one wins. The same on every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    class: Reverse<usize>,
+    weight: u64,
+}
+
+impl Rank {
+    /// Position in the list of preferred nodes; those that are not in it share the place after its end.
+    pub fn class(self) -> usize {
+        self.class.0
+    }
+}
+
+/// Preference first, then the rendezvous hash of (address, node): every node that sees the same candidates names the same
 /// leader, addresses spread over the nodes, and when a node goes only its own addresses move.
-pub fn leader<'a>(address: IpAddr, candidates: &[&'a str]) -> Option<&'a str> {
-    let weight = |node: &str| {
-        // Fixed keys: the value must be the same on every node and in every version.
-        let mut hasher = SipHasher13::new_with_keys(0x7069_6e6e_6163_6521, 0);
-        match address {
-            IpAddr::V4(a) => hasher.write(&a.octets()),
-            IpAddr::V6(a) => hasher.write(&a.octets()),
-        }
-        hasher.write(node.as_bytes());
-        hasher.finish()
-    };
-    candidates.iter().copied().max_by_key(|node| (weight(node), *node))
+pub fn rank(address: IpAddr, node: &str, preferred: &[Box<str>]) -> Rank {
+    // Fixed keys: the value must be the same on every node and in every version.
+    let mut hasher = SipHasher13::new_with_keys(0x7069_6e6e_6163_6521, 0);
+    match address {
+        IpAddr::V4(a) => hasher.write(&a.octets()),
+        IpAddr::V6(a) => hasher.write(&a.octets()),
+    }
+    hasher.write(node.as_bytes());
+    let class = preferred.iter().position(|name| **name == *node).unwrap_or(preferred.len());
+    Rank { class: Reverse(class), weight: hasher.finish() }
 }
 
 #[cfg(test)]
@@ -112,15 +163,18 @@ mod tests {
     fn leaders_spread_and_only_the_dead_nodes_addresses_move() {
         let addresses: Vec<IpAddr> = (0..=255u8).map(|n| IpAddr::from([10, 0, 0, n])).collect();
         let (all, without_b) = (["a", "b", "c"], ["c", "a"]);
-        let led_by = |node: &str| addresses.iter().filter(|address| leader(**address, &all) == Some(node)).count();
+        let leader = |address: IpAddr, candidates: &[&'static str], preferred: &[Box<str>]| {
+            candidates.iter().copied().max_by_key(|node| rank(address, node, preferred))
+        };
+        let led_by = |node: &str| addresses.iter().filter(|address| leader(**address, &all, &[]) == Some(node)).count();
         for node in all {
             assert!((60..=110).contains(&led_by(node)), "{node} leads {}", led_by(node));
         }
         for address in addresses {
-            let before = leader(address, &all);
-            assert!(before == Some("b") || before == leader(address, &without_b), "{address} moved without need");
+            let before = leader(address, &all, &[]);
+            assert!(before == Some("b") || before == leader(address, &without_b, &[]), "{address} moved without need");
+            assert_eq!(leader(address, &all, &["x".into(), "b".into()]), Some("b"), "preferred");
         }
-        assert_eq!(leader(IpAddr::from([10, 0, 0, 1]), &[]), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Sources: KEP-1669 (terminating endpoints), KEP-2433 and KEP-4444 (topology hints), kube-proxy's `topology.go`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -17,7 +17,12 @@ pub struct Here<'a> {
     pub node: &'a str,
     /// This node's zone, if its labels say.
     pub zone: Option<&'a str>,
+    /// Endpoints that are taken for dead.
+    pub dead: &'a Dead,
 }
+
+/// Nodes that died, and the endpoints they had then: the API will take them away in its own time. One that it names later is alive.
+pub type Dead = BTreeMap<Box<str>, BTreeSet<IpAddr>>;
 
 /// The endpoints of one Service port in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,9 +58,23 @@ fn resolve_port<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a Endpoin
     let backend = |(endpoint, port): (&Endpoint, u16)| Backend { address: endpoint.address, port, local: is_local(endpoint) };
 
     let hints = Hints::agreed(endpoints.clone().map(|(endpoint, _)| endpoint), here);
-    let cluster = usable(endpoints.clone(), |endpoint| hints.admits(endpoint, here)).map(backend);
+    let lives = |endpoint: &Endpoint| {
+        let dead = endpoint.node.as_ref().and_then(|node| here.dead.get(&**node));
+        !dead.is_some_and(|addresses| addresses.contains(&endpoint.address))
+    };
+    let all = usable(endpoints.clone(), |endpoint| hints.admits(endpoint, here)).map(backend);
+    let cluster = match here.dead.is_empty() {
+        true => distinct(all),
+        // Of the living, unless nothing would be left; also when the living that remain have no fitting hint.
+        false => {
+            let alive = endpoints.clone().filter(|(endpoint, _)| lives(endpoint));
+            let hints = Hints::agreed(alive.clone().map(|(endpoint, _)| endpoint), here);
+            let alive = distinct(usable(alive, |endpoint| hints.admits(endpoint, here)).map(backend));
+            if alive.is_empty() { distinct(all) } else { alive }
+        }
+    };
     let local = usable(endpoints.clone(), is_local).map(backend);
-    PortBackends { port: port.clone(), cluster: distinct(cluster), local: distinct(local) }
+    PortBackends { port: port.clone(), cluster, local: distinct(local) }
 }
 
 /// KEP-1669: within a scope the ready endpoints; if there is none, those that still serve while terminating.

@@ -4,6 +4,7 @@
 //! `place` decides about one Service (addresses, frontends), `vips` about one virtual address (probe, announce), `report` answers
 //! questions about all of it.
 
+mod election;
 mod place;
 mod report;
 #[cfg(test)]
@@ -21,11 +22,13 @@ use super::endpoints::Here;
 use super::forwarding::{Forwarding, FrontendKey};
 use super::index::{Index, Touched};
 use super::ipam::{Allocations, Ipam, NodePorts, Options, Reserved};
+use super::membership::{Membership, PeerEvent};
 use super::model::{Family, Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::{Notice, Plan};
 use super::pool::{AddressRange, Pool};
 use super::status::{Problem, Reason};
 use super::uplinks::{self, InterfacePattern, Uplinks};
+use election::Election;
 pub(in crate::domain) use place::list;
 use vips::Vip;
 
@@ -79,9 +82,11 @@ pub enum Event {
     Role(Role),
     /// How the source is: Err says why nothing new may be heard from it.
     SourceHealth(Result<(), String>),
-    /// Time has passed: conflicts are tried again.
+    /// Something was learned about another node.
+    Peer(PeerEvent),
+    /// Time has passed: conflicts are tried again, and what [`Engine::next_deadline`] waited for is done.
     Tick,
-    /// We are about to stop: announce nothing more.
+    /// We are about to stop: hand over, or, where nobody can take over, announce nothing more. See [`Engine::drained`].
     Drain,
 }
 
@@ -156,6 +161,8 @@ pub struct Engine {
     draining: bool,
     role: Role,
     source_health: Result<(), String>,
+    membership: Membership,
+    election: Election,
 }
 
 impl Engine {
@@ -164,6 +171,7 @@ impl Engine {
         let options = Options { avoid_buggy_ips: settings.avoid_buggy_ips };
         Engine {
             role: settings.role,
+            membership: Membership::new(&settings.node),
             ipam: Ipam::new(settings.pools.clone(), options, saved),
             settings,
             now: Duration::ZERO,
@@ -189,6 +197,7 @@ impl Engine {
             rules: None,
             draining: false,
             source_health: Ok(()),
+            election: Election::default(),
         }
     }
 
@@ -209,6 +218,7 @@ impl Engine {
             }
             Event::Role(role) => self.role = role,
             Event::SourceHealth(health) => self.source_health = health,
+            Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
@@ -216,11 +226,13 @@ impl Engine {
             }
             Event::Drain => {
                 self.draining = true;
+                plan.leave = true;
                 let all: Vec<IpAddr> = self.vips.keys().copied().collect();
                 self.review_vips(all, &mut plan);
             }
         }
         self.settle(&mut plan);
+        self.keep_election(&mut plan);
         plan.rule_set.generation = self.generation;
         plan
     }
@@ -302,6 +314,7 @@ impl Engine {
             plan.notices.push(Notice { warning: true, service: None, reason: "Ipv6Off", message });
         }
         self.told_ipv6_off = off;
+        self.nodes_changed(&interfaces);
         self.dirty.extend(self.index.services().map(|s| s.key.clone()));
     }
 
@@ -333,6 +346,7 @@ impl Engine {
         }
         if !self.started {
             self.started = true;
+            self.election.start(self.now);
             plan.rule_set.reset = true;
             plan.rule_set.uplinks = Some(self.uplink_names());
             plan.rule_set.vips = Some(BTreeSet::new());
@@ -362,7 +376,7 @@ impl Engine {
 
     fn here(&self) -> Here<'_> {
         let zone = self.index.node(&self.settings.node).and_then(|n| n.zone.as_deref());
-        Here { node: &self.settings.node, zone }
+        Here { node: &self.settings.node, zone, dead: &self.election.dead }
     }
 
     fn ours(&self, service: &Service) -> bool {

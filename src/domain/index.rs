@@ -150,6 +150,12 @@ impl Index {
         next_after(&self.nodes, after).map(|(_, node)| node)
     }
 
+    /// The Services with endpoints on a node. Looks at every endpoint: nodes die seldom, and a map of it would be as large as the slices.
+    pub fn services_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a ObjectKey> {
+        let there = move |slice: &EndpointSlice| slice.endpoints.iter().any(|endpoint| endpoint.node.as_deref() == Some(node));
+        self.slices.iter().filter(move |(_, slices)| slices.iter().any(|slice| there(slice))).map(|(key, _)| key)
+    }
+
     /// A Node by name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)

@@ -10,6 +10,7 @@ pub mod forwarding;
 pub mod index;
 pub mod ipam;
 pub mod maglev;
+pub mod membership;
 pub mod model;
 pub mod nodes;
 pub mod plan;

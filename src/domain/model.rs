@@ -227,6 +227,8 @@ pub struct Request {
     pub pool: Option<Box<str>>,
     /// `pinnace.dev/allow-shared-ip` and its equivalents: Services with an equal key may share an address.
     pub sharing: Option<Box<str>>,
+    /// `pinnace.dev/prefer-nodes`: who should answer for its addresses, best first; all others if none of these can.
+    pub prefer_nodes: Vec<Box<str>>,
 }
 
 /// One entry of `spec.ports`.

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::announce::Announcement;
 use super::forwarding::{Forwarding, FrontendKey};
 use super::model::{Ingress, ObjectKey};
+use crate::wire::ethernet::Mac;
 
 /// The effects of one event.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +21,14 @@ pub struct Plan {
     pub save: bool,
     /// For the API server, by Service, what replaces earlier words about the same one; only ever made by the writer.
     pub publications: BTreeMap<ObjectKey, Publication>,
+    /// For the announcer: addresses whose holder is to be asked, at one station or (None) by everybody, once and now.
+    pub asks: Vec<(IpAddr, Option<Mac>)>,
+    /// For the announcer: how often to refresh announcements (None inside: as configured); None: as before.
+    pub announce_interval: Option<Option<Duration>>,
+    /// For BFD: addresses to have a session with, all of them, and whose they are; None: as before.
+    pub sessions: Option<BTreeMap<IpAddr, Box<str>>>,
+    /// For BFD: tell every peer that this is a planned stop (AdminDown).
+    pub leave: bool,
     /// For people, in the order in which it happened.
     pub notices: Vec<Notice>,
 }

@@ -31,6 +31,27 @@ pub struct State {
     pub pools: Vec<PoolStatus>,
     /// What is wrong with the source of objects.
     pub problems: Vec<Problem>,
+    /// The other nodes, by name.
+    #[serde(default)]
+    pub peers: Vec<PeerStatus>,
+    /// Named conditions that somebody should look at; they do not keep the node from being ready.
+    #[serde(default)]
+    pub warnings: Vec<Reason>,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub node: String,
+    /// Where it is watched.
+    pub addresses: Vec<IpAddr>,
+    /// A BFD session with it is up.
+    pub alive: bool,
+    /// The same, for people, with the reason.
+    pub state: String,
+    /// For how long.
+    pub seconds: Option<u64>,
 }
 
 /// One named condition of readiness.
@@ -151,6 +172,8 @@ pub enum AddressPhase {
         /// The other machine's hardware address.
         mac: String,
     },
+    /// Another node answers for it, and this one is ready to.
+    Standby,
     /// This node does not answer for it.
     NotAnnounced {
         /// Why not.

@@ -102,18 +102,29 @@ impl Announcer {
 
     /// Somebody says that it has one of our VIPs.
     fn claimed(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) {
+        let quiet = self.vips.get(&vip).is_some_and(|known| known.quiet);
         if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
             self.counters.contested += 1;
-            // Two hosts that both insist must not fill the network with it (RFC 5227 §2.4 allows one defence per interval).
-            if place.contested.is_none_or(|last| now >= last + CONTEST_INTERVAL) {
-                place.contested = Some(now);
+            // Each rival is told of, though not each is answered: the second may be the one to yield to.
+            if place.rival.is_none_or(|(rival, at)| rival != mac || now >= at + HEARD_INTERVAL) {
+                place.rival = Some((mac, now));
                 self.events.push_back(AnnouncerEvent::Contested { vip, ifindex, mac });
-                self.send_announcement(vip, ifindex);
-            } else if place.due > now + REPAIR_DELAY {
-                // Or else the other's word would be the last one that clients heard until the next refresh.
+            }
+            if quiet {
+                return;
+            }
+            // Two hosts that both insist must not fill the network with it (RFC 5227 §2.4 allows one defence per interval).
+            let defends = place.contested.is_none_or(|last| now >= last + CONTEST_INTERVAL);
+            if place.due > now + REPAIR_DELAY {
+                // Or else the other's word may be the last one that clients heard until the next refresh: it was not answered, or
+                // it overtook the answer.
                 self.timers.cancel(place.due, Timer::Announce(vip, ifindex));
                 place.due = now + REPAIR_DELAY;
                 self.timers.add(place.due, Timer::Announce(vip, ifindex));
+            }
+            if defends {
+                place.contested = Some(now);
+                self.send_announcement(vip, ifindex);
             }
         } else if !self.refuse(vip, ifindex, mac, now) && !self.overhear(vip, ifindex, mac, now) {
             self.counters.ignored += 1;
@@ -135,7 +146,11 @@ impl Announcer {
 
     /// Somebody asks whether one of our VIPs is free. While we ask ourselves, that is a conflict for both (RFC 5227 §2.1.1).
     fn probed(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, answer: Vec<u8>, now: Duration) {
-        if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
+        // Who hands over does not keep others from taking over.
+        let quiet = self.vips.get(&vip).is_some_and(|known| known.quiet && !known.standby);
+        if quiet {
+            self.counters.ignored += 1;
+        } else if let Some(place) = self.places.get_mut(&(vip, ifindex)) {
             self.counters.answered += 1;
             if place.defended.is_none_or(|last| now >= last + CONTEST_INTERVAL) {
                 place.defended = Some(now);
@@ -144,6 +159,9 @@ impl Announcer {
             self.send(ifindex, answer);
         } else if !self.refuse(vip, ifindex, mac, now) {
             self.counters.ignored += 1;
+            if self.vips.get(&vip).is_some_and(|known| known.standby && known.interfaces.contains(&ifindex)) {
+                self.events.push_back(AnnouncerEvent::Asked { vip, ifindex, mac });
+            }
         }
     }
 

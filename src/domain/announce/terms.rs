@@ -37,6 +37,9 @@ pub struct Announcement {
     /// Another node answers for it: listen on the same interfaces, so as to be ready to take over, but say nothing. Probing goes on
     /// where it is asked for.
     pub standby: bool,
+    /// Say nothing of our own accord: no probes (where they are asked for they wait), no announcements and no defence. Questions are
+    /// answered unless on standby: so a node hands over.
+    pub quiet: bool,
 }
 
 /// A frame to send.
@@ -76,6 +79,15 @@ pub enum AnnouncerEvent {
     },
     /// On standby: somebody says that it has the VIP; at most one per [`HEARD_INTERVAL`](super::HEARD_INTERVAL) for each VIP, interface and speaker.
     Heard {
+        /// The address.
+        vip: IpAddr,
+        /// Where it was heard.
+        ifindex: u32,
+        /// Who.
+        mac: Mac,
+    },
+    /// On standby: somebody asks whether anybody has the VIP, so it has not; not limited, as nobody asks without end.
+    Asked {
         /// The address.
         vip: IpAddr,
         /// Where it was heard.

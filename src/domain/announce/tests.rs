@@ -40,7 +40,9 @@ pub(super) fn interfaces(list: &[Interface]) -> Interfaces {
 }
 
 pub(super) fn wish(vips: &[&str], on: &[u32], probe: bool) -> BTreeMap<IpAddr, Announcement> {
-    vips.iter().map(|vip| (ip(vip), Announcement { interfaces: on.iter().copied().collect(), probe, standby: false })).collect()
+    vips.iter()
+        .map(|vip| (ip(vip), Announcement { interfaces: on.iter().copied().collect(), probe, standby: false, quiet: false }))
+        .collect()
 }
 
 /// Frames with the time at which they were sent, and events.

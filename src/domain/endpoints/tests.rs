@@ -41,7 +41,7 @@ fn slice(endpoints: &str, port: u16) -> EndpointSlice {
     }
 }
 
-const HERE: Here<'static> = Here { node: "n1", zone: Some("za") };
+const HERE: Here<'static> = Here { node: "n1", zone: Some("za"), dead: &Dead::new() };
 
 fn names(backends: &[Backend]) -> String {
     let name = |b: &Backend| match b.address {
@@ -153,4 +153,34 @@ fn health_counts_ready_endpoints_here_by_address() {
     let mut v6 = slice("a@n1", 80);
     v6.family = Family::V6;
     assert_eq!(local_ready([&slices[0], &v6].into_iter(), "n1"), 2, "a pod of both families counts once");
+}
+
+#[test]
+fn endpoints_of_a_dead_node_are_left_out_unless_nothing_would_be_left() {
+    let at = |address: &str, node: &str| Endpoint {
+        address: address.parse().unwrap(),
+        node: Some(node.into()),
+        ready: true,
+        serving: true,
+        terminating: false,
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        key: ObjectKey::new("default", "web"),
+        service: "web".into(),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: vec![at("10.42.1.5", "n2"), at("10.42.2.5", "n3"), at("10.42.2.6", "n3")],
+    };
+    let found = |dead: &Dead| {
+        let here = Here { node: "n1", zone: None, dead };
+        let ports = resolve(&super::super::fixtures::service("web"), [&slice].into_iter(), &here, Family::V4);
+        ports[0].cluster.iter().map(|backend| backend.address.to_string()).collect::<Vec<_>>()
+    };
+    let addresses = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<BTreeSet<IpAddr>>();
+    let n3 = ("n3".into(), addresses(&["10.42.2.5"]));
+    assert_eq!(found(&Dead::from([n3.clone()])), ["10.42.1.5", "10.42.2.6"], "what appeared there after the death is alive");
+    let n2 = ("n2".into(), addresses(&["10.42.1.5"]));
+    let both = Dead::from([n2, ("n3".into(), addresses(&["10.42.2.5", "10.42.2.6"]))]);
+    assert_eq!(found(&both).len(), 3, "nothing would be left");
 }

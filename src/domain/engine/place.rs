@@ -89,6 +89,7 @@ impl Engine {
 
     fn place(&mut self, key: &ObjectKey, plan: &mut Plan, vips: &mut BTreeSet<IpAddr>, gone: &mut BTreeSet<FrontendKey>) -> bool {
         let Some(service) = self.index.service(key).cloned() else { return false };
+        self.forget_dead(key);
         let mode = service.request.mode.unwrap_or(self.settings.mode);
         let before = self.placements.remove(key).unwrap_or_default();
         let mut freed = false;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::super::elect::Ineligible;
+use super::super::elect::seat::Holder;
 use super::super::endpoints;
 use super::super::model::{Family, ObjectKey, Service};
 use super::super::status::{
@@ -26,6 +27,8 @@ impl Engine {
             interfaces: self.interface_statuses(),
             pools: self.pool_statuses(),
             problems: self.problems.clone(),
+            peers: self.membership.statuses(self.now),
+            warnings: self.membership.warnings(),
             ..State::default()
         }
     }
@@ -95,7 +98,7 @@ impl Engine {
             pending,
             refused,
             addresses: self.vips.len(),
-            announced: self.announcements.len(),
+            announced: self.announcements.values().filter(|announcement| !announcement.standby).count(),
             problems: self.problems.iter().filter(|problem| !problem.note).count(),
         }
     }
@@ -132,7 +135,16 @@ impl Engine {
             client_affinity: service.is_some_and(|s| s.client_affinity),
             phase,
             reasons,
-            owner: placement.addresses.iter().find(|a| self.announcements.contains_key(a)).map(|_| self.settings.node.to_string()),
+            owner: placement.addresses.iter().find_map(|address| self.owner(self.vips.get(address)?)),
+        }
+    }
+
+    /// The elected node.
+    fn owner(&self, vip: &Vip) -> Option<String> {
+        match vip.seat.holder() {
+            Holder::Me => Some(self.settings.node.to_string()),
+            Holder::Peer { node, .. } => Some(node.to_string()),
+            Holder::Nobody { .. } | Holder::Stranger => None,
         }
     }
 
@@ -160,8 +172,17 @@ impl Engine {
 
     fn address_status(&self, address: IpAddr, vip: &Vip) -> AddressStatus {
         let announced = self.announcements.get(&address);
-        let names = announced.into_iter().flat_map(|a| &a.interfaces).filter_map(|index| self.interfaces.as_deref()?.get(index));
+        let names = announced
+            .filter(|announcement| !announcement.standby)
+            .into_iter()
+            .flat_map(|a| &a.interfaces)
+            .filter_map(|index| self.interfaces.as_deref()?.get(index));
         let phase = match &vip.candidacy {
+            _ if matches!(vip.seat.holder(), Holder::Me) && vip.candidacy.is_err() => AddressPhase::Announced,
+            Ok(_) if matches!(vip.seat.holder(), Holder::Peer { .. } | Holder::Stranger) => AddressPhase::Standby,
+            Ok(_) if matches!(vip.seat.holder(), Holder::Nobody { .. }) => {
+                AddressPhase::NotAnnounced { reason: "nobody is known to answer for it yet; listening for who does".into() }
+            }
             Err(why) => AddressPhase::NotAnnounced { reason: why.to_string() },
             Ok(_) if !vip.clear => AddressPhase::Probing,
             Ok(_) => match vip.foreign {
@@ -171,7 +192,7 @@ impl Engine {
         };
         AddressStatus {
             address,
-            owner: announced.map(|_| self.settings.node.to_string()),
+            owner: self.owner(vip),
             announced_on: names.map(|interface| interface.name.to_string()).collect(),
             phase,
             services: vip.holders.iter().cloned().collect(),

@@ -1,13 +1,14 @@
 //! Virtual addresses: who holds them, whether they may carry traffic yet, and where this node announces them.
 //!
-//! Every node has the rules of every VIP; announcing is what makes one the owner. Who that is will be decided between nodes: the
-//! seam is [`elect::leader`], which today has one candidate.
+//! Every node has the rules of every VIP; announcing is what makes one the owner. Who that is, is decided between nodes: see
+//! [`super::election`] and [`elect::seat`].
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::announce::{Announcement, AnnouncerEvent};
+use super::super::elect::seat::{Holder, Seat};
 use super::super::elect::{self, Ineligible};
 use super::super::endpoints;
 use super::super::model::{Family, ObjectKey, TrafficPolicy};
@@ -31,6 +32,10 @@ pub(super) struct Vip {
     pub foreign: Option<Mac>,
     /// The interfaces on which this node may announce it, or why none.
     pub candidacy: Result<Vec<u32>, Ineligible>,
+    /// Who holds it, and whether this node should.
+    pub seat: Seat,
+    /// When the seat is to be looked at again.
+    pub deadline: Option<Duration>,
 }
 
 impl Engine {
@@ -40,7 +45,15 @@ impl Engine {
             let probe = self.settings.probe && !self.ipam.probed(address);
             // Where no interface has its subnet, somebody routes the address to us, and there is no one to ask.
             let reachable = !matches!(self.eligible_interfaces(address), Err(Ineligible::NoInterface { .. } | Ineligible::Ipv6Off));
-            let vip = Vip { holders: Vec::new(), clear: !(probe && reachable), probe, foreign: None, candidacy: Ok(Vec::new()) };
+            let vip = Vip {
+                holders: Vec::new(),
+                clear: !(probe && reachable),
+                probe,
+                foreign: None,
+                candidacy: Ok(Vec::new()),
+                seat: self.new_seat(),
+                deadline: None,
+            };
             self.vips.insert(address, vip);
         }
         self.vips.get_mut(&address).is_some_and(|vip| {
@@ -69,24 +82,34 @@ impl Engine {
         for address in addresses {
             let held = self.vips.get(&address).is_some_and(|vip| !vip.holders.is_empty());
             if !held {
-                self.vips.remove(&address);
                 vips_changed |= self.told_vips.remove(&address);
+                if let Some(vip) = self.vips.remove(&address) {
+                    self.forget_deadline(address, vip.deadline);
+                }
                 announcements_changed |= self.announcements.remove(&address).is_some();
                 continue;
             }
             let candidacy = self.candidacy(address);
-            let announced = match &candidacy {
-                Ok(interfaces) if self.leads(address) => interfaces.iter().copied().collect(),
-                _ => BTreeSet::new(),
+            let cut_off = |c: &Result<Vec<u32>, Ineligible>| matches!(c, Err(Ineligible::LinkDown | Ineligible::NoInterface { .. }));
+            let returned = candidacy.is_ok() && self.vips.get(&address).is_some_and(|vip| cut_off(&vip.candidacy));
+            self.vote(address, Self::stance(&candidacy), returned, plan);
+            let alone = self.membership.is_empty();
+            let interfaces: BTreeSet<u32> = match &candidacy {
+                Ok(interfaces) => interfaces.iter().copied().collect(),
+                Err(_) if alone => BTreeSet::new(),
+                Err(_) => self.eligible_interfaces(address).map(BTreeSet::from_iter).unwrap_or_default(),
             };
             let Some(vip) = self.vips.get_mut(&address) else { continue };
             vip.candidacy = candidacy;
             // Once clear, it stays so for as long as somebody holds it.
             vips_changed |= vip.clear && self.told_vips.insert(address);
-            if announced.is_empty() {
+            let standby = *vip.seat.holder() != Holder::Me;
+            if interfaces.is_empty() || standby && alone {
                 announcements_changed |= self.announcements.remove(&address).is_some();
             } else {
-                let announcement = Announcement { interfaces: announced, probe: vip.probe, standby: false };
+                // Probing is for who is about to claim.
+                let probe = vip.probe && !(standby && vip.clear);
+                let announcement = Announcement { interfaces, probe, standby, quiet: standby || vip.seat.leaving() };
                 if self.announcements.get(&address) != Some(&announcement) {
                     self.announcements.insert(address, announcement);
                     announcements_changed = true;
@@ -104,11 +127,20 @@ impl Engine {
     /// Whether this node may announce the address, and where. Shared addresses have one leader for all their Services; a node is a
     /// candidate when it could serve at least one of them.
     fn candidacy(&self, address: IpAddr) -> Result<Vec<u32>, Ineligible> {
+        if self.suspended() {
+            return Err(Ineligible::Suspended);
+        }
+        if let Some(address) = self.double() {
+            return Err(Ineligible::DuplicateNode { address });
+        }
         if self.draining {
-            return Err(Ineligible::Draining);
+            return self.eligible_interfaces(address).and(Err(Ineligible::Draining));
+        }
+        if !self.membership.is_empty() && self.index.node(&self.settings.node).is_none() {
+            return self.eligible_interfaces(address).and(Err(Ineligible::NoNode));
         }
         if let Some(exclusion) = self.index.node(&self.settings.node).and_then(|node| node.excluded) {
-            return Err(Ineligible::Excluded(exclusion));
+            return self.eligible_interfaces(address).and(Err(Ineligible::Excluded(exclusion)));
         }
         let interfaces = self.eligible_interfaces(address)?;
         let holders = self.vips.get(&address).map(|vip| &vip.holders);
@@ -133,12 +165,6 @@ impl Engine {
         }
     }
 
-    /// The seam of ownership: the candidates are this node alone until nodes watch each other.
-    fn leads(&self, address: IpAddr) -> bool {
-        let node = &*self.settings.node;
-        elect::leader(address, &[node]) == Some(node)
-    }
-
     /// What the announcer heard about an address.
     pub(super) fn heard(&mut self, event: AnnouncerEvent, plan: &mut Plan) {
         match event {
@@ -149,15 +175,43 @@ impl Engine {
                 self.ipam.mark_probed(address);
                 plan.save = true;
             }
-            AnnouncerEvent::Conflict { vip, mac, .. } => self.in_use_elsewhere(vip, mac, plan),
-            AnnouncerEvent::Contested { vip, mac, .. } => self.contested(vip, mac, plan),
-            AnnouncerEvent::Defended { .. } | AnnouncerEvent::Heard { .. } => {}
+            // A peer may have it, or be about to: no stranger, nothing to probe for.
+            AnnouncerEvent::Conflict { vip, mac, .. } => match self.holder_heard(vip, mac, plan) {
+                true => self.trusted(vip, plan),
+                false => self.in_use_elsewhere(vip, mac, plan),
+            },
+            AnnouncerEvent::Contested { vip, mac, .. } => {
+                if !self.holder_heard(vip, mac, plan) {
+                    self.contested(vip, mac, plan);
+                }
+            }
+            AnnouncerEvent::Heard { vip, mac, .. } => {
+                if self.holder_heard(vip, mac, plan) {
+                    self.trusted(vip, plan);
+                }
+            }
+            AnnouncerEvent::Asked { vip, mac, .. } => self.holder_asks(vip, mac, plan),
+            AnnouncerEvent::Defended { mac, .. } => {
+                if let Some(node) = self.membership.by_station(mac).map(Box::<str>::from) {
+                    self.peer_heard(&node, plan);
+                }
+            }
             AnnouncerEvent::SocketFailed { ifindex, reason } => {
                 let name = self.interfaces.as_deref().and_then(|all| all.get(&ifindex)).map_or("?", |interface| &interface.name);
                 let message = format!("cannot announce on {name}: {reason}");
                 plan.notices.push(Notice { warning: true, service: None, reason: "AnnouncerFailed", message });
             }
         }
+    }
+
+    /// A peer answers for the address, so it has been probed, or needs not be.
+    fn trusted(&mut self, address: IpAddr, plan: &mut Plan) {
+        let Some(vip) = self.vips.get_mut(&address).filter(|vip| !vip.clear) else { return };
+        vip.clear = true;
+        vip.probe = false;
+        self.dirty.extend(vip.holders.iter().cloned());
+        self.ipam.mark_probed(address);
+        plan.save = true;
     }
 
     /// Another machine answered the probes: the Services get another address, or learn why not.

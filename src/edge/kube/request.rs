@@ -18,6 +18,8 @@ pub enum Meaning {
     Pool,
     /// Services with an equal value may share an address.
     Sharing,
+    /// Names of nodes, separated by commas, the most preferred first.
+    PreferNodes,
 }
 
 /// Every annotation that is understood: name, meaning, and the system it comes from. Where several are set, ours wins over all others, else the
@@ -27,6 +29,7 @@ pub const ANNOTATIONS: &[(&str, Meaning, &str)] = &[
     ("pinnace.dev/addresses", Meaning::Addresses, OURS),
     ("pinnace.dev/pool", Meaning::Pool, OURS),
     ("pinnace.dev/allow-shared-ip", Meaning::Sharing, OURS),
+    ("pinnace.dev/prefer-nodes", Meaning::PreferNodes, OURS),
     ("metallb.io/loadBalancerIPs", Meaning::Addresses, "MetalLB"),
     ("metallb.io/address-pool", Meaning::Pool, "MetalLB"),
     ("metallb.io/allow-shared-ip", Meaning::Sharing, "MetalLB"),
@@ -61,12 +64,16 @@ pub(super) fn request(annotations: &BTreeMap<String, String>, load_balancer_ip: 
         }
     });
     let text = |_: &str, value: &str, _: &mut Problems| Some(Box::<str>::from(value));
+    let names = |_: &str, value: &str, _: &mut Problems| {
+        Some(value.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Box::<str>::from).collect())
+    };
     let load_balancer_ip = load_balancer_ip.map(str::trim).filter(|ip| !ip.is_empty());
     Request {
         mode,
         addresses: wanted(annotations, Meaning::Addresses, load_balancer_ip, problems, addresses).unwrap_or_default(),
         pool: wanted(annotations, Meaning::Pool, None, problems, text),
         sharing: wanted(annotations, Meaning::Sharing, None, problems, text),
+        prefer_nodes: wanted(annotations, Meaning::PreferNodes, None, problems, names).unwrap_or_default(),
     }
 }
 

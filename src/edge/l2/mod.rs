@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 
 use crate::domain::announce::{self, Announcement, Announcer, AnnouncerEvent, Config};
 use crate::domain::model::Interfaces;
+use crate::wire::ethernet::Mac;
 use socket::Port;
 
 /// Frames taken from one socket before the others, and the clock, have their turn.
@@ -44,6 +45,24 @@ pub struct Desired {
     pub announcements: Arc<BTreeMap<IpAddr, Announcement>>,
     /// All interfaces of the host, as [`crate::edge::links`] publishes them.
     pub interfaces: Arc<Interfaces>,
+    /// Between refreshes; None: as configured.
+    pub interval: Option<Duration>,
+    /// The latest questions, numbered in ascending order: whose holder is to be asked, and where.
+    pub asks: VecDeque<(u64, IpAddr, Option<Mac>)>,
+}
+
+impl Desired {
+    /// Questions that may wait: more would be answered too late.
+    const ASKS: usize = 4096;
+
+    /// Adds questions.
+    pub fn ask(&mut self, asks: Vec<(IpAddr, Option<Mac>)>) {
+        for (vip, station) in asks {
+            let number = self.asks.back().map_or(1, |(number, ..)| number + 1);
+            self.asks.push_back((number, vip, station));
+        }
+        self.asks.drain(..self.asks.len().saturating_sub(Desired::ASKS));
+    }
 }
 
 /// Totals since the start, to be read by other threads at any time.
@@ -134,6 +153,8 @@ struct Task {
     failed: BTreeMap<u32, Failure>,
     backlog: VecDeque<AnnouncerEvent>,
     totals: Totals,
+    /// Number of the last question that was put.
+    asked: u64,
 }
 
 /// An interface that is closed for a while.
@@ -156,6 +177,7 @@ impl Task {
             failed: BTreeMap::new(),
             backlog: VecDeque::new(),
             totals: Totals::default(),
+            asked: 0,
         }
     }
 
@@ -165,7 +187,13 @@ impl Task {
 
     fn apply(&mut self, desired: Desired) {
         self.desired = desired;
+        self.announcer.set_interval(self.desired.interval, self.epoch.elapsed());
         self.open();
+        let (asked, announcer) = (self.asked, &mut self.announcer);
+        for (number, vip, station) in self.desired.asks.iter().filter(|(number, ..)| *number > asked) {
+            announcer.ask(*vip, *station);
+            self.asked = *number;
+        }
     }
 
     /// Tells the announcer what is wanted. An interface without sockets is down to it: what cannot be heard there must not pass for
@@ -272,8 +300,13 @@ impl Task {
         }
         self.reopen(broken);
         for event in self.announcer.events() {
-            let repeats =
-                matches!(event, AnnouncerEvent::Contested { .. } | AnnouncerEvent::Defended { .. } | AnnouncerEvent::Heard { .. });
+            let repeats = matches!(
+                event,
+                AnnouncerEvent::Contested { .. }
+                    | AnnouncerEvent::Defended { .. }
+                    | AnnouncerEvent::Heard { .. }
+                    | AnnouncerEvent::Asked { .. }
+            );
             if repeats && self.backlog.len() >= EVENT_BACKLOG {
                 self.totals.events_dropped += 1;
             } else {

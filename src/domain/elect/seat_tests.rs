@@ -1,0 +1,123 @@
+//! One seat, without a network.
+
+use super::*;
+
+const T: fn(u64) -> Duration = Duration::from_millis;
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 200));
+const STATION: Mac = [2, 0, 0, 0, 0, 9];
+
+/// Names by rank for [`VIP`], best first.
+fn ranked() -> [&'static str; 3] {
+    let mut names = ["a", "b", "c"];
+    names.sort_by_key(|name| std::cmp::Reverse(rank(VIP, name, &[])));
+    names
+}
+
+fn ballot<'a>(me: &'a str, nodes: &[&'a str], standing: &'a dyn Fn(&str) -> Standing) -> Ballot<'a> {
+    let candidates = nodes.iter().map(|node| Candidate { node, fresh: false, rank: rank(VIP, node, &[]) }).collect();
+    Ballot {
+        address: VIP,
+        me,
+        stance: Stance::Eligible,
+        candidates,
+        preferred: &[],
+        standing,
+        alone: false,
+        fresh: false,
+        complete: Some(T(0)),
+        step: STEP,
+        check: super::super::CHECK,
+    }
+}
+
+const ALIVE: &dyn Fn(&str) -> Standing = &|_| Standing::Alive;
+const GONE: &dyn Fn(&str) -> Standing = &|_| Standing::Gone;
+
+/// When the seat is claimed, stepping by its own deadlines.
+fn claimed(seat: &mut Seat, ballot: &Ballot<'_>, from: Duration) -> Option<Duration> {
+    let mut now = from;
+    for _ in 0..100 {
+        seat.decide(ballot, now);
+        if *seat.holder() == Holder::Me {
+            return Some(now);
+        }
+        now = seat.deadline()?;
+    }
+    None
+}
+
+#[test]
+fn alone_it_is_claimed_at_once() {
+    let alone = Ballot { alone: true, ..ballot("a", &["a"], ALIVE) };
+    assert_eq!(claimed(&mut Seat::new(T(5), T(5)), &alone, T(5)), Some(T(5)));
+}
+
+#[test]
+fn the_first_claims_and_each_next_waits_a_step() {
+    let names = ranked();
+    for (turn, me) in names.iter().enumerate() {
+        let mut seat = Seat::new(T(0), T(0));
+        let claim = claimed(&mut seat, &ballot(me, &names, ALIVE), T(0));
+        assert_eq!(claim, Some(ASK * 4 + STEP * turn as u32), "{me}");
+    }
+}
+
+#[test]
+fn the_lower_ranked_yields_and_the_holder_keeps_it_whatever_its_rank() {
+    let names = ranked();
+    let (best, worst) = (names[0], names[2]);
+    let mut seat = Seat::new(T(0), T(0));
+    assert!(claimed(&mut seat, &ballot(worst, &names, ALIVE), T(0)).is_some());
+    seat.heard(Some(best), STATION, &ballot(worst, &names, GONE), T(5_000));
+    assert_eq!(*seat.holder(), Holder::Me, "last words of one that is gone");
+    seat.heard(Some(best), STATION, &ballot(worst, &names, ALIVE), T(5_000));
+    assert_eq!(*seat.holder(), Holder::Peer { node: best.into(), insists: false });
+
+    let mut seat = Seat::new(T(0), T(0));
+    seat.heard(Some(worst), STATION, &ballot(best, &names, ALIVE), T(0));
+    seat.decide(&ballot(best, &names, ALIVE), T(4_000));
+    assert_eq!(*seat.holder(), Holder::Peer { node: worst.into(), insists: false });
+    seat.decide(&ballot(best, &names, GONE), T(4_100));
+    assert_eq!(*seat.holder(), Holder::Me, "at once, when the holder is gone");
+}
+
+#[test]
+fn preference_is_stronger_than_possession() {
+    let names = ranked();
+    let preferred = [names[2].into()];
+    let preferring = |me| Ballot { preferred: &preferred, ..ballot(me, &[names[2], names[0], names[1]], ALIVE) };
+    let mut seat = Seat::new(T(0), T(0));
+    seat.heard(Some(names[0]), STATION, &preferring(names[2]), T(0));
+    seat.decide(&Ballot { fresh: true, ..preferring(names[2]) }, T(10));
+    assert_ne!(*seat.holder(), Holder::Me, "not while it has just returned");
+    seat.decide(&preferring(names[2]), T(10));
+    assert_eq!(*seat.holder(), Holder::Me);
+}
+
+#[test]
+fn a_holder_that_falls_silent_is_asked_three_times_and_replaced() {
+    let names = ranked();
+    let mut seat = Seat::new(T(0), T(0));
+    let mine = ballot(names[0], &names, ALIVE);
+    seat.heard(Some(names[1]), STATION, &mine, T(0));
+    let asked = (0..=60).filter(|n| seat.decide(&mine, T(n * 100))).count();
+    assert_eq!((asked, seat.holder()), (3, &Holder::Me));
+}
+
+#[test]
+fn who_leaves_answers_until_another_is_heard_or_a_second_has_passed() {
+    let names = ranked();
+    let leaving = Ballot { stance: Stance::Leave, ..ballot(names[0], &[names[1]], ALIVE) };
+    for heard in [true, false] {
+        let mut seat = Seat::new(T(0), T(0));
+        assert!(claimed(&mut seat, &ballot(names[0], &names, ALIVE), T(0)).is_some());
+        assert!(seat.decide(&leaving, T(5_000)), "it says so");
+        assert!(*seat.holder() == Holder::Me && seat.leaving());
+        if heard {
+            seat.heard(Some(names[1]), STATION, &leaving, T(5_010));
+        } else {
+            seat.decide(&leaving, T(6_000));
+        }
+        assert!(*seat.holder() != Holder::Me && !seat.leaving());
+    }
+}

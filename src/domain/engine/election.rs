@@ -1,0 +1,380 @@
+//! Which node answers for each address: what the engine makes of the other nodes' life, of what is heard on the wire, and of time.
+//!
+//! Candidates are the nodes with a live session that are not excluded, have an internal address in the address's subnet and, for policy
+//! Local, a ready endpoint. For an address that several Services share it is enough that one of them can be served: it has one holder
+//! for all of them. Where the Node objects say nothing about a subnet (a second network, on which not even our own internal address
+//! is), every live node is presumed to be on it: one that is not does not claim, and the next one does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::super::elect::seat::{self, Ballot, Candidate, Holder, Seat, Stance};
+use super::super::elect::{self, Ineligible};
+use super::super::endpoints::{self, Dead, Here};
+use super::super::membership::{self, PeerEvent, Standing};
+use super::super::model::{Family, Interfaces, TrafficPolicy};
+use super::super::plan::{Notice, Plan};
+use super::Engine;
+use crate::wire::ethernet::Mac;
+
+/// What the engine keeps for it.
+#[derive(Debug, Default)]
+pub(super) struct Election {
+    /// Endpoints of dead nodes.
+    pub dead: Dead,
+    started: Option<Duration>,
+    /// This node comes last until then.
+    fresh_until: Duration,
+    listen_until: Duration,
+    /// Every peer was seen, since then.
+    complete: Option<Duration>,
+    suspended: Option<Suspension>,
+    deadlines: BTreeSet<(Duration, IpAddr)>,
+    told_interval: Option<Duration>,
+    told_sessions: BTreeMap<IpAddr, Box<str>>,
+    double: Option<IpAddr>,
+}
+
+/// After a stall, until somebody was heard again.
+#[derive(Debug)]
+struct Suspension {
+    until: Duration,
+    /// What this node held.
+    held: BTreeSet<IpAddr>,
+    /// A peer was lost meanwhile, so others may have taken over.
+    lost: bool,
+}
+
+impl Election {
+    pub fn start(&mut self, now: Duration) {
+        self.started = Some(now);
+        self.fresh_until = now + elect::HOLD_OFF;
+        self.listen_until = now + elect::LISTEN;
+    }
+}
+
+impl Engine {
+    /// When [`super::Event::Tick`] has something to do, if nothing else happens before; None: not at a certain time.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let seats = self.election.deadlines.first().map(|(due, _)| *due);
+        let suspension = self.election.suspended.as_ref().map(|suspension| suspension.until);
+        let ages = self.membership.alive().map(|(_, since)| since + elect::HOLD_OFF).chain([self.election.fresh_until]);
+        let ages = ages.filter(|due| *due > self.now && !self.membership.is_empty()).min();
+        [seats, suspension, ages].into_iter().flatten().min()
+    }
+
+    /// After [`super::Event::Drain`]: nothing is answered here any more.
+    pub fn drained(&self) -> bool {
+        self.announcements.values().all(|announcement| announcement.standby)
+    }
+
+    /// Node objects or our own addresses changed.
+    pub(super) fn nodes_changed(&mut self, interfaces: &Interfaces) {
+        let own = interfaces.values().flat_map(|interface| &interface.addresses).map(|subnet| subnet.addr()).collect();
+        let changed = self.membership.set_nodes(self.index.nodes(), &own);
+        self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
+        if !changed.nodes.is_empty() {
+            self.mark_dead();
+        }
+    }
+
+    pub(super) fn peer(&mut self, event: PeerEvent, plan: &mut Plan) {
+        match event {
+            PeerEvent::Neighbour { address, mac } => self.membership.neighbour(address, mac),
+            PeerEvent::Liveness { address, state } => {
+                let changed = self.membership.liveness(address, state, self.now);
+                if changed.nodes.is_empty() {
+                    return;
+                }
+                self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
+                if changed.died {
+                    if let Some(suspension) = &mut self.election.suspended {
+                        suspension.lost = true;
+                    }
+                    let now = self.now;
+                    self.vips.values_mut().for_each(|vip| vip.seat.doubt(now));
+                }
+                self.mark_dead();
+                self.review_all(plan);
+            }
+            PeerEvent::Stalled { .. } if self.membership.is_empty() => {}
+            PeerEvent::Stalled { late } => self.stalled(late, plan),
+            PeerEvent::CaughtUp => self.look_again(plan),
+        }
+    }
+
+    fn review_all(&mut self, plan: &mut Plan) {
+        if self.started {
+            let all: Vec<IpAddr> = self.vips.keys().copied().collect();
+            self.review_vips(all, plan);
+        }
+    }
+
+    /// We may have been declared dead, and everything that is believed here is as old as the stall is long: hold nothing, listen.
+    fn stalled(&mut self, late: Duration, plan: &mut Plan) {
+        let (now, until) = (self.now, self.now + elect::LISTEN);
+        let held = self.vips.iter().filter(|(_, vip)| *vip.seat.holder() == Holder::Me).map(|(address, _)| *address).collect();
+        let before = self.election.suspended.take();
+        let held: BTreeSet<IpAddr> = before.iter().flat_map(|s| &s.held).copied().chain::<BTreeSet<IpAddr>>(held).collect();
+        let lost = before.is_some_and(|suspension| suspension.lost);
+        if !held.is_empty() {
+            let message =
+                format!("this node did not run for {} ms: it answers for nothing until it has heard who took over", late.as_millis());
+            plan.notices.push(Notice { warning: true, service: None, reason: "Stalled", message });
+        }
+        self.election.suspended = Some(Suspension { until, held, lost });
+        self.election.listen_until = until;
+        for vip in self.vips.values_mut() {
+            vip.seat.listen(now, until);
+        }
+        self.review_all(plan);
+    }
+
+    /// The sessions that are still up were heard since the stall. If all that were up are, nobody has declared us dead.
+    fn look_again(&mut self, plan: &mut Plan) {
+        let Some(suspension) = self.election.suspended.take() else { return };
+        if suspension.lost {
+            self.election.fresh_until = self.now + elect::HOLD_OFF;
+        } else {
+            let held = |(address, _): &(&IpAddr, _)| suspension.held.contains(*address);
+            self.vips.iter_mut().filter(held).for_each(|(_, vip)| vip.seat.resume());
+        }
+        self.review_all(plan);
+    }
+
+    /// What time asks for, and what follows from everything that happened in this event for the announcer and for BFD.
+    pub(super) fn keep_election(&mut self, plan: &mut Plan) {
+        if !self.started {
+            return;
+        }
+        let now = self.now;
+        if self.election.suspended.as_ref().is_some_and(|suspension| now >= suspension.until) {
+            // Nobody told us that it has looked; the bound stands.
+            if let Some(suspension) = &mut self.election.suspended {
+                suspension.lost = true;
+            }
+            self.look_again(plan);
+        }
+        let mut due = BTreeSet::new();
+        while let Some((at, address)) = self.election.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.election.deadlines.remove(&(at, address));
+            due.insert(address);
+        }
+        for address in &due {
+            if let Some(vip) = self.vips.get_mut(address) {
+                vip.deadline = None;
+            }
+        }
+        self.review_vips(due, plan);
+
+        let double = self.membership.double();
+        if double != self.election.double {
+            self.election.double = double;
+            if let Some(address) = double {
+                let message = membership::duplicate(&self.settings.node, address);
+                plan.notices.push(Notice { warning: true, service: None, reason: "DuplicateNode", message });
+            }
+            self.review_all(plan);
+        }
+        let interval = self.watchful().then_some(elect::WATCHFUL);
+        if interval != self.election.told_interval {
+            self.election.told_interval = interval;
+            plan.announce_interval = Some(interval);
+        }
+        let sessions = self.membership.sessions();
+        if sessions != self.election.told_sessions {
+            plan.sessions = Some(sessions.clone());
+            self.election.told_sessions = sessions;
+        }
+    }
+
+    /// A peer that should be there is not seen, or has just appeared.
+    fn watchful(&self) -> bool {
+        let fresh = self.membership.alive().any(|(_, since)| self.now < since + elect::HOLD_OFF);
+        let missing = !self.membership.complete()
+            && self.index.nodes().any(|node| {
+                let other = node.name != self.settings.node && node.excluded.is_none();
+                other && self.membership.missing(&node.name)
+            });
+        fresh || missing
+    }
+
+    /// Which endpoints are taken for dead follows from who died; the Services with endpoints there are looked at again.
+    fn mark_dead(&mut self) {
+        let dead: BTreeSet<Box<str>> = self.membership.dead().map(Box::from).collect();
+        let back: Vec<Box<str>> = self.election.dead.keys().filter(|node| !dead.contains(*node)).cloned().collect();
+        for node in back {
+            self.election.dead.remove(&node);
+            self.dirty.extend(self.index.services_on(&node).cloned());
+        }
+        for node in dead {
+            if self.election.dead.contains_key(&node) {
+                continue;
+            }
+            let services: Vec<_> = self.index.services_on(&node).cloned().collect();
+            let endpoints = services.iter().flat_map(|key| self.index.slices(key)).flat_map(|slice| &slice.endpoints);
+            let addresses = endpoints.filter(|e| e.node.as_deref() == Some(&*node)).map(|endpoint| endpoint.address).collect();
+            self.election.dead.insert(node, addresses);
+            self.dirty.extend(services);
+        }
+    }
+
+    /// The API's later word counts: an endpoint of a dead node that it no longer calls ready is not held to be dead when it is ready again.
+    pub(super) fn forget_dead(&mut self, key: &super::super::model::ObjectKey) {
+        if self.election.dead.is_empty() {
+            return;
+        }
+        for endpoint in self.index.slices(key).flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.ready) {
+            if let Some(addresses) = endpoint.node.as_ref().and_then(|node| self.election.dead.get_mut(&**node)) {
+                addresses.remove(&endpoint.address);
+            }
+        }
+    }
+
+    pub(super) fn new_seat(&self) -> Seat {
+        let until = if self.membership.is_empty() { self.now } else { self.election.listen_until.max(self.now) };
+        Seat::new(self.now, until)
+    }
+
+    /// Whether this node's seat may hold an address. Being excluded or stopped is planned: it goes on until another takes over.
+    pub(super) fn stance(candidacy: &Result<Vec<u32>, Ineligible>) -> Stance {
+        match candidacy {
+            Ok(_) => Stance::Eligible,
+            Err(Ineligible::Draining | Ineligible::Excluded(_) | Ineligible::NoNode) => Stance::Leave,
+            Err(_) => Stance::Barred,
+        }
+    }
+
+    pub(super) fn suspended(&self) -> bool {
+        self.election.suspended.is_some()
+    }
+
+    pub(super) fn double(&self) -> Option<IpAddr> {
+        self.membership.double()
+    }
+
+    /// Works out who holds the address. `returned`: this node could not hold it a moment ago, because it was cut off from it.
+    pub(super) fn vote(&mut self, address: IpAddr, stance: Stance, returned: bool, plan: &mut Plan) {
+        let Some(mut vip) = self.vips.remove(&address) else { return };
+        if returned && !self.membership.is_empty() {
+            vip.seat.listen(self.now, self.now + elect::LISTEN);
+            self.election.fresh_until = self.now + elect::HOLD_OFF;
+        }
+        let standing = |node: &str| self.membership.standing(node, self.now);
+        let preferred = self.preferred(&vip);
+        let ballot = self.ballot(address, &vip, stance, &preferred, &standing);
+        if vip.seat.decide(&ballot, self.now) {
+            plan.asks.push((address, vip.seat.station()));
+        }
+        if vip.deadline != vip.seat.deadline() {
+            if let Some(old) = vip.deadline {
+                self.election.deadlines.remove(&(old, address));
+            }
+            vip.deadline = vip.seat.deadline();
+            self.election.deadlines.extend(vip.deadline.map(|due| (due, address)));
+        }
+        self.vips.insert(address, vip);
+    }
+
+    pub(super) fn forget_deadline(&mut self, address: IpAddr, deadline: Option<Duration>) {
+        if let Some(due) = deadline {
+            self.election.deadlines.remove(&(due, address));
+        }
+    }
+
+    /// The list of the oldest of its Services that has one.
+    fn preferred(&self, vip: &super::vips::Vip) -> Vec<Box<str>> {
+        let services = vip.holders.iter().filter_map(|key| self.index.service(key)).filter(|s| !s.request.prefer_nodes.is_empty());
+        services.min_by_key(|service| (service.created, &service.key)).map(|s| s.request.prefer_nodes.clone()).unwrap_or_default()
+    }
+
+    fn ballot<'a>(
+        &'a self,
+        address: IpAddr,
+        vip: &super::vips::Vip,
+        stance: Stance,
+        preferred: &'a [Box<str>],
+        standing: &'a dyn Fn(&str) -> Standing,
+    ) -> Ballot<'a> {
+        let me = &*self.settings.node;
+        let fresh = self.now < self.election.fresh_until;
+        let mut candidates: Vec<Candidate<'a>> = Vec::new();
+        if stance == Stance::Eligible {
+            candidates.push(Candidate { node: me, fresh, rank: elect::rank(address, me, preferred) });
+        }
+        let subnets = self.subnets(address);
+        let within = |internal: &[IpAddr]| internal.iter().any(|a| subnets.iter().any(|subnet| subnet.contains(a)));
+        // Also when our own Node object does not say that we are there.
+        let unsaid = self.index.node(me).is_none_or(|own| !within(&own.internal));
+        for (name, since) in self.membership.alive() {
+            let Some(node) = self.index.node(name).filter(|node| node.excluded.is_none()) else { continue };
+            let here = Here { node: name, zone: None, dead: &self.election.dead };
+            let serves = || {
+                vip.holders.iter().filter_map(|key| self.index.service(key)).any(|service| match service.external {
+                    TrafficPolicy::Cluster => true,
+                    TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(&service.key), &here, Family::of(address)),
+                })
+            };
+            if (unsaid || within(&node.internal)) && serves() {
+                let rank = elect::rank(address, name, preferred);
+                candidates.push(Candidate { node: name, fresh: self.now < since + elect::HOLD_OFF, rank });
+            }
+        }
+        candidates.sort_by(|a, b| (a.fresh, b.rank, a.node).cmp(&(b.fresh, a.rank, b.node)));
+        Ballot {
+            address,
+            me,
+            stance,
+            candidates,
+            preferred,
+            standing,
+            alone: self.membership.is_empty(),
+            fresh,
+            complete: self.election.complete,
+            step: if vip.probe && !vip.clear { seat::STEP_WITH_PROBE } else { seat::STEP },
+            check: elect::check_interval(self.vips.len()),
+        }
+    }
+
+    /// The subnets of our uplinks that contain the address.
+    fn subnets(&self, address: IpAddr) -> Vec<ipnet::IpNet> {
+        let uplink = |index: &u32| matches!(self.uplinks.get(index), Some(Ok(())));
+        let all = self.interfaces.as_deref().into_iter().flat_map(|all| all.values()).filter(|i| uplink(&i.index));
+        all.flat_map(|interface| &interface.addresses).filter(|subnet| subnet.contains(&address)).copied().collect()
+    }
+
+    /// Somebody was heard to have the address. True when it is a peer, so no stranger.
+    pub(super) fn holder_heard(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) -> bool {
+        let node: Option<Box<str>> = self.membership.by_station(mac).map(Box::from);
+        if let Some(node) = &node {
+            self.peer_heard(node, plan);
+        }
+        let Some(mut vip) = self.vips.remove(&address) else { return node.is_some() };
+        let standing = |node: &str| self.membership.standing(node, self.now);
+        let preferred = self.preferred(&vip);
+        let ballot = self.ballot(address, &vip, Self::stance(&vip.candidacy), &preferred, &standing);
+        vip.seat.heard(node.as_deref(), mac, &ballot, self.now);
+        self.vips.insert(address, vip);
+        self.review_vips([address], plan);
+        node.is_some()
+    }
+
+    /// A peer asks who has the address.
+    pub(super) fn holder_asks(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+        let Some(node) = self.membership.by_station(mac).map(Box::<str>::from) else { return };
+        self.peer_heard(&node, plan);
+        if let Some(vip) = self.vips.get_mut(&address) {
+            vip.seat.asked(&node, self.now);
+        }
+        self.review_vips([address], plan);
+    }
+
+    /// A peer that speaks ARP or ND, but not BFD, is behind a filter.
+    pub(super) fn peer_heard(&mut self, node: &str, plan: &mut Plan) {
+        if self.membership.heard(node, self.now) {
+            let message = self.membership.blocked_message(node);
+            plan.notices.push(Notice { warning: true, service: None, reason: "BfdBlocked", message });
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The other nodes: who they are (Node objects), where they can be heard (their internal addresses), and what the wire says about
+//! their life. A peer counts on evidence alone; an object in the API proves nothing.
+//!
+//! A node with several addresses has a session to each. It lives as long as one of them is up: a broken cable on one of its networks
+//! does not take the others' traffic. What it may answer for on the broken one, it knows best itself, and says so on the wire.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::model::Node;
+use super::status::{PeerStatus, Reason};
+use crate::wire::ethernet::{self, Mac};
+
+/// A frame from a peer whose session has timed out is believed from then on: before, it may have been under way.
+pub const GRACE: Duration = Duration::from_millis(300);
+/// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
+pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
+
+/// Why a session is not up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DownReason {
+    /// Nothing was heard for the detection time (RFC 5880 §6.8.4): the node, or the way to it, is dead.
+    DetectionTimeout,
+    /// The peer announced a planned stop (RFC 5880 §6.8.16).
+    AdminDown,
+    /// The peer says that it does not hear us, or has just started.
+    NeighbourDown,
+    /// Nothing was ever heard.
+    NeverSeen,
+}
+
+/// What the wire says about one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// Both ends hear each other.
+    Up,
+    /// They do not.
+    Down(DownReason),
+}
+
+/// Something that was learned about a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// The session to this address changed its state.
+    Liveness {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+        /// Its state from now on.
+        state: Liveness,
+    },
+    /// The link layer says which station has this address (neighbour table, or the source of a session's packets).
+    Neighbour {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+        /// Its station.
+        mac: Mac,
+    },
+    /// This process did not run for so long that peers may have declared it dead.
+    Stalled {
+        /// For how long.
+        late: Duration,
+    },
+    /// After a stall: every session that is still up was heard since.
+    CaughtUp,
+}
+
+/// How a peer stands, as far as its life is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A session is up.
+    Alive,
+    /// No session, and no proof of death: what it announces is evidence.
+    Unseen,
+    /// It left, or fell silent a moment ago: what is heard of it is old.
+    Gone,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Peer {
+    addresses: BTreeSet<IpAddr>,
+    /// Session states; no entry: never seen.
+    sessions: BTreeMap<IpAddr, Liveness>,
+    /// Since when it lives, and since when not: None before it ever did.
+    up_since: Option<Duration>,
+    down: Option<(DownReason, Duration)>,
+    /// Was alive at some time.
+    seen: bool,
+    /// First and last announcement heard of it while no session was up.
+    heard: Option<(Duration, Duration)>,
+}
+
+impl Peer {
+    fn alive(&self) -> bool {
+        self.up_since.is_some()
+    }
+}
+
+/// What follows from an event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Peers that began or ceased to live.
+    pub nodes: BTreeSet<Box<str>>,
+    /// The sessions to have changed.
+    pub sessions: bool,
+    /// A peer died.
+    pub died: bool,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub struct Membership {
+    me: Box<str>,
+    peers: BTreeMap<Box<str>, Peer>,
+    owners: BTreeMap<IpAddr, Box<str>>,
+    stations: BTreeMap<IpAddr, Mac>,
+    /// Addresses that several Node objects claim.
+    disputed: BTreeMap<IpAddr, BTreeSet<Box<str>>>,
+    /// Addresses under our own name that are not ours, and whether somebody answers there.
+    doubles: BTreeMap<IpAddr, bool>,
+    /// Peers known to be cut off by a filter: said once.
+    blocked: BTreeSet<Box<str>>,
+}
+
+impl Membership {
+    /// Nobody but `me`.
+    pub fn new(me: &str) -> Membership {
+        Membership { me: me.into(), ..Membership::default() }
+    }
+
+    /// Takes the Node objects and this host's own addresses. An address that two objects claim belongs to the one whose name comes
+    /// first, on every node alike; the others are refused and named.
+    pub fn set_nodes<'a>(&mut self, nodes: impl Iterator<Item = &'a Node>, own: &BTreeSet<IpAddr>) -> Changed {
+        let before = self.sessions();
+        let mut claims: BTreeMap<IpAddr, BTreeSet<Box<str>>> = BTreeMap::new();
+        let mut names = BTreeSet::new();
+        let mut doubles = BTreeMap::new();
+        for node in nodes {
+            if node.name == self.me {
+                for address in node.internal.iter().filter(|address| !own.is_empty() && !own.contains(*address)) {
+                    doubles.insert(*address, self.doubles.get(address).copied().unwrap_or(false));
+                }
+                continue;
+            }
+            names.insert(node.name.clone());
+            for address in node.internal.iter().filter(|address| !own.contains(*address)) {
+                claims.entry(*address).or_default().insert(node.name.clone());
+            }
+        }
+        self.disputed = claims.iter().filter(|(_, names)| names.len() > 1).map(|(address, names)| (*address, names.clone())).collect();
+        self.owners = claims.into_iter().filter_map(|(address, names)| Some((address, names.into_iter().next()?))).collect();
+        doubles.retain(|address, _| !self.owners.contains_key(address));
+        self.doubles = doubles;
+        let mut changed = Changed::default();
+        self.peers.retain(|name, peer| {
+            let stays = names.contains(name);
+            if !stays && peer.alive() {
+                changed.nodes.insert(name.clone());
+            }
+            stays
+        });
+        for name in names {
+            let addresses = self.owners.iter().filter(|(_, owner)| **owner == name).map(|(address, _)| *address).collect();
+            let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
+                addresses: BTreeSet::new(),
+                sessions: BTreeMap::new(),
+                up_since: None,
+                down: None,
+                seen: false,
+                heard: None,
+            });
+            if peer.addresses != addresses {
+                peer.addresses = addresses;
+                peer.sessions.retain(|address, _| peer.addresses.contains(address));
+                if peer.alive() && !peer.sessions.values().any(|state| *state == Liveness::Up) {
+                    // It moved: to be seen anew at its new address. Nobody died.
+                    (peer.up_since, peer.down) = (None, None);
+                    changed.nodes.insert(name);
+                }
+            }
+        }
+        self.stations.retain(|address, _| self.owners.contains_key(address));
+        self.blocked.retain(|name| self.peers.contains_key(name));
+        changed.sessions = self.sessions() != before;
+        changed
+    }
+
+    /// The addresses to have a session with, and whose they are: peers, and whoever answers under our own name.
+    pub fn sessions(&self) -> BTreeMap<IpAddr, Box<str>> {
+        let doubles = self.doubles.keys().map(|address| (*address, self.me.clone()));
+        self.owners.iter().map(|(address, name)| (*address, name.clone())).chain(doubles).collect()
+    }
+
+    /// Takes in the state of a session.
+    pub fn liveness(&mut self, address: IpAddr, state: Liveness, now: Duration) -> Changed {
+        let mut changed = Changed::default();
+        if let Some(answers) = self.doubles.get_mut(&address) {
+            // Down is no proof that it went away: it may not talk to us because it thinks the same. Its AdminDown is.
+            let before = *answers;
+            *answers = state == Liveness::Up;
+            if before != *answers {
+                changed.nodes.insert(self.me.clone());
+            }
+            return changed;
+        }
+        let Some(name) = self.owners.get(&address) else { return changed };
+        let Some(peer) = self.peers.get_mut(name) else { return changed };
+        let before = (peer.alive(), peer.down.map(|(reason, _)| reason));
+        peer.sessions.insert(address, state);
+        let up = peer.sessions.values().any(|state| *state == Liveness::Up);
+        match (up, peer.alive(), state) {
+            (true, false, _) => {
+                (peer.up_since, peer.down, peer.seen, peer.heard) = (Some(now), None, true, None);
+                self.blocked.remove(name);
+            }
+            (false, _, Liveness::Down(reason)) => {
+                peer.up_since = None;
+                // A dead node that is then reported as "never seen" or "says down" by a session that starts over stays dead.
+                let worse = match (peer.down, reason) {
+                    (Some((DownReason::DetectionTimeout | DownReason::AdminDown, _)), DownReason::NeverSeen) => false,
+                    (Some((before, _)), after) => before != after,
+                    (None, _) => true,
+                };
+                if worse {
+                    peer.down = Some((reason, now));
+                }
+            }
+            _ => {}
+        }
+        if before != (peer.alive(), peer.down.map(|(reason, _)| reason)) {
+            changed.died = before.0 && !peer.alive();
+            changed.nodes.insert(name.clone());
+        }
+        changed
+    }
+
+    /// Takes in which station has an address.
+    pub fn neighbour(&mut self, address: IpAddr, mac: Mac) {
+        if self.owners.contains_key(&address) && ethernet::is_station(mac) {
+            self.stations.insert(address, mac);
+        }
+    }
+
+    /// The peer with this station, if it is known and only one has it.
+    pub fn by_station(&self, mac: Mac) -> Option<&str> {
+        let mut found = self.stations.iter().filter(|(_, station)| **station == mac).filter_map(|(address, _)| self.owners.get(address));
+        let first = found.next()?;
+        found.all(|other| other == first).then_some(&**first)
+    }
+
+    /// Notes that a peer was heard to answer for an address. True when this shows, for the first time, that its BFD is blocked.
+    pub fn heard(&mut self, node: &str, now: Duration) -> bool {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| !peer.alive()) else { return false };
+        let first = peer.heard.filter(|(_, last)| now < *last + BLOCKED_AFTER * 10).map_or(now, |(first, _)| first);
+        peer.heard = Some((first, now));
+        let down_for = peer.down.map_or(Duration::MAX, |(_, since)| now.saturating_sub(since));
+        now >= first + BLOCKED_AFTER && down_for >= BLOCKED_AFTER && self.blocked.insert(node.into())
+    }
+
+    /// How a node stands.
+    pub fn standing(&self, node: &str, now: Duration) -> Standing {
+        match self.peers.get(node) {
+            None => Standing::Gone,
+            Some(peer) if peer.alive() => Standing::Alive,
+            Some(peer) => match peer.down {
+                Some((DownReason::AdminDown, _)) => Standing::Gone,
+                Some((DownReason::DetectionTimeout | DownReason::NeighbourDown, since)) if now < since + GRACE => Standing::Gone,
+                _ => Standing::Unseen,
+            },
+        }
+    }
+
+    /// Names of the peers that live, and since when.
+    pub fn alive(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.peers.iter().filter_map(|(name, peer)| Some((&**name, peer.up_since?)))
+    }
+
+    /// No Node object but, perhaps, our own.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty() && self.doubles.is_empty()
+    }
+
+    /// Every peer lives, or has said that it leaves: nothing more to wait for.
+    pub fn complete(&self) -> bool {
+        self.peers.values().all(|peer| peer.alive() || matches!(peer.down, Some((DownReason::AdminDown, _))))
+    }
+
+    /// A peer that is not seen and has not said that it leaves.
+    pub fn missing(&self, node: &str) -> bool {
+        self.peers.get(node).is_some_and(|peer| !peer.alive() && !matches!(peer.down, Some((DownReason::AdminDown, _))))
+    }
+
+    /// Nodes that died: the detection time ran out on the last of their sessions, and they have not been back. A planned stop is
+    /// none: pods there go on.
+    pub fn dead(&self) -> impl Iterator<Item = &str> {
+        let dead = |peer: &Peer| !peer.alive() && peer.seen && matches!(peer.down, Some((DownReason::DetectionTimeout, _)));
+        self.peers.iter().filter(move |(_, peer)| dead(peer)).map(|(name, _)| &**name)
+    }
+
+    /// The address at which another machine answers under our name.
+    pub fn double(&self) -> Option<IpAddr> {
+        self.doubles.iter().find(|(_, answers)| **answers).map(|(address, _)| *address)
+    }
+
+    /// What somebody should look at, by name.
+    pub fn warnings(&self) -> Vec<Reason> {
+        let mut warnings = Vec::new();
+        if let Some(address) = self.double() {
+            warnings.push(Reason::new("DuplicateNode", duplicate(&self.me, address)));
+        }
+        for (address, names) in &self.disputed {
+            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+            let message = format!(
+                "the Nodes {} all claim {address}; it counts as {}'s: a machine was cloned, or an address given twice",
+                names.join(", "),
+                names.first().unwrap_or(&"")
+            );
+            warnings.push(Reason::new("DuplicateAddress", message));
+        }
+        warnings.extend(self.blocked.iter().map(|name| Reason::new("BfdBlocked", self.blocked_message(name))));
+        warnings
+    }
+
+    /// For people: what to do about a peer whose BFD is blocked.
+    pub fn blocked_message(&self, name: &str) -> String {
+        let addresses = self.peers.get(name).into_iter().flat_map(|peer| &peer.addresses);
+        let addresses: Vec<String> = addresses.map(IpAddr::to_string).collect();
+        format!(
+            "node {name} is heard to answer for addresses, but no BFD session with it comes up: open UDP port 3784 between this node and {}; until then a failover takes seconds",
+            addresses.join(", ")
+        )
+    }
+
+    /// For `status`.
+    pub fn statuses(&self, now: Duration) -> Vec<PeerStatus> {
+        let status = |(name, peer): (&Box<str>, &Peer)| PeerStatus {
+            node: name.to_string(),
+            addresses: peer.addresses.iter().copied().collect(),
+            alive: peer.alive(),
+            state: match (peer.up_since, peer.down.map(|(reason, _)| reason)) {
+                (Some(_), _) => "up",
+                (None, Some(DownReason::DetectionTimeout)) => "lost: nothing heard for the detection time",
+                (None, Some(DownReason::AdminDown)) => "stopped as planned",
+                (None, Some(DownReason::NeighbourDown)) => "down: it does not hear this node, or is starting",
+                (None, Some(DownReason::NeverSeen) | None) => "never heard: Pinnace does not run there, or UDP port 3784 is blocked",
+            }
+            .into(),
+            seconds: peer.up_since.or(peer.down.map(|(_, since)| since)).map(|since| now.saturating_sub(since).as_secs()),
+        };
+        self.peers.iter().map(status).collect()
+    }
+}
+
+/// For people: two machines under one name.
+pub fn duplicate(name: &str, address: IpAddr) -> String {
+    format!(
+        "another machine at {address} runs as node {name} too, and the Node object names its address: this one answers for nothing; give one of them another name (PINNACE_NODE_NAME) and, if it was cloned, another machine-id"
+    )
+}
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;

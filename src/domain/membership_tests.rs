@@ -1,0 +1,95 @@
+//! Evidence in, standing out.
+
+use super::*;
+
+const T: fn(u64) -> Duration = Duration::from_millis;
+
+fn ip(n: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, n])
+}
+
+fn node(name: &str, internal: &[u8]) -> Node {
+    Node {
+        name: name.into(),
+        internal: internal.iter().map(|n| ip(*n)).collect(),
+        external: Vec::new(),
+        pod_cidrs: Vec::new(),
+        zone: None,
+        excluded: None,
+        enable_lb: None,
+        pool: None,
+    }
+}
+
+fn members(nodes: &[Node]) -> Membership {
+    let mut members = Membership::new("me");
+    members.set_nodes(nodes.iter(), &[ip(1)].into());
+    members
+}
+
+#[test]
+fn one_session_of_several_is_enough_and_only_silence_is_death() {
+    for (reason, dead, standing) in [
+        (DownReason::DetectionTimeout, true, Standing::Unseen),
+        (DownReason::NeighbourDown, false, Standing::Unseen),
+        (DownReason::AdminDown, false, Standing::Gone),
+    ] {
+        let mut members = members(&[node("me", &[1]), node("b", &[2, 3])]);
+        assert_eq!(members.standing("b", T(0)), Standing::Unseen, "an object is no evidence");
+        members.liveness(ip(2), Liveness::Up, T(0));
+        members.liveness(ip(3), Liveness::Up, T(0));
+        assert!(members.liveness(ip(2), Liveness::Down(reason), T(10)).nodes.is_empty());
+        assert_eq!((members.standing("b", T(10)), members.dead().count()), (Standing::Alive, 0));
+        assert!(members.liveness(ip(3), Liveness::Down(reason), T(10)).died);
+        assert_eq!(members.standing("b", T(20)), Standing::Gone, "what is heard now may be old");
+        assert_eq!(members.standing("b", T(400)), standing, "{reason:?}");
+        assert_eq!(members.dead().count() == 1, dead, "{reason:?}");
+        members.liveness(ip(3), Liveness::Down(DownReason::NeverSeen), T(500));
+        assert_eq!(members.dead().count() == 1, dead, "a session that starts over brings nobody back");
+        members.liveness(ip(2), Liveness::Up, T(600));
+        assert_eq!((members.standing("b", T(600)), members.dead().count()), (Standing::Alive, 0));
+    }
+}
+
+#[test]
+fn an_address_of_two_nodes_belongs_to_the_first_name_and_is_said() {
+    let members = members(&[node("me", &[1]), node("c", &[2]), node("b", &[2])]);
+    assert_eq!(members.sessions(), [(ip(2), "b".into())].into());
+    let warnings = members.warnings();
+    assert_eq!(warnings.iter().map(|warning| &*warning.code).collect::<Vec<_>>(), ["DuplicateAddress"]);
+    assert!(warnings[0].message.contains("b, c"), "{warnings:?}");
+}
+
+#[test]
+fn of_two_machines_with_one_name_the_one_with_the_nodes_address_stays() {
+    let mut here = members(&[node("me", &[1])]);
+    assert!(here.sessions().is_empty() && here.double().is_none(), "the Node's address is ours");
+    here.liveness(ip(1), Liveness::Up, T(0));
+    assert_eq!(here.double(), None);
+    let mut clone = members(&[node("me", &[9])]);
+    assert_eq!((clone.sessions().len(), clone.double()), (1, None), "an address that nobody answers at proves nothing");
+    clone.liveness(ip(9), Liveness::Up, T(0));
+    assert_eq!(clone.double(), Some(ip(9)));
+    assert_eq!(clone.warnings()[0].code, "DuplicateNode");
+}
+
+#[test]
+fn who_announces_without_bfd_is_blocked_and_that_is_said_once() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2])]);
+    let said: Vec<bool> = (0..8).map(|n| members.heard("b", T(n * 700))).collect();
+    assert_eq!(said.iter().filter(|said| **said).count(), 1, "{said:?}");
+    assert!(members.warnings()[0].message.contains("3784") && members.warnings()[0].message.contains("10.0.0.2"));
+    members.liveness(ip(2), Liveness::Up, T(9_000));
+    assert!(members.warnings().is_empty());
+}
+
+#[test]
+fn a_station_names_its_node_when_only_one_has_it() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2, 3]), node("c", &[4])]);
+    let station = [2, 0, 0, 0, 0, 2];
+    members.neighbour(ip(2), station);
+    members.neighbour(ip(3), station);
+    assert_eq!(members.by_station(station), Some("b"));
+    members.neighbour(ip(4), station);
+    assert_eq!(members.by_station(station), None, "two machines, one hardware address: a clone");
+}

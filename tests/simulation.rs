@@ -1,0 +1,263 @@
+//! Many nodes, hostile networks, and what must hold at every step.
+//!
+//! `cargo test --test simulation` runs `PINNACE_SEEDS` (10,000) seeds on two threads; `PINNACE_SEEDS=1000000` is the long run. A seed that fails prints
+//! how to replay it; `PINNACE_TRACE=1` says what happened on the way.
+//!
+//! Bounds: two owners that hear each other for at most 5 s (BFD blocked, frames lost), nobody for at most 8 s while some node could
+//! (a link that returned or a stalled node that listens, a holder that fell silent behind a filter); without loss and with BFD, see the
+//! tests below. Engine, election, membership, announcer and codecs are the real ones; BFD is its timing ([`world::Detection`]).
+
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use world::{Fault, World, mac, ms, name};
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn seeds() {
+    if let Some(seed) = variable("PINNACE_SEED") {
+        let failures = hostile(seed);
+        assert!(failures.is_empty(), "seed {seed}: {failures:#?}");
+        return;
+    }
+    let seeds = variable("PINNACE_SEEDS").unwrap_or(10_000);
+    let next = AtomicU64::new(1);
+    let failed: Vec<(u64, String)> = std::thread::scope(|scope| {
+        let work = || {
+            let mut failed = Vec::new();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed > seeds || failed.len() > 10 {
+                    return failed;
+                }
+                failed.extend(hostile(seed).first().map(|failure| (seed, failure.clone())));
+            }
+        };
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a thread")).collect()
+    });
+    for (seed, failure) in &failed {
+        println!("{failure}\n  replay: PINNACE_SEED={seed} PINNACE_TRACE=1 cargo test --test simulation seeds -- --nocapture");
+    }
+    assert!(failed.is_empty(), "{} of {seeds} seeds failed", failed.len());
+}
+
+/// Some nodes, some faults, each undone after a while; then peace, and what must be true in it.
+fn hostile(seed: u64) -> Vec<String> {
+    let mut dice = world::Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1);
+    for _ in 0..8 {
+        dice.next();
+    }
+    let nodes = match dice.below(200) {
+        0 => 6 + dice.below(45),
+        1..=10 => 6 + dice.below(4),
+        _ => 2 + dice.below(4),
+    } as usize;
+    let mut world = World::new(seed, nodes, 1 + dice.below(3) as usize);
+    let pick = |dice: &mut world::Random| dice.below(nodes as u64) as usize;
+    for vip in world.vips.clone() {
+        if dice.chance(20) {
+            world.local.insert(vip, [pick(&mut dice), pick(&mut dice)].into());
+        } else if dice.chance(20) {
+            world.preferred.insert(vip, pick(&mut dice));
+        }
+    }
+    (world.loss, world.repeat) = ([0, 0, 2, 10][dice.below(4) as usize], [0, 5][dice.below(2) as usize]);
+    world.delay = [1, 2, 10, 30][dice.below(4) as usize];
+    world.boot([10, 3_000][dice.below(2) as usize]);
+    let mut at = ms(6_000 + dice.below(8_000));
+    let mut end = at;
+    let faults = 1 + dice.below(5);
+    for _ in 0..faults {
+        at += ms(if dice.chance(30) { dice.below(300) } else { dice.below(9_000) });
+        let lasts = ms(match dice.below(3) {
+            0 => 20 + dice.below(400),
+            1 => 500 + dice.below(4_000),
+            _ => 4_000 + dice.below(16_000),
+        });
+        let (a, b) = (pick(&mut dice), pick(&mut dice));
+        let sides = |dice: &mut world::Random| (0..nodes).map(|_| dice.below(3) as u8).collect::<Vec<_>>();
+        let pair: Vec<(Fault, Fault)> = match dice.below(11) {
+            0 => vec![(Fault::Kill(a), Fault::Start(a))],
+            1 => vec![(Fault::Freeze(a), Fault::Thaw(a, lasts))],
+            2 => vec![(Fault::Link(a, false), Fault::Link(a, true))],
+            3 | 4 => vec![(Fault::Sides(sides(&mut dice)), Fault::Sides(vec![0; nodes]))],
+            5 if a != b => vec![(Fault::Block(a, b, true), Fault::Block(a, b, false))],
+            6 if a != b => {
+                let both = [(a, b), (b, a)];
+                both.into_iter().map(|(a, b)| (Fault::Block(a, b, true), Fault::Block(a, b, false))).collect()
+            }
+            7 if a != b => vec![(Fault::OneWay(a, b, true), Fault::OneWay(a, b, false))],
+            8 => vec![(Fault::Drain(a), Fault::Start(a))],
+            9 => vec![(Fault::Exclude(a, true), Fault::Exclude(a, false))],
+            10 => vec![(Fault::Delete(a, true), Fault::Delete(a, false))],
+            _ => vec![],
+        };
+        for (fault, undo) in pair {
+            world.fault_at(at, fault);
+            world.fault_at(at + lasts.max(ms(20)), undo);
+        }
+        end = end.max(at + lasts);
+    }
+    // A drained node ends a second later than it was told; whoever is not running by now is started.
+    let peace = end + ms(1_500);
+    for node in 0..nodes {
+        world.fault_at(peace, Fault::Start(node));
+    }
+    world.run(peace + ms(26_000));
+    let before: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
+    world.run(peace + ms(36_000));
+    peaceful(&mut world, &before);
+    let most = 4 * faults as usize + 4;
+    for (vip, moves) in &world.moves {
+        if moves.len() > most {
+            world.failures.push(format!("{vip} moved {} times in {faults} faults", moves.len()));
+            break;
+        }
+    }
+    world.failures
+}
+
+/// One owner, the same as a while ago, agreed upon by all, and believed by every client.
+fn peaceful(world: &mut World, before: &[Vec<usize>]) {
+    let mut wrong = Vec::new();
+    for (n, vip) in world.vips.iter().enumerate() {
+        let owners = world.owners(*vip);
+        if owners.len() != 1 || before.get(n) != Some(&owners) {
+            wrong.push(format!("in peace {vip} is with {owners:?}, before with {:?}", before.get(n)));
+            continue;
+        }
+        let owner = owners[0];
+        for (node, host) in world.hosts.iter().enumerate() {
+            let Some(process) = &host.process else { continue };
+            let state = process.engine.state();
+            let said = state.addresses.iter().find(|address| address.address == *vip).and_then(|address| address.owner.clone());
+            if said != Some(name(owner)) {
+                wrong.push(format!("node {node} says that {said:?} has {vip}, it is {owner}"));
+            }
+        }
+        for (client, cache) in world.clients.iter().enumerate() {
+            let entry = cache.get(vip);
+            if entry.is_some_and(|entry| *entry != mac(owner)) {
+                wrong.push(format!("client {client} has {entry:?} for {vip}, the owner is {owner}"));
+            }
+        }
+    }
+    world.failures.extend(wrong);
+}
+
+/// A cluster at rest, without loss, that owns its addresses.
+fn quiet(seed: u64, nodes: usize) -> World {
+    let mut world = World::new(seed, nodes, 3);
+    world.boot(200);
+    world.run(ms(20_000));
+    let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
+    peaceful(&mut world, &owners);
+    assert_eq!(world.failures, [""; 0], "seed {seed}");
+    world
+}
+
+#[test]
+fn a_lost_owner_is_replaced_within_detection_and_a_step() {
+    for seed in 1..=60 {
+        let mut world = quiet(seed, 2 + seed as usize % 4);
+        world.bounds = (ms(50), ms(200));
+        let victim = world.owners(world.vips[0])[0];
+        world.fault_at(ms(20_000), [Fault::Kill(victim), Fault::Link(victim, false), Fault::Freeze(victim)][seed as usize % 3].clone());
+        world.run(ms(24_000));
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_planned_stop_and_an_exclusion_leave_no_gap() {
+    for seed in 1..=40 {
+        let mut world = quiet(seed, 2 + seed as usize % 4);
+        // Nobody, for even a moment: the old owner answers until the new one is heard.
+        world.bounds = (ms(50), Duration::ZERO);
+        let victim = world.owners(world.vips[0])[0];
+        world.fault_at(ms(20_000), [Fault::Drain(victim), Fault::Exclude(victim, true)][seed as usize % 2].clone());
+        world.run(ms(23_000));
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+        assert!(world.vips.iter().all(|vip| world.owners(*vip) != [victim]), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_stalled_owner_says_nothing_for_an_address_that_moved() {
+    for seed in 1..=40 {
+        let mut world = quiet(seed, 3);
+        world.bounds = (Duration::ZERO, ms(200));
+        let victim = world.owners(world.vips[0])[0];
+        world.fault_at(ms(20_000), Fault::Freeze(victim));
+        world.fault_at(ms(50_000), Fault::Thaw(victim, ms(30_000)));
+        world.run(ms(65_000));
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+        assert_ne!(world.owners(world.vips[0]), [victim], "a node that returns does not take it back");
+    }
+}
+
+/// Every shape: each way to put the nodes on sides, whatever the sides are called.
+fn shapes(nodes: usize) -> Vec<Vec<u8>> {
+    let mut shapes = vec![vec![0u8]];
+    for _ in 1..nodes {
+        shapes = shapes
+            .into_iter()
+            .flat_map(|shape| {
+                let next = shape.iter().max().map_or(0, |side| side + 1);
+                (0..=next).map(move |side| [shape.clone(), vec![side]].concat())
+            })
+            .collect();
+    }
+    shapes
+}
+
+#[test]
+fn splits_of_every_shape_have_one_owner_each_and_join_within_a_second() {
+    assert_eq!((shapes(3).len(), shapes(5).len()), (5, 52));
+    for shape in shapes(3).into_iter().chain(shapes(5)) {
+        let seed = shape.iter().fold(7, |sum, side| sum * 5 + u64::from(*side));
+        let mut world = quiet(seed, shape.len());
+        world.fault_at(ms(20_000), Fault::Sides(shape.clone()));
+        world.run(ms(28_000));
+        for vip in world.vips.clone() {
+            let mut sides: Vec<u8> = world.owners(vip).iter().map(|node| shape[*node]).collect();
+            sides.sort_unstable();
+            let all: std::collections::BTreeSet<u8> = shape.iter().copied().collect();
+            assert_eq!(sides, all.into_iter().collect::<Vec<_>>(), "{shape:?}: one owner on each side of {vip}");
+        }
+        world.fault_at(ms(28_000), Fault::Sides(vec![0; shape.len()]));
+        world.run(ms(29_000));
+        let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
+        assert!(owners.iter().all(|owners| owners.len() == 1), "{shape:?}: {owners:?}");
+        peaceful(&mut world, &owners);
+        assert_eq!(world.failures, [""; 0], "{shape:?}");
+    }
+}
+
+#[test]
+fn with_bfd_blocked_there_is_one_owner_and_both_sides_are_told_why() {
+    for seed in 1..=40 {
+        let mut world = World::new(seed, 2 + seed as usize % 3, 3);
+        let nodes = world.hosts.len();
+        for a in 0..nodes {
+            for b in (0..nodes).filter(|b| *b != a && (seed % 2 == 0 || a < *b)) {
+                world.fault_at(Duration::ZERO, Fault::Block(a, b, true));
+            }
+        }
+        world.boot(500);
+        world.run(ms(20_000));
+        let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
+        peaceful(&mut world, &owners);
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+        let warned = world.hosts.iter().filter_map(|host| host.process.as_ref());
+        let warned = warned.filter(|process| process.engine.state().warnings.iter().any(|warning| warning.code == "BfdBlocked"));
+        assert!(warned.count() >= nodes - 1, "seed {seed}");
+    }
+}

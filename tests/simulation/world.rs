@@ -1,0 +1,854 @@
+//! A LAN of nodes and clients: real engines and announcers, simulated time, wire and BFD timing.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinnace::domain::announce::{Announcement, Announcer, Config};
+use pinnace::domain::engine::{Engine, Event, Role, Settings};
+use pinnace::domain::ipam::Allocations;
+use pinnace::domain::membership::{DownReason, Liveness, PeerEvent};
+use pinnace::domain::model::*;
+use pinnace::domain::plan::Plan;
+use pinnace::domain::pool::parse_pools;
+use pinnace::wire::ethernet::{self, Mac};
+use pinnace::wire::{arp, ndp};
+
+pub fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// xorshift64* (Marsaglia 2003, Vigna 2016).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+    pub fn time(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_micros(from * 1000 + self.below((to - from) * 1000 + 1))
+    }
+}
+
+/// When each end of a session learns what. The times are those of 50 ms × 3 and of slow starts (RFC 5880 §6.8.3, §6.8.4).
+pub trait Detection {
+    fn expiry(&self, random: &mut Random) -> Duration;
+    fn rise(&self, random: &mut Random) -> Duration;
+}
+
+/// Timing alone, without packets.
+pub struct Timing;
+
+impl Detection for Timing {
+    fn expiry(&self, random: &mut Random) -> Duration {
+        random.time(100, 160)
+    }
+    fn rise(&self, random: &mut Random) -> Duration {
+        random.time(800, 2200)
+    }
+}
+
+pub struct Process {
+    pub engine: Engine,
+    announcer: Announcer,
+    pub announced: BTreeMap<IpAddr, Announcement>,
+    pub left: bool,
+}
+
+pub struct Host {
+    pub process: Option<Process>,
+    /// Counts processes: what was meant for an earlier one is lost.
+    life: u32,
+    pub frozen: bool,
+    pub link: bool,
+    pub side: u8,
+    pub excluded: bool,
+    pub deleted: bool,
+    /// Since when it could serve, undisturbed.
+    pub able: Option<Duration>,
+    offset: Duration,
+    woken: Duration,
+    backlog: Vec<Vec<u8>>,
+    was: bool,
+    interfaces: Option<(bool, Arc<Interfaces>)>,
+}
+
+enum Happening {
+    Frame(usize, u32, Arc<Vec<u8>>),
+    ToClient(usize, Arc<Vec<u8>>),
+    Wake(usize, u32),
+    Peer(usize, u32, PeerEvent),
+    Expire(usize, usize),
+    Rise(usize, usize),
+    Neighbour(usize, usize),
+    Stop(usize, u32),
+    Interest(usize),
+    Fault(Fault),
+}
+
+#[derive(Clone, Debug)]
+pub enum Fault {
+    Kill(usize),
+    Start(usize),
+    Freeze(usize),
+    Thaw(usize, Duration),
+    Link(usize, bool),
+    Sides(Vec<u8>),
+    Block(usize, usize, bool),
+    OneWay(usize, usize, bool),
+    Drain(usize),
+    Exclude(usize, bool),
+    Delete(usize, bool),
+}
+
+struct Entry(Duration, u64, Happening);
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+pub struct World {
+    pub now: Duration,
+    pub random: Random,
+    pub hosts: Vec<Host>,
+    pub vips: Vec<IpAddr>,
+    services: Vec<SourceChange>,
+    /// Nodes with an endpoint, where that matters.
+    pub local: BTreeMap<IpAddr, BTreeSet<usize>>,
+    pub preferred: BTreeMap<IpAddr, usize>,
+    pub clients: Vec<BTreeMap<IpAddr, Mac>>,
+    pub client_sides: Vec<u8>,
+    queue: BinaryHeap<Reverse<Entry>>,
+    sequence: u64,
+    up: BTreeSet<(usize, usize)>,
+    pending: BTreeSet<(usize, usize, bool)>,
+    blocked: BTreeSet<(usize, usize)>,
+    oneway: BTreeSet<(usize, usize)>,
+    pub loss: u64,
+    pub delay: u64,
+    pub repeat: u64,
+    pub moves: BTreeMap<IpAddr, Vec<(Duration, Option<usize>)>>,
+    doubles: BTreeMap<(IpAddr, usize, usize), Duration>,
+    orphans: BTreeMap<(IpAddr, usize), Duration>,
+    pub failures: Vec<String>,
+    pub trace: bool,
+    pub bounds: (Duration, Duration),
+    detection: Box<dyn Detection>,
+}
+
+pub fn name(node: usize) -> String {
+    format!("node-{node}")
+}
+
+pub fn mac(node: usize) -> Mac {
+    [2, 0, 0, 0, 1, node as u8]
+}
+
+fn addresses(node: usize) -> [IpAddr; 2] {
+    [IpAddr::from([10, 0, 0, 1 + node as u8]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1 + node as u16])]
+}
+
+impl World {
+    pub fn new(seed: u64, nodes: usize, vips: usize) -> World {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        for _ in 0..8 {
+            random.next();
+        }
+        let host = |offset| Host {
+            process: None,
+            life: 0,
+            frozen: false,
+            link: true,
+            side: 0,
+            excluded: false,
+            deleted: false,
+            able: None,
+            // Clocks of nodes have nothing to do with each other, and may be set.
+            offset,
+            woken: Duration::MAX,
+            backlog: Vec::new(),
+            was: false,
+            interfaces: None,
+        };
+        let hosts = (0..nodes).map(|_| host(ms(random.below(1_000_000)))).collect();
+        let vip = |n: usize| match n % 3 {
+            2 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, n as u16]),
+            _ => IpAddr::from([10, 0, 0, 200 + n as u8]),
+        };
+        World {
+            now: Duration::ZERO,
+            random,
+            hosts,
+            vips: (0..vips).map(vip).collect(),
+            services: Vec::new(),
+            local: BTreeMap::new(),
+            preferred: BTreeMap::new(),
+            clients: vec![BTreeMap::new(); 2],
+            client_sides: vec![0, 0],
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            up: BTreeSet::new(),
+            pending: BTreeSet::new(),
+            blocked: BTreeSet::new(),
+            oneway: BTreeSet::new(),
+            loss: 0,
+            delay: 1,
+            repeat: 0,
+            moves: BTreeMap::new(),
+            doubles: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            failures: Vec::new(),
+            trace: std::env::var_os("PINNACE_TRACE").is_some(),
+            bounds: (ms(5_000), ms(8_000)),
+            detection: Box::new(Timing),
+        }
+    }
+
+    /// Starts every node within `within`, and the clients.
+    pub fn boot(&mut self, within: u64) {
+        for vip in self.vips.clone() {
+            self.add_service(vip);
+        }
+        for node in 0..self.hosts.len() {
+            let at = self.random.time(0, within);
+            self.at(at, Happening::Fault(Fault::Start(node)));
+        }
+        for client in 0..self.clients.len() {
+            let at = self.random.time(0, 500);
+            self.at(at, Happening::Interest(client));
+        }
+    }
+
+    fn add_service(&mut self, vip: IpAddr) {
+        let key = ObjectKey::new("default", &format!("s-{vip}").replace([':', '.'], "-"));
+        let local = self.local.get(&vip);
+        let request = Request {
+            addresses: vec![vip],
+            prefer_nodes: self.preferred.get(&vip).map(|node| name(*node).into()).into_iter().collect(),
+            ..Request::default()
+        };
+        let family = Family::of(vip);
+        let service = Service {
+            key: key.clone(),
+            created: 0,
+            class: None,
+            families: vec![family],
+            require_dual_stack: false,
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+            external: if local.is_some() { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+            client_affinity: false,
+            source_ranges: None,
+            request,
+            node_pool: None,
+            selector: None,
+            published: Vec::new(),
+            problems: Vec::new(),
+            record: None,
+        };
+        let endpoint = |node: usize| Endpoint {
+            address: if family == Family::V4 {
+                IpAddr::from([10, 42, node as u8, 5])
+            } else {
+                IpAddr::from([0xfd42, 0, 0, 0, 0, 0, node as u16, 5])
+            },
+            node: Some(name(node).into()),
+            ready: true,
+            serving: true,
+            terminating: false,
+            hints: None,
+        };
+        let endpoints = (0..self.hosts.len()).filter(|node| local.is_none_or(|nodes| nodes.contains(node))).map(endpoint).collect();
+        let ports = vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }];
+        let slice = EndpointSlice { key: key.clone(), service: key.name.clone(), family, ports, endpoints };
+        self.services.push(SourceChange::Service(key.clone(), Some(Box::new(service))));
+        self.services.push(SourceChange::Slice(key, Some(Box::new(slice))));
+    }
+
+    fn node_object(&self, node: usize) -> SourceChange {
+        let host = &self.hosts[node];
+        let object = Node {
+            name: name(node).into(),
+            internal: addresses(node).to_vec(),
+            external: Vec::new(),
+            pod_cidrs: Vec::new(),
+            zone: None,
+            excluded: host.excluded.then_some(Exclusion::Label),
+            enable_lb: None,
+            pool: None,
+        };
+        SourceChange::Node(object.name.clone(), (!host.deleted).then(|| Box::new(object)))
+    }
+
+    fn interfaces(&mut self, node: usize) -> Arc<Interfaces> {
+        if let Some((link, known)) = &self.hosts[node].interfaces
+            && *link == self.hosts[node].link
+        {
+            return known.clone();
+        }
+        let [v4, v6] = addresses(node);
+        let interface = Interface {
+            index: 2,
+            name: "eth0".into(),
+            mac: Some(mac(node)),
+            kind: "".into(),
+            up: self.hosts[node].link,
+            loopback: false,
+            master: None,
+            active_ports: Default::default(),
+            carrier_changes: 0,
+            ipv6: true,
+            addresses: [format!("{v4}/24").parse().unwrap(), format!("{v6}/64").parse().unwrap()].into(),
+        };
+        let interfaces = Arc::new(Interfaces::from([(2, interface)]));
+        self.hosts[node].interfaces = Some((self.hosts[node].link, interfaces.clone()));
+        interfaces
+    }
+
+    fn at(&mut self, at: Duration, happening: Happening) {
+        self.sequence += 1;
+        self.queue.push(Reverse(Entry(at, self.sequence, happening)));
+    }
+
+    pub fn fault_at(&mut self, at: Duration, fault: Fault) {
+        self.at(at, Happening::Fault(fault));
+    }
+
+    /// Runs until `until`, or the first failure.
+    pub fn run(&mut self, until: Duration) {
+        while self.failures.is_empty() {
+            match self.queue.peek() {
+                Some(Reverse(entry)) if entry.0 <= until => {}
+                _ => break,
+            }
+            let Some(Reverse(Entry(at, _, happening))) = self.queue.pop() else { break };
+            self.now = at.max(self.now);
+            self.happen(happening);
+            self.check();
+        }
+        self.now = until;
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Frame(node, life, frame) if self.hosts[node].life == life => self.frame(node, &frame),
+            Happening::Wake(node, life) if self.hosts[node].life == life => {
+                self.hosts[node].woken = Duration::MAX;
+                if !self.hosts[node].frozen {
+                    self.tell(node, None);
+                }
+            }
+            Happening::Peer(node, life, event) if self.hosts[node].life == life => self.tell(node, Some(Event::Peer(event))),
+            Happening::ToClient(client, frame) => self.client_hears(client, &frame),
+            Happening::Expire(a, b) => self.expire(a, b),
+            Happening::Rise(a, b) => self.rise(a, b),
+            Happening::Neighbour(a, b) => {
+                if self.running(a) && self.up.remove(&(a, b)) {
+                    self.say(a, b, Liveness::Down(DownReason::NeighbourDown));
+                }
+                self.recheck();
+            }
+            Happening::Stop(node, life) if self.hosts[node].life == life => self.kill(node),
+            Happening::Interest(client) => self.interest(client),
+            Happening::Fault(fault) => self.fault(fault),
+            _ => {}
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        if self.trace {
+            eprintln!("{:?} {fault:?}", self.now);
+        }
+        match fault {
+            Fault::Kill(node) => self.kill(node),
+            Fault::Start(node) if self.hosts[node].process.is_none() => self.start(node),
+            Fault::Start(_) => {}
+            Fault::Freeze(node) => self.hosts[node].frozen = true,
+            Fault::Thaw(node, late) if self.hosts[node].frozen => self.thaw(node, late),
+            Fault::Thaw(..) => {}
+            Fault::Link(node, up) => {
+                self.hosts[node].link = up;
+                let interfaces = self.interfaces(node);
+                self.tell(node, Some(Event::Interfaces(interfaces)));
+            }
+            Fault::Sides(sides) => {
+                for (host, side) in self.hosts.iter_mut().zip(&sides) {
+                    host.side = *side;
+                }
+                let n = sides.len();
+                self.client_sides = vec![sides[0], sides[n - 1]];
+            }
+            Fault::Block(a, b, on) => drop(if on { self.blocked.insert((a, b)) } else { self.blocked.remove(&(a, b)) }),
+            Fault::OneWay(a, b, on) => drop(if on { self.oneway.insert((a, b)) } else { self.oneway.remove(&(a, b)) }),
+            Fault::Drain(node) => self.drain(node),
+            Fault::Exclude(node, on) => {
+                self.hosts[node].excluded = on;
+                self.objects_changed(node);
+            }
+            Fault::Delete(node, on) => {
+                self.hosts[node].deleted = on;
+                self.up.retain(|(a, b)| *a != node && *b != node);
+                self.objects_changed(node);
+            }
+        }
+        self.recheck();
+    }
+
+    fn objects_changed(&mut self, node: usize) {
+        for observer in 0..self.hosts.len() {
+            let changes = vec![self.node_object(node)];
+            self.tell(observer, Some(Event::Source { changes, problems: Vec::new(), synced: true }));
+        }
+    }
+
+    fn kill(&mut self, node: usize) {
+        let host = &mut self.hosts[node];
+        host.process = None;
+        host.life += 1;
+        host.frozen = false;
+        host.woken = Duration::MAX;
+        host.backlog.clear();
+        self.up.retain(|(a, _)| *a != node);
+        self.recheck();
+    }
+
+    fn start(&mut self, node: usize) {
+        let settings = Settings {
+            node: name(node).into(),
+            pools: parse_pools("10.0.0.200-10.0.0.250,fd00::1:0/112").expect("pools"),
+            avoid_buggy_ips: false,
+            mode: Mode::Vip,
+            class: "pinnace.dev/pinnace".into(),
+            claim_default: true,
+            interfaces: Vec::new(),
+            probe: false,
+            role: Role::Alone,
+        };
+        let config = Config { probe_time: Duration::ZERO, ..Config::default() };
+        let announcer = Announcer::new(config, self.random.next());
+        let engine = Engine::new(settings, Allocations::default());
+        self.hosts[node].life += 1;
+        self.hosts[node].process = Some(Process { engine, announcer, announced: BTreeMap::new(), left: false });
+        self.hosts[node].frozen = false;
+        let interfaces = self.interfaces(node);
+        self.tell(node, Some(Event::Interfaces(interfaces)));
+        let mut changes: Vec<SourceChange> = (0..self.hosts.len()).map(|node| self.node_object(node)).collect();
+        changes.extend(self.services.iter().cloned());
+        self.tell(node, Some(Event::Source { changes, problems: Vec::new(), synced: true }));
+        // Its packets with new discriminators say Down to those that still believe in the old sessions.
+        for other in 0..self.hosts.len() {
+            if self.up.contains(&(other, node)) && self.path(node, other) {
+                let at = self.now + self.random.time(1, 20);
+                self.at(at, Happening::Neighbour(other, node));
+            }
+        }
+        self.recheck();
+    }
+
+    /// SIGSTOP, or a suspended machine, ends: what had queued up meanwhile is read after the clock was looked at.
+    fn thaw(&mut self, node: usize, late: Duration) {
+        self.hosts[node].frozen = false;
+        if late >= ms(150) {
+            self.tell(node, Some(Event::Peer(PeerEvent::Stalled { late })));
+        }
+        for frame in std::mem::take(&mut self.hosts[node].backlog) {
+            self.frame(node, &frame);
+        }
+        for other in 0..self.hosts.len() {
+            if self.up.contains(&(node, other)) && !self.up.contains(&(other, node)) {
+                let at = self.now + self.random.time(1, 50);
+                self.at(at, Happening::Neighbour(node, other));
+            }
+        }
+        if late >= ms(150) {
+            // Not before the sessions were heard, or timed out.
+            let at = self.now + self.random.time(170, 250);
+            let life = self.hosts[node].life;
+            self.at(at, Happening::Peer(node, life, PeerEvent::CaughtUp));
+        }
+        self.tell(node, None);
+    }
+
+    fn drain(&mut self, node: usize) {
+        if !self.running(node) {
+            return;
+        }
+        self.tell(node, Some(Event::Drain));
+        let life = self.hosts[node].life;
+        let at = self.now + ms(1_100);
+        self.at(at, Happening::Stop(node, life));
+    }
+
+    /// Peers are told AdminDown, three times, so that one arrives.
+    fn leave(&mut self, node: usize) {
+        if let Some(process) = &mut self.hosts[node].process {
+            process.left = true;
+        }
+        for other in (0..self.hosts.len()).filter(|other| *other != node) {
+            if self.up.contains(&(other, node)) && self.path(node, other) && self.running(other) {
+                self.up.remove(&(other, node));
+                self.up.remove(&(node, other));
+                self.say(other, node, Liveness::Down(DownReason::AdminDown));
+            }
+        }
+    }
+
+    pub fn running(&self, node: usize) -> bool {
+        self.hosts[node].process.is_some() && !self.hosts[node].frozen
+    }
+
+    /// Frames of `a` reach `b`.
+    pub fn path(&self, a: usize, b: usize) -> bool {
+        let (from, to) = (&self.hosts[a], &self.hosts[b]);
+        from.link && to.link && from.side == to.side && !self.oneway.contains(&(a, b))
+    }
+
+    /// `a` hears the BFD of `b`.
+    fn hears(&self, a: usize, b: usize) -> bool {
+        let left = self.hosts[b].process.as_ref().is_none_or(|process| process.left);
+        let known = !self.hosts[a].deleted && !self.hosts[b].deleted;
+        self.running(b) && !left && known && self.path(b, a) && !self.blocked.contains(&(b, a))
+    }
+
+    /// The topology changed: sessions that end or begin are noticed in time.
+    fn recheck(&mut self) {
+        for a in 0..self.hosts.len() {
+            for b in 0..self.hosts.len() {
+                if a == b || !self.running(a) {
+                    continue;
+                }
+                let (up, heard) = (self.up.contains(&(a, b)), self.hears(a, b));
+                if up && !heard && self.pending.insert((a, b, true)) {
+                    let at = self.now + self.detection.expiry(&mut self.random);
+                    self.at(at, Happening::Expire(a, b));
+                }
+                if a < b && !up && !self.up.contains(&(b, a)) && heard && self.hears(b, a) && self.pending.insert((a, b, false)) {
+                    let at = self.now + self.detection.rise(&mut self.random);
+                    self.at(at, Happening::Rise(a, b));
+                }
+                if up && heard && !self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
+                    let at = self.now + ms(5);
+                    self.at(at, Happening::Neighbour(a, b));
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self, a: usize, b: usize) {
+        self.pending.remove(&(a, b, true));
+        if !self.running(a) || self.hears(a, b) || !self.up.remove(&(a, b)) {
+            return;
+        }
+        self.say(a, b, Liveness::Down(DownReason::DetectionTimeout));
+        if self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
+            let at = self.now + self.random.time(1, 30);
+            self.at(at, Happening::Neighbour(b, a));
+        }
+        self.recheck();
+    }
+
+    fn rise(&mut self, a: usize, b: usize) {
+        self.pending.remove(&(a, b, false));
+        let both = self.hears(a, b) && self.hears(b, a);
+        if !both || self.up.contains(&(a, b)) || self.up.contains(&(b, a)) {
+            return;
+        }
+        self.up.extend([(a, b), (b, a)]);
+        self.say(a, b, Liveness::Up);
+        self.say(b, a, Liveness::Up);
+    }
+
+    /// Both addresses' sessions fare alike.
+    fn say(&mut self, to: usize, about: usize, state: Liveness) {
+        if self.trace {
+            eprintln!("{:?}   {to} about {about}: {state:?}", self.now);
+        }
+        let life = self.hosts[to].life;
+        for (n, address) in addresses(about).into_iter().enumerate() {
+            let at = self.now + Duration::from_micros(n as u64 * self.random.below(3000));
+            self.at(at, Happening::Peer(to, life, PeerEvent::Liveness { address, state }));
+        }
+    }
+
+    /// An event, or time, for a node; then what follows.
+    fn tell(&mut self, node: usize, event: Option<Event>) {
+        let now = self.now + self.hosts[node].offset;
+        let interfaces = self.interfaces(node);
+        let links = matches!(event, Some(Event::Interfaces(_)));
+        let Some(process) = self.hosts[node].process.as_mut() else { return };
+        let plan = match event {
+            Some(event) => process.engine.handle(event, now),
+            None if process.engine.next_deadline().is_some_and(|due| due <= now) => process.engine.handle(Event::Tick, now),
+            None => Plan::default(),
+        };
+        let leave = plan.leave;
+        self.carry_out(node, plan, &interfaces, links);
+        if leave {
+            self.leave(node);
+        }
+        self.flush(node, &interfaces);
+    }
+
+    fn carry_out(&mut self, node: usize, plan: Plan, interfaces: &Interfaces, links: bool) {
+        let set = links || plan.announcements.is_some();
+        let (now, trace, world) = (self.now + self.hosts[node].offset, self.trace, self.now);
+        let Some(process) = self.hosts[node].process.as_mut() else { return };
+        if let Some(interval) = plan.announce_interval {
+            process.announcer.set_interval(interval, now);
+        }
+        if let Some(sessions) = &plan.sessions {
+            // To speak to a peer is to resolve its address.
+            let life = self.hosts[node].life;
+            let found: Vec<_> = (0..self.hosts.len())
+                .flat_map(|other| addresses(other).map(|address| (address, mac(other))))
+                .filter(|(address, _)| sessions.contains_key(address))
+                .collect();
+            for (address, mac) in found {
+                let at = self.now + self.random.time(1, 5);
+                self.at(at, Happening::Peer(node, life, PeerEvent::Neighbour { address, mac }));
+            }
+        }
+        let Some(process) = self.hosts[node].process.as_mut() else { return };
+        if let Some(announcements) = plan.announcements {
+            if trace && announcements != process.announced {
+                let posture = |a: &Announcement| {
+                    if a.standby {
+                        's'
+                    } else if a.quiet {
+                        'q'
+                    } else {
+                        'A'
+                    }
+                };
+                let all: Vec<_> = announcements.iter().map(|(vip, a)| format!("{vip}{}", posture(a))).collect();
+                eprintln!("{world:?}     {node}: {all:?}");
+            }
+            process.announced = announcements.clone();
+        }
+        if set {
+            process.announcer.set(process.announced.clone(), interfaces, now);
+        }
+        for (vip, station) in plan.asks {
+            process.announcer.ask(vip, station);
+        }
+    }
+
+    /// Frames out, events in, until nothing more follows; then sleep.
+    fn flush(&mut self, node: usize, interfaces: &Interfaces) {
+        for _ in 0..50 {
+            let now = self.now + self.hosts[node].offset;
+            let Some(process) = self.hosts[node].process.as_mut() else { return };
+            process.announcer.poll(now);
+            let frames: Vec<_> = process.announcer.transmissions().collect();
+            let events: Vec<_> = process.announcer.events().collect();
+            for frame in frames {
+                self.send(node, frame.frame);
+            }
+            if events.is_empty() {
+                break;
+            }
+            for event in events {
+                let Some(process) = self.hosts[node].process.as_mut() else { return };
+                let plan = process.engine.handle(Event::Announcer(event), now);
+                self.carry_out(node, plan, interfaces, false);
+            }
+        }
+        let Some(process) = self.hosts[node].process.as_ref() else { return };
+        let due = [process.engine.next_deadline(), process.announcer.next_deadline()].into_iter().flatten().min();
+        let Some(due) = due.map(|due| due.saturating_sub(self.hosts[node].offset).max(self.now + Duration::from_micros(10))) else {
+            return;
+        };
+        if due < self.hosts[node].woken {
+            self.hosts[node].woken = due;
+            let life = self.hosts[node].life;
+            self.at(due, Happening::Wake(node, life));
+        }
+    }
+
+    fn frame(&mut self, node: usize, frame: &[u8]) {
+        if self.hosts[node].frozen {
+            if self.hosts[node].backlog.len() < 200 {
+                self.hosts[node].backlog.push(frame.to_vec());
+            }
+            return;
+        }
+        let (now, interfaces) = (self.now + self.hosts[node].offset, self.interfaces(node));
+        let Some(process) = self.hosts[node].process.as_mut() else { return };
+        process.announcer.receive(2, frame, now);
+        self.flush(node, &interfaces);
+    }
+
+    fn send(&mut self, from: usize, frame: Vec<u8>) {
+        if let Some((vip, station)) = claim(&frame)
+            && station == mac(from)
+        {
+            let holds = self.hosts[from].process.as_ref().is_some_and(|p| p.announced.get(&vip).is_some_and(|a| !a.standby));
+            if !holds {
+                self.failures.push(format!("{:?}: node {from} announces {vip}, which it has lost", self.now));
+            }
+        }
+        if !self.hosts[from].link {
+            return;
+        }
+        let to: Mac = frame[..6].try_into().expect("a frame");
+        let group = !ethernet::is_station(to);
+        let frame = Arc::new(frame);
+        for other in (0..self.hosts.len()).filter(|other| *other != from) {
+            if (group || to == mac(other)) && self.path(from, other) && self.hosts[other].process.is_some() {
+                let life = self.hosts[other].life;
+                self.transmit(|| Happening::Frame(other, life, frame.clone()));
+            }
+        }
+        for client in 0..self.clients.len() {
+            if (group || to == client_mac(client)) && self.client_sides[client] == self.hosts[from].side {
+                self.transmit(|| Happening::ToClient(client, frame.clone()));
+            }
+        }
+    }
+
+    /// Lost, late, out of order or twice.
+    fn transmit(&mut self, happening: impl Fn() -> Happening) {
+        let copies = 1 + u32::from(self.random.chance(self.repeat));
+        for _ in 0..copies {
+            if !self.random.chance(self.loss) {
+                let at = self.now + Duration::from_micros(100) + self.random.time(0, self.delay);
+                self.at(at, happening());
+            }
+        }
+    }
+
+    fn client_hears(&mut self, client: usize, frame: &[u8]) {
+        if let Some((vip, station)) = claim(frame)
+            && self.vips.contains(&vip)
+        {
+            self.clients[client].insert(vip, station);
+        }
+    }
+
+    /// A client asks now and then, as an entry grows old.
+    fn interest(&mut self, client: usize) {
+        let own = [10, 0, 0, 100 + client as u8].into();
+        for vip in self.vips.clone() {
+            let IpAddr::V4(address) = vip else {
+                // Neighbour unreachability detection (RFC 4861 §7.3): who no longer answers there is forgotten.
+                let stale = |entry: &Mac| !(0..self.hosts.len()).any(|node| mac(node) == *entry && self.answers(node, vip).is_some());
+                if self.clients[client].get(&vip).is_some_and(stale) {
+                    self.clients[client].remove(&vip);
+                }
+                continue;
+            };
+            let request = arp::Repr { sender: own, ..arp::Repr::probe(client_mac(client), address) }.to_vec();
+            for node in 0..self.hosts.len() {
+                let host = &self.hosts[node];
+                if host.link && host.side == self.client_sides[client] && host.process.is_some() {
+                    let (life, frame) = (host.life, Arc::new(request.clone()));
+                    self.transmit(|| Happening::Frame(node, life, frame.clone()));
+                }
+            }
+        }
+        let at = self.now + self.random.time(5_000, 20_000);
+        self.at(at, Happening::Interest(client));
+    }
+
+    /// The node would answer for the address, and how.
+    pub fn answers(&self, node: usize, vip: IpAddr) -> Option<bool> {
+        let host = &self.hosts[node];
+        let process = host.process.as_ref().filter(|_| !host.frozen && host.link)?;
+        process.announced.get(&vip).filter(|announcement| !announcement.standby).map(|announcement| announcement.quiet)
+    }
+
+    pub fn owners(&self, vip: IpAddr) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|node| self.answers(*node, vip) == Some(false)).collect()
+    }
+
+    /// What must hold at every step.
+    fn check(&mut self) {
+        for node in 0..self.hosts.len() {
+            let host = &self.hosts[node];
+            let able = self.running(node) && host.link && !host.excluded && !host.deleted && host.process.as_ref().is_some_and(|p| !p.left);
+            let undisturbed = able && host.was;
+            let host = &mut self.hosts[node];
+            host.able = if undisturbed { host.able } else { able.then_some(self.now) };
+            host.was = able;
+        }
+        for vip in self.vips.clone() {
+            let owners = self.owners(vip);
+            let first = owners.first().copied();
+            let moves = self.moves.entry(vip).or_default();
+            if owners.len() == 1 && moves.iter().rev().find_map(|(_, owner)| *owner) != first {
+                moves.push((self.now, first));
+            }
+            let mut doubles = BTreeSet::new();
+            for (n, a) in owners.iter().enumerate() {
+                for b in &owners[n + 1..] {
+                    if self.path(*a, *b) && self.path(*b, *a) {
+                        doubles.insert((vip, *a, *b));
+                    }
+                }
+            }
+            self.doubles.retain(|key, _| key.0 != vip || doubles.contains(key));
+            for key in doubles {
+                let since = *self.doubles.entry(key).or_insert(self.now);
+                if self.now - since > self.bounds.0 {
+                    self.failures.push(format!("{:?}: nodes {} and {} both have {vip} since {since:?}", self.now, key.1, key.2));
+                }
+            }
+            for node in 0..self.hosts.len() {
+                let serves = self.local.get(&vip).is_none_or(|nodes| nodes.contains(&node));
+                let able = self.hosts[node].able.filter(|_| serves);
+                let heard = |other: usize| {
+                    let answers = self.answers(other, vip).is_some();
+                    answers && (other == node || self.path(other, node))
+                };
+                let orphan = able.is_some() && !(0..self.hosts.len()).any(heard);
+                if !orphan {
+                    self.orphans.remove(&(vip, node));
+                    continue;
+                }
+                let since = *self.orphans.entry((vip, node)).or_insert(self.now);
+                let since = since.max(able.unwrap_or(self.now));
+                if self.now - since > self.bounds.1 {
+                    self.failures.push(format!("{:?}: nobody has {vip} since {since:?}, and node {node} could", self.now));
+                }
+            }
+        }
+    }
+}
+
+pub fn client_mac(client: usize) -> Mac {
+    [2, 0, 0, 0, 2, client as u8]
+}
+
+/// Who says that it has an address.
+fn claim(frame: &[u8]) -> Option<(IpAddr, Mac)> {
+    if let Ok(packet) = arp::Repr::parse(frame) {
+        return (!packet.sender.is_unspecified()).then_some((packet.sender.into(), packet.sender_mac));
+    }
+    let packet = ndp::Repr::parse(frame).ok()?;
+    match packet.message {
+        ndp::Message::Advertisement { link_layer, .. } => Some((packet.target.into(), link_layer.unwrap_or(packet.source_mac))),
+        ndp::Message::Solicitation { .. } => None,
+    }
+}

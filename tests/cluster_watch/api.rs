@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -212,6 +212,32 @@ impl Failing {
         let head = format!("HTTP/1.1 {code} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
         *self.answer.lock().expect("not poisoned") = head + &body;
     }
+}
+
+/// Stands before the API server on another port and holds everything it says for this long, piece by piece. Gives back its address.
+pub fn slow(lab: &Lab, api: &Api, port: u16, delay: Duration) -> String {
+    let address = lab.client2.address(Family::V4);
+    let ns = lab.client2.ns.clone();
+    let listener = ns.enter(|| TcpListener::bind((address, port))).expect("a free port");
+    // Ends with the process: nothing is shared with other tests.
+    thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            let Ok(far) = ns.enter(|| TcpStream::connect((address, PORT))) else { continue };
+            let (Ok(mut up), Ok(mut down)) = (near.try_clone(), far.try_clone()) else { continue };
+            let mut far = far;
+            thread::spawn(move || std::io::copy(&mut up, &mut far));
+            thread::spawn(move || {
+                let (mut near, mut buffer) = (near, [0; 65536]);
+                while let Ok(length @ 1..) = down.read(&mut buffer) {
+                    thread::sleep(delay);
+                    if near.write_all(&buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    api.url().replace(&PORT.to_string(), &port.to_string())
 }
 
 fn path(directory: &Path, name: &str) -> String {

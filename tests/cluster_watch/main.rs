@@ -172,6 +172,20 @@ fn servers_that_fail_are_named_with_how_and_recovery_needs_nobody() {
 }
 
 #[test]
+fn a_slow_server_is_waited_for() {
+    let (lab, api) = cluster();
+    let kubeconfig = api.kubeconfig("slow", &api::slow(&lab, &api, 6444, Duration::from_secs(1)), "admin-token");
+    let running = api.pinnace_with(&lab, &kubeconfig).start();
+    eventually("default/web is served", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        ensure(status.phase("default/web") == "Serving", || format!("{}", status.0))
+    });
+    api.apply(&web("web").with_pods(&lab.pods[1..]));
+    served_by(&lab, &running, 1);
+    recovers(&running);
+}
+
+#[test]
 fn another_server_is_asked_when_one_does_not_answer() {
     let (lab, api) = cluster();
     let servers = format!("https://{}:1,{}", lab.client2.address(Family::V4), api.url());

@@ -327,7 +327,8 @@ struct Collector {
     synced: watch::Sender<bool>,
     /// Kinds that have been listed.
     listed: [bool; 3],
-    health: [Result<(), String>; 3],
+    /// None: it has not been heard of yet.
+    health: [Option<Result<(), String>>; 3],
     told_health: Option<Result<(), String>>,
     problems: BTreeMap<(Kind, String), Vec<String>>,
     /// Problems that were not taken up for want of room.
@@ -336,8 +337,7 @@ struct Collector {
 
 impl Collector {
     fn new(connection: &Connection, updates: mpsc::Sender<ApiUpdate>, synced: watch::Sender<bool>) -> Collector {
-        let asking = || Err(format!("the API server {} has not answered yet", connection.server()));
-        let (listed, health) = ([false; 3], [asking(), asking(), asking()]);
+        let (listed, health) = ([false; 3], [None, None, None]);
         let (told_health, problems) = (None, BTreeMap::new());
         Collector { connection: connection.clone(), updates, synced, listed, health, told_health, problems, more: false }
     }
@@ -361,14 +361,15 @@ impl Collector {
                     self.note(&change, problems);
                     update.changes.push(change);
                 }
-                Told::Health(kind, health) => self.health[index(kind)] = health,
+                Told::Health(kind, health) => self.health[index(kind)] = Some(health),
             }
         }
         update.synced = self.listed.iter().all(|listed| *listed);
         update.problems = self.shown_problems();
         // Unhealthy as soon as one kind is; healthy when all are.
-        let health = self.health.iter().find(|health| health.is_err()).cloned().unwrap_or(Ok(()));
-        if self.told_health.as_ref() != Some(&health) {
+        let bad = self.health.iter().flatten().find(|health| health.is_err()).cloned();
+        let health = bad.or_else(|| self.health.iter().all(Option::is_some).then_some(Ok(())));
+        if let Some(health) = health.filter(|health| self.told_health.as_ref() != Some(health)) {
             if health.is_ok() {
                 info!(server = %self.connection.server(), "watching services, endpointslices and nodes");
             }

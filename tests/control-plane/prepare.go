@@ -26,7 +26,7 @@ var identities = []struct{ name, user, groups string }{
 	{"nobody", "nobody", ""},
 }
 
-const auditPolicy = `{apiVersion: audit.k8s.io/v1, kind: Policy, omitStages: [RequestReceived], rules: [{level: Metadata}]}
+const auditPolicy = `{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
 `
 
 // prepare fills a directory with what the programs need: certificates, kubeconfigs, the audit policy, and for each

@@ -57,3 +57,9 @@ find_go() {
 	chmod -R +x "$home/bin" "$home/pkg/tool"
 	PATH="$home/bin:$PATH"
 }
+
+# The control plane for tests with a cluster. Its path is in $PINNACE_CONTROL_PLANE afterwards.
+build_control_plane() {
+	PINNACE_CONTROL_PLANE=$(tests/control-plane/build.sh) || die "the control plane could not be built"
+	export PINNACE_CONTROL_PLANE
+}

@@ -44,3 +44,25 @@ build_release() {
 	cargo build --locked --release --target "$target" --bin pinnace || die "the build failed"
 	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/release/pinnace"
 }
+
+# Any Go since 1.21 fetches by itself the version a go.mod asks for; an older one (Debian 12) is made to fetch a newer one as a module.
+find_go() {
+	local home minor toolchain=golang.org/toolchain@v0.0.1-go1.24.9.linux-amd64
+	for home in /usr/local/go /usr/lib/go; do
+		[ -x "$home/bin/go" ] && PATH="$home/bin:$PATH"
+	done
+	install_packages go=golang-go
+	minor=$(go version | sed -E 's/.* go1\.([0-9]+).*/\1/')
+	[ "$minor" -lt 21 ] || return 0
+	say "Go 1.$minor is too old: fetching a newer one"
+	home=$(cd / && go mod download -json "$toolchain" | sed -nE 's/^\s*"Dir": "(.*)",?$/\1/p')
+	[ -n "$home" ] || die "cannot fetch Go: install 1.24 or newer from https://go.dev/dl"
+	chmod -R +x "$home/bin" "$home/pkg/tool"
+	PATH="$home/bin:$PATH"
+}
+
+# The control plane for tests with a cluster. Its path is in $PINNACE_CONTROL_PLANE afterwards.
+build_control_plane() {
+	PINNACE_CONTROL_PLANE=$(tests/control-plane/build.sh) || die "the control plane could not be built"
+	export PINNACE_CONTROL_PLANE
+}

@@ -200,7 +200,7 @@ fn desire(wish: &Wish, interfaces: &Interfaces) -> l2::Desired {
     let on = interfaces.values().filter(|interface| wish.interfaces.contains(&&*interface.name)).map(|interface| interface.index).collect();
     let announcement = Announcement { interfaces: on, probe: wish.probe, standby: false, quiet: false };
     let announcements: BTreeMap<IpAddr, Announcement> = wish.vips.iter().map(|vip| (*vip, announcement.clone())).collect();
-    l2::Desired { announcements: Arc::new(announcements), interfaces: Arc::new(interfaces.clone()) }
+    l2::Desired { announcements: Arc::new(announcements), interfaces: Arc::new(interfaces.clone()), ..l2::Desired::default() }
 }
 
 fn bytes(mac: &str) -> [u8; 6] {

@@ -12,6 +12,8 @@ use super::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 pub struct Index {
     services: BTreeMap<ObjectKey, Box<Service>>,
     /// Service → its slices by name. Slices may arrive before their Service. Mostly it is one: a map each would be far larger than that.
+    // Boxed: a vector of them grows by doubling, and what it has too much would be whole slices.
+    #[allow(clippy::vec_box)]
     slices: BTreeMap<ObjectKey, Vec<Box<EndpointSlice>>>,
     /// Slice → the Service it belongs to: a slice that is deleted or relabelled no longer says.
     slice_services: BTreeMap<ObjectKey, Arc<str>>,

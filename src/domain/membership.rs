@@ -333,7 +333,7 @@ impl Membership {
 
     /// For `status`.
     pub fn statuses(&self, now: Duration) -> Vec<PeerStatus> {
-        let status = |(name, peer): (&Box<str>, &Peer)| PeerStatus {
+        let status = |(name, peer): (&_, &Peer)| PeerStatus {
             node: name.to_string(),
             addresses: peer.addresses.iter().copied().collect(),
             alive: peer.alive(),

@@ -195,7 +195,7 @@ impl Engine {
             owner: self.owner(vip),
             announced_on: names.map(|interface| interface.name.to_string()).collect(),
             phase,
-            services: vip.holders.iter().cloned().collect(),
+            services: vip.holders.to_vec(),
         }
     }
 

@@ -4,6 +4,8 @@
 //! `place` decides about one Service (addresses, frontends), `vips` about one virtual address (probe, announce), `report` answers
 //! questions about all of it.
 
+#[cfg(test)]
+mod api_tests;
 mod election;
 mod place;
 mod report;
@@ -26,6 +28,7 @@ use super::membership::{Membership, PeerEvent};
 use super::model::{Family, Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::{Notice, Plan};
 use super::pool::{AddressRange, Pool};
+use super::publish::Publisher;
 use super::status::{Problem, Reason};
 use super::uplinks::{self, InterfacePattern, Uplinks};
 use election::Election;
@@ -80,6 +83,8 @@ pub enum Event {
     },
     /// This node began or ceased to be the one that decides about addresses.
     Role(Role),
+    /// The node that holds the Lease, as far as is known.
+    Holder(Option<Box<str>>),
     /// How the source is: Err says why nothing new may be heard from it.
     SourceHealth(Result<(), String>),
     /// Something was learned about another node.
@@ -160,6 +165,8 @@ pub struct Engine {
     rules: Option<Result<(), String>>,
     draining: bool,
     role: Role,
+    holder: Option<Box<str>>,
+    publisher: Publisher,
     source_health: Result<(), String>,
     membership: Membership,
     election: Election,
@@ -169,6 +176,8 @@ impl Engine {
     /// An engine that knows nothing but its settings and what it had allocated before.
     pub fn new(settings: Settings, saved: Allocations) -> Engine {
         let options = Options { avoid_buggy_ips: settings.avoid_buggy_ips };
+        // With an API server the statuses there say who has what; an older file here knows less.
+        let saved = if settings.role == Role::Alone { saved } else { Allocations::default() };
         Engine {
             role: settings.role,
             membership: Membership::new(&settings.node),
@@ -196,6 +205,8 @@ impl Engine {
             applied: 0,
             rules: None,
             draining: false,
+            holder: None,
+            publisher: Publisher::default(),
             source_health: Ok(()),
             election: Election::default(),
         }
@@ -216,13 +227,15 @@ impl Engine {
                 }
                 self.rules = Some(error.map_or(Ok(()), Err));
             }
-            Event::Role(role) => self.role = role,
+            Event::Role(role) => self.role_changed(role),
+            Event::Holder(holder) => self.holder = holder,
             Event::SourceHealth(health) => self.source_health = health,
             Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
                 }
+                self.dirty.extend(self.publisher.expired(now));
             }
             Event::Drain => {
                 self.draining = true;
@@ -234,7 +247,22 @@ impl Engine {
         self.settle(&mut plan);
         self.keep_election(&mut plan);
         plan.rule_set.generation = self.generation;
+        plan.save &= self.role == Role::Alone;
         plan
+    }
+
+    /// A new writer looks at every Service; one that ceases to be it goes back to what the statuses say.
+    fn role_changed(&mut self, role: Role) {
+        if self.role != role {
+            self.role = role;
+            self.publisher.clear();
+            self.dirty.extend(self.index.services().map(|s| s.key.clone()));
+        }
+    }
+
+    /// Whether this node holds the Lease.
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// The objects as the source last told them.

@@ -1,6 +1,7 @@
 //! Address management: which Service has which virtual address. Sticky: what a Service has it keeps while it may; what it had
 //! before a restart it gets again. Only addresses of our own pools are ever given, whatever an object says (CVE-2020-8554).
 
+mod ports;
 mod refusal;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::model::{Family, ObjectKey, Protocol, Service, TrafficPolicy};
 use super::pool::Pool;
 use crate::wire::ethernet::Mac;
+pub use ports::NodePorts;
 pub use refusal::{Refusal, Reserved};
 
 /// What Services have been given, for the next start.
@@ -55,13 +57,30 @@ struct Claim {
     ports: Box<[(Protocol, u16)]>,
     policy: TrafficPolicy,
     selector: Option<Box<str>>,
+    /// `metadata.creationTimestamp`.
+    created: i64,
+    /// What its status says it has.
+    published: Vec<IpAddr>,
 }
 
 impl Claim {
     fn of(service: &Service) -> Claim {
         let mut ports: Box<[_]> = service.ports.iter().map(|p| (p.protocol, p.port)).collect();
         ports.sort_unstable();
-        Claim { sharing: service.request.sharing.clone(), ports, policy: service.external, selector: service.selector.clone() }
+        Claim {
+            sharing: service.request.sharing.clone(),
+            ports,
+            policy: service.external,
+            selector: service.selector.clone(),
+            created: service.created,
+            published: service.published.clone(),
+        }
+    }
+
+    /// The lower one keeps the address when two may not share it: every node knows the same statuses and ages, so every node
+    /// decides alike.
+    fn rank<'a>(&self, key: &'a ObjectKey, address: IpAddr) -> (bool, i64, &'a ObjectKey) {
+        (!self.published.contains(&address), self.created, key)
     }
 
     /// One key, no port in common, and packets that may go to the same nodes: both Cluster, or both Local with the same pods.
@@ -205,6 +224,67 @@ impl Ipam {
         Ok(Assignment { addresses, notes })
     }
 
+    /// Holds what the status of the Service says, as far as it is ours to serve, and takes it from younger Services that may not share it:
+    /// they are returned and have to be decided about again. What the status does not say the Service has no more. Such
+    /// addresses count as probed: somebody did when they were new, and a failover must not wait.
+    pub fn adopt(&mut self, service: &Service) -> (Result<Assignment, Refusal>, Vec<ObjectKey>) {
+        let (mut addresses, mut notes, mut evicted) = (Vec::<IpAddr>::new(), Vec::new(), Vec::new());
+        let mut refusal = None;
+        let mut pool_name = Box::<str>::default();
+        for address in service.published.iter().copied() {
+            let family = Family::of(address);
+            let wrong_family = !service.families.is_empty() && !service.families.contains(&family);
+            let verdict = if wrong_family {
+                Err(Refusal::WrongFamily { address })
+            } else if addresses.iter().any(|had| Family::of(*had) == family) {
+                Err(Refusal::TwoOfOneFamily { family })
+            } else {
+                self.admissible(service, address).map(|pool| pool.name.clone()).and_then(|name| match self.rivals(service, address) {
+                    Ok(younger) => Ok((name, younger)),
+                    Err(holder) => Err(Refusal::Held { address, holder }),
+                })
+            };
+            match verdict {
+                Ok((name, younger)) => {
+                    pool_name = name;
+                    addresses.push(address);
+                    for key in younger {
+                        self.release(&key);
+                        evicted.push(key);
+                    }
+                }
+                Err(why) => {
+                    notes.push(format!("status says {address}: {why}"));
+                    refusal.get_or_insert(why);
+                }
+            }
+        }
+        let before = self.allocations.get(&service.key);
+        if before.is_some_and(|before| before.addresses != addresses) {
+            self.release(&service.key);
+        }
+        if addresses.is_empty() {
+            return (refusal.map_or(Ok(Assignment { addresses: Vec::new(), notes: Vec::new() }), Err), evicted);
+        }
+        let probed = addresses.iter().copied().collect();
+        self.hold(service, Allocation { addresses: addresses.clone(), pool: pool_name, probed });
+        (Ok(Assignment { addresses, notes }), evicted)
+    }
+
+    /// Holders of the address that may not share it with this Service and have to give way; Err: one that does not.
+    fn rivals(&self, service: &Service, address: IpAddr) -> Result<Vec<ObjectKey>, ObjectKey> {
+        let claim = Claim::of(service);
+        let mut younger = Vec::new();
+        for (holder, held) in self.holders.get(&address).into_iter().flatten().filter(|(holder, _)| *holder != service.key) {
+            match held {
+                Some(held) if held.agrees(&claim) => {}
+                Some(held) if held.rank(holder, address) < claim.rank(&service.key, address) => return Err(holder.clone()),
+                _ => younger.push(holder.clone()),
+            }
+        }
+        Ok(younger)
+    }
+
     fn hold(&mut self, service: &Service, allocation: Allocation) {
         for address in &allocation.addresses {
             add_holder(self.holders.entry(*address).or_default(), &service.key, Some(Claim::of(service)));
@@ -245,8 +325,8 @@ impl Ipam {
         service.families.iter().copied().filter(move |family| !have.contains(family))
     }
 
-    /// Whether this Service may hold this address, and from which pool it is.
-    fn usable(&self, service: &Service, address: IpAddr) -> Result<&Pool, Refusal> {
+    /// Whether this Service may hold this address as far as others do not, and from which pool it is.
+    fn admissible(&self, service: &Service, address: IpAddr) -> Result<&Pool, Refusal> {
         let pool = self.pools.iter().find(|pool| pool.contains(address)).ok_or(Refusal::OutsidePools { address })?;
         if !pool.admits(&service.key.namespace) {
             return Err(Refusal::PoolReserved { pool: pool.name.clone(), namespace: (*service.key.namespace).into() });
@@ -257,6 +337,12 @@ impl Ipam {
         if let Some((mac, _)) = self.conflicts.get(&address) {
             return Err(Refusal::InUse { address, mac: *mac });
         }
+        Ok(pool)
+    }
+
+    /// Whether this Service may hold this address, and from which pool it is.
+    fn usable(&self, service: &Service, address: IpAddr) -> Result<&Pool, Refusal> {
+        let pool = self.admissible(service, address)?;
         let claim = Claim::of(service);
         for (holder, held) in self.holders.get(&address).into_iter().flatten().filter(|(holder, _)| *holder != service.key) {
             // One that is only remembered shared the address before the restart, if this Service had it too.
@@ -403,40 +489,5 @@ fn add_holder(holders: &mut Vec<(ObjectKey, Option<Claim>)>, key: &ObjectKey, cl
             holders.reserve_exact(1);
             holders.push((key.clone(), claim));
         }
-    }
-}
-
-/// Who has which port of the nodes' own addresses: there is one of each. Costs O(ports of the Service × log all ports) per call.
-#[derive(Debug, Default)]
-pub struct NodePorts {
-    holders: BTreeMap<(Protocol, u16), ObjectKey>,
-    /// The same by Service; none of the lists is empty.
-    held: BTreeMap<ObjectKey, Vec<(Protocol, u16)>>,
-}
-
-impl NodePorts {
-    /// Takes the ports of the Service, all or none; ports it no longer has are given back.
-    pub fn claim(&mut self, service: &Service) -> Result<(), Refusal> {
-        self.release(&service.key);
-        for port in &service.ports {
-            if let Some(holder) = self.holders.get(&(port.protocol, port.port)) {
-                return Err(Refusal::PortTaken { protocol: port.protocol, port: port.port, holder: holder.clone() });
-            }
-        }
-        let ports: Vec<(Protocol, u16)> = service.ports.iter().map(|port| (port.protocol, port.port)).collect();
-        self.holders.extend(ports.iter().map(|port| (*port, service.key.clone())));
-        if !ports.is_empty() {
-            self.held.insert(service.key.clone(), ports);
-        }
-        Ok(())
-    }
-
-    /// Gives back what the Service has; true when it had something.
-    pub fn release(&mut self, key: &ObjectKey) -> bool {
-        let Some(ports) = self.held.remove(key) else { return false };
-        for port in &ports {
-            self.holders.remove(port);
-        }
-        true
     }
 }

@@ -333,7 +333,7 @@ impl Membership {
 
     /// For `status`.
     pub fn statuses(&self, now: Duration) -> Vec<PeerStatus> {
-        let status = |(name, peer): (&_, &Peer)| PeerStatus {
+        let status = |name: &str, peer: &Peer| PeerStatus {
             node: name.to_string(),
             addresses: peer.addresses.iter().copied().collect(),
             alive: peer.alive(),
@@ -347,7 +347,7 @@ impl Membership {
             .into(),
             seconds: peer.up_since.or(peer.down.map(|(_, since)| since)).map(|since| now.saturating_sub(since).as_secs()),
         };
-        self.peers.iter().map(status).collect()
+        self.peers.iter().map(|(name, peer)| status(name, peer)).collect()
     }
 }
 

@@ -5,13 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::super::elect::Ineligible;
 use super::super::endpoints;
 use super::super::forwarding::{Forwarding, FrontendKey};
+use super::super::ipam::{Assignment, Refusal};
 use super::super::model::{Family, Mode, ObjectKey, Service, TrafficPolicy};
 use super::super::nodes;
 use super::super::plan::{Notice, Plan};
+use super::super::publish;
 use super::super::status::Reason;
-use super::{Engine, Placement, Verdict};
+use super::{Engine, Placement, Role, Verdict};
+
+/// The code of a Service that only the writer can give an address.
+pub(super) const NO_ADDRESS_YET: &str = "NoAddressYet";
 
 impl Engine {
     /// Places every dirty Service: those that have an address first, then the oldest, so that who wins a conflict does not depend on
@@ -21,8 +27,12 @@ impl Engine {
         let mut dirty: Vec<(bool, i64, ObjectKey)> = std::mem::take(&mut self.dirty)
             .into_iter()
             .map(|key| {
-                let created = self.index.service(&key).map_or(i64::MIN, |s| s.created);
-                (!self.ipam.allocations().contains_key(&key), created, key)
+                let service = self.index.service(&key);
+                let has = match self.role {
+                    Role::Alone => self.ipam.allocations().contains_key(&key),
+                    Role::Follower | Role::Writer => service.is_some_and(|s| !s.published.is_empty()),
+                };
+                (!has, service.map_or(i64::MIN, |s| s.created), key)
             })
             .collect();
         dirty.sort();
@@ -31,8 +41,10 @@ impl Engine {
         let mut gone = BTreeSet::new();
         // Leaving before entering: an address given up in this round is free for the others in it.
         dirty.retain(|(_, _, key)| {
-            let stays = self.index.service(key).is_some_and(|s| self.ours(s));
+            let leaving = |s: &Service| s.record.as_ref().is_some_and(|record| record.deleting);
+            let stays = self.index.service(key).is_some_and(|s| self.ours(s) && !leaving(s));
             if !stays {
+                self.bid_farewell(key, plan);
                 freed |= self.retract(key, plan, &mut touched_vips, &mut gone);
             }
             stays
@@ -62,13 +74,42 @@ impl Engine {
                 message: format!("no longer served on {}", list(&placement.addresses)),
             });
         }
-        if let Some(service) = self.index.service(key) {
+        if let Some(service) = self.index.service(key).filter(|service| !self.ours(service)) {
             let class = service.class.as_deref().unwrap_or("(none)");
             let message = format!("class {class} belongs to another implementation; Pinnace serves {}", self.settings.class);
             let reasons = vec![Reason::new("ForeignClass", message)];
             self.placements.insert(key.clone(), Placement { verdict: Verdict::Foreign, reasons, ..Placement::default() });
         }
         freed
+    }
+
+    /// What the writer does about a Service that is no longer served.
+    fn bid_farewell(&mut self, key: &ObjectKey, plan: &mut Plan) {
+        self.publisher.forget(key);
+        let service = self.index.service(key).filter(|service| self.role == Role::Writer && self.ours(service));
+        if let Some(publication) = service.and_then(|service| publish::farewell(service.record.as_deref()?)) {
+            plan.publications.insert(key.clone(), publication);
+        }
+    }
+
+    /// What the writer does about a Service that is served, or refused: its status says which, and nothing in between.
+    fn publish(&mut self, service: &Service, next: &mut Placement, plan: &mut Plan) {
+        let Some(record) = service.record.as_deref().filter(|_| self.role == Role::Writer) else { return };
+        let probing = next.addresses.iter().any(|address| self.vips.get(address).is_some_and(|vip| !vip.clear));
+        let wanted = (!probing).then(|| publish::ingress(service, &next.addresses));
+        let decision = self.publisher.decide(&service.key, record, wanted, self.now);
+        if let Some(publication) = decision.publication {
+            plan.publications.insert(service.key.clone(), publication);
+        }
+        if let Some(interference) = decision.interference {
+            let nodes = self.index.nodes().flat_map(|node| node.internal.iter().chain(&node.external)).copied().collect();
+            let message = interference.sentence(&nodes);
+            plan.notices.push(Notice { warning: true, service: Some(service.key.clone()), reason: "SyncLoadBalancerFailed", message });
+        }
+        if self.publisher.truce(&service.key, self.now).is_some() {
+            let message = "someone else keeps changing status.loadBalancer: it is left alone for a while, see the Events of the Service";
+            next.reasons.push(Reason::new("StatusContested", message));
+        }
     }
 
     /// Gives back what a Service held.
@@ -122,6 +163,7 @@ impl Engine {
         if next.verdict == Verdict::Refused {
             self.waiting.insert(key.clone());
         }
+        self.publish(&service, &mut next, plan);
         tell(key, &before, &next, plan);
         self.placements.insert(key.clone(), next);
         freed
@@ -130,7 +172,12 @@ impl Engine {
     /// Virtual addresses: returns those that carry traffic already. A probed one does; one still being probed must not, because
     /// it may be another machine's and our own pods may be talking to it.
     fn place_on_vips(&mut self, service: &Service, next: &mut Placement, plan: &mut Plan, vips: &mut BTreeSet<IpAddr>) -> Vec<IpAddr> {
-        let assignment = match self.ipam.assign(service) {
+        let assignment = match self.assign(service) {
+            Ok(assignment) if assignment.addresses.is_empty() => {
+                next.verdict = Verdict::Pending;
+                next.reasons.push(Reason::new(NO_ADDRESS_YET, "no address yet: waiting for the node that holds the Lease"));
+                return Vec::new();
+            }
             Ok(assignment) => assignment,
             Err(refusal) => {
                 next.verdict = Verdict::Refused;
@@ -155,9 +202,43 @@ impl Engine {
         carrying
     }
 
+    /// The Service's addresses: what its status says, and from the writer, or alone, what it is to be.
+    fn assign(&mut self, service: &Service) -> Result<Assignment, Refusal> {
+        // What the writer published and somebody else replaced is put right, not followed.
+        let adopts = match self.role {
+            Role::Alone => false,
+            Role::Follower => true,
+            Role::Writer => !service.published.is_empty() && !self.publisher.stood(&service.key),
+        };
+        let mut adopted = None;
+        if adopts {
+            let unfit = |address: &IpAddr| !service.published.contains(address);
+            let keeps =
+                self.role == Role::Writer && self.ipam.allocations().get(&service.key).is_some_and(|had| had.addresses.iter().any(unfit));
+            // What is being probed to replace what the status says is not given up for it.
+            if !keeps {
+                let (result, evicted) = self.ipam.adopt(service);
+                self.dirty.extend(evicted);
+                adopted = Some(result);
+            }
+        }
+        match (self.role, adopted) {
+            (Role::Follower, Some(result)) => result,
+            _ => self.ipam.assign(service),
+        }
+    }
+
     /// The nodes' own addresses: returns those of this node, if it is one of the nodes that serve.
     fn place_on_node(&mut self, service: &Service, next: &mut Placement) -> Vec<IpAddr> {
-        if let Err(refusal) = self.node_ports.claim(service) {
+        let claimed = match self.role {
+            Role::Alone => self.node_ports.claim(service),
+            Role::Follower | Role::Writer => {
+                let (claimed, evicted) = self.node_ports.contend(service);
+                self.dirty.extend(evicted);
+                claimed
+            }
+        };
+        if let Err(refusal) = claimed {
             next.verdict = Verdict::Refused;
             next.reasons.push(Reason::new(refusal.code(), refusal.to_string()));
             return Vec::new();
@@ -175,7 +256,14 @@ impl Engine {
         };
         if next.addresses.is_empty() {
             next.verdict = Verdict::Pending;
-            let message = "There are no available nodes for LoadBalancer: none has a usable address, is not excluded and, for policy Local, a ready endpoint";
+            let mut message =
+                "There are no available nodes for LoadBalancer: none has a usable address, is not excluded and, for policy Local, a ready endpoint"
+                    .to_string();
+            for node in self.index.nodes() {
+                if let Some(exclusion) = node.excluded {
+                    message += &format!("; node {}: {}", node.name, Ineligible::Excluded(exclusion));
+                }
+            }
             next.reasons.push(Reason::new("UnAvailableLoadBalancer", message));
         }
         let here = !known || self.index.node(&self.settings.node).is_none() || serving.contains(&&*self.settings.node);

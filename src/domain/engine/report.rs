@@ -10,6 +10,7 @@ use super::super::status::{
     AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, State,
     Summary,
 };
+use super::place::NO_ADDRESS_YET;
 use super::vips::Vip;
 use super::{Engine, Placement, Role, Verdict};
 
@@ -106,6 +107,11 @@ impl Engine {
     fn service_status(&self, key: &ObjectKey, placement: &Placement) -> ServiceStatus {
         let service = self.index.service(key);
         let mut reasons = placement.reasons.clone();
+        for reason in reasons.iter_mut().filter(|reason| reason.code == NO_ADDRESS_YET) {
+            if let Some(holder) = &self.holder {
+                reason.message = format!("{} ({holder})", reason.message);
+            }
+        }
         let mut phase = match placement.verdict {
             Verdict::Serving => Phase::Serving,
             Verdict::Pending => Phase::Pending,

@@ -14,9 +14,9 @@ use super::super::pool;
 use super::super::status::Phase;
 use super::*;
 
-const T0: Duration = Duration::from_secs(1);
+pub(super) const T0: Duration = Duration::from_secs(1);
 
-fn settings(pools: &str, probe: bool) -> Settings {
+pub(super) fn settings(pools: &str, probe: bool) -> Settings {
     Settings {
         node: "node-1".into(),
         pools: pool::parse_pools(pools).expect("pools of the test"),
@@ -30,11 +30,11 @@ fn settings(pools: &str, probe: bool) -> Settings {
     }
 }
 
-fn key(name: &str) -> ObjectKey {
+pub(super) fn key(name: &str) -> ObjectKey {
     ObjectKey::new("default", name)
 }
 
-fn put(service: Service) -> SourceChange {
+pub(super) fn put(service: Service) -> SourceChange {
     SourceChange::Service(service.key.clone(), Some(Box::new(service)))
 }
 
@@ -57,11 +57,11 @@ fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
     SourceChange::Slice(key(service), Some(Box::new(slice)))
 }
 
-fn source(changes: Vec<SourceChange>) -> Event {
+pub(super) fn source(changes: Vec<SourceChange>) -> Event {
     Event::Source { changes, problems: Vec::new(), synced: true }
 }
 
-fn links(up: bool) -> Event {
+pub(super) fn links(up: bool) -> Event {
     let eth0 = Interface {
         index: 2,
         name: "eth0".into(),
@@ -78,7 +78,7 @@ fn links(up: bool) -> Event {
     Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))
 }
 
-fn vip(n: u8) -> IpAddr {
+pub(super) fn vip(n: u8) -> IpAddr {
     IpAddr::from([10, 88, 0, n])
 }
 

@@ -13,7 +13,7 @@ use super::super::elect::{self, Ineligible};
 use super::super::endpoints;
 use super::super::model::{Family, ObjectKey, TrafficPolicy};
 use super::super::plan::{Notice, Plan};
-use super::Engine;
+use super::{Engine, Role};
 use crate::wire::ethernet::{Mac, display};
 
 /// How long an address that another machine was seen to use is left alone before it is tried again.
@@ -89,6 +89,9 @@ impl Engine {
                 announcements_changed |= self.announcements.remove(&address).is_some();
                 continue;
             }
+            let probing = !self.draining && self.vips.get(&address).is_some_and(|vip| !vip.clear);
+            // Only the writer knows of a new address, so it asks the network, whoever is to answer for it afterwards.
+            let asks = probing && self.role == Role::Writer;
             let candidacy = self.candidacy(address);
             let cut_off = |c: &Result<Vec<u32>, Ineligible>| matches!(c, Err(Ineligible::LinkDown | Ineligible::NoInterface { .. }));
             let returned = candidacy.is_ok() && self.vips.get(&address).is_some_and(|vip| cut_off(&vip.candidacy));
@@ -96,7 +99,7 @@ impl Engine {
             let alone = self.membership.is_empty();
             let interfaces: BTreeSet<u32> = match &candidacy {
                 Ok(interfaces) => interfaces.iter().copied().collect(),
-                Err(_) if alone => BTreeSet::new(),
+                Err(_) if alone && !asks => BTreeSet::new(),
                 Err(_) => self.eligible_interfaces(address).map(BTreeSet::from_iter).unwrap_or_default(),
             };
             let Some(vip) = self.vips.get_mut(&address) else { continue };
@@ -104,12 +107,12 @@ impl Engine {
             // Once clear, it stays so for as long as somebody holds it.
             vips_changed |= vip.clear && self.told_vips.insert(address);
             let standby = *vip.seat.holder() != Holder::Me;
-            if interfaces.is_empty() || standby && alone {
+            if interfaces.is_empty() || standby && alone && !asks {
                 announcements_changed |= self.announcements.remove(&address).is_some();
             } else {
                 // Probing is for who is about to claim.
                 let probe = vip.probe && !(standby && vip.clear);
-                let announcement = Announcement { interfaces, probe, standby, quiet: standby || vip.seat.leaving() };
+                let announcement = Announcement { interfaces, probe, standby, quiet: standby && !asks || vip.seat.leaving() };
                 if self.announcements.get(&address) != Some(&announcement) {
                     self.announcements.insert(address, announcement);
                     announcements_changed = true;

@@ -1,0 +1,251 @@
+//! The engine with an API server: what statuses say is served, one node writes them, and two writers at once do no lasting harm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::fixtures::service;
+use super::super::ipam::Allocations;
+use super::super::model::*;
+use super::super::plan::{Plan, Publication};
+use super::super::publish;
+use super::tests::{T0, key, links, put, settings, source, vip};
+use super::*;
+
+/// The API server's part: Services, and writes to their status that are refused unless they name the newest version.
+#[derive(Default)]
+struct Api {
+    services: BTreeMap<ObjectKey, Service>,
+    version: u64,
+    writes: usize,
+}
+
+impl Api {
+    fn put(&mut self, mut service: Service, ingress: Vec<Ingress>) {
+        self.version += 1;
+        service.published = ingress.iter().filter_map(|entry| entry.ip).collect();
+        let uid = service.key.to_string().into();
+        let resource_version = self.version.to_string().into();
+        service.record = Some(Box::new(Record { uid, resource_version, ingress, cleanup_finalizer: false, deleting: false }));
+        self.services.insert(service.key.clone(), service);
+    }
+
+    fn write(&mut self, key: &ObjectKey, publication: &Publication) {
+        let Some(service) = self.services.get(key).cloned() else { return };
+        let current = service.record.as_ref().is_some_and(|record| record.resource_version == publication.resource_version);
+        if let Some(ingress) = publication.ingress.clone().filter(|_| current) {
+            self.writes += 1;
+            self.put(service, ingress);
+        }
+    }
+
+    fn write_all(&mut self, plan: &Plan) {
+        plan.publications.iter().for_each(|(key, publication)| self.write(key, publication));
+    }
+
+    fn events(&self) -> Event {
+        source(self.services.values().cloned().map(put).collect())
+    }
+
+    fn says(&self, name: &str) -> Vec<IpAddr> {
+        self.services[&key(name)].published.clone()
+    }
+}
+
+fn node(role: Role) -> Engine {
+    let mut engine = Engine::new(Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", false) }, Allocations::default());
+    engine.handle(links(true), T0);
+    engine.handle(Event::Role(role), T0);
+    engine
+}
+
+fn entry(address: IpAddr) -> Ingress {
+    Ingress { ip: Some(address), ..Ingress::default() }
+}
+
+fn served(engine: &Engine, name: &str) -> Vec<IpAddr> {
+    engine.state().services.into_iter().find(|service| service.key == key(name)).map(|service| service.addresses).unwrap_or_default()
+}
+
+#[test]
+fn followers_serve_what_the_status_says_and_only_that() {
+    let (mut api, mut follower, mut writer) = (Api::default(), node(Role::Follower), node(Role::Writer));
+    api.put(service("web"), vec![]);
+    let plan = follower.handle(api.events(), T0);
+    assert!(plan.publications.is_empty() && served(&follower, "web").is_empty());
+    follower.handle(Event::Holder(Some("node-9".into())), T0);
+    assert!(follower.state().services[0].reasons[0].message.contains("node-9"));
+    let plan = writer.handle(api.events(), T0);
+    assert!(!plan.save, "the status remembers");
+    api.write_all(&plan);
+    assert_eq!(api.says("web"), [vip(200)]);
+    follower.handle(api.events(), T0);
+    assert_eq!(served(&follower, "web"), [vip(200)]);
+    assert!(writer.handle(api.events(), T0).publications.is_empty(), "nothing changed, nothing is written");
+}
+
+#[test]
+fn an_address_outside_the_pools_is_never_served_and_is_replaced() {
+    let (mut api, mut follower, mut writer) = (Api::default(), node(Role::Follower), node(Role::Writer));
+    api.put(service("web"), vec![entry("8.8.8.8".parse().unwrap())]);
+    let plan = follower.handle(api.events(), T0);
+    assert!(served(&follower, "web").is_empty() && plan.rule_set.forwardings.is_empty());
+    assert_eq!(follower.state().services[0].reasons[0].code, "AddressOutsidePools");
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!(api.says("web"), [vip(200)]);
+}
+
+#[test]
+fn one_address_in_two_statuses_goes_to_the_older_on_every_node() {
+    let (mut older, mut newer) = (service("z-older"), service("a-newer"));
+    (older.created, newer.created) = (1, 2);
+    let mut api = Api::default();
+    api.put(newer, vec![entry(vip(201))]);
+    api.put(older, vec![entry(vip(201))]);
+    let all: Vec<SourceChange> = api.services.values().cloned().map(put).collect();
+    for order in [all.clone(), all.into_iter().rev().collect()] {
+        let mut follower = node(Role::Follower);
+        for change in order {
+            follower.handle(source(vec![change]), T0);
+        }
+        assert_eq!((served(&follower, "z-older"), served(&follower, "a-newer")), (vec![vip(201)], vec![]));
+    }
+    let mut writer = node(Role::Writer);
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!((api.says("z-older"), api.says("a-newer")), (vec![vip(201)], vec![vip(200)]));
+}
+
+#[test]
+fn a_new_writer_steals_nothing_and_probes_nothing_that_is_published() {
+    let mut api = Api::default();
+    api.put(service("a"), vec![]);
+    api.put(service("b"), vec![entry(vip(200))]);
+    let mut writer = Engine::new(Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", true) }, Allocations::default());
+    writer.handle(links(true), T0);
+    let first = writer.handle(api.events(), T0);
+    assert!(first.rule_set.vips == Some([vip(200)].into()) && first.announcements.is_some_and(|all| !all[&vip(200)].probe));
+    let plan = writer.handle(Event::Role(Role::Writer), T0);
+    assert!(!plan.publications.contains_key(&key("a")), "a new address is probed before anybody is told of it");
+    assert!(plan.announcements.is_some_and(|all| all[&vip(201)].probe));
+    let plan = writer.handle(Event::Announcer(AnnouncerEvent::ProbeClear { vip: vip(201) }), T0);
+    assert_eq!(plan.publications[&key("a")].ingress.as_ref().and_then(|all| all[0].ip), Some(vip(201)));
+}
+
+#[test]
+fn a_status_edited_by_hand_is_put_right_and_a_stale_finalizer_taken_away() {
+    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    api.put(service("web"), vec![]);
+    api.write_all(&writer.handle(api.events(), T0));
+    writer.handle(api.events(), T0);
+    api.put(service("web"), vec![entry(vip(204))]);
+    let plan = writer.handle(api.events(), T0);
+    assert!(plan.notices.iter().any(|notice| notice.warning && notice.message.contains("10.88.0.204")), "{:?}", plan.notices);
+    api.write_all(&plan);
+    assert_eq!(api.says("web"), [vip(200)]);
+    let mut leaving = api.services[&key("web")].clone();
+    if let Some(record) = &mut leaving.record {
+        (record.deleting, record.cleanup_finalizer) = (true, true);
+    }
+    let plan = writer.handle(source(vec![put(leaving)]), T0);
+    assert!(plan.publications[&key("web")].remove_finalizer && plan.rule_set.vips == Some([].into()));
+}
+
+#[test]
+fn a_service_of_another_class_is_never_written_to() {
+    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    api.put(Service { class: Some("example.com/other".into()), ..service("web") }, vec![entry("8.8.8.8".parse().unwrap())]);
+    assert!(writer.handle(api.events(), T0).publications.is_empty());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// One of two writers hears everything and writes at once.
+    Look(bool),
+    /// It decides and is stopped before it writes.
+    Decide(bool),
+    /// It goes on.
+    Resume(bool),
+    Put(u8, bool),
+    Delete(u8),
+    Edit(u8, u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => any::<bool>().prop_map(Step::Look),
+        2 => any::<bool>().prop_map(Step::Decide),
+        2 => any::<bool>().prop_map(Step::Resume),
+        3 => (0..5u8, any::<bool>()).prop_map(|(name, shares)| Step::Put(name, shares)),
+        1 => (0..5u8).prop_map(Step::Delete),
+        1 => (0..5u8, 198..208u8).prop_map(|(name, address)| Step::Edit(name, address)),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn two_writers_at_once_do_no_lasting_harm(steps in steps()) {
+        let mut api = Api::default();
+        let mut writers = [node(Role::Writer), node(Role::Writer)];
+        let mut held: [Vec<(ObjectKey, Publication)>; 2] = Default::default();
+        let mut known: [BTreeSet<ObjectKey>; 2] = Default::default();
+        let mut look = |api: &Api, writers: &mut [Engine; 2], which: usize, now: Duration| {
+            let mut changes: Vec<SourceChange> = api.services.values().cloned().map(put).collect();
+            let now_there: BTreeSet<ObjectKey> = api.services.keys().cloned().collect();
+            changes.extend(known[which].difference(&now_there).map(|key| SourceChange::Service(key.clone(), None)));
+            known[which] = now_there;
+            writers[which].handle(source(changes), now)
+        };
+        for step in steps {
+            match step {
+                Step::Look(which) => api.write_all(&look(&api, &mut writers, which.into(), T0)),
+                Step::Decide(which) => held[usize::from(which)].extend(look(&api, &mut writers, which.into(), T0).publications),
+                Step::Resume(which) => held[usize::from(which)].drain(..).for_each(|(key, publication)| api.write(&key, &publication)),
+                Step::Put(name, shares) => {
+                    let name = name.to_string();
+                    let stands = api.services.get(&key(&name)).and_then(|s| Some(s.record.as_ref()?.ingress.clone())).unwrap_or_default();
+                    let mut new = service(&name);
+                    new.created = i64::from(name.len() as u32);
+                    if shares {
+                        new.request.sharing = Some("together".into());
+                        new.ports[0].port = 80 + u16::from(name.as_bytes()[0]);
+                    }
+                    api.put(new, stands);
+                }
+                Step::Delete(name) => drop(api.services.remove(&key(&name.to_string()))),
+                Step::Edit(name, address) => {
+                    if let Some(service) = api.services.get(&key(&name.to_string())).cloned() {
+                        api.put(service, vec![entry(vip(address))]);
+                    }
+                }
+            }
+        }
+        for (which, publications) in held.iter_mut().enumerate() {
+            let _ = which;
+            publications.drain(..).for_each(|(key, publication)| api.write(&key, &publication));
+        }
+        // Long after, one of them is the writer: it must get everything right, in few writes, and then be silent.
+        api.writes = 0;
+        let later = Duration::from_secs(100_000);
+        for _ in 0..6 {
+            let plan = look(&api, &mut writers, 0, later);
+            api.write_all(&plan);
+        }
+        prop_assert!(api.writes <= 2 * api.services.len(), "{} writes for {} Services", api.writes, api.services.len());
+        prop_assert!(look(&api, &mut writers, 0, later).publications.is_empty(), "it is never done");
+        let mut seen: BTreeMap<IpAddr, Vec<&Service>> = BTreeMap::new();
+        for service in api.services.values() {
+            prop_assert_eq!(service.record.as_ref().map(|r| r.ingress.clone()), Some(publish::ingress(service, &service.published)));
+            prop_assert!(!service.published.is_empty(), "six addresses for five Services: {:?}", service.key);
+            service.published.iter().for_each(|address| seen.entry(*address).or_default().push(service));
+        }
+        for (address, services) in seen {
+            prop_assert!((vip(200)..=vip(205)).contains(&address), "{address} is in no pool");
+            prop_assert!(services.len() == 1 || services.iter().all(|s| s.request.sharing.is_some()), "{address}: {services:?}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What the writer puts into `status.loadBalancer.ingress`, and when it must stop: somebody else may be writing the same field.
+//!
+//! Why two writers for a moment do no lasting harm. A Lease says who writes, and its holder stops before the Lease can have another one
+//! (see [`super::lease`]). That alone does not bind a process that was stopped between its decision and its request. So each write
+//! carries the uid and resourceVersion it was decided for, and the API server refuses it once anybody has written to that Service. What is
+//! left is one address in the statuses of two Services, given by an old writer to one and by its successor to the other. Every node
+//! settles that alike: the older Service has it ([`super::ipam`]), and the writer gives the other one a new address.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::model::{Ingress, IngressPort, ObjectKey, Record, Service};
+use super::plan::Publication;
+
+/// In what time replacements are counted.
+const WINDOW: Duration = Duration::from_secs(60);
+/// So often somebody may replace what we wrote, in [`WINDOW`].
+const REPLACED: usize = 3;
+/// So often the same may be written, in [`WINDOW`]: somebody may be quicker than our watch.
+const REPEATED: usize = 6;
+/// For how long a status is left alone after that; doubled each time, up to [`LONGEST_TRUCE`].
+const TRUCE: Duration = Duration::from_secs(60);
+const LONGEST_TRUCE: Duration = Duration::from_secs(3600);
+
+/// Somebody else writes the status of a Service of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interference {
+    /// It was replaced and is put right; what stood there.
+    Corrected(Vec<Ingress>),
+    /// It is replaced again and again and left alone for this long; what stood there.
+    LeftAlone(Vec<Ingress>, Duration),
+}
+
+impl Interference {
+    /// A sentence that says what to do. `nodes` are the addresses of the nodes.
+    pub fn sentence(&self, nodes: &BTreeSet<IpAddr>) -> String {
+        match self {
+            Interference::Corrected(stood) => {
+                format!("status.loadBalancer was changed by someone else to [{}] and is put right", entries(stood))
+            }
+            Interference::LeftAlone(stood, truce) => {
+                // Services of a foreign class it empties, those without a class it gives the addresses of nodes.
+                let servicelb = stood.iter().all(|entry| entry.ip.is_some_and(|ip| nodes.contains(&ip)));
+                let advice = match servicelb {
+                    true => "this looks like K3s ServiceLB: start every K3s server with --disable=servicelb",
+                    false => "find the other load balancer and stop it, or give the Service a spec.loadBalancerClass",
+                };
+                let (stood, seconds) = (entries(stood), truce.as_secs());
+                format!("someone else keeps changing status.loadBalancer to [{stood}]: left alone for {seconds} s; {advice}")
+            }
+        }
+    }
+}
+
+fn entries(ingress: &[Ingress]) -> String {
+    let entry =
+        |i: &Ingress| i.ip.map(|ip| ip.to_string()).or_else(|| i.hostname.as_deref().map(str::to_owned)).unwrap_or_else(|| "?".into());
+    ingress.iter().map(entry).collect::<Vec<_>>().join(", ")
+}
+
+/// The whole of `status.loadBalancer.ingress` for a Service that is served on these addresses. `ipMode` is VIP (KEP-1860) because
+/// packets reach the nodes with the address as destination, so that kube-proxy may short-cut traffic from pods.
+pub fn ingress(service: &Service, addresses: &[IpAddr]) -> Vec<Ingress> {
+    let port = |port: &super::model::ServicePort| IngressPort { port: port.port, protocol: port.protocol, error: None };
+    let ports: Vec<IngressPort> = service.ports.iter().map(port).collect();
+    addresses.iter().map(|ip| Ingress { ip: Some(*ip), hostname: None, vip: Some(true), ports: ports.clone() }).collect()
+}
+
+/// What is remembered about the status of one Service.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Belongs to this object.
+    uid: Box<str>,
+    /// What should stand there.
+    wanted: Vec<Ingress>,
+    /// It stood there when we looked last.
+    stood: bool,
+    /// The version that was last written to: it is written to once.
+    written_to: Box<str>,
+    replaced: VecDeque<Duration>,
+    written: VecDeque<Duration>,
+    truce: Duration,
+    until: Option<Duration>,
+}
+
+/// The writer's memory: what it wrote, and who wrote over it.
+#[derive(Debug, Default)]
+pub struct Publisher {
+    memory: BTreeMap<ObjectKey, Memory>,
+}
+
+/// What follows from one look at a Service.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// To be written.
+    pub publication: Option<Publication>,
+    /// To be said.
+    pub interference: Option<Interference>,
+}
+
+impl Publisher {
+    /// Compares what stands with what should; `wanted` None: nothing can be said about it yet.
+    pub fn decide(&mut self, key: &ObjectKey, record: &Record, wanted: Option<Vec<Ingress>>, now: Duration) -> Decision {
+        let memory = self.memory.entry(key.clone()).or_default();
+        if memory.uid != record.uid {
+            *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
+        }
+        let Some(wanted) = wanted else { return Decision::default() };
+        if memory.wanted != wanted {
+            // A new wish of ours is no quarrel with anybody.
+            memory.wanted.clone_from(&wanted);
+            memory.stood = false;
+        }
+        if record.ingress == wanted {
+            memory.stood = true;
+            return Decision::default();
+        }
+        if memory.until.is_some_and(|until| now < until) || memory.written_to == record.resource_version {
+            return Decision::default();
+        }
+        let corrected = memory.stood;
+        if corrected {
+            memory.replaced.push_back(now);
+        }
+        memory.stood = false;
+        for times in [&mut memory.replaced, &mut memory.written] {
+            while times.front().is_some_and(|at| *at + WINDOW <= now) {
+                times.pop_front();
+            }
+        }
+        if memory.replaced.len() > REPLACED || memory.written.len() >= REPEATED {
+            let calm = memory.until.is_none_or(|until| until + memory.truce <= now);
+            memory.truce = if calm { TRUCE } else { (memory.truce * 2).min(LONGEST_TRUCE) };
+            memory.until = Some(now + memory.truce);
+            memory.replaced.clear();
+            memory.written.clear();
+            let interference = Interference::LeftAlone(record.ingress.clone(), memory.truce);
+            return Decision { publication: None, interference: Some(interference) };
+        }
+        memory.written.push_back(now);
+        memory.written_to.clone_from(&record.resource_version);
+        Decision {
+            publication: Some(publication(record, Some(wanted), false)),
+            interference: corrected.then(|| Interference::Corrected(record.ingress.clone())),
+        }
+    }
+
+    /// Whether what is wanted for the Service stood in its status before: then anything else there is not ours.
+    pub fn stood(&self, key: &ObjectKey) -> bool {
+        self.memory.get(key).is_some_and(|memory| memory.stood)
+    }
+
+    /// For how long the status of the Service is left alone.
+    pub fn truce(&self, key: &ObjectKey, now: Duration) -> Option<Duration> {
+        self.memory.get(key)?.until?.checked_sub(now).filter(|left| !left.is_zero())
+    }
+
+    /// The Services whose truce is over.
+    pub fn expired(&mut self, now: Duration) -> Vec<ObjectKey> {
+        let over = |memory: &Memory| memory.until.is_some_and(|until| until <= now && until + TRUCE * 2 > now);
+        self.memory.iter().filter(|(_, memory)| over(memory)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// The Service is gone.
+    pub fn forget(&mut self, key: &ObjectKey) {
+        self.memory.remove(key);
+    }
+
+    /// This node no longer writes: what others write from now on is no quarrel.
+    pub fn clear(&mut self) {
+        self.memory.clear();
+    }
+}
+
+/// For a Service of ours that is being deleted or is no load balancer any more: the standard service controllers leave a finalizer that
+/// nobody else would take away. We add none ourselves: nothing outside the cluster is left behind when a Service goes.
+pub fn farewell(record: &Record) -> Option<Publication> {
+    record.cleanup_finalizer.then(|| publication(record, None, true))
+}
+
+fn publication(record: &Record, ingress: Option<Vec<Ingress>>, remove_finalizer: bool) -> Publication {
+    Publication { uid: record.uid.clone(), resource_version: record.resource_version.clone(), ingress, remove_finalizer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::service;
+    use super::*;
+
+    fn record(version: u64, ingress: &[Ingress]) -> Record {
+        Record {
+            uid: "u".into(),
+            resource_version: version.to_string().into(),
+            ingress: ingress.to_vec(),
+            cleanup_finalizer: false,
+            deleting: false,
+        }
+    }
+
+    #[test]
+    fn a_change_by_hand_is_put_right_and_a_fight_is_left() {
+        let service = service("web");
+        let ours = ingress(&service, &["10.88.0.200".parse().unwrap()]);
+        assert_eq!((ours[0].vip, ours[0].ports[0].port), (Some(true), 80));
+        let mut publisher = Publisher::default();
+        let mut version = 0;
+        let mut look = |stands: &[Ingress], at: u64| {
+            version += 1;
+            publisher.decide(&service.key, &record(version, stands), Some(ours.clone()), Duration::from_secs(at))
+        };
+        let first = look(&[], 0);
+        assert!(first.publication.is_some() && first.interference.is_none());
+        for second in 1..=REPLACED as u64 {
+            assert_eq!(look(&ours, second), Decision::default());
+            let decision = look(&[], second);
+            assert!(decision.publication.is_some() && matches!(decision.interference, Some(Interference::Corrected(_))), "{second}");
+        }
+        look(&ours, 5);
+        let left = look(&[], 6);
+        let Some(why @ Interference::LeftAlone(_, TRUCE)) = &left.interference else { panic!("{left:?}") };
+        assert!(left.publication.is_none() && why.sentence(&BTreeSet::new()).contains("--disable=servicelb"));
+        assert_eq!(look(&[], 60), Decision::default(), "the truce holds");
+        assert!(look(&[], 66).publication.is_some(), "and ends");
+    }
+
+    #[test]
+    fn one_version_is_written_to_once() {
+        let service = service("web");
+        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()]));
+        let mut publisher = Publisher::default();
+        assert!(publisher.decide(&service.key, &record(1, &[]), wanted.clone(), Duration::ZERO).publication.is_some());
+        assert!(publisher.decide(&service.key, &record(1, &[]), wanted, Duration::ZERO).publication.is_none());
+    }
+}

@@ -4,8 +4,11 @@ pub mod client;
 pub mod convert;
 pub mod credentials;
 pub mod failure;
+pub mod lease;
 pub mod request;
+pub mod status;
 pub mod watch;
+pub mod writer;
 
 #[cfg(test)]
 mod convert_tests;

@@ -1,0 +1,171 @@
+//! Holds the Lease `pinnace`: carries the requests of [`crate::domain::lease`] to the API server and tells who may write, and until when.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, PostParams};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::failure::Failure;
+use crate::domain::lease::{DURATION, Machine, Observed, Outcome, REQUEST_TIMEOUT, Request};
+
+/// Its name in its namespace.
+pub const NAME: &str = "pinnace";
+/// How often credentials that may not write are tried again: somebody may have given them the right.
+const FORBIDDEN_RETRY: Duration = Duration::from_secs(600);
+
+/// What the engine is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenure {
+    /// This process is the writer.
+    pub writer: bool,
+    /// The holder's node, as far as is known.
+    pub holder: Option<Box<str>>,
+}
+
+/// Until when a write may begin; None: this process is not the writer.
+pub type Right = Option<Instant>;
+
+/// Holds or awaits the Lease until `stop` is told or dropped, then releases it.
+pub async fn run(
+    client: Client,
+    namespace: String,
+    node: String,
+    tenures: mpsc::Sender<Tenure>,
+    right: watch::Sender<Right>,
+    mut stop: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let api: Api<Lease> = Api::namespaced(client, &namespace);
+    let epoch = Instant::now();
+    // A restarted process must not take itself for the holder it was: its view may be older than what it wrote.
+    let identity = format!("{node}_{}", random());
+    let mut machine = Machine::new(&identity);
+    let (mut told, mut barred) = (Tenure::default(), false);
+    loop {
+        // The right ends by itself while a request is under way or the next one is waited for.
+        right.send_replace(machine.writes_until().map(|until| epoch + until));
+        let tenure = Tenure {
+            writer: machine.may_write(epoch.elapsed()),
+            holder: machine.holder().map(|holder| holder.rsplit_once('_').map_or(holder, |(node, _)| node).into()),
+        };
+        if tenure != told {
+            if tenure.writer != told.writer {
+                info!(
+                    writer = tenure.writer,
+                    "{}",
+                    if tenure.writer {
+                        "this node writes the status of Services"
+                    } else {
+                        "this node no longer writes the status of Services"
+                    }
+                );
+            }
+            told = tenure.clone();
+            if tenures.send(tenure).await.is_err() {
+                return Ok(());
+            }
+        }
+        let mut wake = machine.wakes();
+        if let Some(until) = machine.writes_until().filter(|until| told.writer && *until < wake) {
+            wake = until;
+        }
+        tokio::select! {
+            () = sleep_until((epoch + wake).into()) => {}
+            _ = &mut stop => break,
+        }
+        let Some(request) = machine.request(epoch.elapsed()) else { continue };
+        let outcome = match send(&api, &request, &identity).await {
+            Ok(outcome) => outcome,
+            Err(failure @ Failure::Forbidden(_)) => {
+                if !barred {
+                    info!(
+                        "the credentials may not write Leases in namespace {namespace}: this node serves what the writer publishes ({failure:?})"
+                    );
+                }
+                barred = true;
+                machine.outcome(&request, Outcome::Failed, epoch.elapsed(), 1.0);
+                right.send_replace(None);
+                tokio::select! {
+                    () = tokio::time::sleep(FORBIDDEN_RETRY) => continue,
+                    _ = &mut stop => return Ok(()),
+                }
+            }
+            Err(failure) => {
+                debug!(?failure, "no answer about the Lease");
+                Outcome::Failed
+            }
+        };
+        let chance = random() as f64 / u64::MAX as f64;
+        machine.outcome(&request, outcome, epoch.elapsed(), chance);
+    }
+    right.send_replace(None);
+    if let Some(release) = machine.release()
+        && let Err(failure) = send(&api, &release, &identity).await
+    {
+        warn!(?failure, "cannot release the Lease: another node takes it over when it has expired");
+    }
+    Ok(())
+}
+
+async fn send(api: &Api<Lease>, request: &Request, identity: &str) -> Result<Outcome, Failure> {
+    let parameters = PostParams::default();
+    let answer = async {
+        match request {
+            Request::Get => api.get(NAME).await,
+            Request::Create => api.create(&parameters, &lease(None, identity, 0, true, None)).await,
+            Request::Update { version, holder, transitions, acquired } => {
+                // What others keep in it, and the time it was acquired, stays.
+                let before = if *acquired { None } else { api.get(NAME).await?.spec.and_then(|spec| spec.acquire_time) };
+                api.replace(NAME, &parameters, &lease(Some(version), holder, *transitions, *acquired, before)).await
+            }
+        }
+    };
+    match timeout(REQUEST_TIMEOUT, answer).await {
+        Err(_) => Ok(Outcome::Failed),
+        Ok(Ok(lease)) => Ok(Outcome::Is(observed(lease))),
+        Ok(Err(error)) => match Failure::of(&error) {
+            Failure::Status(404, _) => Ok(Outcome::Absent),
+            Failure::Status(409, _) => Ok(Outcome::Conflict),
+            failure => Err(failure),
+        },
+    }
+}
+
+fn lease(version: Option<&str>, holder: &str, transitions: i32, acquired: bool, before: Option<MicroTime>) -> Lease {
+    let now = MicroTime(Timestamp::now());
+    Lease {
+        metadata: ObjectMeta { name: Some(NAME.into()), resource_version: version.map(Into::into), ..ObjectMeta::default() },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_transitions: Some(transitions),
+            acquire_time: if acquired { Some(now.clone()) } else { before },
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }),
+    }
+}
+
+fn observed(lease: Lease) -> Observed {
+    let spec = lease.spec.unwrap_or_default();
+    let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+    Observed {
+        version: lease.metadata.resource_version.unwrap_or_default().into(),
+        holder: spec.holder_identity.unwrap_or_default().into(),
+        // A duration nobody would choose must not keep everybody waiting, or hurry anybody.
+        duration: seconds.map_or(DURATION, |seconds| Duration::from_secs(seconds.min(3600))).max(DURATION),
+        transitions: spec.lease_transitions.unwrap_or_default(),
+    }
+}
+
+/// Not secret, only different: the standard library seeds it from the kernel.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

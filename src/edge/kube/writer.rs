@@ -1,0 +1,43 @@
+//! Starts what a node needs to become the writer: one task for the Lease, one for the statuses.
+
+use kube::Client;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use super::lease::{self, Tenure};
+use super::status::{self, Publications};
+
+/// The ends of the channels, for whoever runs the engine.
+pub struct Writer {
+    /// Who writes, whenever that changes.
+    pub tenures: mpsc::Receiver<Tenure>,
+    /// What the engine publishes.
+    pub publications: mpsc::UnboundedSender<Publications>,
+    stop: oneshot::Sender<()>,
+    lease: JoinHandle<std::io::Result<()>>,
+}
+
+impl Writer {
+    /// Begins to compete for the Lease in `namespace`, on behalf of `node`. To be called within a runtime.
+    pub fn start(client: Client, namespace: String, node: String) -> Writer {
+        let (tenures_in, tenures) = mpsc::channel(4);
+        // Unbounded, but a plan names each Service once and the engine publishes only once for each version of it.
+        let (publications, wanted) = mpsc::unbounded_channel();
+        let (right_in, right) = watch::channel(None);
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(status::run(client.clone(), wanted, right));
+        let lease = tokio::spawn(lease::run(client, namespace, node, tenures_in, right_in, stopped));
+        Writer { tenures, publications, stop, lease }
+    }
+
+    /// Releases the Lease, so that nobody has to wait until it expires.
+    pub async fn stop(self) {
+        drop((self.stop, self.tenures));
+        match self.lease.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the Lease could not be kept"),
+            Err(error) => warn!(%error, "the task of the Lease had ended"),
+        }
+    }
+}

@@ -56,7 +56,7 @@ fn alone_it_is_claimed_at_once() {
 fn the_first_claims_and_each_next_waits_a_step() {
     let names = ranked();
     for (turn, me) in names.iter().enumerate() {
-        let mut seat = Seat::new(T(0), T(0));
+        let mut seat = Seat::new(T(0), T(3_000));
         let claim = claimed(&mut seat, &ballot(me, &names, ALIVE), T(0));
         assert_eq!(claim, Some(ASK * 4 + STEP * turn as u32), "{me}");
     }

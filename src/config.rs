@@ -26,6 +26,8 @@ pub use table::{Default, Setting, TABLE};
 
 use crate::domain::model::Mode;
 use crate::domain::pool::Pool;
+use crate::wire::bfd::Key;
+use bfd::{SecretFile, SecretWarning};
 
 /// What every variable's name begins with.
 pub const PREFIX: &str = "PINNACE_";
@@ -69,6 +71,12 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Every owned address is announced again this often; 1 s to 100 s.
     pub announce_interval: Duration,
+    /// Between two packets to another node; 3 ms to 1 s.
+    pub bfd_interval: Duration,
+    /// So many missing packets are a dead node; 2 to 50.
+    pub bfd_multiplier: u8,
+    /// By which nodes know each other's packets; None: they are not authenticated.
+    pub secret: Option<Key>,
 }
 
 /// What becomes of the rules when the process is asked to stop.
@@ -100,6 +108,8 @@ pub struct Sources {
     pub manifests: Option<PathBuf>,
     /// The kernel's host name: the default node name.
     pub host_name: String,
+    /// Reads the file with the secret, once it is known which.
+    pub read_secret: fn(&Path) -> SecretFile,
 }
 
 /// A configuration file somebody named.
@@ -132,6 +142,8 @@ pub enum Warning {
     },
     /// `PINNACE_MODE=vip` and nothing to hand out.
     VipWithoutPool,
+    /// The secret is less secret than it seems.
+    Secret(SecretWarning),
 }
 
 impl fmt::Display for Warning {
@@ -140,6 +152,7 @@ impl fmt::Display for Warning {
         match self {
             Warning::UnknownVariable { name, nearest } => write!(f, "{name} is not a setting and is ignored{}", suggest(nearest)),
             Warning::UnknownKey { key, place, nearest } => write!(f, "{place}: {key} is not a setting and is ignored{}", suggest(nearest)),
+            Warning::Secret(warning) => write!(f, "{warning}"),
             Warning::VipWithoutPool => {
                 write!(f, "PINNACE_MODE is vip but PINNACE_POOLS is empty: Services get no address until a pool is configured")
             }
@@ -266,6 +279,18 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), Errors> {
                 value: Some(sources.host_name),
                 reason: format!("{reason}; set PINNACE_NODE_NAME to this node's name in the cluster"),
             }),
+        }
+    }
+    if let Some(path) = &draft.secret_file {
+        match bfd::secret(&(sources.read_secret)(path)) {
+            Ok((secret, doubts)) => {
+                draft.secret = Some(secret);
+                warnings.extend(doubts.into_iter().map(Warning::Secret));
+            }
+            Err(reason) => {
+                let origin = Origin::Variable(format!("{PREFIX}SECRET_FILE"));
+                problems.push(Problem { origin, value: Some(path.display().to_string()), reason });
+            }
         }
     }
     if draft.mode == Some(Mode::Vip) && draft.pools.is_empty() {

@@ -11,6 +11,7 @@
 //! Channels towards the engine are bounded and wait: no event is lost. What leaves it is merged, latest wins, so nobody who is slow
 //! holds it up.
 
+mod peers;
 mod source;
 
 use std::io;
@@ -28,6 +29,7 @@ use crate::domain::announce;
 use crate::domain::elect::seat;
 use crate::domain::engine::{self, Engine, Event};
 use crate::domain::ipam::Allocations;
+use crate::domain::membership::PeerEvent;
 use crate::domain::model::Interfaces;
 use crate::domain::plan::{Notice, Plan};
 use crate::edge::dataplane::{DataPlane, Report};
@@ -40,6 +42,8 @@ use crate::edge::nft::{self, Writer};
 use crate::edge::snapshot::{self, Keeper};
 use crate::edge::state::{StateDir, StateError};
 use crate::edge::systemd;
+use crate::edge::vigil::Vigil;
+use peers::Peers;
 pub(crate) use source::Started;
 pub use source::{NoSource, Source};
 
@@ -100,6 +104,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
     let failure = loop {
         let snapshot = node.keeper.as_ref().and_then(Keeper::wait);
+        let deadline = node.deadline();
         tokio::select! {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
@@ -116,7 +121,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             Some(report) = inputs.reports.recv() => node.reported(report),
             Some(query) = inputs.queries.recv() => node.answer(query),
             _ = tick.tick() => node.tick(),
-            () = node.deadline() => node.handle(Event::Tick),
+            () = deadline => node.handle(Event::Tick),
+            event = node.peers.next() => node.peer(event),
             _ = watchdog.tick() => systemd::watchdog(),
             ended = &mut links => break Some(ended.map_or_else(|e| Error::Io("the watch of interfaces ended", io::Error::other(e)), |r| match r {
                 Err(error) => Error::Links(error),
@@ -159,6 +165,7 @@ struct Node {
     keeper: Option<Keeper>,
     metrics: Arc<Metrics>,
     announced_ready: bool,
+    peers: Peers,
 }
 
 impl Node {
@@ -178,7 +185,10 @@ impl Node {
         let (heard_in, heard) = mpsc::channel(QUEUE);
         let counters = Arc::new(l2::Counters::default());
         let config = announce::Config { probe_time: settings.probe, announce_interval: settings.announce_interval };
-        let announcer = l2::spawn(desired_out, heard_in, config, counters.clone()).map_err(|e| Error::Io("cannot start a thread", e))?;
+        let vigil = Arc::new(Vigil::default());
+        let peers = Peers::new(settings, vigil.clone());
+        let announcer =
+            l2::spawn(desired_out, heard_in, config, counters.clone(), vigil).map_err(|e| Error::Io("cannot start a thread", e))?;
         let (queries_in, queries) = mpsc::channel(QUEUE);
         if let Some(listener) = listener {
             tokio::spawn(http::serve(listener, queries_in, metrics.clone()));
@@ -186,7 +196,8 @@ impl Node {
         let engine = Engine::new(engine_settings(settings), allocations);
         let keeper = settings.manifests.is_none().then(|| Keeper::new(&settings.state_dir));
         let epoch = Instant::now();
-        let node = Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, keeper, metrics, announced_ready: false };
+        let node =
+            Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, keeper, metrics, announced_ready: false, peers };
         Ok((node, Inputs { heard, reports, queries }))
     }
 
@@ -206,6 +217,14 @@ impl Node {
             if let Some(keeper) = self.keeper.as_mut().filter(|_| self.engine.synced()) {
                 keeper.seen(self.engine.revision());
             }
+        }
+    }
+
+    fn peer(&mut self, event: PeerEvent) {
+        let stalled = matches!(event, PeerEvent::Stalled { .. });
+        self.handle(Event::Peer(event));
+        if stalled {
+            self.peers.resume();
         }
     }
 
@@ -250,9 +269,11 @@ impl Node {
         self.handle(Event::Drain);
         let end = tokio::time::Instant::now() + seat::HANDOVER;
         while !self.engine.drained() {
+            let deadline = self.deadline();
             tokio::select! {
                 Some(event) = heard.recv() => self.handle(Event::Announcer(event)),
-                () = self.deadline() => self.handle(Event::Tick),
+                event = self.peers.next() => self.peer(event),
+                () = deadline => self.handle(Event::Tick),
                 () = tokio::time::sleep_until(end) => break,
             }
         }
@@ -261,6 +282,7 @@ impl Node {
     fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
         // The announcer first: it must know an interface before it is told to use it.
         self.desired.send_modify(|desired| desired.interfaces = interfaces.clone());
+        self.peers.interfaces_changed(interfaces.clone());
         self.handle(Event::Interfaces(interfaces));
     }
 
@@ -283,6 +305,12 @@ impl Node {
                 }
                 desired.ask(plan.asks);
             });
+        }
+        if let Some(sessions) = plan.sessions {
+            self.peers.want(sessions);
+        }
+        if plan.leave {
+            self.peers.leave();
         }
         if plan.save
             && let Err(error) = self.state_dir.save(self.engine.allocations())

@@ -61,6 +61,7 @@ fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String>
         environment: std::env::vars_os().collect(),
         manifests: invocation.manifests.clone(),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        read_secret: pinnace::edge::bfd::secret::read,
     };
     config::load(sources).map_err(|errors| errors.to_string())
 }

@@ -165,7 +165,7 @@ impl Node {
         inside(&lab.namespace("node"), move || {
             let config = Config { probe_time: Duration::from_millis(300), announce_interval: Duration::from_secs(60) };
             let (desired_in, desired) = watch::channel(l2::Desired::default());
-            let announcer = l2::spawn(desired, events_in, config, totals).unwrap();
+            let announcer = l2::spawn(desired, events_in, config, totals, Default::default()).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let watching = tokio::spawn(links::run(snapshots));
@@ -420,7 +420,8 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
     let (desired_in, desired) = watch::channel(first);
     let (events_in, mut events) = mpsc::channel(64);
     let counters = Arc::new(l2::Counters::default());
-    let announcer = inside(&lab.namespace("node"), move || l2::spawn(desired, events_in, Config::default(), counters).unwrap());
+    let announcer =
+        inside(&lab.namespace("node"), move || l2::spawn(desired, events_in, Config::default(), counters, Default::default()).unwrap());
     for vip in [V4, V6] {
         eventually(vip, || (lab.resolve(vip)? == mac).then_some(()));
     }

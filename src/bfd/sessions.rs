@@ -357,13 +357,19 @@ impl Sessions {
         sessions.flatten().chain(self.wakes.deadline()).min()
     }
 
+    /// How long peers wait before they give us up, as far as we know: the shortest detection time.
+    pub fn patience(&self) -> Duration {
+        let up = self.entries.values().filter(|entry| entry.session.state == State::Up);
+        let shortest = up.filter_map(|entry| entry.session.detection_time()).min();
+        shortest.unwrap_or_else(|| self.interval * u32::from(multiplier(&self.config, &self.wakes)))
+    }
+
     /// To be called with how much too late the caller woke up, before it reads what has queued up. Small delays make the multiplier grow; after one
     /// longer than the shortest detection time peers may have declared us dead, and that is told.
     pub fn woke(&mut self, late: Duration, now: Duration) -> Effects {
         let mut effects = Effects::default();
         let ours = self.interval * u32::from(multiplier(&self.config, &self.wakes));
-        let up = self.entries.values().filter(|entry| entry.session.state == State::Up);
-        let shortest = up.filter_map(|entry| entry.session.detection_time()).min().unwrap_or(ours);
+        let shortest = self.patience();
         // The silence that peers have heard.
         let limit = self.interval * u32::from(self.config.multiplier) * (1 << MAX_LEVEL);
         if self.wakes.observe(late + self.interval, ours * 3 / 4, limit, now) {

@@ -47,7 +47,13 @@ impl Fixture {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = std::env::temp_dir().join(format!("pinnace-check-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         let environment = environment.iter().map(|(k, v)| (k.into(), v.into())).collect();
-        let sources = Sources { file: None, environment, manifests: None, host_name: "node-a".to_string() };
+        let sources = Sources {
+            file: None,
+            environment,
+            manifests: None,
+            host_name: "node-a".to_string(),
+            read_secret: crate::edge::bfd::secret::read,
+        };
         let (settings, _) = load(sources).expect("valid settings");
         let kernel = Kernel { nft: Tried::Works, packet: Tried::Works, chains: Ok(Vec::new()) };
         let fixture = Fixture { root, kernel, settings };

@@ -1,4 +1,4 @@
-//! Settings of BFD between nodes. They enter the table together with what obeys them.
+//! Settings of BFD between nodes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,10 +6,6 @@ use std::time::Duration;
 use super::values;
 use crate::wire::bfd::Key;
 
-/// Default of [`interval`].
-pub const INTERVAL: &str = "50ms";
-/// Default of [`multiplier`].
-pub const MULTIPLIER: &str = "3";
 /// Bytes of a secret that count (RFC 5880 §4.4).
 const SECRET_LEN: usize = 20;
 
@@ -69,7 +65,7 @@ mod tests {
 
     #[test]
     fn intervals_and_multipliers_have_limits() {
-        assert_eq!((interval(INTERVAL), multiplier(MULTIPLIER)), (Ok(Duration::from_millis(50)), Ok(3)));
+        assert_eq!((interval("50ms"), multiplier("3")), (Ok(Duration::from_millis(50)), Ok(3)));
         assert_eq!((interval("3ms"), interval("1s")), (Ok(Duration::from_millis(3)), Ok(Duration::from_secs(1))));
         for wrong in ["2ms", "1001ms", "50", "fast", ""] {
             assert!(interval(wrong).is_err(), "{wrong}");

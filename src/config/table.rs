@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use http::Uri;
 
-use super::values;
 use super::{LogFormat, OnExit, PREFIX, Settings};
+use super::{bfd, values};
 use crate::domain::model::Mode;
 use crate::domain::pool::{Pool, parse_pools};
 use crate::domain::uplinks::InterfacePattern;
+use crate::wire::bfd::Key;
 
 /// One setting.
 pub struct Setting {
@@ -67,6 +68,10 @@ pub(super) struct Draft {
     log: Option<Box<str>>,
     log_format: Option<LogFormat>,
     announce_interval: Option<Duration>,
+    bfd_interval: Option<Duration>,
+    bfd_multiplier: Option<u8>,
+    pub(super) secret_file: Option<PathBuf>,
+    pub(super) secret: Option<Key>,
 }
 
 impl Draft {
@@ -95,6 +100,9 @@ impl Draft {
             log: self.log?,
             log_format: self.log_format?,
             announce_interval: self.announce_interval?,
+            bfd_interval: self.bfd_interval?,
+            bfd_multiplier: self.bfd_multiplier?,
+            secret: self.secret,
         })
     }
 }
@@ -234,6 +242,27 @@ pub const TABLE: &[Setting] = &[
         format: "duration, 1s to 100s",
         help: "How often every owned address is announced again, so that switches do not forget where it is.",
         parse: |d, v| store(&mut d.announce_interval, values::duration(v, SECOND, 100 * SECOND)),
+    },
+    Setting {
+        name: "BFD_INTERVAL",
+        default: Default::Is("50ms"),
+        format: "duration, 3ms to 1s",
+        help: "How often nodes tell each other that they live (BFD, UDP port 3784). With many nodes, or late packets, it grows by itself.",
+        parse: |d, v| store(&mut d.bfd_interval, bfd::interval(v)),
+    },
+    Setting {
+        name: "BFD_MULTIPLIER",
+        default: Default::Is("3"),
+        format: "number, 2 to 50",
+        help: "After so many missing packets a node counts as dead, and others take its addresses over.",
+        parse: |d, v| store(&mut d.bfd_multiplier, bfd::multiplier(v)),
+    },
+    Setting {
+        name: "SECRET_FILE",
+        default: Default::Computed("none: not authenticated"),
+        format: "path",
+        help: "A file with a secret of 1 to 20 bytes, the same on every node, by which nodes know each other's BFD packets (keyed SHA1).",
+        parse: |d, v| store(&mut d.secret_file, Ok(PathBuf::from(v))),
     },
     Setting {
         name: "LOG",

@@ -6,6 +6,10 @@ fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
         environment: environment.iter().map(|(k, v)| (k.into(), v.into())).collect(),
         manifests: None,
         host_name: "Node-A.example".to_string(),
+        read_secret: |path| match path.to_str() {
+            Some("/etc/pinnace/secret") => SecretFile { path: path.into(), contents: Ok((b"hush\n".to_vec(), 0o600)) },
+            _ => SecretFile { path: path.into(), contents: Err("No such file or directory".to_string()) },
+        },
     }
 }
 
@@ -46,6 +50,9 @@ fn nothing_set_is_a_working_configuration() {
         log: "info".into(),
         log_format: LogFormat::Human,
         announce_interval: Duration::from_secs(60),
+        bfd_interval: Duration::from_millis(50),
+        bfd_multiplier: 3,
+        secret: None,
     };
     assert_eq!(settings, expected);
 }
@@ -72,6 +79,9 @@ fn every_setting_reaches_its_place_from_both_sources() {
         ("PINNACE_LOG", "warn,pinnace::edge=debug"),
         ("PINNACE_LOG_FORMAT", "json"),
         ("PINNACE_ANNOUNCE_INTERVAL", "2s500ms"),
+        ("PINNACE_BFD_INTERVAL", "10ms"),
+        ("PINNACE_BFD_MULTIPLIER", "5"),
+        ("PINNACE_SECRET_FILE", "/etc/pinnace/secret"),
     ];
     assert_eq!(values.len(), TABLE.len(), "a setting is missing in this test");
     let expected = Settings {
@@ -93,6 +103,9 @@ fn every_setting_reaches_its_place_from_both_sources() {
         log: "warn,pinnace::edge=debug".into(),
         log_format: LogFormat::Json,
         announce_interval: Duration::from_millis(2500),
+        bfd_interval: Duration::from_millis(10),
+        bfd_multiplier: 5,
+        secret: Key::new(b"hush"),
     };
     assert_eq!(settings("", &values), expected);
     for spell in [
@@ -325,4 +338,12 @@ proptest::proptest! {
     fn no_file_panics(text in "([a-z_-]{1,12}: ?[ -~]{0,20}\n|[ -~\u{20ac}\n\t]{0,30}){0,5}") {
         let _ = load(sources(&text, &[]));
     }
+}
+
+#[test]
+fn a_secret_that_cannot_be_read_is_named_with_everything_else() {
+    let errors = load(sources("", &[("PINNACE_SECRET_FILE", "/nowhere/secret"), ("PINNACE_BFD_INTERVAL", "1ms")])).unwrap_err();
+    let said = errors.to_string();
+    assert!(said.contains("PINNACE_SECRET_FILE=\"/nowhere/secret\"") && said.contains("No such file"), "{said}");
+    assert!(said.contains("PINNACE_BFD_INTERVAL=\"1ms\""), "{said}");
 }

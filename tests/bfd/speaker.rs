@@ -35,7 +35,7 @@ impl Speaker {
     }
 
     pub fn start_in(namespace: &Namespace, config: Config, peers: BTreeMap<PeerKey, Peer>) -> Speaker {
-        let options = Options { config, multihop: peers.values().any(|peer| peer.multihop) };
+        let options = Options { config, multihop: peers.values().any(|peer| peer.multihop), ..Options::default() };
         let events = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&events);
         let handle = namespace.enter(|| bfd::spawn(options, move |event| list.lock().unwrap().push((Instant::now(), event)))).unwrap();

@@ -68,7 +68,7 @@ pub enum AnnouncerEvent {
         /// Who.
         mac: Mac,
     },
-    /// Somebody else claims a VIP that we announce. It was announced again; at most one per [`CONTEST_INTERVAL`](super::CONTEST_INTERVAL), VIP and interface.
+    /// Somebody else claims a VIP that we announce. It is announced again; at most one per [`HEARD_INTERVAL`](super::HEARD_INTERVAL) for each rival, VIP and interface.
     Contested {
         /// The address.
         vip: IpAddr,

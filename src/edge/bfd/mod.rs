@@ -27,6 +27,7 @@ use std::{io, thread};
 use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
+use super::vigil::Vigil;
 use crate::bfd::{Config, Event, Peer, PeerKey, SessionStatus};
 pub use counters::{Counters, Totals};
 pub use realtime::Realtime;
@@ -43,6 +44,8 @@ pub struct Options {
     pub config: Config,
     /// Listen for peers behind routers as well (RFC 5883).
     pub multihop: bool,
+    /// Tells others whether this thread does its work in time.
+    pub vigil: Arc<Vigil>,
 }
 
 /// Why BFD cannot be spoken here.
@@ -95,8 +98,8 @@ pub fn spawn(options: Options, events: impl FnMut(Event) + Send + 'static) -> Re
     let (commands, inbox) = mpsc::channel();
     // The standard library seeds its hash tables from the system's randomness.
     let seed = RandomState::new().build_hasher().finish();
-    let task = Task::new(options.config, seed, sockets, inbox, Arc::clone(&wake), Arc::clone(&counters), Box::new(events))
-        .map_err(StartError::Thread)?;
+    let task =
+        Task::new(options, seed, sockets, inbox, Arc::clone(&wake), Arc::clone(&counters), Box::new(events)).map_err(StartError::Thread)?;
     let (say, said) = mpsc::channel();
     let thread = thread::Builder::new()
         .name("bfd".to_owned())

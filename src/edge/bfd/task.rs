@@ -6,11 +6,12 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, clock_gettime, timerfd_create, timerfd_settime};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
+use super::super::vigil::{Vigil, boot_time};
 use super::socket::Sockets;
-use super::{Command, Counters};
-use crate::bfd::{Config, Effects, Event, Received, Sessions};
+use super::{Command, Counters, Options};
+use crate::bfd::{Effects, Event, Received, Sessions};
 
 /// Datagrams read from one socket in a row: more than its buffer holds, so that all that was there at the beginning has been read at the end.
 /// A flood makes the thread late, but cannot make it deaf to its timers.
@@ -20,6 +21,7 @@ const PUNCTUAL: Duration = Duration::from_millis(1);
 
 pub(super) struct Task {
     sessions: Sessions,
+    vigil: Arc<Vigil>,
     sockets: Sockets,
     commands: mpsc::Receiver<Command>,
     wake: Arc<OwnedFd>,
@@ -35,7 +37,7 @@ pub(super) struct Task {
 
 impl Task {
     pub fn new(
-        config: Config,
+        options: Options,
         seed: u64,
         sockets: Sockets,
         commands: mpsc::Receiver<Command>,
@@ -45,7 +47,8 @@ impl Task {
     ) -> io::Result<Task> {
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         Ok(Task {
-            sessions: Sessions::new(config, seed),
+            sessions: Sessions::new(options.config, seed),
+            vigil: options.vigil,
             sockets,
             commands,
             wake,
@@ -63,7 +66,7 @@ impl Task {
         loop {
             // All of a round happens at one instant: a peer is silent when everything that had arrived by then was read and nothing was of it,
             // however long the reading takes.
-            let now = now();
+            let now = boot_time();
             let late = planned.map_or(Duration::ZERO, |planned| now.saturating_sub(planned));
             if late > PUNCTUAL {
                 self.counters.late(late);
@@ -83,7 +86,9 @@ impl Task {
                 return;
             }
             // What is overdue already is late from here on.
+            // Until then, and for as long as peers wait before they give us up, whoever asks can be told that we are alive.
             planned = self.sessions.next_deadline().into_iter().chain(self.stop).min().map(|due| due.max(now));
+            self.vigil.keep(planned.map(|planned| planned + self.sessions.patience()));
             self.wait(planned);
         }
     }
@@ -152,6 +157,9 @@ impl Task {
             self.counters.discarded(reason);
         }
         for event in effects.events {
+            if matches!(event, Event::Stalled { .. }) {
+                self.vigil.stall();
+            }
             (self.events)(event);
         }
     }
@@ -191,10 +199,4 @@ impl Task {
             self.armed = Some(until);
         }
     }
-}
-
-/// The clock that goes on while the machine is suspended: then, too, peers have waited.
-fn now() -> Duration {
-    let time = clock_gettime(ClockId::Boottime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }

@@ -22,14 +22,17 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
+use super::vigil::Vigil;
 use crate::domain::announce::{self, Announcement, Announcer, AnnouncerEvent, Config};
 use crate::domain::model::Interfaces;
 use crate::wire::ethernet::Mac;
 use socket::Port;
 
+/// How often to ask whether the vigil is kept again.
+const ASLEEP: Duration = Duration::from_millis(5);
 /// Frames taken from one socket before the others, and the clock, have their turn.
 const BATCH: usize = 64;
 /// Events that wait for a slow receiver. Beyond it reports about rivals are dropped (they repeat); results of probing never are, and
@@ -110,21 +113,33 @@ pub fn spawn(
     events: mpsc::Sender<AnnouncerEvent>,
     config: Config,
     counters: Arc<Counters>,
+    vigil: Arc<Vigil>,
 ) -> io::Result<thread::JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     thread::Builder::new()
         .name("l2".to_owned())
         .stack_size(256 * 1024)
-        .spawn(move || runtime.block_on(run(desired, events, config, counters)))
+        .spawn(move || runtime.block_on(run(desired, events, config, counters, vigil)))
 }
 
 /// Announces until the sender of `desired` is dropped; then simply stops: the sockets and their group memberships end with it.
-pub async fn run(mut desired: watch::Receiver<Desired>, events: mpsc::Sender<AnnouncerEvent>, config: Config, counters: Arc<Counters>) {
+/// While the vigil is not kept it says nothing, and what it hears is too old to count.
+pub async fn run(
+    mut desired: watch::Receiver<Desired>,
+    events: mpsc::Sender<AnnouncerEvent>,
+    config: Config,
+    counters: Arc<Counters>,
+    vigil: Arc<Vigil>,
+) {
     let mut task = Task::new(config);
     let first = desired.borrow_and_update().clone();
     task.apply(first);
     loop {
-        task.work(&events);
+        let kept = vigil.is_kept();
+        if kept {
+            task.catch_up(&mut desired);
+            task.work(&events);
+        }
         counters.publish(Totals { announcer: *task.announcer.counters(), ..task.totals });
         let deadline = task.next_deadline();
         tokio::select! {
@@ -135,8 +150,16 @@ pub async fn run(mut desired: watch::Receiver<Desired>, events: mpsc::Sender<Ann
                 let latest = desired.borrow_and_update().clone();
                 task.apply(latest);
             }
-            () = task.readable() => task.receive(),
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+            () = task.readable() => {
+                // Asked now, for it may be long since the wait began; and what was decided meanwhile comes before any answer.
+                let kept = vigil.is_kept();
+                if kept {
+                    task.catch_up(&mut desired);
+                }
+                task.receive(kept);
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() && kept => {}
+            () = sleep(ASLEEP), if !kept => {}
             permit = events.reserve(), if !task.backlog.is_empty() => match permit {
                 Ok(permit) => if let Some(event) = task.backlog.pop_front() { permit.send(event) },
                 Err(_) => task.backlog.clear(),
@@ -183,6 +206,14 @@ impl Task {
 
     fn now(&self) -> Duration {
         self.epoch.elapsed()
+    }
+
+    /// Takes in a wish that has come and was not noticed yet.
+    fn catch_up(&mut self, desired: &mut watch::Receiver<Desired>) {
+        if desired.has_changed().unwrap_or(false) {
+            let latest = desired.borrow_and_update().clone();
+            self.apply(latest);
+        }
     }
 
     fn apply(&mut self, desired: Desired) {
@@ -334,7 +365,8 @@ impl Task {
         .await;
     }
 
-    fn receive(&mut self) {
+    /// Reads what has come; throws it away unless it counts.
+    fn receive(&mut self, counts: bool) {
         let now = self.now();
         let mut buffer = [0; filter::SNAP as usize];
         let mut broken = BTreeSet::new();
@@ -342,6 +374,7 @@ impl Task {
             for tap in port.taps() {
                 for _ in 0..BATCH {
                     match tap.receive(&mut buffer) {
+                        Ok(_) if !counts => {}
                         Ok(length) => self.announcer.receive(ifindex, buffer.get(..length).unwrap_or_default(), now),
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                         Err(error) => {

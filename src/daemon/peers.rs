@@ -1,0 +1,195 @@
+//! Between the engine and the other nodes: BFD sessions as it wants them, and what is learned from them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::bfd::{Adaptation, Authentication, Cause, Config, Event, Peer, PeerKey, Reason};
+use crate::config::Settings;
+use crate::domain::membership::{DownReason, Liveness, PeerEvent};
+use crate::domain::model::Interfaces;
+use crate::edge::bfd::{self, Handle, Options, Realtime};
+use crate::edge::neighbours;
+use crate::edge::vigil::Vigil;
+use crate::wire::bfd::{AuthenticationType, State};
+use crate::wire::ethernet::Mac;
+
+/// How long a planned stop waits for peers to have heard of it.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The other nodes, as far as packets reach them. Without any, no port is opened and no thread runs.
+pub(super) struct Peers {
+    options: Options,
+    handle: Option<Handle>,
+    /// Why there are no sessions although there should be.
+    failed: Option<String>,
+    wanted: BTreeMap<IpAddr, Box<str>>,
+    interfaces: Arc<Interfaces>,
+    vigil: Arc<Vigil>,
+    events_in: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
+    stations_wanted: watch::Sender<BTreeSet<IpAddr>>,
+    stations: mpsc::UnboundedReceiver<(IpAddr, Mac)>,
+}
+
+impl Peers {
+    pub fn new(settings: &Settings, vigil: Arc<Vigil>) -> Peers {
+        let authentication =
+            settings.secret.clone().map(|key| Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key });
+        let config = Config { interval: settings.bfd_interval, multiplier: settings.bfd_multiplier, authentication, ..Config::default() };
+        // Unbounded, for the thread that sends must not wait; what it sends is bounded by the packets that nodes exchange.
+        let (events_in, events) = mpsc::unbounded_channel();
+        let (stations_wanted, wanted) = watch::channel(BTreeSet::new());
+        let (found, stations) = mpsc::unbounded_channel();
+        tokio::spawn(neighbours::run(wanted, found));
+        Peers {
+            options: Options { config, multihop: true, vigil: vigil.clone() },
+            handle: None,
+            failed: None,
+            wanted: BTreeMap::new(),
+            interfaces: Arc::default(),
+            vigil,
+            events_in,
+            events,
+            stations_wanted,
+            stations,
+        }
+    }
+
+    /// The addresses to have sessions with, and whose they are.
+    pub fn want(&mut self, sessions: BTreeMap<IpAddr, Box<str>>) {
+        self.wanted = sessions;
+        self.stations_wanted.send_replace(self.wanted.keys().copied().collect());
+        self.apply();
+    }
+
+    /// Sessions are bound to the interface in whose subnet the peer is.
+    pub fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
+        self.interfaces = interfaces;
+        self.apply();
+    }
+
+    fn apply(&mut self) {
+        if self.handle.is_none() && !self.wanted.is_empty() {
+            self.start();
+        }
+        if let Some(handle) = &self.handle {
+            handle.set_peers(self.wanted.keys().map(|address| session(*address, &self.interfaces)).collect());
+        }
+    }
+
+    fn start(&mut self) {
+        let events = self.events_in.clone();
+        match bfd::spawn(self.options.clone(), move |event| drop(events.send(event))) {
+            Ok(handle) => {
+                match handle.realtime() {
+                    Realtime::Fifo(priority) => info!(priority, "watching the other nodes by BFD, ahead of ordinary processes"),
+                    Realtime::Refused(why) => warn!(
+                        "watching the other nodes by BFD, but not ahead of other processes ({why}): on a busy host they may take this \
+                         node for dead; grant CAP_SYS_NICE or LimitRTPRIO=10"
+                    ),
+                }
+                self.failed = None;
+                self.handle = Some(handle);
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.failed.as_ref() != Some(&error) {
+                    warn!("{error}; until then nodes see each other only by what they announce, and take over within seconds");
+                }
+                self.failed = Some(error);
+            }
+        }
+    }
+
+    /// The next thing that was learned. Cancel safe.
+    pub async fn next(&mut self) -> PeerEvent {
+        loop {
+            tokio::select! {
+                Some((address, mac)) = self.stations.recv() => return PeerEvent::Neighbour { address, mac },
+                Some(event) = self.events.recv() => if let Some(event) = self.translate(event) {
+                    return event;
+                },
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    fn translate(&self, event: Event) -> Option<PeerEvent> {
+        match event {
+            Event::Peer(event) => {
+                let address = event.peer.address;
+                let node = self.wanted.get(&address).map_or("?", |node| node);
+                let state = match (event.state, event.cause) {
+                    (State::Up, _) => Liveness::Up,
+                    // On the way up; what was believed before stands until it is.
+                    (State::Init, _) => return None,
+                    (_, Cause::DetectionTimeExpired) => Liveness::Down(DownReason::DetectionTimeout),
+                    (_, Cause::NeighborAdminDown) => Liveness::Down(DownReason::AdminDown),
+                    (_, Cause::NeighborDown) => Liveness::Down(DownReason::NeighbourDown),
+                    (_, Cause::Heard | Cause::LocalAdminDown | Cause::LocalReturn) => return None,
+                };
+                match state {
+                    Liveness::Up => {
+                        info!(node, %address, "node is up");
+                        // Its station may have changed while it was away.
+                        self.stations_wanted.send_modify(|_| ());
+                    }
+                    Liveness::Down(DownReason::DetectionTimeout) => {
+                        warn!(node, %address, "node is lost: nothing was heard for the detection time")
+                    }
+                    Liveness::Down(DownReason::AdminDown) => info!(node, %address, "node stops as planned"),
+                    Liveness::Down(_) => warn!(node, %address, "node is down: it says that it does not hear this one, or has restarted"),
+                }
+                Some(PeerEvent::Liveness { address, state })
+            }
+            Event::Adapted(change) => {
+                adapted(&change, change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node));
+                None
+            }
+            Event::Stalled { late, .. } => Some(PeerEvent::Stalled { late }),
+            Event::CaughtUp { .. } => Some(PeerEvent::CaughtUp),
+        }
+    }
+
+    /// The engine has decided what a stall means, and those who answer have been told.
+    pub fn resume(&self) {
+        self.vigil.resume();
+    }
+
+    /// Tells every peer that this is a planned stop, in the background.
+    pub fn leave(&mut self) {
+        if let Some(handle) = self.handle.take() {
+            self.wanted.clear();
+            tokio::task::spawn_blocking(move || handle.stop(FAREWELL));
+        }
+    }
+}
+
+fn adapted(change: &Adaptation, node: Option<&str>) {
+    let (interval, multiplier) = (change.interval, change.multiplier);
+    match change.reason {
+        Reason::Sessions(count) => info!(?interval, "{count} nodes share the rate of packets, so each hears less often"),
+        Reason::LateArrivals(silence) => {
+            warn!(node, ?interval, "packets came late, after {silence:?}: waiting longer before a node is taken for dead")
+        }
+        Reason::LateWakes(late) => {
+            warn!(multiplier, "this process woke up {late:?} too late: asking others to wait longer before they take it for dead")
+        }
+        Reason::Calm => info!(node, ?interval, multiplier, "packets are on time again: watching more closely"),
+    }
+}
+
+/// Over one hop, bound to the interface, where the peer is in one of our subnets; through routers otherwise (RFC 5883).
+fn session(address: IpAddr, interfaces: &Interfaces) -> (PeerKey, Peer) {
+    let near = interfaces.values().filter(|interface| !interface.loopback).find_map(|interface| {
+        let own = interface.addresses.iter().find(|subnet| subnet.contains(&address) && subnet.addr() != address)?;
+        Some((interface.index, own.addr()))
+    });
+    let key = PeerKey { interface: near.map(|(index, _)| index), address };
+    (key, Peer { local: near.map(|(_, own)| own), multihop: near.is_none() })
+}

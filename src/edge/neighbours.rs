@@ -1,0 +1,75 @@
+//! Which station has which address, from the kernel's neighbour table: so a peer's announcements are told from a stranger's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use rtnetlink::{Handle, new_connection};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::wire::ethernet::Mac;
+
+/// How often to look while a station is not known, and when all are.
+const SEEK: Duration = Duration::from_millis(500);
+const REVIEW: Duration = Duration::from_secs(30);
+
+/// Reports the station of each wanted address when it becomes known and when it changes, until the receiver is gone. A change of the
+/// wish, also to the same, makes it look at once. One dump of the table costs some microseconds per neighbour.
+pub async fn run(mut wanted: watch::Receiver<BTreeSet<IpAddr>>, found: mpsc::UnboundedSender<(IpAddr, Mac)>) {
+    let Ok((connection, handle, _messages)) = new_connection() else { return };
+    let connection = tokio::spawn(connection);
+    let mut known = BTreeMap::new();
+    loop {
+        let addresses = wanted.borrow_and_update().clone();
+        known.retain(|address, _| addresses.contains(address));
+        if !addresses.is_empty() {
+            match dump(&handle, &addresses).await {
+                Ok(stations) => {
+                    for (address, mac) in stations {
+                        if known.insert(address, mac) != Some(mac) && found.send((address, mac)).is_err() {
+                            return connection.abort();
+                        }
+                    }
+                }
+                Err(error) => debug!(%error, "neighbours could not be listed"),
+            }
+        }
+        let pause = match (addresses.is_empty(), known.len() < addresses.len()) {
+            (true, _) => Duration::MAX,
+            (false, true) => SEEK,
+            (false, false) => REVIEW,
+        };
+        if let Ok(Err(_)) = timeout(pause, wanted.changed()).await {
+            return connection.abort();
+        }
+    }
+}
+
+async fn dump(handle: &Handle, wanted: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Mac>, rtnetlink::Error> {
+    let mut entries = handle.neighbours().get().execute();
+    let mut stations = BTreeMap::new();
+    while let Some(entry) = entries.try_next().await? {
+        stations.extend(station(&entry).filter(|(address, _)| wanted.contains(address)));
+    }
+    Ok(stations)
+}
+
+fn station(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+    if matches!(entry.header.state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None) {
+        return None;
+    }
+    let (mut address, mut mac) = (None, None);
+    for attribute in &entry.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    Some((address?, mac?))
+}

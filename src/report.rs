@@ -3,7 +3,7 @@
 use std::fmt::Arguments;
 
 use crate::domain::model::Mode;
-use crate::domain::status::{AddressPhase, AddressStatus, Phase, PortStatus, ServiceStatus, State};
+use crate::domain::status::{AddressPhase, AddressStatus, PeerStatus, Phase, PortStatus, ServiceStatus, State};
 use crate::printable::printable;
 
 /// How many of a long list are shown before the rest is counted.
@@ -18,6 +18,9 @@ pub fn human(state: &State) -> String {
     for condition in unmet {
         page.line(format_args!("  {}: {}", condition.name, condition.message));
     }
+    for warning in &state.warnings {
+        page.line(format_args!("  {}: {}", warning.code, warning.message));
+    }
     page.blank();
     if state.services.is_empty() {
         page.line(format_args!("No Service of type LoadBalancer."));
@@ -28,7 +31,11 @@ pub fn human(state: &State) -> String {
     explanations(state, &mut page);
     if !state.addresses.is_empty() {
         page.blank();
-        page.table(&["ADDRESS", "STATE", "INTERFACES", "HELD BY"], state.addresses.iter().map(address_row));
+        page.table(&["ADDRESS", "STATE", "OWNER", "INTERFACES", "HELD BY"], state.addresses.iter().map(address_row));
+    }
+    if !state.peers.is_empty() {
+        page.blank();
+        page.table(&["OTHER NODE", "ADDRESSES", "STATE", "FOR"], state.peers.iter().map(peer_row));
     }
     if !state.pools.is_empty() {
         page.blank();
@@ -111,7 +118,13 @@ fn address_row(address: &AddressStatus) -> Vec<String> {
         AddressPhase::NotAnnounced { .. } => "not announced",
     };
     let holders: Vec<String> = address.services.iter().map(ToString::to_string).collect();
-    vec![address.address.to_string(), state.to_string(), some(&address.announced_on), some(&holders)]
+    let owner = address.owner.clone().unwrap_or_else(|| "-".into());
+    vec![address.address.to_string(), state.to_string(), owner, some(&address.announced_on), some(&holders)]
+}
+
+fn peer_row(peer: &PeerStatus) -> Vec<String> {
+    let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
+    vec![peer.node.clone(), some(&addresses), peer.state.clone(), peer.seconds.map_or_else(|| "-".into(), duration)]
 }
 
 /// A sentence for whatever is not as somebody asked.
@@ -151,7 +164,7 @@ fn interfaces(state: &State, page: &mut Page) {
 
 fn problems(state: &State, page: &mut Page) {
     let (notes, problems): (Vec<_>, Vec<_>) = state.problems.iter().partition(|problem| problem.note);
-    for (title, list) in [("Problems in the manifests", problems), ("Notes on the manifests", notes)] {
+    for (title, list) in [("Problems with the objects", problems), ("Notes on the objects", notes)] {
         if list.is_empty() {
             continue;
         }

@@ -3,9 +3,15 @@
 //! The variables of the protocol are read and never removed: changing the environment of a process that has threads is not safe, and
 //! Pinnace starts no children that could inherit them.
 
+use std::sync::OnceLock;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+
+/// What may wait for a systemd that is busy. More than that is old news.
+const QUEUE: usize = 16;
 
 /// Services are served: units ordered after this one may start.
 pub fn ready(status: &str) {
@@ -38,11 +44,30 @@ pub fn serving(services: usize, addresses: usize) -> String {
     format!("serving {}, {}", counted(services, "service", "services"), counted(addresses, "address", "addresses"))
 }
 
-/// A socket that cannot be reached must not stop the service; systemd says itself when a notification it needs is missing.
+/// Hands over to a thread: while nobody reads the socket, whoever writes to it waits, and that must not be who decides. A socket that
+/// cannot be reached must not stop the service; systemd says itself when a notification it needs is missing.
 fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(error = &error as &dyn std::error::Error, "cannot notify systemd");
+    static WRITER: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
     }
+    let Some(writer) = WRITER.get_or_init(start) else { return };
+    let text = states.iter().map(|state| format!("{state}\n")).collect();
+    if let Err(TrySendError::Full(_)) = writer.try_send(text) {
+        tracing::debug!("systemd does not read its notifications");
+    }
+}
+
+fn start() -> Option<SyncSender<String>> {
+    let (writer, texts) = sync_channel::<String>(QUEUE);
+    let write = move || {
+        for text in texts {
+            if let Err(error) = sd_notify::notify(&[NotifyState::Custom(text.trim_end())]) {
+                tracing::debug!(error = &error as &dyn std::error::Error, "cannot notify systemd");
+            }
+        }
+    };
+    thread::Builder::new().name("systemd".into()).stack_size(128 * 1024).spawn(write).ok().map(|_| writer)
 }
 
 /// The protocol's fields end at a line break.

@@ -246,7 +246,7 @@ default/api  vip   -                       80/TCP  node-1  3 (1 here)  refused
 default/api is refused:
   no free address in pool lan (2 addresses); enlarge it, or delete a Service
 
-Problems in the manifests:
+Problems with the objects:
   web.yaml:12: Service default/x: bad
 ";
         assert_eq!(human(&state), expected);

@@ -63,6 +63,7 @@ fn nobody_there_refuses() {
     let (at_vip, at_node) = (web("web").port("dns", "UDP", 53), service("at-node").port("http", "TCP", 81).node_mode());
     lab.apply("services.yaml", &(at_vip.with_pods([]) + &at_node.with_pods([])));
     let running = lab.pinnace().start_ready();
+    running.wait_reason("default/web", "NoEndpoints");
     for family in Family::ALL {
         let node = lab.node.address(family);
         eventually("the node address refuses", PATIENCE, || match lab.client.tcp(node, 81) {

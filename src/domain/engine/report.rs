@@ -119,8 +119,15 @@ impl Engine {
             Verdict::Foreign => Phase::NotServed,
         };
         for address in &placement.addresses {
-            let Some(Err(why)) = self.vips.get(address).map(|vip| &vip.candidacy) else { continue };
-            reasons.push(Reason::new(why.code(), format!("{address} is not announced by this node: {why}")));
+            match self.vips.get(address).map(|vip| (&vip.candidacy, vip.seat.holder())) {
+                Some((Err(why), _)) => reasons.push(Reason::new(why.code(), format!("{address} is not announced by this node: {why}"))),
+                Some((Ok(_), Holder::Nobody { .. })) if phase == Phase::Serving => {
+                    phase = Phase::Pending;
+                    reasons
+                        .push(Reason::new("Electing", format!("{address}: waiting for the other nodes before one of them answers for it")));
+                }
+                _ => {}
+            }
         }
         if phase == Phase::Serving && placement.generation > self.applied {
             phase = Phase::Pending;
@@ -185,7 +192,11 @@ impl Engine {
             .filter_map(|index| self.interfaces.as_deref()?.get(index));
         let phase = match &vip.candidacy {
             _ if matches!(vip.seat.holder(), Holder::Me) && vip.candidacy.is_err() => AddressPhase::Announced,
-            Ok(_) if matches!(vip.seat.holder(), Holder::Peer { .. } | Holder::Stranger) => AddressPhase::Standby,
+            Ok(_) if matches!(vip.seat.holder(), Holder::Peer { .. }) => AddressPhase::Standby,
+            Ok(_) if matches!(vip.seat.holder(), Holder::Stranger) => {
+                let who = vip.foreign.map(|mac| format!(" ({})", crate::wire::ethernet::display(mac))).unwrap_or_default();
+                AddressPhase::NotAnnounced { reason: format!("another machine{who} answers for it") }
+            }
             Ok(_) if matches!(vip.seat.holder(), Holder::Nobody { .. }) => {
                 AddressPhase::NotAnnounced { reason: "nobody is known to answer for it yet; listening for who does".into() }
             }

@@ -189,8 +189,11 @@ impl Engine {
                 }
             }
             AnnouncerEvent::Heard { vip, mac, .. } => {
-                if self.holder_heard(vip, mac, plan) {
-                    self.trusted(vip, plan);
+                match (self.holder_heard(vip, mac, plan), self.vips.get(&vip).is_some_and(|vip| vip.clear)) {
+                    (true, _) => self.trusted(vip, plan),
+                    // Whoever waits for the other nodes before it probes need not ask any more.
+                    (false, false) => self.in_use_elsewhere(vip, mac, plan),
+                    (false, true) => self.contested(vip, mac, plan),
                 }
             }
             AnnouncerEvent::Asked { vip, mac, .. } => self.holder_asks(vip, mac, plan),

@@ -12,6 +12,7 @@ use crate::domain::plan::Publication;
 use crate::edge::kube::client::Connection;
 use crate::edge::kube::credentials::Credentials;
 use crate::edge::kube::lease::Tenure;
+use crate::edge::kube::status::Lost;
 use crate::edge::kube::writer;
 
 /// Where the Lease is when nobody says anything and we are not in a pod.
@@ -30,18 +31,19 @@ impl Writer {
                 Credentials::ServiceAccount => connection.namespace(),
                 Credentials::Kubeconfig(_) | Credentials::Found(_) => NAMESPACE.to_string(),
             });
-            writer::Writer::start(connection.client(), namespace, settings.node_name.to_string())
+            writer::Writer::start(connection, namespace, settings.node_name.to_string())
         }))
     }
 
     /// What the engine must know next. Cancel safe.
     pub async fn next(&mut self) -> Vec<Event> {
         let Some(writer) = &mut self.0 else { return std::future::pending().await };
-        match writer.tenures.recv().await {
-            Some(Tenure { writer, holder }) => {
+        tokio::select! {
+            Some(Tenure { writer, holder }) = writer.tenures.recv() => {
                 vec![Event::Holder(holder), Event::Role(if writer { Role::Writer } else { Role::Follower })]
             }
-            None => std::future::pending().await,
+            Some(Lost { key, resource_version, refusal }) = writer.losses.recv() => vec![Event::Unpublished { key, resource_version, refusal }],
+            else => std::future::pending().await,
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Settings {
     pub kubeconfig: Option<PathBuf>,
     /// API servers in place of the one the credentials name; empty: that one.
     pub api_servers: Vec<http::Uri>,
+    /// Where the Lease is; None: in the pod's namespace, else in kube-system.
+    pub namespace: Option<Box<str>>,
     /// This node's name, as EndpointSlices and Nodes spell it.
     pub node_name: Box<str>,
     /// Where the state that survives restarts is kept.

@@ -13,6 +13,7 @@
 
 mod peers;
 mod source;
+mod writer;
 
 use std::io;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ use crate::edge::kube::credentials::Credentials;
 use crate::edge::l2::{self, Desired};
 use crate::edge::links::{self, LinksError};
 use crate::edge::metrics::Metrics;
-use crate::edge::nft::{self, Writer};
+use crate::edge::nft;
 use crate::edge::snapshot::{self, Keeper};
 use crate::edge::state::{StateDir, StateError};
 use crate::edge::systemd;
@@ -46,6 +47,7 @@ use crate::edge::vigil::Vigil;
 use peers::Peers;
 pub(crate) use source::Started;
 pub use source::{NoSource, Source};
+use writer::Writer;
 
 /// What may wait in one channel for the engine. A full channel makes its sender wait.
 const QUEUE: usize = 64;
@@ -81,7 +83,7 @@ pub enum Error {
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let source = Source::choose(&settings)?;
     let (state_dir, allocations) = open_state(&settings)?;
-    let writer = Writer::with_timeout(settings.dead_man)?;
+    let rules = nft::Writer::with_timeout(settings.dead_man)?;
     let listener = match settings.listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,
@@ -90,7 +92,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::Io("cannot handle SIGINT", e))?;
 
     let mut source = Started::new(source, &settings, QUEUE).await.map_err(|e| Error::Io("cannot use the source of Services", e))?;
-    let (mut node, mut inputs) = Node::start(&settings, writer, state_dir, allocations, listener)?;
+    let (mut node, mut inputs) = Node::start(&settings, rules, state_dir, allocations, listener)?;
     let (interfaces_in, mut interfaces) = watch::channel(Interfaces::new());
     let mut links = tokio::spawn(links::run(interfaces_in));
     if let Some(connection) = &source.connection {
@@ -98,6 +100,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         info!(server = %connection.server(), "serving from the Kubernetes API with {}{found}", connection.credentials());
     }
     node.bridge(&mut source, &settings).await;
+    node.writer = Writer::start(source.connection.as_ref(), &settings);
     let mut tick = interval(TICK);
     let mut watchdog = interval(systemd::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -123,6 +126,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             _ = tick.tick() => node.tick(),
             () = deadline => node.handle(Event::Tick),
             event = node.peers.next() => node.peer(event),
+            events = node.writer.next() => events.into_iter().for_each(|event| node.handle(event)),
             _ = watchdog.tick() => systemd::watchdog(),
             ended = &mut links => break Some(ended.map_or_else(|e| Error::Io("the watch of interfaces ended", io::Error::other(e)), |r| match r {
                 Err(error) => Error::Links(error),
@@ -166,12 +170,13 @@ struct Node {
     metrics: Arc<Metrics>,
     announced_ready: bool,
     peers: Peers,
+    writer: Writer,
 }
 
 impl Node {
     fn start(
         settings: &Settings,
-        writer: Writer,
+        rules: nft::Writer,
         state_dir: StateDir,
         allocations: Allocations,
         listener: Option<TcpListener>,
@@ -180,7 +185,7 @@ impl Node {
         // Unbounded, but at most one report is made per batch, and batches wait for the kernel.
         let (reports_in, reports) = mpsc::unbounded_channel();
         let report = move |report| drop(reports_in.send(report));
-        let data_plane = DataPlane::spawn(writer, settings.dead_man, report).map_err(|e| Error::Io("cannot start a thread", e))?;
+        let data_plane = DataPlane::spawn(rules, settings.dead_man, report).map_err(|e| Error::Io("cannot start a thread", e))?;
         let (desired, desired_out) = watch::channel(Desired::default());
         let (heard_in, heard) = mpsc::channel(QUEUE);
         let counters = Arc::new(l2::Counters::default());
@@ -195,9 +200,20 @@ impl Node {
         }
         let engine = Engine::new(engine_settings(settings), allocations);
         let keeper = settings.manifests.is_none().then(|| Keeper::new(&settings.state_dir));
-        let epoch = Instant::now();
-        let node =
-            Node { engine, epoch, data_plane, desired, announcer, counters, state_dir, keeper, metrics, announced_ready: false, peers };
+        let node = Node {
+            engine,
+            epoch: Instant::now(),
+            data_plane,
+            desired,
+            announcer,
+            counters,
+            state_dir,
+            keeper,
+            metrics,
+            announced_ready: false,
+            peers,
+            writer: Writer::default(),
+        };
         Ok((node, Inputs { heard, reports, queries }))
     }
 
@@ -312,6 +328,7 @@ impl Node {
         if plan.leave {
             self.peers.leave();
         }
+        self.writer.publish(plan.publications);
         if plan.save
             && let Err(error) = self.state_dir.save(self.engine.allocations())
         {
@@ -365,6 +382,7 @@ impl Node {
     async fn stop(self, settings: &Settings) {
         info!("stopping");
         systemd::stopping("withdrawing");
+        self.writer.stop().await;
         drop(self.desired);
         if self.announcer.join().is_err() {
             error!("the announcer had panicked");

@@ -21,6 +21,10 @@ pub fn human(state: &State) -> String {
     for warning in &state.warnings {
         page.line(format_args!("  {}: {}", warning.code, warning.message));
     }
+    if let Some(writer) = &state.writer {
+        let node = writer.node.as_deref().unwrap_or("no node yet");
+        page.line(format_args!("addresses are given by {node}{}", if writer.here { ", this node" } else { "" }));
+    }
     page.blank();
     if state.services.is_empty() {
         page.line(format_args!("No Service of type LoadBalancer."));

@@ -53,6 +53,7 @@ pub(super) struct Draft {
     pub(super) manifests: Option<PathBuf>,
     kubeconfig: Option<PathBuf>,
     api_servers: Vec<Uri>,
+    namespace: Option<Box<str>>,
     pub(super) node_name: Option<Box<str>>,
     state_dir: Option<PathBuf>,
     pub(super) pools: Vec<Pool>,
@@ -85,6 +86,7 @@ impl Draft {
             manifests: self.manifests,
             kubeconfig: self.kubeconfig,
             api_servers: self.api_servers,
+            namespace: self.namespace,
             node_name: self.node_name?,
             state_dir: self.state_dir?,
             mode: self.mode.unwrap_or(if self.pools.is_empty() { Mode::Node } else { Mode::Vip }),
@@ -141,6 +143,13 @@ pub const TABLE: &[Setting] = &[
             d.api_servers = values::servers(v)?;
             Ok(())
         },
+    },
+    Setting {
+        name: "NAMESPACE",
+        default: Default::Computed("the pod's, else kube-system"),
+        format: "name of a namespace",
+        help: "Where the Lease `pinnace` is kept, which says which node gives addresses to Services and writes their status.",
+        parse: |d, v| store(&mut d.namespace, values::namespace(v)),
     },
     Setting {
         name: "NODE_NAME",

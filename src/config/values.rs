@@ -117,6 +117,14 @@ pub(super) fn node_name(text: &str) -> Result<Box<str>, String> {
     if is_subdomain(text) { Ok(text.into()) } else { Err("a node's name consists of a-z, 0-9, - and . (RFC 1123)".to_string()) }
 }
 
+/// RFC 1123 label, the form of names of namespaces.
+pub(super) fn namespace(text: &str) -> Result<Box<str>, String> {
+    match is_subdomain(text) && !text.contains('.') && text.len() <= 63 {
+        true => Ok(text.into()),
+        false => Err("a namespace's name consists of a-z, 0-9 and -, at most 63 of them (RFC 1123)".to_string()),
+    }
+}
+
 /// `domain/name` or `name`, the form of a load balancer class: a label name of the Kubernetes API.
 pub(super) fn class(text: &str) -> Result<Box<str>, String> {
     let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));

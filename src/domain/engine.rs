@@ -85,6 +85,15 @@ pub enum Event {
     Role(Role),
     /// The node that holds the Lease, as far as is known.
     Holder(Option<Box<str>>),
+    /// What was to be published about a Service did not come to stand, and nobody tries it again.
+    Unpublished {
+        /// Which Service.
+        key: ObjectKey,
+        /// The version it was decided for.
+        resource_version: Box<str>,
+        /// The API server's words, if it will never take it.
+        refusal: Option<String>,
+    },
     /// How the source is: Err says why nothing new may be heard from it.
     SourceHealth(Result<(), String>),
     /// Something was learned about another node.
@@ -113,6 +122,8 @@ struct Placement {
     mode: Option<Mode>,
     /// What clients may use; empty while pending or refused.
     addresses: Vec<IpAddr>,
+    /// What they use until the status names `addresses`.
+    retiring: Vec<IpAddr>,
     /// What the data plane was told.
     frontends: Vec<(FrontendKey, Arc<Forwarding>)>,
     /// The event with which that changed last.
@@ -120,6 +131,13 @@ struct Placement {
     /// Why it is not served, or not fully.
     reasons: Vec<Reason>,
     verdict: Verdict,
+}
+
+impl Placement {
+    /// Every address that is kept for the Service.
+    fn held(&self) -> Vec<IpAddr> {
+        [&*self.addresses, &*self.retiring].concat()
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -229,6 +247,7 @@ impl Engine {
             }
             Event::Role(role) => self.role_changed(role),
             Event::Holder(holder) => self.holder = holder,
+            Event::Unpublished { key, resource_version, refusal } => self.unpublished(key, &resource_version, refusal, &mut plan),
             Event::SourceHealth(health) => self.source_health = health,
             Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
@@ -236,6 +255,7 @@ impl Engine {
                     self.dirty.append(&mut self.waiting);
                 }
                 self.dirty.extend(self.publisher.expired(now));
+                self.dirty.extend(self.publisher.retries(now));
             }
             Event::Drain => {
                 self.draining = true;

@@ -3,6 +3,7 @@
 
 mod ports;
 mod refusal;
+mod retiring;
 #[cfg(test)]
 mod tests;
 
@@ -110,6 +111,8 @@ pub struct Ipam {
     /// Pool index and family → how many of its first addresses are known to be free for nobody: of 5,000 Services each would
     /// otherwise search through what all before it were given.
     taken: BTreeMap<(usize, Family), u128>,
+    /// What Services keep for a while beside what they were given.
+    retiring: BTreeMap<ObjectKey, Vec<IpAddr>>,
     changed: bool,
 }
 
@@ -128,6 +131,7 @@ impl Ipam {
             reserved: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             taken: BTreeMap::new(),
+            retiring: BTreeMap::new(),
             changed: false,
         }
     }
@@ -183,16 +187,10 @@ impl Ipam {
 
     /// The Service gives back what it has; true when it had something.
     pub fn release(&mut self, key: &ObjectKey) -> bool {
-        let Some(allocation) = self.allocations.remove(key) else { return false };
-        for address in allocation.addresses {
-            if let Some(holders) = self.holders.get_mut(&address) {
-                holders.retain(|(holder, _)| holder != key);
-                if holders.is_empty() {
-                    self.holders.remove(&address);
-                    self.is_free(address);
-                }
-            }
-        }
+        let retired = self.retiring.remove(key);
+        retired.iter().flatten().for_each(|address| self.drop_holder(key, *address));
+        let Some(allocation) = self.allocations.remove(key) else { return retired.is_some() };
+        allocation.addresses.iter().for_each(|address| self.drop_holder(key, *address));
         self.changed = true;
         true
     }

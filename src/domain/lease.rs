@@ -61,6 +61,8 @@ pub enum Outcome {
     Absent,
     /// Somebody else was quicker.
     Conflict,
+    /// We may not.
+    Forbidden,
     /// No answer, or one that says nothing about the Lease.
     Failed,
 }
@@ -164,6 +166,7 @@ impl Machine {
                 // Somebody wrote: what that was must be read before anything else.
                 (self.seen, self.absent, self.next) = (None, false, now);
             }
+            Outcome::Forbidden => (self.held, self.seen, self.next) = (None, None, retry),
             Outcome::Failed => self.next = retry,
         }
         if self.held.as_ref().is_some_and(|held| now >= held.renewed + DURATION) {
@@ -174,8 +177,8 @@ impl Machine {
     /// The last word at a planned end: others need not wait. None: it is not ours.
     pub fn release(&mut self) -> Option<Request> {
         self.held.take()?;
-        let (seen, _) = self.seen.as_ref().filter(|(seen, _)| seen.holder == self.identity)?;
-        Some(Request::Update { version: seen.version.clone(), holder: "".into(), transitions: seen.transitions, acquired: false })
+        let (seen, _) = self.seen.take().filter(|(seen, _)| seen.holder == self.identity)?;
+        Some(Request::Update { version: seen.version, holder: "".into(), transitions: seen.transitions, acquired: false })
     }
 }
 
@@ -241,6 +244,17 @@ mod tests {
         let again = run(&mut machines, &mut store, 100..130, |_, _| true);
         assert_eq!(again, after, "one that comes back waits its turn");
         assert_eq!(store.lease.as_ref().map(|lease| lease.transitions), Some(2));
+    }
+
+    #[test]
+    fn one_that_may_no_longer_renew_stops_at_once() {
+        let (mut store, mut machines) = (free(), ["a"].map(Machine::new));
+        run(&mut machines, &mut store, 0..5, |_, _| true);
+        let now = Duration::from_secs(7);
+        let renewal = machines[0].request(now).expect("a renewal");
+        machines[0].outcome(&renewal, Outcome::Forbidden, now, 0.0);
+        assert!(!machines[0].may_write(now) && machines[0].holder().is_none());
+        assert_eq!(run(&mut machines, &mut store, 10..60, |_, _| true), [true], "it may again");
     }
 
     #[test]

@@ -22,6 +22,9 @@ const REPEATED: usize = 6;
 /// For how long a status is left alone after that; doubled each time, up to [`LONGEST_TRUCE`].
 const TRUCE: Duration = Duration::from_secs(60);
 const LONGEST_TRUCE: Duration = Duration::from_secs(3600);
+/// After a publication that was refused or did not go out; doubled each time, up to [`LONGEST_RETRY`].
+const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(120);
 
 /// Somebody else writes the status of a Service of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +91,18 @@ struct Memory {
 #[derive(Debug, Default)]
 pub struct Publisher {
     memory: BTreeMap<ObjectKey, Memory>,
+    retries: BTreeMap<ObjectKey, Retry>,
+}
+
+/// A publication came to nothing.
+#[derive(Debug, Default)]
+struct Retry {
+    /// The version it was decided for: a newer one need not wait.
+    version: Box<str>,
+    /// So many in a row.
+    failures: u32,
+    /// When the Service is looked at again; None: it has been.
+    due: Option<Duration>,
 }
 
 /// What follows from one look at a Service.
@@ -114,9 +129,13 @@ impl Publisher {
         }
         if record.ingress == wanted {
             memory.stood = true;
+            self.retries.remove(key);
             return Decision::default();
         }
         if memory.until.is_some_and(|until| now < until) || memory.written_to == record.resource_version {
+            return Decision::default();
+        }
+        if self.retries.get(key).is_some_and(|retry| retry.version == record.resource_version && retry.due.is_some()) {
             return Decision::default();
         }
         let corrected = memory.stood;
@@ -162,14 +181,42 @@ impl Publisher {
         self.memory.iter().filter(|(_, memory)| over(memory)).map(|(key, _)| key.clone()).collect()
     }
 
-    /// The Service is gone.
-    pub fn forget(&mut self, key: &ObjectKey) {
+    /// The Service is no longer ours to publish; `gone`: nor is there anything else to write about it.
+    pub fn forget(&mut self, key: &ObjectKey, gone: bool) {
         self.memory.remove(key);
+        if gone {
+            self.retries.remove(key);
+        }
+    }
+
+    /// A publication did not go out, or was refused, and will not be tried again unless it is decided anew. True when it is the first in a row.
+    pub fn lost(&mut self, key: &ObjectKey, version: &str, now: Duration) -> bool {
+        if let Some(memory) = self.memory.get_mut(key).filter(|memory| *memory.written_to == *version) {
+            memory.written_to = Box::default();
+            memory.written.pop_back();
+        }
+        let retry = self.retries.entry(key.clone()).or_default();
+        retry.version = version.into();
+        retry.due = Some(now + (RETRY * (1 << retry.failures.min(16))).min(LONGEST_RETRY));
+        retry.failures = retry.failures.saturating_add(1);
+        retry.failures == 1
+    }
+
+    /// When a Service is to be looked at again because a publication was lost.
+    pub fn next_retry(&self) -> Option<Duration> {
+        self.retries.values().filter_map(|retry| retry.due).min()
+    }
+
+    /// The Services whose time it is.
+    pub fn retries(&mut self, now: Duration) -> Vec<ObjectKey> {
+        let due = |(key, retry): (&ObjectKey, &mut Retry)| retry.due.take_if(|due| *due <= now).map(|_| key.clone());
+        self.retries.iter_mut().filter_map(due).collect()
     }
 
     /// This node no longer writes: what others write from now on is no quarrel.
     pub fn clear(&mut self) {
         self.memory.clear();
+        self.retries.clear();
     }
 }
 
@@ -222,6 +269,31 @@ mod tests {
         assert!(left.publication.is_none() && why.sentence(&BTreeSet::new()).contains("--disable=servicelb"));
         assert_eq!(look(&[], 60), Decision::default(), "the truce holds");
         assert!(look(&[], 66).publication.is_some(), "and ends");
+    }
+
+    #[test]
+    fn what_was_lost_is_written_again_later_and_later() {
+        let service = service("web");
+        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()]));
+        let mut publisher = Publisher::default();
+        let mut written = Vec::new();
+        for second in 0..1000 {
+            let now = Duration::from_secs(second);
+            publisher.retries(now);
+            let decision = publisher.decide(&service.key, &record(1, &[]), wanted.clone(), now);
+            assert_eq!(decision.interference, None, "nobody else wrote");
+            if decision.publication.is_some() {
+                assert_eq!(publisher.lost(&service.key, "1", now), written.is_empty());
+                written.push(second);
+            }
+        }
+        assert_eq!(written[..9], [0, 1, 3, 7, 15, 31, 63, 127, 247]);
+        assert!(
+            publisher.decide(&service.key, &record(2, &[]), wanted.clone(), Duration::from_secs(1000)).publication.is_some(),
+            "new version"
+        );
+        publisher.decide(&service.key, &record(3, &wanted.clone().unwrap()), wanted, Duration::from_secs(1001));
+        assert_eq!(publisher.next_retry(), None);
     }
 
     #[test]

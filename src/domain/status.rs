@@ -34,6 +34,9 @@ pub struct State {
     /// The other nodes, by name.
     #[serde(default)]
     pub peers: Vec<PeerStatus>,
+    /// Who gives addresses to Services and writes them down; None with manifests, where every node does so for itself.
+    #[serde(default)]
+    pub writer: Option<WriterStatus>,
     /// Named conditions that somebody should look at; they do not keep the node from being ready.
     #[serde(default)]
     pub warnings: Vec<Reason>,
@@ -52,6 +55,15 @@ pub struct PeerStatus {
     pub state: String,
     /// For how long.
     pub seconds: Option<u64>,
+}
+
+/// Who gives addresses to Services and writes their status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriterStatus {
+    /// The node that holds the Lease, as far as is known here.
+    pub node: Option<String>,
+    /// It is this one.
+    pub here: bool,
 }
 
 /// One named condition of readiness.

@@ -61,7 +61,8 @@ impl Engine {
         let suspension = self.election.suspended.as_ref().map(|suspension| suspension.until);
         let ages = self.membership.alive().map(|(_, since)| since + elect::HOLD_OFF).chain([self.election.fresh_until]);
         let ages = ages.filter(|due| *due > self.now && !self.membership.is_empty()).min();
-        [seats, suspension, ages].into_iter().flatten().min()
+        let retry = self.publisher.next_retry();
+        [seats, suspension, ages, retry].into_iter().flatten().min()
     }
 
     /// After [`super::Event::Drain`]: nothing is answered here any more.

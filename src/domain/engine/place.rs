@@ -64,7 +64,7 @@ impl Engine {
         self.waiting.remove(key);
         let Some(placement) = self.placements.remove(key) else { return self.release(key, plan) };
         gone.extend(placement.frontends.iter().map(|(key, _)| *key));
-        self.leave_vips(key, &placement.addresses, vips);
+        self.leave_vips(key, &placement.held(), vips);
         let freed = self.release(key, plan);
         if !placement.addresses.is_empty() {
             plan.notices.push(Notice {
@@ -85,7 +85,8 @@ impl Engine {
 
     /// What the writer does about a Service that is no longer served.
     fn bid_farewell(&mut self, key: &ObjectKey, plan: &mut Plan) {
-        self.publisher.forget(key);
+        let leaving = self.index.service(key).and_then(|service| service.record.as_ref()).is_some_and(|record| record.cleanup_finalizer);
+        self.publisher.forget(key, !leaving);
         let service = self.index.service(key).filter(|service| self.role == Role::Writer && self.ours(service));
         if let Some(publication) = service.and_then(|service| publish::farewell(service.record.as_deref()?)) {
             plan.publications.insert(key.clone(), publication);
@@ -109,6 +110,18 @@ impl Engine {
         if self.publisher.truce(&service.key, self.now).is_some() {
             let message = "someone else keeps changing status.loadBalancer: it is left alone for a while, see the Events of the Service";
             next.reasons.push(Reason::new("StatusContested", message));
+        }
+    }
+
+    /// What was decided is decided again, later and later; a new version of the Service, or a new writer, does not wait.
+    pub(super) fn unpublished(&mut self, key: ObjectKey, version: &str, refusal: Option<String>, plan: &mut Plan) {
+        if self.role != Role::Writer || self.index.service(&key).is_none() {
+            return;
+        }
+        let first = self.publisher.lost(&key, version, self.now);
+        if let Some(words) = refusal.filter(|_| first) {
+            let message = format!("the API server refuses what is to be written to status.loadBalancer: {words}; it is tried again");
+            plan.notices.push(Notice { warning: true, service: Some(key), reason: "SyncLoadBalancerFailed", message });
         }
     }
 
@@ -140,7 +153,10 @@ impl Engine {
         let frontend_addresses = match mode {
             Mode::Vip => {
                 freed |= self.node_ports.release(key);
-                self.place_on_vips(&service, &mut next, plan, vips)
+                let mut carrying = self.place_on_vips(&service, &mut next, plan, vips);
+                self.retire(&service, &before, &mut next);
+                carrying.extend(&next.retiring);
+                carrying
             }
             Mode::Node => {
                 let released = self.ipam.release(key);
@@ -149,13 +165,14 @@ impl Engine {
                 self.place_on_node(&service, &mut next)
             }
         };
-        let lost: Vec<IpAddr> = before.addresses.iter().copied().filter(|a| !next.addresses.contains(a)).collect();
+        let held = next.held();
+        let lost: Vec<IpAddr> = before.held().into_iter().filter(|address| !held.contains(address)).collect();
         if before.mode == Some(Mode::Vip) {
             self.leave_vips(key, &lost, vips);
             freed |= !lost.is_empty();
         }
         if mode == Mode::Vip {
-            vips.extend(next.addresses.iter().copied());
+            vips.extend(held);
         }
         next.frontends = self.frontends(&service, &frontend_addresses);
         let changed = diff(&before.frontends, &mut next.frontends, plan, gone);
@@ -200,6 +217,14 @@ impl Engine {
             vips.insert(address);
         }
         carrying
+    }
+
+    /// Clients use the addresses that the status names until it names the new ones, which are being probed.
+    fn retire(&mut self, service: &Service, before: &Placement, next: &mut Placement) {
+        let changes = self.role == Role::Writer && next.verdict != Verdict::Refused && !next.addresses.is_empty();
+        let old =
+            before.held().into_iter().filter(|address| changes && service.published.contains(address) && !next.addresses.contains(address));
+        next.retiring = self.ipam.retire(service, old.collect());
     }
 
     /// The Service's addresses: what its status says, and from the writer, or alone, what it is to be.
@@ -332,6 +357,8 @@ fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) 
     }
     for reason in next.reasons.iter().filter(|r| !before.reasons.contains(r)) {
         match &*reason.code {
+            // Said by the one who gives it.
+            NO_ADDRESS_YET => {}
             "Note" | "Probing" => notice(false, "EnsuringLoadBalancer", reason.message.clone()),
             "UnAvailableLoadBalancer" => notice(true, "UnAvailableLoadBalancer", reason.message.clone()),
             _ => notice(true, "SyncLoadBalancerFailed", reason.message.clone()),

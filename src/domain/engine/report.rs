@@ -8,7 +8,7 @@ use super::super::endpoints;
 use super::super::model::{Family, ObjectKey, Service};
 use super::super::status::{
     AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, State,
-    Summary,
+    Summary, WriterStatus,
 };
 use super::place::NO_ADDRESS_YET;
 use super::vips::Vip;
@@ -29,6 +29,8 @@ impl Engine {
             pools: self.pool_statuses(),
             problems: self.problems.clone(),
             peers: self.membership.statuses(self.now),
+            writer: (self.settings.role != Role::Alone)
+                .then(|| WriterStatus { node: self.holder.as_deref().map(str::to_owned), here: self.role == Role::Writer }),
             warnings: self.membership.warnings(),
             ..State::default()
         }

@@ -33,69 +33,89 @@ pub struct Tenure {
 /// Until when a write may begin; None: this process is not the writer.
 pub type Right = Option<Instant>;
 
-/// Holds or awaits the Lease until `stop` is told or dropped, then releases it.
-pub async fn run(
-    client: Client,
-    namespace: String,
-    node: String,
-    tenures: mpsc::Sender<Tenure>,
-    right: watch::Sender<Right>,
-    mut stop: oneshot::Receiver<()>,
-) -> io::Result<()> {
+/// The ends of the channels to the rest of the writer.
+pub struct Ends {
+    /// For the engine.
+    pub tenures: mpsc::Sender<Tenure>,
+    /// For those who write.
+    pub right: watch::Sender<Right>,
+    /// From those who write: the credentials do not let them, in the API server's words.
+    pub forbidden: mpsc::Receiver<String>,
+    /// Changes when the credentials are replaced: they may let us write now.
+    pub renewals: watch::Receiver<u64>,
+    /// To release the Lease and end; dropped means the same.
+    pub stop: oneshot::Receiver<()>,
+}
+
+/// What ended a wait.
+enum Woken {
+    ByTime,
+    ByRenewal,
+    Forbidden(String),
+    Stopped,
+}
+
+impl Ends {
+    async fn wait(&mut self, until: Instant) -> Woken {
+        tokio::select! {
+            () = sleep_until(until.into()) => Woken::ByTime,
+            Some(why) = self.forbidden.recv() => Woken::Forbidden(why),
+            Ok(()) = self.renewals.changed() => Woken::ByRenewal,
+            _ = &mut self.stop => Woken::Stopped,
+        }
+    }
+}
+
+/// Holds or awaits the Lease until it is told to stop, then releases it.
+pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends) -> io::Result<()> {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let epoch = Instant::now();
     // A restarted process must not take itself for the holder it was: its view may be older than what it wrote.
     let identity = format!("{node}_{}", random());
     let mut machine = Machine::new(&identity);
-    let (mut told, mut barred) = (Tenure::default(), false);
+    let mut told = Tenure::default();
+    // Until when credentials that may not write are not tried again; what was said about them.
+    let (mut barred, mut complained) = (None::<Instant>, false);
     loop {
         // The right ends by itself while a request is under way or the next one is waited for.
-        right.send_replace(machine.writes_until().map(|until| epoch + until));
+        ends.right.send_replace(machine.writes_until().map(|until| epoch + until));
         let tenure = Tenure {
             writer: machine.may_write(epoch.elapsed()),
             holder: machine.holder().map(|holder| holder.rsplit_once('_').map_or(holder, |(node, _)| node).into()),
         };
         if tenure != told {
-            if tenure.writer != told.writer {
-                info!(
-                    writer = tenure.writer,
-                    "{}",
-                    if tenure.writer {
-                        "this node writes the status of Services"
-                    } else {
-                        "this node no longer writes the status of Services"
-                    }
-                );
+            match (tenure.writer, told.writer) {
+                (true, false) => info!("this node gives addresses to Services and writes their status"),
+                (false, true) => info!("this node no longer gives addresses to Services"),
+                _ => {}
             }
             told = tenure.clone();
-            if tenures.send(tenure).await.is_err() {
+            if ends.tenures.send(tenure).await.is_err() {
                 return Ok(());
             }
         }
-        let mut wake = machine.wakes();
-        if let Some(until) = machine.writes_until().filter(|until| told.writer && *until < wake) {
+        let mut wake = epoch + machine.wakes();
+        if let Some(until) = machine.writes_until().map(|until| epoch + until).filter(|until| told.writer && *until < wake) {
             wake = until;
         }
-        tokio::select! {
-            () = sleep_until((epoch + wake).into()) => {}
-            _ = &mut stop => break,
+        match ends.wait(barred.unwrap_or(wake)).await {
+            Woken::Stopped => break,
+            Woken::Forbidden(why) => {
+                // Somebody else may be allowed to. We go on serving.
+                complain(&mut complained, "the status of Services", &why);
+                release(&api, &mut machine, &identity).await;
+                barred = Some(Instant::now() + FORBIDDEN_RETRY);
+                continue;
+            }
+            Woken::ByTime | Woken::ByRenewal => barred = None,
         }
         let Some(request) = machine.request(epoch.elapsed()) else { continue };
         let outcome = match send(&api, &request, &identity).await {
             Ok(outcome) => outcome,
-            Err(failure @ Failure::Forbidden(_)) => {
-                if !barred {
-                    info!(
-                        "the credentials may not write Leases in namespace {namespace}: this node serves what the writer publishes ({failure:?})"
-                    );
-                }
-                barred = true;
-                machine.outcome(&request, Outcome::Failed, epoch.elapsed(), 1.0);
-                right.send_replace(None);
-                tokio::select! {
-                    () = tokio::time::sleep(FORBIDDEN_RETRY) => continue,
-                    _ = &mut stop => return Ok(()),
-                }
+            Err(Failure::Forbidden(why)) => {
+                complain(&mut complained, &format!("Leases in namespace {namespace}"), &why);
+                barred = Some(Instant::now() + FORBIDDEN_RETRY);
+                Outcome::Forbidden
             }
             Err(failure) => {
                 debug!(?failure, "no answer about the Lease");
@@ -105,13 +125,23 @@ pub async fn run(
         let chance = random() as f64 / u64::MAX as f64;
         machine.outcome(&request, outcome, epoch.elapsed(), chance);
     }
-    right.send_replace(None);
+    ends.right.send_replace(None);
+    release(&api, &mut machine, &identity).await;
+    Ok(())
+}
+
+fn complain(complained: &mut bool, what: &str, why: &str) {
+    if !std::mem::replace(complained, true) {
+        info!("the credentials may not write {what}, so this node serves what another one decides: {why}");
+    }
+}
+
+async fn release(api: &Api<Lease>, machine: &mut Machine, identity: &str) {
     if let Some(release) = machine.release()
-        && let Err(failure) = send(&api, &release, &identity).await
+        && let Err(failure) = send(api, &release, identity).await
     {
         warn!(?failure, "cannot release the Lease: another node takes it over when it has expired");
     }
-    Ok(())
 }
 
 async fn send(api: &Api<Lease>, request: &Request, identity: &str) -> Result<Outcome, Failure> {

@@ -1,6 +1,5 @@
 //! Writes what the engine publishes to the status of Services: the latest word about each, a few at a time, and only while this process holds
-//! the Lease. A write that came too late is refused by the API server and dropped here: the watch brings the newer version, and the
-//! engine decides again.
+//! the Lease. A write that came too late is refused by the API server and given back to the engine, which decides again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::convert::CLEANUP_FINALIZER;
 use super::failure::Failure;
@@ -33,30 +32,51 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// What the engine wants written; replaces earlier words about the same Services.
 pub type Publications = BTreeMap<ObjectKey, Publication>;
 
+/// A publication that did not come to stand: the engine decides what to do.
+#[derive(Clone, Debug)]
+pub struct Lost {
+    /// About which Service.
+    pub key: ObjectKey,
+    /// The version it was decided for.
+    pub resource_version: Box<str>,
+    /// The API server's words, if it will never take it.
+    pub refusal: Option<String>,
+}
+
 enum Answer {
     Written,
-    /// Refused for good: another version, or gone.
+    /// Not for this version any more, or gone.
     Dropped(String),
+    /// Never, whatever the version.
+    Refused(String),
     Again(Duration, String),
     Forbidden(String),
 }
 
-/// Writes until `wanted` is closed.
-pub async fn run(client: Client, mut wanted: mpsc::UnboundedReceiver<Publications>, mut right: watch::Receiver<Right>) {
+/// Writes until `wanted` is closed. What is not written is told to `losses`; that the credentials may not write at all, to `forbidden`.
+pub async fn run(
+    client: Client,
+    mut wanted: mpsc::UnboundedReceiver<Publications>,
+    mut right: watch::Receiver<Right>,
+    losses: mpsc::UnboundedSender<Lost>,
+    forbidden: mpsc::Sender<String>,
+) {
+    let lost = |key: ObjectKey, publication: Publication, refusal: Option<String>| {
+        // Nobody listens any more when the process is about to end.
+        drop(losses.send(Lost { key, resource_version: publication.resource_version, refusal }));
+    };
     let mut queue = Publications::new();
     let mut busy = BTreeSet::<ObjectKey>::new();
     let mut requests = JoinSet::new();
     let (mut tokens, mut refilled) = (BURST, Instant::now());
     let (mut wait, mut until) = (WAIT, Instant::now());
-    let mut barred = false;
     loop {
         let now = Instant::now();
         tokens = BURST.min(tokens + RATE * (now - refilled).as_secs_f64());
         refilled = now;
         let may_write = right.borrow_and_update().is_some_and(|until| now < until);
         if !may_write {
-            // A new right comes with new decisions.
-            queue.clear();
+            std::mem::take(&mut queue).into_iter().for_each(|(key, publication)| lost(key, publication, None));
         }
         while requests.len() < CONCURRENT && tokens >= 1.0 && until <= now {
             let Some(key) = queue.keys().find(|key| !busy.contains(*key)).cloned() else { break };
@@ -81,7 +101,11 @@ pub async fn run(client: Client, mut wanted: mpsc::UnboundedReceiver<Publication
                 busy.remove(&key);
                 match answer {
                     Answer::Written => wait = WAIT,
-                    Answer::Dropped(why) => debug!(service = %key, "not written: {why}"),
+                    Answer::Dropped(why) => {
+                        debug!(service = %key, "not written: {why}");
+                        lost(key, publication, None);
+                    }
+                    Answer::Refused(why) => lost(key, publication, Some(why)),
                     Answer::Again(at_least, why) => {
                         warn!(service = %key, "cannot write the status: {why}; trying again");
                         until = Instant::now() + wait.max(at_least);
@@ -89,9 +113,9 @@ pub async fn run(client: Client, mut wanted: mpsc::UnboundedReceiver<Publication
                         queue.entry(key).or_insert(publication);
                     }
                     Answer::Forbidden(why) => {
-                        if !std::mem::replace(&mut barred, true) {
-                            info!("the credentials may not write the status of Services: {why}");
-                        }
+                        lost(key, publication, None);
+                        // Full: it has been told already.
+                        drop(forbidden.try_send(why));
                     }
                 }
             }
@@ -114,7 +138,8 @@ async fn write(client: Client, key: &ObjectKey, publication: &Publication, right
         Ok(Err(error)) => match Failure::of(&error) {
             Failure::Forbidden(why) => Answer::Forbidden(why),
             Failure::TooManyRequests(time) => Answer::Again(time, "too many requests".into()),
-            Failure::Status(code, why) if code < 500 => Answer::Dropped(format!("{why} ({code})")),
+            Failure::Status(code @ (404 | 409), why) => Answer::Dropped(format!("{why} ({code})")),
+            Failure::Status(code, why) if code < 500 => Answer::Refused(format!("{why} ({code})")),
             failure => Answer::Again(WAIT, format!("{failure:?}")),
         },
     }

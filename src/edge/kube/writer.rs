@@ -1,12 +1,12 @@
 //! Starts what a node needs to become the writer: one task for the Lease, one for the statuses.
 
-use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use super::lease::{self, Tenure};
-use super::status::{self, Publications};
+use super::client::Connection;
+use super::lease::{self, Ends, Tenure};
+use super::status::{self, Lost, Publications};
 
 /// The ends of the channels, for whoever runs the engine.
 pub struct Writer {
@@ -14,21 +14,27 @@ pub struct Writer {
     pub tenures: mpsc::Receiver<Tenure>,
     /// What the engine publishes.
     pub publications: mpsc::UnboundedSender<Publications>,
+    /// What was not written.
+    pub losses: mpsc::UnboundedReceiver<Lost>,
     stop: oneshot::Sender<()>,
     lease: JoinHandle<std::io::Result<()>>,
 }
 
 impl Writer {
     /// Begins to compete for the Lease in `namespace`, on behalf of `node`. To be called within a runtime.
-    pub fn start(client: Client, namespace: String, node: String) -> Writer {
+    pub fn start(connection: &Connection, namespace: String, node: String) -> Writer {
         let (tenures_in, tenures) = mpsc::channel(4);
         // Unbounded, but a plan names each Service once and the engine publishes only once for each version of it.
         let (publications, wanted) = mpsc::unbounded_channel();
         let (right_in, right) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(status::run(client.clone(), wanted, right));
-        let lease = tokio::spawn(lease::run(client, namespace, node, tenures_in, right_in, stopped));
-        Writer { tenures, publications, stop, lease }
+        let (losses_in, losses) = mpsc::unbounded_channel();
+        let (forbidden_in, forbidden) = mpsc::channel(1);
+        let client = connection.client();
+        tokio::spawn(status::run(client.clone(), wanted, right, losses_in, forbidden_in));
+        let ends = Ends { tenures: tenures_in, right: right_in, forbidden, renewals: connection.renewals(), stop: stopped };
+        let lease = tokio::spawn(lease::run(client, namespace, node, ends));
+        Writer { tenures, publications, losses, stop, lease }
     }
 
     /// Releases the Lease, so that nobody has to wait until it expires.

@@ -1,0 +1,66 @@
+//! The daemon's end of the writer: competes for the Lease where the source is the API server, and is nothing where it is a directory.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tracing::info;
+
+use crate::config::Settings;
+use crate::domain::engine::{Event, Role};
+use crate::domain::model::ObjectKey;
+use crate::domain::plan::Publication;
+use crate::edge::kube::client::Connection;
+use crate::edge::kube::credentials::Credentials;
+use crate::edge::kube::lease::Tenure;
+use crate::edge::kube::status::Lost;
+use crate::edge::kube::writer;
+
+/// Where the Lease is when nobody says anything and we are not in a pod.
+const NAMESPACE: &str = "kube-system";
+/// How long a stop may take for the sake of others, who would otherwise wait until the Lease has expired.
+const RELEASE: Duration = Duration::from_secs(1);
+
+/// None: before it is started, and with manifests, where every node decides for itself.
+#[derive(Default)]
+pub(super) struct Writer(Option<writer::Writer>);
+
+impl Writer {
+    pub fn start(connection: Option<&Connection>, settings: &Settings) -> Writer {
+        Writer(connection.map(|connection| {
+            let namespace = settings.namespace.as_deref().map(str::to_owned).unwrap_or_else(|| match connection.credentials() {
+                Credentials::ServiceAccount => connection.namespace(),
+                Credentials::Kubeconfig(_) | Credentials::Found(_) => NAMESPACE.to_string(),
+            });
+            writer::Writer::start(connection, namespace, settings.node_name.to_string())
+        }))
+    }
+
+    /// What the engine must know next. Cancel safe.
+    pub async fn next(&mut self) -> Vec<Event> {
+        let Some(writer) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            Some(Tenure { writer, holder }) = writer.tenures.recv() => {
+                vec![Event::Holder(holder), Event::Role(if writer { Role::Writer } else { Role::Follower })]
+            }
+            Some(Lost { key, resource_version, refusal }) = writer.losses.recv() => vec![Event::Unpublished { key, resource_version, refusal }],
+            else => std::future::pending().await,
+        }
+    }
+
+    /// What the engine wants written.
+    pub fn publish(&self, publications: BTreeMap<ObjectKey, Publication>) {
+        if let Some(writer) = self.0.as_ref().filter(|_| !publications.is_empty()) {
+            // Nobody reads it any more: the process is about to end.
+            drop(writer.publications.send(publications));
+        }
+    }
+
+    /// Releases the Lease, unless the API server lets us wait for long.
+    pub async fn stop(self) {
+        if let Some(writer) = self.0
+            && tokio::time::timeout(RELEASE, writer.stop()).await.is_err()
+        {
+            info!("the Lease could not be released in time: another node takes it over when it has expired");
+        }
+    }
+}

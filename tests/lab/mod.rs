@@ -26,6 +26,7 @@ use std::{env, fs, process, thread};
 use pinnace::domain::model::Family;
 
 mod capture;
+pub mod control_plane;
 mod host;
 pub mod manifests;
 mod netns;

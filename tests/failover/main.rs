@@ -15,34 +15,48 @@ use lab::{Trace, ensure, eventually, patient};
 
 const ALL: [usize; NODES] = [0, 1, 2];
 
-/// The gap that whoever strikes the owner of an address leaves, for each of its addresses.
-fn gaps(cluster: &mut Cluster, blow: Blow) -> Vec<(Family, usize, Trace, Instant)> {
-    cluster.settle();
-    let owners = Family::ALL.map(|family| cluster.owner(cluster.vip(family), &ALL).expect("an owner"));
-    let probers = Family::ALL.map(|family| cluster.probe(family));
-    thread::sleep(Duration::from_millis(300));
-    let victim = owners[0];
-    let begin = cluster.strike(victim, blow);
-    thread::sleep(Duration::from_millis(2500));
-    let traces = probers.map(|prober| prober.stop());
-    let struck = Family::ALL.into_iter().zip(owners).zip(traces).filter(|((_, owner), _)| *owner == victim);
-    struck.map(|((family, owner), trace)| (family, owner, trace, begin)).collect()
+/// What a client saw when the owner of an address was struck.
+struct Seen {
+    family: Family,
+    victim: usize,
+    begin: Instant,
+    trace: Trace,
+}
+
+/// Strikes the owner of each address in turn, each time from a quiet state.
+fn struck(blow: Blow, mut judge: impl FnMut(&Cluster, Seen)) {
+    let mut cluster = Cluster::start(&[]);
+    for target in Family::ALL {
+        cluster.settle();
+        let victim = cluster.owner(cluster.vip(target), &ALL).expect("an owner");
+        let probers =
+            Family::ALL.map(|family| (family, cluster.owner(cluster.vip(family), &ALL).expect("an owner"), cluster.probe(family)));
+        thread::sleep(Duration::from_millis(300));
+        let begin = cluster.strike(victim, blow);
+        thread::sleep(Duration::from_millis(2500));
+        for (family, owner, prober) in probers {
+            let trace = prober.stop();
+            if owner == victim {
+                println!("{blow:?}, {family}: {:?} without an answer, {} of {} lost", trace.gap(), trace.lost(), trace.probes.len());
+                judge(&cluster, Seen { family, victim, begin, trace });
+            }
+        }
+        cluster.heal(victim, blow);
+    }
 }
 
 fn others(victim: usize) -> Vec<usize> {
     ALL.into_iter().filter(|node| *node != victim).collect()
 }
 
-/// Strikes the owner; somebody else answers within the bound, and to the end.
+/// Somebody else answers within the bound, and to the end.
 fn taken_over(blow: Blow, bound: Duration) {
-    let mut cluster = Cluster::start(&[]);
-    for (family, victim, trace, begin) in gaps(&mut cluster, blow) {
+    struck(blow, |cluster, Seen { family, victim, begin, trace }| {
         assert!(trace.gap() <= patient(bound), "{family}: {:?} without an answer", trace.gap());
-        let late = trace.since(begin + patient(bound));
-        let through = late.by(|reply| cluster.trio.through(reply));
+        let through = trace.since(begin + patient(bound)).by(|reply| cluster.trio.through(reply));
         assert!(!through.is_empty() && !through.contains_key(&victim), "{family}: answers through {through:?}, struck: {victim}");
         cluster.owner(cluster.vip(family), &others(victim)).expect("the others agree");
-    }
+    });
 }
 
 #[test]
@@ -60,15 +74,35 @@ fn a_lost_carrier() {
     taken_over(Blow::CarrierLost, Duration::from_secs(1));
 }
 
+/// Connections to pods of a node that lost power end with the detection, though the API server would need 40 s to say so.
+#[test]
+fn pods_of_a_dead_node_are_not_asked_any_more() {
+    let mut cluster = Cluster::start(&[]);
+    cluster.settle();
+    let owners = Family::ALL.map(|family| cluster.owner(cluster.vip(family), &ALL).expect("an owner"));
+    // Preferably a node that owns nothing, so that nothing but its pod is missed.
+    let victim = ALL.into_iter().find(|node| !owners.contains(node)).unwrap_or(owners[0]);
+    let probers = Family::ALL.map(|family| cluster.probe(family));
+    thread::sleep(Duration::from_millis(300));
+    let begin = cluster.strike(victim, Blow::PowerLoss);
+    thread::sleep(Duration::from_secs(3));
+    for trace in probers.map(|prober| prober.stop()) {
+        let before = trace.by(|reply| reply.pod.clone());
+        assert!(before.contains_key(&cluster.trio.pods[victim].name), "the pod was asked before: {before:?}");
+        let last = trace.last_lost().map(|last| last.saturating_duration_since(begin)).unwrap_or_default();
+        println!("the last connection to a dead pod: {last:?} after it died");
+        assert!(last <= patient(Duration::from_secs(1)), "{last:?} after the power loss connections still went to dead pods");
+    }
+}
+
 #[test]
 fn a_planned_stop_loses_nothing() {
-    let mut cluster = Cluster::start(&[]);
-    for (family, victim, trace, begin) in gaps(&mut cluster, Blow::Terminated) {
+    struck(Blow::Terminated, |cluster, Seen { family, victim, begin, trace }| {
         assert!(trace.gap() <= patient(Duration::from_millis(100)), "{family}: {:?} without an answer", trace.gap());
         assert_eq!(trace.lost(), 0, "{family}: questions without an answer");
         let through = trace.since(begin + Duration::from_secs(2)).by(|reply| cluster.trio.through(reply));
         assert!(!through.contains_key(&victim), "{family}: answers through {through:?}, stopped: {victim}");
-    }
+    });
 }
 
 #[test]
@@ -130,7 +164,9 @@ fn where_bfd_is_blocked_there_is_one_owner() {
         cluster.settle();
         let vip = cluster.vip(Family::V4);
         let victim = cluster.owner(vip, &ALL).expect("an owner");
-        let wall = format!("add table inet wall; add chain inet wall {hook} {{ type filter hook {hook} priority 0; }}; add rule inet wall {hook} udp dport 3784 drop");
+        let wall = format!(
+            "add table inet wall; add chain inet wall {hook} {{ type filter hook {hook} priority 0; }}; add rule inet wall {hook} udp dport 3784 drop"
+        );
         cluster.trio.nodes[victim].ns.output("nft", &[&wall]);
         // From here to the end of the bound there may be two; then never again.
         thread::sleep(patient(Duration::from_secs(5)));

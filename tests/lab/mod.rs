@@ -27,6 +27,7 @@ use pinnace::domain::model::Family;
 
 mod capture;
 mod host;
+pub mod keepalived;
 pub mod manifests;
 mod netns;
 mod patience;

@@ -45,6 +45,7 @@ pub struct Trace {
 impl Prober {
     /// Begins to ask.
     pub fn start(client: &Host, address: IpAddr, port: u16) -> Prober {
+        allow_many_files();
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, target) = (stop.clone(), SocketAddr::new(address, port));
         // A thread stays in the namespace of the one that started it.
@@ -85,7 +86,8 @@ fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
         }
         if end.is_none() && now >= next {
             if let Some(socket) = ask(target) {
-                epoll::add(&epoll, &socket, epoll::EventData::new_u64(trace.probes.len() as u64), EventFlags::IN).expect("epoll takes a socket");
+                epoll::add(&epoll, &socket, epoll::EventData::new_u64(trace.probes.len() as u64), EventFlags::IN)
+                    .expect("epoll takes a socket");
                 waiting.push_back(socket);
             }
             trace.probes.push(Probe { sent: now, answer: None });
@@ -123,6 +125,14 @@ fn ask(target: SocketAddr) -> Option<UdpSocket> {
     socket.set_nonblocking(true).expect("a socket");
     let _ = socket.connect(target).and_then(|()| socket.send(b"who\n"));
     Some(socket)
+}
+
+/// Every question that waits is an open file.
+fn allow_many_files() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    // Where even that is not enough, opening a socket says so.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
 }
 
 /// The prober must not be late because the machine is busy: its own lateness would look like a gap. Where it is not permitted, it is not.

@@ -2,14 +2,19 @@
 //!
 //!     scale.rs    per size: cold start, memory, an endpoint change, an idle second, a listing (daemon.rs, manifests.rs, monitor.rs)
 //!     packets.rs  new connections per second and throughput (syn.rs, stream.rs), against hand-written nft and iptables (rules.rs)
+//!     failover.rs three nodes: what a client notices when one fails, beside keepalived (the lab is the tests' own, ../lab)
 //!     lab.rs      namespaces; report.rs: the table and the JSON file
 //!
-//! Usage: bench [quick] [controls] [scale|packets] [OUTPUT.json]. `quick` measures the smallest size, roughly; `controls` leaves Pinnace out.
+//! Usage: bench [quick] [controls] [scale|packets|failover] [OUTPUT.json]. `quick` measures the smallest size, roughly; `controls` leaves Pinnace out.
+//! `failover` is measured only when asked for: 50 times every blow, or `RUNS`, takes an hour.
 
 mod daemon;
+mod failover;
 mod lab;
 mod manifests;
 mod monitor;
+#[path = "../lab/mod.rs"]
+mod netlab;
 mod packets;
 mod report;
 mod rules;
@@ -49,6 +54,11 @@ fn run() -> Result<(), String> {
     if pinnace {
         let bytes = std::fs::metadata(daemon::binary()).map_err(|e| format!("{}: {e}", daemon::binary()))?.len();
         report.add(row("the binary", bytes as f64 / f64::from(1 << 20), "MiB"));
+    }
+    if has("failover") {
+        let runs = std::env::var("RUNS").map(|text| text.parse().map_err(|_| format!("RUNS={text}: write a number")));
+        failover::measure(&mut report, runs.unwrap_or(Ok(if quick { 3 } else { 50 }))?, pinnace)?;
+        return report.write(output);
     }
     if !has("packets") {
         for (i, size) in sizes.iter().enumerate() {

@@ -135,6 +135,11 @@ impl Endpoint {
         Endpoint { addresses: Family::ALL.map(|family| pod.address(family)), node: Some(node.to_owned()), conditions: [true, true, false] }
     }
 
+    /// The same pod, on this node.
+    pub fn on(self, node: &str) -> Endpoint {
+        Endpoint { node: Some(node.to_owned()), ..self }
+    }
+
     /// The same pod, shutting down but still serving.
     pub fn terminating(pod: &Host) -> Endpoint {
         Endpoint { conditions: [false, true, true], ..Endpoint::ready(pod) }
@@ -181,12 +186,14 @@ pub fn slice(service: &str, number: &str, family: Family, ports: &[(&str, &str, 
 
 /// The Node objects of the lab.
 pub fn nodes() -> String {
-    let node = |number: u8| {
-        let net = number - 1;
-        format!(
-            "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: node-{number}\nspec:\n  podCIDRs: [\"10.42.{net}.0/24\", \"fd42:{net}::/64\"]\nstatus:\n  \
-             addresses:\n    - {{type: InternalIP, address: 10.88.0.1{number}}}\n    - {{type: InternalIP, address: \"fd88::1{number}\"}}\n"
-        )
-    };
     node(1) + &node(2)
+}
+
+/// The Node object of `node-NUMBER`.
+pub fn node(number: u8) -> String {
+    let net = number - 1;
+    format!(
+        "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: node-{number}\nspec:\n  podCIDRs: [\"10.42.{net}.0/24\", \"fd42:{net}::/64\"]\nstatus:\n  \
+         addresses:\n    - {{type: InternalIP, address: 10.88.0.1{number}}}\n    - {{type: InternalIP, address: \"fd88::1{number}\"}}\n"
+    )
 }

@@ -28,17 +28,21 @@ use pinnace::domain::model::Family;
 mod capture;
 pub mod control_plane;
 mod host;
+pub mod keepalived;
 pub mod manifests;
 mod netns;
 mod patience;
+mod prober;
 mod process_under_test;
 mod responder;
 mod sctp;
+pub mod trio;
 
 pub use capture::{Capture, Heard};
 pub use host::{Connection, Failure, Host, Reply};
 pub use netns::Namespace;
 pub use patience::patient;
+pub use prober::{Probe, Prober, Trace};
 pub use process_under_test::{Pinnace, Running, Status};
 
 /// The ports every pod answers on, TCP and UDP.

@@ -14,7 +14,7 @@ use pinnace::domain::model::Family;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::netns::Namespace;
-use super::{Lab, ensure, eventually, patient};
+use super::{Host, Lab, ensure, eventually, patient};
 
 /// How long Pinnace may take for anything a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,11 +30,15 @@ pub struct Pinnace {
 
 impl Pinnace {
     pub(super) fn new(lab: &Lab) -> Pinnace {
-        let path = |name: &str| lab.directory().join(name).to_string_lossy().into_owned();
+        Pinnace::on(&lab.node, lab.directory(), &lab.directory().join("manifests"))
+    }
+
+    /// On a node, with its log and state in one directory and the manifests in another.
+    pub(super) fn on(node: &Host, directory: &Path, manifests: &Path) -> Pinnace {
         let variables = [
-            ("PINNACE_MANIFESTS", path("manifests")),
-            ("PINNACE_STATE_DIR", path("state")),
-            ("PINNACE_NODE_NAME", "node-1".to_owned()),
+            ("PINNACE_MANIFESTS", manifests.to_string_lossy().into_owned()),
+            ("PINNACE_STATE_DIR", directory.join("state").to_string_lossy().into_owned()),
+            ("PINNACE_NODE_NAME", node.name.clone()),
             ("PINNACE_POOLS", "10.88.0.200-10.88.0.220,fd88::200-fd88::220".to_owned()),
             // Nobody else is on this LAN, so the question whether an address is free need not be asked; one test asks it.
             ("PINNACE_PROBE", "0".to_owned()),
@@ -42,7 +46,7 @@ impl Pinnace {
             ("PINNACE_LOG", "info".to_owned()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: lab.node.ns.clone(), directory: lab.directory().to_owned(), variables }
+        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables }
     }
 
     /// Changes one variable.

@@ -1,0 +1,242 @@
+//! How long a client waits when the node that answers for an address fails: Pinnace with two sets of timers, keepalived with two, in
+//! the same lab under the same questions.
+//!
+//! Several labs take turns, for after each blow a lab rests until nobody in it is new: one is struck and watched while the others
+//! recover.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pinnace::domain::model::Family;
+
+use crate::netlab::keepalived::Keepalived;
+use crate::netlab::trio::{Blow, Cluster, Trio};
+use crate::netlab::{Prober, Trace};
+use crate::report::{Report, quantile, row};
+
+/// Labs that take turns.
+const LABS: usize = 4;
+const ALL: [usize; 3] = [0, 1, 2];
+
+/// What is struck.
+enum Lab {
+    Pinnace(Cluster),
+    Keepalived(Keepalived),
+}
+
+/// What is compared: a name, how to make it, and what it should reach.
+struct Contestant {
+    name: &'static str,
+    make: fn() -> Lab,
+    /// How long a failover may take before watching ends.
+    patience: Duration,
+    blows: &'static [Blow],
+    /// Power loss, in milliseconds at the 99th percentile.
+    goal: Option<f64>,
+}
+
+const CONTESTANTS: [Contestant; 4] = [
+    Contestant {
+        name: "Pinnace, 50 ms × 3 (default)",
+        make: || Lab::Pinnace(Cluster::start(&[])),
+        patience: Duration::from_secs(2),
+        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
+        goal: Some(250.0),
+    },
+    Contestant {
+        name: "Pinnace, 10 ms × 3",
+        make: || Lab::Pinnace(Cluster::start(&[("PINNACE_BFD_INTERVAL", "10ms"), ("PINNACE_BFD_MULTIPLIER", "3")])),
+        patience: Duration::from_secs(2),
+        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
+        goal: Some(50.0),
+    },
+    Contestant {
+        name: "keepalived, 1 s (default)",
+        make: || Lab::Keepalived(Keepalived::start("1")),
+        patience: Duration::from_secs(6),
+        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
+        goal: None,
+    },
+    Contestant {
+        name: "keepalived, 30 ms",
+        make: || Lab::Keepalived(Keepalived::start("0.03")),
+        patience: Duration::from_secs(2),
+        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
+        goal: None,
+    },
+];
+
+/// Figures of one contestant under one blow; times in milliseconds.
+#[derive(Default)]
+struct Figures {
+    gap: Vec<f64>,
+    /// Questions of the struck address that were never answered.
+    lost: Vec<f64>,
+    /// From the blow to the last question that was sent to the struck node's pod.
+    dead_pod: Vec<f64>,
+    /// Answers through a node after it ran again, which nobody should have asked.
+    late: Vec<f64>,
+}
+
+/// Strikes each contestant `runs` times in every way.
+pub fn measure(report: &mut Report, runs: usize, pinnace: bool) -> Result<(), String> {
+    let mut table = Vec::new();
+    for contestant in CONTESTANTS.iter().filter(|contestant| pinnace || contestant.name.starts_with("keepalived")) {
+        report.section(&format!("failover: {}, {runs} runs each, a question per millisecond and family", contestant.name));
+        let mut labs: Vec<Lab> = (0..LABS.min(runs)).map(|_| (contestant.make)()).collect();
+        for blow in contestant.blows {
+            let mut figures = strike_many(&mut labs, contestant, *blow, runs);
+            table.push(add(report, contestant, *blow, &mut figures));
+        }
+    }
+    println!("\n| system | blow | n | gap p50 | gap p99 | gap max | lost p50 | lost max | last to a dead pod p50 | max |");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    table.iter().for_each(|line| println!("{line}"));
+    Ok(())
+}
+
+/// The labs take turns until there are enough runs.
+fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usize) -> Figures {
+    let (figures, turn, count) = (Mutex::new(Figures::default()), Mutex::new(()), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for lab in labs {
+            let (figures, turn, count) = (&figures, &turn, &count);
+            scope.spawn(move || {
+                loop {
+                    let run = count.fetch_add(1, Ordering::Relaxed);
+                    if run >= runs {
+                        return;
+                    }
+                    lab.settle();
+                    let victim = {
+                        let _turn = turn.lock().expect("nobody panicked in a turn");
+                        let target = Family::ALL[run % Family::ALL.len()];
+                        strike(lab, contestant, blow, target, &mut figures.lock().expect("nobody panicked"))
+                    };
+                    if blow != Blow::Stopped {
+                        lab.heal(victim, blow);
+                    }
+                }
+            });
+        }
+    });
+    figures.into_inner().expect("nobody panicked")
+}
+
+/// Strikes the owner of a family's address and watches. Gives back whom.
+fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, figures: &mut Figures) -> usize {
+    let owners = Family::ALL.map(|family| lab.owner(family));
+    let victim = lab.owner(target);
+    let probers = Family::ALL.map(|family| lab.probe(family));
+    thread::sleep(Duration::from_millis(300));
+    let begin = lab.strike(victim, blow);
+    let mut resumed = None;
+    if blow == Blow::Stopped {
+        thread::sleep(Duration::from_secs(5));
+        resumed = Some(Instant::now());
+        lab.heal(victim, blow);
+    }
+    thread::sleep(contestant.patience);
+    let traces: Vec<Trace> = probers.into_iter().map(Prober::stop).collect();
+    for (trace, owner) in traces.iter().zip(owners) {
+        if owner == victim {
+            figures.gap.push(trace.gap().as_secs_f64() * 1e3);
+            figures.lost.push(trace.lost() as f64);
+            if let Some(resumed) = resumed {
+                let through: BTreeMap<usize, usize> = trace.since(resumed).by(|reply| lab.trio().through(reply));
+                figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64);
+            }
+        }
+        if matches!(blow, Blow::PowerLoss | Blow::CarrierLost) {
+            let last = trace.last_lost().map(|last| last.saturating_duration_since(begin)).unwrap_or_default();
+            figures.dead_pod.push(last.as_secs_f64() * 1e3);
+        }
+    }
+    victim
+}
+
+/// Puts the figures into the report; gives back a line of the table.
+fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut Figures) -> String {
+    let what = match blow {
+        Blow::PowerLoss => "power loss",
+        Blow::Killed => "process killed",
+        Blow::CarrierLost => "carrier lost",
+        Blow::Terminated => "planned stop",
+        Blow::Stopped => "stalled 5 s and back",
+    };
+    let keepalived = contestant.name.starts_with("keepalived");
+    let mut all = |name: &str, samples: &mut Vec<f64>, unit, goal: Option<f64>| -> [f64; 3] {
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| quantile(samples, share));
+        let figure = row(format!("{what}: {name}, p99"), p99, unit).saying(format!("p50 {p50:.0}, max {max:.0}")).goal(goal);
+        report.add(figure.with("p50", p50).with("max", max).with("samples", samples.clone()));
+        [p50, p99, max]
+    };
+    let gap = all("time without an answer", &mut figures.gap, "ms", contestant.goal.filter(|_| blow == Blow::PowerLoss));
+    let nothing = (blow == Blow::Terminated && !keepalived).then_some(0.0);
+    let lost = all("questions lost", &mut figures.lost, "", nothing);
+    // Nobody tells keepalived's rules that a pod is dead: it would be asked for ever.
+    let dead = (!figures.dead_pod.is_empty() && !keepalived)
+        .then(|| all("last question to a pod of the dead node", &mut figures.dead_pod, "ms", None));
+    if !figures.late.is_empty() {
+        all("answers through the node that was stalled", &mut figures.late, "", (!keepalived).then_some(0.0));
+    }
+    let dead = dead.map_or("– | –".to_owned(), |[p50, _, max]| format!("{p50:.0} ms | {max:.0} ms"));
+    format!(
+        "| {} | {what} | {} | {:.0} ms | {:.0} ms | {:.0} ms | {:.0} | {:.0} | {dead} |",
+        contestant.name,
+        figures.gap.len(),
+        gap[0],
+        gap[1],
+        gap[2],
+        lost[0],
+        lost[2]
+    )
+}
+
+impl Lab {
+    fn trio(&self) -> &Trio {
+        match self {
+            Lab::Pinnace(cluster) => &cluster.trio,
+            Lab::Keepalived(keepalived) => &keepalived.trio,
+        }
+    }
+
+    fn settle(&self) {
+        match self {
+            Lab::Pinnace(cluster) => cluster.settle(),
+            Lab::Keepalived(keepalived) => keepalived.settle(),
+        }
+    }
+
+    fn owner(&self, family: Family) -> usize {
+        let owner = match self {
+            Lab::Pinnace(cluster) => cluster.owner(cluster.vip(family), &ALL),
+            Lab::Keepalived(keepalived) => keepalived.owner(keepalived.vip(family), &ALL),
+        };
+        owner.unwrap_or_else(|views| panic!("no single owner in a lab that had settled: {views}"))
+    }
+
+    fn probe(&self, family: Family) -> Prober {
+        match self {
+            Lab::Pinnace(cluster) => cluster.probe(family),
+            Lab::Keepalived(keepalived) => keepalived.probe(family),
+        }
+    }
+
+    fn strike(&mut self, victim: usize, blow: Blow) -> Instant {
+        match self {
+            Lab::Pinnace(cluster) => cluster.strike(victim, blow),
+            Lab::Keepalived(keepalived) => keepalived.strike(victim, blow),
+        }
+    }
+
+    fn heal(&mut self, victim: usize, blow: Blow) {
+        match self {
+            Lab::Pinnace(cluster) => cluster.heal(victim, blow),
+            Lab::Keepalived(keepalived) => keepalived.heal(victim, blow),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Three nodes on the real kernel, and what a client notices when one of them fails, stops, stalls or is cut off.
+//!
+//! The client asks once a millisecond in both families. Bounds are wide here, for the machine may be busy; tests/bench failover measures.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pinnace::domain::model::Family;
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+use lab::trio::{Blow, Cluster, NODES};
+use lab::{Trace, ensure, eventually, patient};
+
+const ALL: [usize; NODES] = [0, 1, 2];
+
+/// What a client saw when the owner of an address was struck.
+struct Seen {
+    family: Family,
+    victim: usize,
+    begin: Instant,
+    trace: Trace,
+}
+
+/// Strikes the owner of each address in turn, each time from a quiet state.
+fn struck(blow: Blow, mut judge: impl FnMut(&Cluster, Seen)) {
+    let mut cluster = Cluster::start(&[]);
+    for target in Family::ALL {
+        cluster.settle();
+        let victim = cluster.owner(cluster.vip(target), &ALL).expect("an owner");
+        let probers =
+            Family::ALL.map(|family| (family, cluster.owner(cluster.vip(family), &ALL).expect("an owner"), cluster.probe(family)));
+        thread::sleep(Duration::from_millis(300));
+        let begin = cluster.strike(victim, blow);
+        thread::sleep(Duration::from_millis(2500));
+        for (family, owner, prober) in probers {
+            let trace = prober.stop();
+            if owner == victim {
+                println!("{blow:?}, {family}: {:?} without an answer, {} of {} lost", trace.gap(), trace.lost(), trace.probes.len());
+                judge(&cluster, Seen { family, victim, begin, trace });
+            }
+        }
+        cluster.heal(victim, blow);
+    }
+}
+
+fn others(victim: usize) -> Vec<usize> {
+    ALL.into_iter().filter(|node| *node != victim).collect()
+}
+
+/// Somebody else answers within the bound, and to the end.
+fn taken_over(blow: Blow, bound: Duration) {
+    struck(blow, |cluster, Seen { family, victim, begin, trace }| {
+        assert!(trace.gap() <= patient(bound), "{family}: {:?} without an answer", trace.gap());
+        let through = trace.since(begin + patient(bound)).by(|reply| cluster.trio.through(reply));
+        assert!(!through.is_empty() && !through.contains_key(&victim), "{family}: answers through {through:?}, struck: {victim}");
+        cluster.owner(cluster.vip(family), &others(victim)).expect("the others agree");
+    });
+}
+
+#[test]
+fn power_loss() {
+    taken_over(Blow::PowerLoss, Duration::from_secs(1));
+}
+
+#[test]
+fn a_killed_process() {
+    taken_over(Blow::Killed, Duration::from_secs(1));
+}
+
+#[test]
+fn a_lost_carrier() {
+    taken_over(Blow::CarrierLost, Duration::from_secs(1));
+}
+
+/// Connections to pods of a node that lost power end with the detection, though the API server would need 40 s to say so.
+#[test]
+fn pods_of_a_dead_node_are_not_asked_any_more() {
+    let mut cluster = Cluster::start(&[]);
+    cluster.settle();
+    let owners = Family::ALL.map(|family| cluster.owner(cluster.vip(family), &ALL).expect("an owner"));
+    // Preferably a node that owns nothing, so that nothing but its pod is missed.
+    let victim = ALL.into_iter().find(|node| !owners.contains(node)).unwrap_or(owners[0]);
+    let probers = Family::ALL.map(|family| cluster.probe(family));
+    thread::sleep(Duration::from_millis(300));
+    let begin = cluster.strike(victim, Blow::PowerLoss);
+    thread::sleep(Duration::from_secs(3));
+    for trace in probers.map(|prober| prober.stop()) {
+        let before = trace.by(|reply| reply.pod.clone());
+        assert!(before.contains_key(&cluster.trio.pods[victim].name), "the pod was asked before: {before:?}");
+        let last = trace.last_lost().map(|last| last.saturating_duration_since(begin)).unwrap_or_default();
+        println!("the last connection to a dead pod: {last:?} after it died");
+        assert!(last <= patient(Duration::from_secs(1)), "{last:?} after the power loss connections still went to dead pods");
+    }
+}
+
+#[test]
+fn a_planned_stop_loses_nothing() {
+    struck(Blow::Terminated, |cluster, Seen { family, victim, begin, trace }| {
+        assert!(trace.gap() <= patient(Duration::from_millis(100)), "{family}: {:?} without an answer", trace.gap());
+        assert_eq!(trace.lost(), 0, "{family}: questions without an answer");
+        let through = trace.since(begin + Duration::from_secs(2)).by(|reply| cluster.trio.through(reply));
+        assert!(!through.contains_key(&victim), "{family}: answers through {through:?}, stopped: {victim}");
+    });
+}
+
+#[test]
+fn a_node_that_stood_still_harms_nobody() {
+    let mut cluster = Cluster::start(&[]);
+    cluster.settle();
+    let vips = Family::ALL.map(|family| cluster.vip(family));
+    let victim = cluster.owner(vips[0], &ALL).expect("an owner");
+    let probers = Family::ALL.map(|family| cluster.probe(family));
+    cluster.strike(victim, Blow::Stopped);
+    thread::sleep(Duration::from_secs(6));
+    let resumed = Instant::now();
+    cluster.heal(victim, Blow::Stopped);
+    thread::sleep(Duration::from_secs(4));
+    for (trace, vip) in probers.map(|prober| prober.stop()).iter().zip(vips) {
+        let after = trace.since(resumed);
+        let through = after.by(|reply| cluster.trio.through(reply));
+        assert!(!through.contains_key(&victim), "{vip}: through {through:?} after node {victim} ran again");
+        assert_eq!(after.lost(), 0, "{vip}: questions without an answer after node {victim} ran again");
+        assert!(cluster.trio.neighbour(vip) != Some(victim), "{vip}: the client still looks to node {victim}");
+    }
+    cluster.wait_owners(&ALL, Duration::from_secs(5));
+}
+
+#[test]
+fn after_a_split_there_is_one_owner_again() {
+    let cluster = Cluster::start(&[]);
+    cluster.settle();
+    let vips = Family::ALL.map(|family| cluster.vip(family));
+    let victim = cluster.owner(vips[0], &ALL).expect("an owner");
+    let probers = Family::ALL.map(|family| cluster.probe(family));
+    cluster.trio.part(victim, true);
+    thread::sleep(Duration::from_secs(4));
+    for vip in vips {
+        eventually("one owner on the larger side", Duration::from_secs(1), || cluster.owner(vip, &others(victim)));
+        eventually("one on the other", Duration::from_secs(5), || cluster.owner(vip, &[victim]));
+    }
+    let join = Instant::now();
+    cluster.trio.part(victim, false);
+    let bound = patient(Duration::from_secs(1));
+    for vip in vips {
+        let owner = eventually("one owner after the join", Duration::from_secs(1), || cluster.owner(vip, &ALL));
+        eventually("the client knows the owner", bound.saturating_sub(join.elapsed()), || {
+            let neighbour = cluster.trio.neighbour(vip);
+            ensure(neighbour == Some(owner), || format!("{vip}: owner {owner}, the client asks {neighbour:?}"))
+        });
+    }
+    thread::sleep(Duration::from_secs(2));
+    for (trace, vip) in probers.map(|prober| prober.stop()).iter().zip(vips) {
+        assert_eq!(trace.since(join + bound).lost(), 0, "{vip}: questions without an answer after the join");
+    }
+}
+
+/// Each way round: the owner does not hear the others, or the others do not hear it.
+#[test]
+fn where_bfd_is_blocked_there_is_one_owner() {
+    for hook in ["input", "output"] {
+        let cluster = Cluster::start(&[]);
+        cluster.settle();
+        let vip = cluster.vip(Family::V4);
+        let victim = cluster.owner(vip, &ALL).expect("an owner");
+        let wall = format!(
+            "add table inet wall; add chain inet wall {hook} {{ type filter hook {hook} priority 0; }}; add rule inet wall {hook} udp dport 3784 drop"
+        );
+        cluster.trio.nodes[victim].ns.output("nft", &[&wall]);
+        // From here to the end of the bound there may be two; then never again.
+        thread::sleep(patient(Duration::from_secs(5)));
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            for vip in Family::ALL.map(|family| cluster.vip(family)) {
+                cluster.owner(vip, &ALL).unwrap_or_else(|views| panic!("{hook} blocked on node {victim}: {views}"));
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        eventually("status names what is blocked", Duration::from_secs(10), || {
+            let named = |node: usize| {
+                let state = cluster.state(node)?;
+                let warnings = state["warnings"].to_string();
+                ensure(warnings.contains("BfdBlocked") && warnings.contains("3784"), || format!("node-{}: {warnings}", node + 1))
+            };
+            ALL.into_iter().map(named).find(Result::is_ok).unwrap_or_else(|| named(victim))
+        });
+    }
+}

@@ -1,0 +1,181 @@
+//! keepalived on the three nodes, with hand-written rules that do what Pinnace's do: for comparison.
+
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pinnace::domain::model::Family;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::trio::{Blow, NODES, PORT, Trio};
+use super::{POD_PORTS, Prober, ensure, eventually, lan};
+
+/// The three nodes with keepalived.
+pub struct Keepalived {
+    children: Vec<Option<Child>>,
+    /// Seconds between advertisements.
+    interval: &'static str,
+    pub trio: Trio,
+}
+
+impl Keepalived {
+    /// Starts it everywhere; `interval` is `advert_int`.
+    pub fn start(interval: &'static str) -> Keepalived {
+        let trio = Trio::new();
+        for node in &trio.nodes {
+            node.ns.output("nft", &[&rules(&trio)]);
+        }
+        let mut keepalived = Keepalived { children: Vec::new(), interval, trio };
+        keepalived.children = (0..NODES).map(|node| Some(keepalived.spawn(node))).collect();
+        keepalived
+    }
+
+    /// The virtual address of a family.
+    pub fn vip(&self, family: Family) -> IpAddr {
+        lan(family, 200)
+    }
+
+    /// Which node has the address on its interface, if exactly one has.
+    pub fn owner(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
+        let has = |node: &usize| {
+            let listed = self.trio.nodes[*node].ns.output("ip", &["-o", "addr", "show", "dev", "eth0", "to", &address.to_string()]);
+            !listed.is_empty()
+        };
+        match among.iter().copied().filter(has).collect::<Vec<_>>().as_slice() {
+            [owner] => Ok(*owner),
+            all => Err(format!("{address} is on {all:?}")),
+        }
+    }
+
+    /// Waits until each address has had one owner for as long as a change takes.
+    pub fn settle(&self) {
+        let owners = || Family::ALL.map(|family| self.owner(self.vip(family), &[0, 1, 2]));
+        let step = Duration::from_secs_f64(self.interval.parse::<f64>().expect("a number") * 4.0).max(Duration::from_secs(1));
+        eventually("one owner of each address", Duration::from_secs(60), || {
+            let before = owners();
+            std::thread::sleep(step);
+            ensure(before == owners() && before.iter().all(Result::is_ok), || format!("{before:?}"))
+        });
+    }
+
+    /// Strikes a node. The time given back is just before.
+    pub fn strike(&mut self, victim: usize, blow: Blow) -> Instant {
+        let begin = Instant::now();
+        match blow {
+            Blow::PowerLoss => {
+                self.trio.cable(victim, false);
+                self.signal(victim, Signal::STOP);
+            }
+            Blow::Killed => self.signal(victim, Signal::KILL),
+            Blow::CarrierLost => self.trio.cable(victim, false),
+            // The parent passes it on.
+            Blow::Terminated => {
+                let parent = self.children[victim].as_ref().expect("it runs");
+                kill_process(Pid::from_child(parent), Signal::TERM).expect("signal keepalived");
+            }
+            Blow::Stopped => self.signal(victim, Signal::STOP),
+        }
+        begin
+    }
+
+    /// Undoes a blow.
+    pub fn heal(&mut self, victim: usize, blow: Blow) {
+        match blow {
+            Blow::CarrierLost => return self.trio.cable(victim, true),
+            Blow::Stopped => return self.signal(victim, Signal::CONT),
+            Blow::Terminated => {}
+            Blow::PowerLoss | Blow::Killed => self.signal(victim, Signal::KILL),
+        }
+        let mut child = self.children[victim].take().expect("it ran");
+        child.wait().expect("its end");
+        // A machine that starts has no such address.
+        for address in Family::ALL.map(|family| self.vip(family)) {
+            if self.owner(address, &[victim]).is_ok() {
+                let length = if address.is_ipv4() { 24 } else { 64 };
+                self.trio.nodes[victim].ns.ip(&[format!("address del {address}/{length} dev eth0")]);
+            }
+        }
+        self.trio.cable(victim, true);
+        self.children[victim] = Some(self.spawn(victim));
+    }
+
+    /// Asks the Service once a millisecond.
+    pub fn probe(&self, family: Family) -> Prober {
+        Prober::start(&self.trio.client, self.vip(family), PORT)
+    }
+
+    // All its processes: it is several. Nothing else runs in a node's namespace.
+    fn signal(&self, node: usize, signal: Signal) {
+        let listed = Command::new("ip").args(["netns", "pids", &self.trio.nodes[node].ns.name]).output().expect("`ip` is installed");
+        for pid in String::from_utf8_lossy(&listed.stdout).split_whitespace() {
+            let pid = pid.parse().ok().and_then(Pid::from_raw).expect("a process number");
+            // It may have ended meanwhile.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    fn spawn(&self, node: usize) -> Child {
+        let host = &self.trio.nodes[node];
+        let directory = self.trio.directory().join(format!("keepalived-{}", node + 1));
+        fs::create_dir_all(&directory).expect("a directory for keepalived");
+        let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
+        fs::write(path("conf"), self.configuration(node)).expect("its configuration");
+        let log = File::options().create(true).append(true).open(path("log")).expect("a log file");
+        let mut command = Command::new("keepalived");
+        command.args(["-n", "-l", "-P", "-f", &path("conf"), "-p", &path("pid"), "-r", &path("vrrp")]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
+        host.ns.enter(|| command.spawn()).expect("start keepalived (Debian package keepalived)")
+    }
+
+    fn configuration(&self, node: usize) -> String {
+        let instance = |family: Family| {
+            let length = if family == Family::V4 { 24 } else { 64 };
+            // Each family prefers another node, as Pinnace spreads addresses; who has one keeps it.
+            let place = (node + if family == Family::V4 { 0 } else { 1 }) % NODES;
+            format!(
+                "vrrp_instance {family} {{\n state BACKUP\n interface eth0\n virtual_router_id {}\n priority {}\n advert_int {}\n nopreempt\n \
+                 virtual_ipaddress {{\n  {}/{length} dev eth0\n }}\n}}\n",
+                if family == Family::V4 { 51 } else { 52 },
+                100 - 10 * place,
+                self.interval,
+                self.vip(family),
+            )
+        };
+        let families: String = Family::ALL.map(instance).concat();
+        format!("global_defs {{\n router_id node-{}\n vrrp_version 3\n vrrp_rt_priority 50\n}}\n{families}", node + 1)
+    }
+}
+
+impl Drop for Keepalived {
+    fn drop(&mut self) {
+        for node in 0..NODES {
+            self.signal(node, Signal::KILL);
+        }
+        for child in self.children.iter_mut().flatten() {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Every node forwards to all three pods and hides the client from those of the others.
+fn rules(trio: &Trio) -> String {
+    let rule = |family: Family| {
+        let word = if family == Family::V4 { "ip" } else { "ip6" };
+        let pods: Vec<String> =
+            trio.pods.iter().enumerate().map(|(n, pod)| format!("{n} : {} . {}", pod.address(family), POD_PORTS[0])).collect();
+        format!(
+            "add rule inet front in {word} daddr {} udp dport {PORT} dnat {word} addr . port to numgen random mod {} map {{ {} }}\n",
+            lan(family, 200),
+            pods.len(),
+            pods.join(", ")
+        )
+    };
+    let mut text = "add table inet front\n\
+        add chain inet front in { type nat hook prerouting priority -100; }\n\
+        add chain inet front out { type nat hook postrouting priority 100; }\n\
+        add rule inet front out oifname eth0 ct status dnat masquerade\n"
+        .to_owned();
+    Family::ALL.into_iter().for_each(|family| text.push_str(&rule(family)));
+    text
+}

@@ -1,0 +1,301 @@
+//! Three nodes on one LAN with a client, one pod behind each node, and what can befall a node.
+//!
+//! ```text
+//!   client 10.88.0.100      node-1 10.88.0.11    node-2 10.88.0.12    node-3 10.88.0.13
+//!      │                       │                    │                    │
+//!   ───┴────────── LAN ────────┴────────────────────┴────────────────────┴───
+//!                              │ cni0               │ cni0               │ cni0
+//!                         pod-1 10.42.0.11     pod-2 10.42.1.11     pod-3 10.42.2.11
+//! ```
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use std::{env, fs, process};
+
+use pinnace::domain::model::Family;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::manifests::{Endpoint, node, service, slices};
+use super::netns::{self, Namespace};
+use super::process_under_test::{Pinnace, Running};
+use super::{COUNT, Host, Prober, Reply, bridge_netfilter, ensure, eventually, lan4, lan6, pod4, pod6, possible, sysctl, up};
+
+/// How many nodes.
+pub const NODES: usize = 3;
+/// The port of the Service that is probed.
+pub const PORT: u16 = 53;
+/// For so long a node that returned comes last among the candidates; a little more.
+const HOLD_OFF_SECONDS: u64 = 11;
+
+/// The machines.
+pub struct Trio {
+    pub client: Host,
+    /// `node-1`, `node-2`, `node-3`: here as elsewhere the first has the index 0.
+    pub nodes: Vec<Host>,
+    /// One behind each node.
+    pub pods: Vec<Host>,
+    /// The switch: a bridge `br0` with one port per machine, named like it, and `br1`, to which a machine can be moved.
+    pub lan: Arc<Namespace>,
+    directory: PathBuf,
+}
+
+/// What befalls a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// All its links are cut at once and what runs on it stands still.
+    PowerLoss,
+    /// Its process is gone; the rules stay.
+    Killed,
+    /// The cable is out; everything runs on.
+    CarrierLost,
+    /// Its process is asked to stop.
+    Terminated,
+    /// Its process does not run for a while; the kernel does.
+    Stopped,
+}
+
+impl Trio {
+    /// The machines, wired; nothing runs on them but the pods.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Trio {
+        assert!(rustix::process::geteuid().is_root(), "this makes network namespaces and needs root: sudo tests/run");
+        netns::remove_leftovers();
+        let prefix = format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = env::temp_dir().join(&prefix);
+        fs::create_dir_all(directory.join("manifests")).expect("a directory for the lab");
+        let numbers = || 1..=NODES as u16;
+        let names = ["lan".to_owned(), "client".to_owned()].into_iter();
+        let names = names.chain(numbers().map(|n| format!("node-{n}"))).chain(numbers().map(|n| format!("pod-{n}")));
+        let full: Vec<String> = names.map(|name| format!("{prefix}-{name}")).collect();
+        let mut spaces = Namespace::create(&full).into_iter().map(Arc::new);
+        let mut next = || spaces.next().expect("one namespace per name");
+        let lan = next();
+        let client = Host::new("client", next(), lan4(100), lan6(100));
+        let nodes = numbers().map(|n| Host::new(&format!("node-{n}"), next(), lan4(10 + n), lan6(10 + n))).collect();
+        let pods = numbers().map(|n| Host::new(&format!("pod-{n}"), next(), pod4(n - 1, 11), pod6(n - 1, 11))).collect();
+        let trio = Trio { client, nodes, pods, lan, directory };
+        trio.wire();
+        trio
+    }
+
+    /// A directory of its own for this lab.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn wire(&self) {
+        let machines = || std::iter::once(&self.client).chain(&self.nodes);
+        for host in machines().chain(&self.pods) {
+            let values = [("accept_dad", "0"), ("accept_ra", "0")].map(|(key, value)| (format!("ipv6/conf/default/{key}"), value));
+            let values: Vec<_> = values.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+            sysctl(&host.ns, &values);
+            sysctl(&host.ns, &[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")]);
+        }
+        let mut links = vec![
+            format!("link add name br0 netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name),
+            format!("link add name br1 netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name),
+        ];
+        for host in machines() {
+            links.push(format!("link add name {} netns {} type veth peer name eth0 netns {}", host.name, self.lan.name, host.ns.name));
+        }
+        for (node, pod) in self.nodes.iter().zip(&self.pods) {
+            sysctl(&node.ns, &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv6/conf/default/forwarding", "1")]);
+            links.push(format!("link add name cni0 netns {} type bridge forward_delay 0 mcast_snooping 0", node.ns.name));
+            links.push(format!("link add name v-{} netns {} type veth peer name eth0 netns {}", pod.name, node.ns.name, pod.ns.name));
+        }
+        netns::ip(None, &links);
+        let mut lan = vec!["link set br0 up".to_owned(), "link set br1 up".to_owned()];
+        lan.extend(machines().map(|host| format!("link set {} master br0 up", host.name)));
+        self.lan.ip(&lan);
+        bridge_netfilter(&self.lan, "0");
+        machines().for_each(|host| host.ns.ip(&possible(up(host))));
+        for (net, (node, pod)) in self.nodes.iter().zip(&self.pods).enumerate() {
+            let net = net as u16;
+            let mut commands = vec![
+                "link set cni0 up".to_owned(),
+                format!("address add {}/24 dev cni0", pod4(net, 1)),
+                format!("address add {}/64 dev cni0 nodad", pod6(net, 1)),
+                format!("link set v-{} master cni0 up", pod.name),
+            ];
+            for other in (0..NODES as u16).filter(|other| *other != net) {
+                commands.push(format!("route add {}/24 via {}", pod4(other, 0), lan4(11 + other)));
+                commands.push(format!("route add {}/64 via {}", pod6(other, 0), lan6(11 + other)));
+            }
+            node.ns.ip(&possible(commands));
+            bridge_netfilter(&node.ns, "1");
+            let mut commands = up(pod);
+            commands.push(format!("route add default via {}", pod4(net, 1)));
+            commands.push(format!("route add default via {}", pod6(net, 1)));
+            pod.ns.ip(&possible(commands));
+            pod.serve(&[super::POD_PORTS[0]]);
+        }
+    }
+
+    /// Takes a node's cable out of the switch, or puts it back.
+    pub fn cable(&self, node: usize, plugged: bool) {
+        self.lan.ip(&[format!("link set {} {}", self.nodes[node].name, if plugged { "up" } else { "down" })]);
+    }
+
+    /// Moves a node to a LAN of its own (its link stays up), or back.
+    pub fn part(&self, node: usize, away: bool) {
+        self.lan.ip(&[format!("link set {} master {}", self.nodes[node].name, if away { "br1" } else { "br0" })]);
+    }
+
+    /// The node through which a question went: its address is what a pod on another node sees, and the pod behind it sees the client.
+    pub fn through(&self, reply: &Reply) -> usize {
+        let by_source = self.nodes.iter().position(|node| [IpAddr::from(node.v4), node.v6.into()].contains(&reply.peer.ip()));
+        by_source.or_else(|| self.pods.iter().position(|pod| pod.name == reply.pod)).expect("an answer of a pod of the lab")
+    }
+
+    /// Which node the client's neighbour table names for an address.
+    pub fn neighbour(&self, address: IpAddr) -> Option<usize> {
+        let mac = self.client.neighbour_entry(address).0?;
+        self.nodes.iter().position(|node| node.mac() == mac)
+    }
+}
+
+impl Drop for Trio {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Pinnace on all three nodes, in front of all three pods, as `default/probe` on port 53 over UDP and TCP.
+pub struct Cluster {
+    // Dropped in this order.
+    running: Vec<Option<Running>>,
+    settings: Vec<(&'static str, String)>,
+    pub trio: Trio,
+}
+
+impl Cluster {
+    /// The manifests are written and every node is started.
+    pub fn start(settings: &[(&'static str, &str)]) -> Cluster {
+        let trio = Trio::new();
+        let endpoints: Vec<Endpoint> = trio.pods.iter().zip(&trio.nodes).map(|(pod, node)| Endpoint::ready(pod).on(&node.name)).collect();
+        let probe = service("probe").port("udp", "UDP", PORT.into()).port("tcp", "TCP", PORT.into());
+        let ports = [("udp", "UDP", super::POD_PORTS[0]), ("tcp", "TCP", super::POD_PORTS[0])];
+        let nodes: String = (1..=NODES as u8).map(node).collect();
+        let text = nodes + &probe.yaml() + &slices("probe", &ports, &endpoints);
+        fs::write(trio.directory.join("manifests/all.yaml"), text).expect("write the manifests");
+        let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let mut cluster = Cluster { running: Vec::new(), settings, trio };
+        cluster.running = (0..NODES).map(|node| Some(cluster.pinnace(node).start())).collect();
+        cluster
+    }
+
+    fn pinnace(&self, node: usize) -> Pinnace {
+        let host = &self.trio.nodes[node];
+        let directory = self.trio.directory.join(&host.name);
+        fs::create_dir_all(&directory).expect("a directory for the node");
+        let pinnace = Pinnace::on(host, &directory, &self.trio.directory.join("manifests"));
+        self.settings.iter().fold(pinnace, |pinnace, (name, value)| pinnace.set(name, value))
+    }
+
+    /// The process on a node.
+    pub fn running(&self, node: usize) -> &Running {
+        self.running[node].as_ref().expect("it runs")
+    }
+
+    /// `/state` of a node.
+    pub fn state(&self, node: usize) -> Result<Value, String> {
+        let (code, body) = self.pinnace(node).http("/state")?;
+        ensure(code == 200, || format!("/state of node-{}: {code}", node + 1))?;
+        serde_json::from_str(&body).map_err(|error| error.to_string())
+    }
+
+    /// The address of the Service, in a family.
+    pub fn vip(&self, family: Family) -> IpAddr {
+        eventually("the Service has an address", Duration::from_secs(10), || {
+            let state = self.state(0)?;
+            let addresses = state["services"][0]["addresses"].as_array().cloned().unwrap_or_default();
+            let mut addresses = addresses.iter().filter_map(|address| address.as_str()?.parse().ok());
+            addresses.find(|address| Family::of(*address) == family).ok_or_else(|| state.to_string())
+        })
+    }
+
+    /// Who answers for an address, if these nodes agree about it and that one says so itself.
+    pub fn owner(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
+        let mut views = Vec::new();
+        for node in among {
+            let state = self.state(*node)?;
+            let entry = state["addresses"].as_array().into_iter().flatten().find(|entry| entry["address"] == address.to_string()).cloned();
+            let entry = entry.ok_or_else(|| format!("node-{} does not know {address}", node + 1))?;
+            let owner = self.trio.nodes.iter().position(|host| entry["owner"] == *host.name);
+            let announces = entry["announcedOn"].as_array().is_some_and(|interfaces| !interfaces.is_empty());
+            views.push((*node, owner, announces));
+        }
+        let announcers: Vec<usize> = views.iter().filter(|view| view.2).map(|view| view.0).collect();
+        match announcers.as_slice() {
+            [owner] if views.iter().all(|view| view.1 == Some(*owner)) => Ok(*owner),
+            _ => Err(format!("{address}: (node, whom it takes for the owner, whether it announces), counted from 0: {views:?}")),
+        }
+    }
+
+    /// Waits until these nodes agree about both addresses.
+    pub fn wait_owners(&self, among: &[usize], patience: Duration) {
+        for address in Family::ALL.map(|family| self.vip(family)) {
+            eventually("one owner", patience, || self.owner(address, among));
+        }
+    }
+
+    /// Waits until every node lives, sees the others, and none of them is new.
+    pub fn settle(&self) {
+        eventually("the nodes have settled", Duration::from_secs(30), || {
+            for node in 0..NODES {
+                let state = self.state(node)?;
+                let old = |value: &Value| value.as_u64().is_some_and(|seconds| seconds >= HOLD_OFF_SECONDS);
+                let peers = state["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+                let seen = peers.iter().filter(|peer| peer["alive"] == true && old(&peer["seconds"])).count();
+                ensure(seen == NODES - 1 && old(&state["uptimeSeconds"]), || format!("node-{}: {peers:?}", node + 1))?;
+            }
+            Ok(())
+        });
+        self.wait_owners(&[0, 1, 2], Duration::from_secs(5));
+    }
+
+    /// Strikes a node. The time given back is just before.
+    pub fn strike(&mut self, victim: usize, blow: Blow) -> Instant {
+        let begin = Instant::now();
+        match blow {
+            Blow::PowerLoss => {
+                self.trio.cable(victim, false);
+                self.running(victim).signal(Signal::STOP);
+            }
+            Blow::Killed => self.running[victim].as_mut().expect("it runs").kill(),
+            Blow::CarrierLost => self.trio.cable(victim, false),
+            Blow::Terminated => self.running(victim).signal(Signal::TERM),
+            Blow::Stopped => self.running(victim).signal(Signal::STOP),
+        }
+        begin
+    }
+
+    /// Undoes a blow: power and cables come back, a process that ended is started again.
+    pub fn heal(&mut self, victim: usize, blow: Blow) {
+        match blow {
+            Blow::PowerLoss => {
+                self.running[victim].as_mut().expect("it runs").kill();
+                // A machine that starts has no rules.
+                self.trio.nodes[victim].ns.output("nft", &["flush", "ruleset"]);
+                self.trio.cable(victim, true);
+            }
+            Blow::Killed => {}
+            Blow::Terminated => {
+                let status = self.running[victim].as_mut().expect("it runs").wait_end();
+                assert!(status.success(), "asked to stop, it ended with {status}");
+            }
+            Blow::CarrierLost => return self.trio.cable(victim, true),
+            Blow::Stopped => return self.running(victim).signal(Signal::CONT),
+        }
+        self.running[victim] = Some(self.pinnace(victim).start());
+    }
+
+    /// Asks the Service once a millisecond.
+    pub fn probe(&self, family: Family) -> Prober {
+        Prober::start(&self.trio.client, self.vip(family), PORT)
+    }
+}

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 use std::{env, fs, thread};
 
@@ -27,6 +27,8 @@ pub use objects::{KubeProxy, ProxyMode};
 
 /// How long anything of the control plane may take that is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The names of all directories begin with this and the number of the process that made them.
+const PREFIX: &str = "pncp";
 /// Sets the control planes of one process apart.
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
@@ -105,9 +107,11 @@ impl ControlPlane {
     /// Starts it and waits until all of it can be used.
     pub fn start(options: Options) -> ControlPlane {
         let program = process::program();
+        static CLEANED: Once = Once::new();
+        CLEANED.call_once(remove_leftovers);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         // Short, as there are sockets in it, whose paths have a hundred bytes.
-        let directory = env::temp_dir().join(format!("pncp{}-{number}", std::process::id()));
+        let directory = env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
         let nursery = process::Nursery::new(options.namespace);
         let mut plane = ControlPlane { running: BTreeMap::new(), nursery, directory, program };
         let mut prepare = Command::new(&plane.program);
@@ -244,6 +248,17 @@ impl Drop for ControlPlane {
             }
         }
         let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Removes the directories of test processes that were killed; their programs ended with them.
+fn remove_leftovers() {
+    for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

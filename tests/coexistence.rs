@@ -31,7 +31,7 @@ fn clients_get_the_same_pod_and_pods_see_the_same_client_whatever_kube_proxy_doe
     let cluster: IpAddr = service["spec"]["clusterIP"].as_str().expect("a cluster address").parse().expect("an address");
 
     let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", api.kubeconfig("pinnace").display());
-    let running = pinnace.start_ready();
+    let mut running = pinnace.clone().start_ready();
     running.wait_serving("default/web");
     let sources: Vec<IpAddr> = (110..118).flat_map(|last| Family::ALL.map(|family| lab::lan(family, last))).collect();
     for source in &sources {
@@ -51,6 +51,10 @@ fn clients_get_the_same_pod_and_pods_see_the_same_client_whatever_kube_proxy_doe
             lab.pods[2].tcp(cluster, 80).map_err(|failure| format!("{failure}\n{}", proxy.process.last_words()))
         });
         assert_eq!(answers(&lab, &running, &sources), alone, "beside kube-proxy in mode {mode:?}");
+        assert!(running.terminate().success());
+        running = pinnace.clone().start_ready();
+        running.wait_serving("default/web");
+        assert_eq!(answers(&lab, &running, &sources), alone, "started after kube-proxy in mode {mode:?}");
         drop(proxy);
         assert_eq!(answers(&lab, &running, &sources), alone, "with the rules that kube-proxy left behind, mode {mode:?}");
         api.remove_proxy_rules(&lab.node.ns);

@@ -86,6 +86,8 @@ func faults() error {
 		ConnState:         p.remember,
 		TLSConfig: &tls.Config{
 			NextProtos: []string{"h2", "http/1.1"},
+			// A client that resumes a session is not shown the certificate, so it would not see that it has expired.
+			SessionTicketsDisabled: true,
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 				current, _ := p.current()
 				return p.certificate[current.expired], nil

@@ -280,6 +280,11 @@ impl Engine {
         }
     }
 
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.settings.node
+    }
+
     /// Whether this node holds the Lease.
     pub fn role(&self) -> Role {
         self.role

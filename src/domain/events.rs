@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::engine::Role;
+use super::engine::{INVALID_OBJECT, Role};
 use super::model::ObjectKey;
 use super::plan::Notice;
 
@@ -36,7 +36,8 @@ pub enum Subject {
 pub fn told_by(notice: &Notice, role: Role) -> bool {
     match &notice.service {
         Some(_) => role == Role::Writer || notice.reason == "AddressConflict",
-        None => notice.warning,
+        // Every node sees the same objects; their problems are in each one's log and status.
+        None => notice.warning && notice.reason != INVALID_OBJECT,
     }
 }
 
@@ -318,5 +319,7 @@ mod tests {
         assert!(!told_by(&notice, Role::Writer));
         notice.warning = true;
         assert!(told_by(&notice, Role::Follower));
+        notice.reason = INVALID_OBJECT;
+        assert!(!told_by(&notice, Role::Follower));
     }
 }

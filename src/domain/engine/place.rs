@@ -375,7 +375,8 @@ fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) 
             _ => notice(true, "SyncLoadBalancerFailed", reason.message.clone()),
         }
     }
-    if !next.addresses.is_empty() && next.verdict == Verdict::Serving && before.verdict != Verdict::Serving {
+    let was_serving = before.verdict == Verdict::Serving && !before.addresses.is_empty();
+    if !next.addresses.is_empty() && next.verdict == Verdict::Serving && !was_serving {
         notice(false, "EnsuredLoadBalancer", format!("serving on {}", list(&next.addresses)));
     }
 }

@@ -9,6 +9,7 @@
 pub mod bfd;
 mod file;
 mod help;
+pub mod kube_vip;
 mod nearest;
 mod table;
 mod values;
@@ -142,6 +143,13 @@ pub enum Warning {
         /// The nearest setting, if any is near.
         nearest: Option<String>,
     },
+    /// A variable of kube-vip, which has no effect here.
+    KubeVip {
+        /// As kube-vip spells it.
+        name: &'static str,
+        /// What to write in its place.
+        advice: String,
+    },
     /// `PINNACE_MODE=vip` and nothing to hand out.
     VipWithoutPool,
     /// The secret is less secret than it seems.
@@ -154,6 +162,7 @@ impl fmt::Display for Warning {
         match self {
             Warning::UnknownVariable { name, nearest } => write!(f, "{name} is not a setting and is ignored{}", suggest(nearest)),
             Warning::UnknownKey { key, place, nearest } => write!(f, "{place}: {key} is not a setting and is ignored{}", suggest(nearest)),
+            Warning::KubeVip { name, advice } => write!(f, "{name} is a variable of kube-vip and has no effect here; {advice}"),
             Warning::Secret(warning) => write!(f, "{warning}"),
             Warning::VipWithoutPool => {
                 write!(f, "PINNACE_MODE is vip but PINNACE_POOLS is empty: Services get no address until a pool is configured")
@@ -308,6 +317,10 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), Errors> {
 type Given = BTreeMap<&'static str, (Origin, String)>;
 
 fn read_environment(variables: Vec<(OsString, OsString)>, given: &mut Given, warnings: &mut Vec<Warning>, problems: &mut Vec<Problem>) {
+    let texts: Vec<(String, String)> =
+        variables.iter().filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value.to_str()?.trim().to_owned()))).collect();
+    let kube_vip = kube_vip::advice(texts.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    warnings.extend(kube_vip.into_iter().map(|(name, advice)| Warning::KubeVip { name, advice }));
     for (name, value) in variables {
         let name = name.to_string_lossy().into_owned();
         let Some(short) = name.strip_prefix(PREFIX) else { continue };

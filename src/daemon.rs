@@ -335,7 +335,10 @@ impl Node {
             error!(%error, "cannot write the state directory: addresses may change at the next start");
         }
         // A start brings thousands: each is given back as it is written.
-        plan.notices.into_iter().for_each(|notice| log(&notice));
+        for notice in plan.notices {
+            log(&notice);
+            self.writer.tell(notice, &self.engine, self.engine.node());
+        }
     }
 
     fn reported(&mut self, report: Report) {

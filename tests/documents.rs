@@ -49,6 +49,12 @@ fn the_readme_names_every_annotation() {
     assert_eq!(between("annotations", &table), table, "run UPDATE_README=1 cargo test --test documents");
 }
 
+#[test]
+fn the_readme_answers_every_variable_of_kube_vip() {
+    let table = config::kube_vip::markdown_table();
+    assert_eq!(between("kube-vip", &table), table, "run UPDATE_README=1 cargo test --test documents");
+}
+
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("a directory").flatten() {
         let path = entry.path();

@@ -6,11 +6,13 @@ use std::time::Duration;
 use tracing::info;
 
 use crate::config::Settings;
-use crate::domain::engine::{Event, Role};
+use crate::domain::engine::{Engine, Event, Role};
+use crate::domain::events::{self, Subject};
 use crate::domain::model::ObjectKey;
-use crate::domain::plan::Publication;
+use crate::domain::plan::{Notice, Publication};
 use crate::edge::kube::client::Connection;
 use crate::edge::kube::credentials::Credentials;
+use crate::edge::kube::events::Told;
 use crate::edge::kube::lease::Tenure;
 use crate::edge::kube::status::Lost;
 use crate::edge::kube::writer;
@@ -53,6 +55,21 @@ impl Writer {
             // Nobody reads it any more: the process is about to end.
             drop(writer.publications.send(publications));
         }
+    }
+
+    /// Sends a notice as an Event, where this node is the one to do so.
+    pub fn tell(&self, notice: Notice, engine: &Engine, node: &str) {
+        let Some(writer) = self.0.as_ref().filter(|_| events::told_by(&notice, engine.role())) else { return };
+        let subject = match notice.service {
+            Some(key) => {
+                let record = engine.index().service(&key).and_then(|service| service.record.as_ref());
+                Subject::Service(key, record.map(|record| record.uid.clone()))
+            }
+            None => Subject::Node(node.into()),
+        };
+        let told = Told { subject, warning: notice.warning, reason: notice.reason, message: notice.message };
+        // One too many is in the log all the same.
+        drop(writer.events.try_send(told));
     }
 
     /// Releases the Lease, unless the API server lets us wait for long.

@@ -18,6 +18,17 @@ pub const HOLD_OFF: Duration = Duration::from_secs(10);
 /// After a start, a stall or the return of a link: how long to listen for who has an address, at most. BFD sessions come up within two
 /// or three of their slow intervals of a second (RFC 5880 §6.8.3).
 pub const LISTEN: Duration = Duration::from_secs(3);
+/// Why a node is kept out, and what to do about it. `node` is how the sentence calls it.
+pub fn excluded(node: &str, exclusion: Exclusion) -> String {
+    match exclusion {
+        Exclusion::Label => {
+            format!("{node} has the label node.kubernetes.io/exclude-from-external-load-balancers; remove the label to serve there")
+        }
+        Exclusion::Deleting => format!("{node} is being deleted"),
+        Exclusion::Autoscaler => format!("{node} is about to be removed by the autoscaler"),
+    }
+}
+
 /// How often owners announce while a session is missing, or has just come up: whoever sits on the other side of a filter, or of a split
 /// that heals, hears it within a second.
 pub const WATCHFUL: Duration = Duration::from_millis(700);
@@ -78,11 +89,7 @@ impl Ineligible {
 impl fmt::Display for Ineligible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Ineligible::Excluded(Exclusion::Label) => f.write_str(
-                "this node has the label node.kubernetes.io/exclude-from-external-load-balancers; remove the label to serve here",
-            ),
-            Ineligible::Excluded(Exclusion::Deleting) => f.write_str("this node is being deleted"),
-            Ineligible::Excluded(Exclusion::Autoscaler) => f.write_str("the autoscaler is about to remove this node"),
+            Ineligible::Excluded(exclusion) => f.write_str(&excluded("this node", *exclusion)),
             Ineligible::Draining => f.write_str("this node is stopping"),
             Ineligible::NoInterface { address } => write!(
                 f,

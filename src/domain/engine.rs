@@ -35,6 +35,9 @@ use election::Election;
 pub(in crate::domain) use place::list;
 use vips::Vip;
 
+/// The reason of notices about objects of the API server that cannot be used, or not wholly.
+pub(in crate::domain) const INVALID_OBJECT: &str = "InvalidObject";
+
 /// What the engine must know before the first event. Fixed for the life of the process.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -280,6 +283,11 @@ impl Engine {
         }
     }
 
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.settings.node
+    }
+
     /// Whether this node holds the Lease.
     pub fn role(&self) -> Role {
         self.role
@@ -321,7 +329,8 @@ impl Engine {
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             let object = problem.object.as_ref().map(|object| format!(" {object}:")).unwrap_or_default();
             let message = format!("{}:{object} {}", problem.source, problem.reason);
-            plan.notices.push(Notice { warning: !problem.note, service: None, reason: "Manifest", message });
+            let reason = if self.settings.role == Role::Alone { "Manifest" } else { INVALID_OBJECT };
+            plan.notices.push(Notice { warning: !problem.note, service: None, reason, message });
         }
         self.problems = problems;
         self.source_synced |= synced;

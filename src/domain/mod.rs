@@ -4,6 +4,7 @@ pub mod announce;
 pub mod elect;
 pub mod endpoints;
 pub mod engine;
+pub mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod forwarding;

@@ -188,7 +188,7 @@ pub struct Record {
     pub ingress: Vec<Ingress>,
     /// The finalizer `service.kubernetes.io/load-balancer-cleanup` is set.
     pub cleanup_finalizer: bool,
-    /// `metadata.deletionTimestamp` is set.
+    /// `metadata.deletionTimestamp` is set, or the type is no longer LoadBalancer.
     pub deleting: bool,
 }
 

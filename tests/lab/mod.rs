@@ -147,6 +147,13 @@ impl Lab {
         Pinnace::new(self)
     }
 
+    /// The same on any node of the lab, with a log and state of its own.
+    pub fn pinnace_on(&self, node: &Host) -> Pinnace {
+        let directory = self.directory.join(&node.name);
+        fs::create_dir_all(&directory).expect("a directory for the node");
+        Pinnace::on(node, &directory, &self.directory.join("manifests"))
+    }
+
     fn wire(&self) {
         let nodes = || std::iter::once((&self.node, 0, &self.pods)).chain(self.node2.as_ref().map(|node| (node, 1, &self.far)));
         let machines: Vec<&Host> = [&self.client, &self.client2].into_iter().chain(nodes().map(|(node, ..)| node)).collect();

@@ -159,6 +159,177 @@ fn a_service_of_another_class_is_never_written_to() {
     assert!(writer.handle(api.events(), T0).publications.is_empty());
 }
 
+#[test]
+fn what_was_refused_is_said_once_and_published_again_by_itself() {
+    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    api.put(service("web"), vec![]);
+    let lost = |plan: &Plan| Event::Unpublished {
+        key: key("web"),
+        resource_version: plan.publications[&key("web")].resource_version.clone(),
+        refusal: Some("the words of a webhook (422)".into()),
+    };
+    let first = writer.handle(api.events(), T0);
+    let plan = writer.handle(lost(&first), T0);
+    assert!(plan.publications.is_empty() && plan.notices[0].message.contains("a webhook"), "{:?}", plan.notices);
+    let due = writer.next_deadline().expect("a time for the next attempt");
+    assert!(due > T0 && due < T0 + Duration::from_secs(3));
+    let again = writer.handle(Event::Tick, due);
+    assert_eq!(again.publications, first.publications);
+    assert!(writer.handle(lost(&again), due).notices.is_empty(), "said before");
+    let plan = writer.handle(Event::Tick, writer.next_deadline().expect("another attempt"));
+    api.write_all(&plan);
+    assert_eq!(api.says("web"), [vip(200)]);
+    writer.handle(api.events(), due);
+    assert_eq!(writer.next_deadline(), None, "nothing is left to do");
+}
+
+#[test]
+fn an_address_is_served_until_the_status_names_its_successor() {
+    let mut api = Api::default();
+    api.put(service("web"), vec![entry(vip(200))]);
+    let mut writer = Engine::new(Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.202", true) }, Allocations::default());
+    writer.handle(links(true), T0);
+    writer.handle(Event::Role(Role::Writer), T0);
+    writer.handle(api.events(), T0);
+    let moves = Service { request: Request { addresses: vec![vip(202)], ..Request::default() }, ..service("web") };
+    api.put(moves, vec![entry(vip(200))]);
+    api.put(service("late"), vec![]);
+    let plan = writer.handle(api.events(), T0);
+    assert!(
+        plan.publications.is_empty() && plan.rule_set.vips.is_none() && plan.rule_set.forwardings.is_empty(),
+        "nothing moves: {plan:?}"
+    );
+    assert_eq!(served(&writer, "late"), [vip(201)], "nobody else gets what clients still use");
+    let plan = writer.handle(Event::Announcer(AnnouncerEvent::ProbeClear { vip: vip(202) }), T0);
+    assert_eq!(plan.rule_set.vips, Some([vip(200), vip(202)].into()), "both until everybody knows");
+    api.write_all(&plan);
+    assert_eq!(api.says("web"), [vip(202)]);
+    let plan = writer.handle(api.events(), T0);
+    assert_eq!(plan.rule_set.vips, Some([vip(202)].into()));
+    api.put(service("last"), vec![]);
+    writer.handle(api.events(), T0);
+    assert_eq!(served(&writer, "last"), [vip(200)], "free again");
+}
+
+#[test]
+fn a_thousand_services_at_once_get_an_address_each_in_one_write_each() {
+    let mut api = Api::default();
+    let pools = settings("10.88.0.0/24,10.89.0.0-10.89.4.255", false);
+    let mut writer = Engine::new(Settings { role: Role::Follower, ..pools }, Allocations::default());
+    writer.handle(links(true), T0);
+    writer.handle(Event::Role(Role::Writer), T0);
+    (0..1000).for_each(|number| api.put(service(&format!("web-{number}")), vec![]));
+    let plan = writer.handle(api.events(), T0);
+    api.write_all(&plan);
+    assert_eq!(api.writes, 1000);
+    let all: BTreeSet<IpAddr> = api.services.values().flat_map(|service| service.published.clone()).collect();
+    assert_eq!(all.len(), 1000);
+    assert!(writer.handle(api.events(), T0).publications.is_empty());
+}
+
+#[test]
+fn flips_of_type_class_and_policy_end_where_they_began() {
+    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    api.put(service("web"), vec![]);
+    api.put(service("other"), vec![]);
+    let settle = |api: &mut Api, writer: &mut Engine, gone: bool| {
+        let events = if gone { source(vec![SourceChange::Service(key("web"), None)]) } else { api.events() };
+        let plan = writer.handle(events, T0);
+        api.write_all(&plan);
+        writer.handle(api.events(), T0);
+    };
+    settle(&mut api, &mut writer, false);
+    for round in 0..50 {
+        match round % 3 {
+            // The API server empties the status of a Service that leaves the type.
+            0 => {
+                settle(&mut api, &mut writer, true);
+                api.put(service("web"), vec![]);
+            }
+            1 => {
+                let stands = api.services[&key("web")].record.as_ref().map(|record| record.ingress.clone()).unwrap_or_default();
+                api.put(Service { class: Some("example.com/other".into()), ..service("web") }, stands.clone());
+                let before = api.writes;
+                settle(&mut api, &mut writer, false);
+                assert_eq!(api.writes, before, "not ours to write");
+                api.put(service("web"), stands);
+            }
+            _ => {
+                let stands = api.services[&key("web")].record.as_ref().map(|record| record.ingress.clone()).unwrap_or_default();
+                let external = if round % 2 == 0 { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                api.put(Service { external, ..service("web") }, stands);
+            }
+        }
+        settle(&mut api, &mut writer, false);
+        let (web, other) = (api.says("web"), api.says("other"));
+        assert!(web.len() == 1 && other.len() == 1 && web != other, "round {round}: {web:?} {other:?}");
+    }
+    assert!(writer.handle(api.events(), T0).publications.is_empty());
+}
+
+#[test]
+fn of_two_that_demand_one_address_one_gets_it_and_the_other_says_why_not() {
+    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    let demands =
+        |name: &str, created| Service { created, request: Request { addresses: vec![vip(203)], ..Request::default() }, ..service(name) };
+    api.put(demands("a-late", 2), vec![]);
+    api.put(demands("z-early", 1), vec![]);
+    let plan = writer.handle(api.events(), T0);
+    assert!(plan.notices.iter().any(|n| n.service == Some(key("a-late")) && n.message.contains("default/z-early")), "{:?}", plan.notices);
+    api.write_all(&plan);
+    assert_eq!((api.says("z-early"), api.says("a-late")), (vec![vip(203)], vec![]));
+    api.services.remove(&key("z-early"));
+    api.write_all(&writer.handle(source(vec![SourceChange::Service(key("z-early"), None)]), T0));
+    assert_eq!(api.says("a-late"), [vip(203)]);
+}
+
+#[test]
+fn a_pool_that_shrank_takes_addresses_back_and_gives_others() {
+    let mut api = Api::default();
+    api.put(service("inside"), vec![entry(vip(200))]);
+    api.put(service("outside"), vec![entry(vip(220))]);
+    let mut writer = node(Role::Writer);
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!((api.says("inside"), api.says("outside")), (vec![vip(200)], vec![vip(201)]));
+}
+
+#[test]
+fn in_node_mode_the_nodes_addresses_are_published_by_the_writer_alone() {
+    let (mut api, mut writer, mut follower) = (Api::default(), node(Role::Writer), node(Role::Follower));
+    let asks =
+        |name: &str, created| Service { created, request: Request { mode: Some(Mode::Node), ..Request::default() }, ..service(name) };
+    let nodes = source(
+        ["10.88.0.11", "10.88.0.12"]
+            .iter()
+            .enumerate()
+            .map(|(index, address)| {
+                let name: Box<str> = format!("node-{}", index + 1).into();
+                let node = Node {
+                    name: name.clone(),
+                    internal: vec![address.parse().unwrap()],
+                    external: vec![],
+                    pod_cidrs: vec![],
+                    zone: None,
+                    excluded: None,
+                    enable_lb: None,
+                    pool: None,
+                };
+                SourceChange::Node(name, Some(Box::new(node)))
+            })
+            .collect(),
+    );
+    let Event::Source { changes, .. } = nodes else { unreachable!() };
+    api.put(asks("web", 1), vec![]);
+    api.put(asks("same-port", 2), vec![]);
+    for engine in [&mut writer, &mut follower] {
+        engine.handle(source(changes.clone()), T0);
+    }
+    assert!(follower.handle(api.events(), T0).publications.is_empty());
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!((api.says("web"), api.says("same-port")), (vec![vip(11), vip(12)], vec![]));
+    assert!(writer.handle(api.events(), T0).publications.is_empty());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     /// One of two writers hears everything and writes at once.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::super::elect::Ineligible;
+use super::super::elect;
 use super::super::endpoints;
 use super::super::forwarding::{Forwarding, FrontendKey};
 use super::super::ipam::{Assignment, Refusal};
@@ -205,6 +205,7 @@ impl Engine {
         };
         plan.save |= self.ipam.take_changed();
         next.reasons.extend(assignment.notes.iter().map(|note| Reason::new("Note", note.clone())));
+        next.reasons.extend(self.everybody_excluded());
         next.addresses.clone_from(&assignment.addresses);
         let mut carrying = Vec::new();
         for address in assignment.addresses {
@@ -286,13 +287,23 @@ impl Engine {
                     .to_string();
             for node in self.index.nodes() {
                 if let Some(exclusion) = node.excluded {
-                    message += &format!("; node {}: {}", node.name, Ineligible::Excluded(exclusion));
+                    message += &format!("; {}", elect::excluded(&format!("node {}", node.name), exclusion));
                 }
             }
             next.reasons.push(Reason::new("UnAvailableLoadBalancer", message));
         }
         let here = !known || self.index.node(&self.settings.node).is_none() || serving.contains(&&*self.settings.node);
         if here { own } else { Vec::new() }
+    }
+
+    /// Every node is kept out of load balancing, so nobody may answer for a virtual address.
+    fn everybody_excluded(&self) -> Option<Reason> {
+        let mut why = Vec::new();
+        for node in self.index.nodes() {
+            why.push(elect::excluded(&format!("node {}", node.name), node.excluded?));
+        }
+        (!why.is_empty())
+            .then(|| Reason::new("UnAvailableLoadBalancer", format!("There are no available nodes for LoadBalancer: {}", why.join("; "))))
     }
 
     fn nodes_with_ready_endpoints(&self, service: &Service) -> BTreeSet<Arc<str>> {
@@ -364,7 +375,8 @@ fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) 
             _ => notice(true, "SyncLoadBalancerFailed", reason.message.clone()),
         }
     }
-    if !next.addresses.is_empty() && next.verdict == Verdict::Serving && before.verdict != Verdict::Serving {
+    let was_serving = before.verdict == Verdict::Serving && !before.addresses.is_empty();
+    if !next.addresses.is_empty() && next.verdict == Verdict::Serving && !was_serving {
         notice(false, "EnsuredLoadBalancer", format!("serving on {}", list(&next.addresses)));
     }
 }

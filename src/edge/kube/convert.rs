@@ -39,14 +39,16 @@ pub struct Converted<T> {
     pub problems: Vec<String>,
 }
 
-/// A Service of type LoadBalancer. None for any other type: it counts as absent. So does one that is being deleted, unless it comes from
+/// A Service of type LoadBalancer. None for any other type: it counts as absent, unless it was one and kept the finalizer. So does one that is being deleted, unless it comes from
 /// the API server, where somebody has to finish its deletion: then its [`Record`] says so.
 pub fn service(object: &core::Service) -> Option<Service> {
     let spec = object.spec.as_ref()?;
+    let mut record = record(object);
     if spec.type_.as_deref() != Some("LoadBalancer") {
-        return None;
+        // The finalizer of one that was a load balancer is in the way of its deletion, and nobody else takes it off.
+        record = record.filter(|record| record.cleanup_finalizer).map(|record| Record { deleting: true, ..record });
+        record.as_ref()?;
     }
-    let record = record(object);
     if object.metadata.deletion_timestamp.is_some() && record.is_none() {
         return None;
     }

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod convert;
 pub mod credentials;
+pub mod events;
 pub mod failure;
 pub mod lease;
 pub mod request;

@@ -5,6 +5,7 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::client::Connection;
+use super::events::{self, Told};
 use super::lease::{self, Ends, Tenure};
 use super::status::{self, Lost, Publications};
 
@@ -14,6 +15,8 @@ pub struct Writer {
     pub tenures: mpsc::Receiver<Tenure>,
     /// What the engine publishes.
     pub publications: mpsc::UnboundedSender<Publications>,
+    /// For people, as Events.
+    pub events: mpsc::Sender<Told>,
     /// What was not written.
     pub losses: mpsc::UnboundedReceiver<Lost>,
     stop: oneshot::Sender<()>,
@@ -32,9 +35,10 @@ impl Writer {
         let (forbidden_in, forbidden) = mpsc::channel(1);
         let client = connection.client();
         tokio::spawn(status::run(client.clone(), wanted, right, losses_in, forbidden_in));
+        let events = events::start(client.clone(), &node);
         let ends = Ends { tenures: tenures_in, right: right_in, forbidden, renewals: connection.renewals(), stop: stopped };
         let lease = tokio::spawn(lease::run(client, namespace, node, ends));
-        Writer { tenures, publications, losses, stop, lease }
+        Writer { tenures, publications, events, losses, stop, lease }
     }
 
     /// Releases the Lease, so that nobody has to wait until it expires.

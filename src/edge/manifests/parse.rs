@@ -10,6 +10,7 @@ use crate::domain::model::{EndpointSlice, Node, ObjectKey, Service};
 use crate::edge::kube::convert;
 
 use super::block;
+use super::kube_vip;
 use super::split::{Piece, Shape, is_significant, lines};
 
 /// The kinds that are read, in the order in which changes are handed on.
@@ -126,6 +127,11 @@ pub enum Parsed {
         /// As written.
         kind: Box<str>,
     },
+    /// An object of another kind that there is something to say about.
+    Noted {
+        /// What.
+        note: Box<str>,
+    },
     /// No object can be made of it.
     Broken {
         /// The line is counted from the beginning of the piece.
@@ -188,6 +194,12 @@ pub fn parse(piece: &Piece<'_>) -> Parsed {
     let broken = |fault| Parsed::Broken { fault, about: head.id() };
     let kind = match dispatch(&head) {
         Ok(Ok(kind)) => kind,
+        Ok(Err("ConfigMap")) if head.metadata.as_ref().and_then(|metadata| metadata.name.as_deref()) == Some(kube_vip::NAME) => {
+            return match read::<core::ConfigMap>(piece) {
+                Ok(object) => Parsed::Noted { note: kube_vip::advice(&object).into() },
+                Err(fault) => broken(fault),
+            };
+        }
         Ok(Err(foreign)) => return Parsed::Foreign { kind: foreign.into() },
         Err(reason) => return broken(Fault::new(1, reason)),
     };

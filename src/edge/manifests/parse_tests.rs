@@ -12,6 +12,7 @@ fn outcome(text: &str) -> String {
     match parse_all(text, Format::Yaml).remove(0) {
         Parsed::Object { id, .. } => id.to_string(),
         Parsed::Foreign { kind } => format!("~{kind}"),
+        Parsed::Noted { note } => format!("~{note}"),
         Parsed::Broken { fault, about } => format!("{}!{} ({})", fault.line, fault.reason, about.map_or("-".into(), |id| id.to_string())),
     }
 }
@@ -90,4 +91,12 @@ fn problems_of_a_slice_stand_beside_its_value() {
         panic!()
     };
     assert_eq!((slice.endpoints.len(), problems.len()), (1, 1));
+}
+
+#[test]
+fn the_ranges_of_kube_vip_are_answered_with_pools() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: kubevip\n  namespace: kube-system\ndata:\n  range-global: 10.88.0.200-10.88.0.210\n";
+    let piece = Piece { text: text.into(), line: 1, shape: Shape::Yaml, implied: None };
+    let Parsed::Noted { note } = parse(&piece) else { panic!("it is not noted") };
+    assert!(note.contains("PINNACE_POOLS=\"10.88.0.200-10.88.0.210\""), "{note}");
 }

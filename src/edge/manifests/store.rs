@@ -94,6 +94,7 @@ enum State {
     Defines,
     Duplicate,
     Foreign(Box<str>),
+    Noted(Box<str>),
     Broken,
 }
 
@@ -112,7 +113,7 @@ impl ManifestStore {
         let old_ids: BTreeSet<Arc<ObjectId>> = old.ids().cloned().collect();
         let mut known: HashMap<u64, Remembered> = HashMap::new();
         if !afresh {
-            let reusable = |piece: &Remembered| matches!(piece.state, State::Defines | State::Foreign(_));
+            let reusable = |piece: &Remembered| matches!(piece.state, State::Defines | State::Foreign(_) | State::Noted(_));
             known.extend(old.pieces.drain(..).filter(reusable).map(|piece| (piece.text, piece)));
         }
         drop(old);
@@ -228,6 +229,7 @@ impl ManifestStore {
                     State::Foreign(kind) if foreign.insert(kind) => {
                         tell(Some(piece.line), foreign_note(kind), None, Severity::Note);
                     }
+                    State::Noted(note) => tell(Some(piece.line), note.to_string(), None, Severity::Note),
                     State::Duplicate => {
                         tell(Some(piece.line), "defined twice in this file; the first definition is used".into(), id, Severity::Error);
                     }
@@ -271,6 +273,7 @@ impl ManifestStore {
                 (Some(id), State::Defines, faults, Some(value))
             }
             Parsed::Foreign { kind } => (None, State::Foreign(kind), Vec::new(), None),
+            Parsed::Noted { note } => (None, State::Noted(note), Vec::new(), None),
             Parsed::Broken { fault, about } => (about.map(Arc::new), State::Broken, vec![fault], None),
         };
         (Remembered { text, line: piece.line, id, state, faults: faults.into() }, value)

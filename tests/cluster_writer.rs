@@ -1,0 +1,273 @@
+//! The writer against a real control plane: who gives addresses, what is written to Services, and how little.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::control_plane::{ControlPlane, Options};
+use lab::{Host, Lab, Running, ensure, eventually, patient};
+use pinnace::domain::model::Family;
+use pinnace::edge::kube::request::{ANNOTATIONS, Meaning};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+#[path = "lab/mod.rs"]
+mod lab;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// For whatever waits until a Lease has expired.
+const TAKEOVER: Duration = Duration::from_secs(60);
+const USER: &str = "system:serviceaccount:pinnace:pinnace";
+
+fn start(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool) -> Running {
+    let kubeconfig = if faults { plane.kubeconfig_with_faults("pinnace") } else { plane.kubeconfig("pinnace") };
+    let pinnace = lab.pinnace_on(node).unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", kubeconfig.display());
+    pinnace.set("PINNACE_NAMESPACE", "pinnace").set("PINNACE_POOLS", POOLS).start_ready()
+}
+
+const POOLS: &str = "lan=10.88.0.200-10.88.0.250;spare!=10.88.0.180-10.88.0.189";
+
+fn service(name: &str, annotations: &Value, spec: &Value) -> String {
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "annotations": annotations},
+        "spec": {"type": "LoadBalancer", "selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+    });
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        object["spec"][key] = value.clone();
+    }
+    object.to_string()
+}
+
+fn plain(name: &str) -> String {
+    service(name, &json!({}), &json!({}))
+}
+
+fn published(object: &Value) -> Vec<IpAddr> {
+    let entries = object["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+    entries.iter().filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect()
+}
+
+/// The addresses of a Service, once it has any.
+fn addresses(plane: &ControlPlane, name: &str, patience: Duration) -> Vec<IpAddr> {
+    eventually(&format!("{name} has an address"), patience, || {
+        let found = published(&plane.get_json(&["service", name]));
+        if found.is_empty() { Err("none".to_owned()) } else { Ok(found) }
+    })
+}
+
+fn addressed(plane: &ControlPlane, name: &str, expected: &[IpAddr]) {
+    eventually(&format!("{name} has {expected:?}"), PATIENCE, || {
+        let found = published(&plane.get_json(&["service", name]));
+        ensure(found == expected, || format!("{found:?}"))
+    });
+}
+
+/// Asserts that no two Services have one address, and says who has which.
+fn distinct(plane: &ControlPlane) -> BTreeMap<IpAddr, String> {
+    let mut seen = BTreeMap::new();
+    for object in plane.get_json(&["services"])["items"].as_array().cloned().unwrap_or_default() {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        for address in published(&object) {
+            if let Some(other) = seen.insert(address, name.clone()) {
+                panic!("{address} is in the status of {other} and of {name}");
+            }
+        }
+    }
+    seen
+}
+
+fn event(plane: &ControlPlane, reason: &str, name: &str) -> Value {
+    eventually(&format!("an Event {reason} about {name}"), PATIENCE, || {
+        let selector = format!("reason={reason},involvedObject.name={name}");
+        let found = plane.get_json(&["events", "--field-selector", &selector]);
+        found["items"].get(0).cloned().ok_or_else(|| plane.kubectl(&["get", "events"]))
+    })
+}
+
+#[test]
+fn a_service_made_with_kubectl_gets_an_address_and_a_client_is_served() {
+    let lab = Lab::new(1, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2));
+    plane.node_of(&lab.node);
+    plane.pod_of("node-1", &lab.pods[0], "web");
+    let running = start(&lab, &plane, &lab.node, false);
+    running.wait_log("gives addresses to Services");
+    let since = Instant::now();
+    plane.apply(&plain("web"));
+    let vip = addresses(&plane, "web", PATIENCE)[0];
+    assert!(since.elapsed() < patient(Duration::from_secs(3)), "{:?}", since.elapsed());
+    let object = plane.get_json(&["service", "web"]);
+    let expected = json!([{"ip": vip, "ipMode": "VIP", "ports": [{"port": 80, "protocol": "TCP"}]}]);
+    assert_eq!(object["status"]["loadBalancer"]["ingress"], expected);
+    eventually("a client is served", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+
+    let told = event(&plane, "EnsuredLoadBalancer", "web");
+    assert_eq!((&told["type"], &told["involvedObject"]["uid"]), (&json!("Normal"), &object["metadata"]["uid"]));
+    let status = running.pinnace().status().expect("a status");
+    assert_eq!(status.0["writer"], json!({"node": "node-1", "here": true}));
+
+    // Another class, and what somebody else wrote there, is left alone.
+    plane.apply(&service("foreign", &json!({}), &json!({"loadBalancerClass": "example.com/other"})));
+    let foreign = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
+    plane.patch_status("service", "foreign", &foreign);
+    plane.patch_status("service", "web", &json!({"loadBalancer": {"ingress": [{"ip": "10.88.0.244"}]}}));
+    addressed(&plane, "web", &[vip]);
+    assert_eq!(event(&plane, "SyncLoadBalancerFailed", "web")["type"], "Warning");
+    assert_eq!(published(&plane.get_json(&["service", "foreign"])), ["203.0.113.7".parse::<IpAddr>().expect("an address")]);
+
+    // A request that cannot be met takes the address away and says why; one that can moves the Service.
+    plane.kubectl(&["annotate", "service", "web", "pinnace.dev/addresses=10.9.9.9"]);
+    addressed(&plane, "web", &[]);
+    plane.kubectl(&["annotate", "--overwrite", "service", "web", "pinnace.dev/addresses=10.88.0.233"]);
+    addressed(&plane, "web", &["10.88.0.233".parse().expect("an address")]);
+
+    // The finalizer that another controller left behind, on one that is deleted and on one that is no load balancer any more.
+    let finalizer = r#"{"metadata":{"finalizers":["service.kubernetes.io/load-balancer-cleanup","example.com/own"]}}"#;
+    plane.kubectl(&["patch", "service", "web", "--type=merge", "-p", finalizer]);
+    plane.kubectl(&["patch", "service", "web", "-p", r#"{"spec":{"type":"ClusterIP"}}"#]);
+    eventually("the finalizer of a Service that left the type is gone, and that of others is not", PATIENCE, || {
+        let found = plane.get_json(&["service", "web"])["metadata"]["finalizers"].clone();
+        ensure(found == json!(["example.com/own"]), || found.to_string())
+    });
+    plane.apply(&plain("web"));
+    plane.kubectl(&["patch", "service", "web", "--type=merge", "-p", &finalizer.replace(r#","example.com/own""#, "")]);
+    plane.kubectl(&["delete", "service", "web", "--timeout=20s"]);
+}
+
+#[test]
+fn every_annotation_of_the_table_does_what_it_says() {
+    let lab = Lab::new(0, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    plane.node_of(&lab.node);
+    let _running = start(&lab, &plane, &lab.node, false);
+    let mut last = 209;
+    for (index, (name, meaning, _)) in ANNOTATIONS.iter().enumerate() {
+        let service_name = format!("row-{index}");
+        let apply = |value: &str| plane.apply(&service(&service_name, &json!({*name: value}), &json!({})));
+        match meaning {
+            Meaning::Addresses => {
+                last += 1;
+                apply(&format!("10.88.0.{last}"));
+                addressed(&plane, &service_name, &[IpAddr::from([10, 88, 0, last])]);
+            }
+            Meaning::Pool => {
+                apply("spare");
+                let found = addresses(&plane, &service_name, PATIENCE);
+                assert!(found[0].to_string().starts_with("10.88.0.18"), "{name}: {found:?}");
+            }
+            Meaning::Sharing => {
+                apply(&service_name);
+                let other = format!("{service_name}-other");
+                let ports = json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]});
+                plane.apply(&service(&other, &json!({*name: service_name}), &ports));
+                let shared = addresses(&plane, &service_name, PATIENCE);
+                addressed(&plane, &other, &shared);
+            }
+            Meaning::Mode => {
+                apply("node");
+                addressed(&plane, &service_name, &[lab.node.address(Family::V4)]);
+            }
+            // Who answers is no matter of the status; elections have tests of their own.
+            Meaning::PreferNodes => {}
+        }
+    }
+}
+
+#[test]
+fn no_address_is_given_twice_whatever_becomes_of_the_writer() {
+    let lab = Lab::new(1, 1);
+    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    let node2 = lab.node2.as_ref().expect("a lab with far pods has a second node");
+    plane.node_of(&lab.node);
+    plane.node_of(node2);
+    let mut first = start(&lab, &plane, &lab.node, false);
+    first.wait_log("gives addresses to Services");
+    let second = start(&lab, &plane, node2, true);
+    let mut made = 0;
+    let mut make = || {
+        made += 1;
+        let name = format!("web-{made}");
+        plane.apply(&plain(&name));
+        name
+    };
+    addresses(&plane, &make(), PATIENCE);
+
+    // Stopped: the other one takes over; woken, it writes nothing that is wrong.
+    first.signal(Signal::STOP);
+    let (a, b) = (make(), make());
+    let taken = addresses(&plane, &a, TAKEOVER);
+    addresses(&plane, &b, PATIENCE);
+    first.signal(Signal::CONT);
+    let late = make();
+    addresses(&plane, &late, PATIENCE);
+    thread::sleep(Duration::from_secs(3));
+    distinct(&plane);
+    assert_eq!(addresses(&plane, &a, PATIENCE), taken);
+    second.wait_log("gives addresses to Services");
+    first.wait_log("no longer gives addresses to Services");
+
+    // Cut off from the API server: the first takes over again.
+    plane.faults("freeze");
+    let name = make();
+    addresses(&plane, &name, TAKEOVER);
+    plane.faults("pass");
+    addresses(&plane, &make(), PATIENCE);
+
+    // Killed, both, and started anew: everything stays where it was.
+    let before = distinct(&plane);
+    first.kill();
+    drop((first, second));
+    let _again = start(&lab, &plane, node2, false);
+    addresses(&plane, &make(), TAKEOVER);
+    let after = distinct(&plane);
+    for (address, name) in before {
+        assert_eq!(after.get(&address), Some(&name), "{address} moved");
+    }
+}
+
+#[test]
+fn fifty_services_at_rest_cost_one_write_in_five_seconds_at_most() {
+    let lab = Lab::new(0, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    plane.node_of(&lab.node);
+    let running = start(&lab, &plane, &lab.node, false);
+    let all: Vec<String> = (0..50).map(|number| plain(&format!("web-{number}"))).collect();
+    plane.apply(&all.join("\n---\n"));
+    eventually("all have addresses", PATIENCE, || {
+        let found = distinct(&plane).len();
+        ensure(found == 50, || format!("{found} of 50"))
+    });
+    // The Events about them are on their way for a while.
+    thread::sleep(Duration::from_secs(25));
+    let (mark, time) = (plane.mark(), Duration::from_secs(35));
+    thread::sleep(time);
+    let writes: Vec<_> =
+        plane.requests(mark).into_iter().filter(|r| r.user == USER && !["get", "list", "watch"].contains(&&*r.verb)).collect();
+    assert!(!writes.is_empty() && writes.len() as f64 <= 0.2 * time.as_secs_f64(), "{} writes: {writes:?}", writes.len());
+    assert_eq!(running.pinnace().status().expect("a status").0["services"].as_array().map(Vec::len), Some(50));
+}
+
+#[test]
+fn one_that_may_not_write_leaves_it_to_others() {
+    let lab = Lab::new(0, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    plane.node_of(&lab.node);
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "pinnace"}, "rules": [
+        {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+    ]});
+    plane.apply(&role.to_string());
+    let running = start(&lab, &plane, &lab.node, false);
+    running.wait_log("gives addresses to Services");
+    plane.apply(&plain("web"));
+    running.wait_log("may not write the status of Services");
+    eventually("the Lease is released", PATIENCE, || {
+        let lease = plane.get_json(&["-n", "pinnace", "lease", "pinnace"]);
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        ensure(holder.is_empty(), || holder)
+    });
+    let role = running.pinnace().status().expect("a status").0["writer"].clone();
+    assert_eq!(role["here"], false, "{role}");
+    assert_eq!(published(&plane.get_json(&["service", "web"])), Vec::<IpAddr>::new());
+}

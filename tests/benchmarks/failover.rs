@@ -75,7 +75,7 @@ struct Figures {
     gap: Vec<f64>,
     /// Questions of the struck address that were never answered.
     lost: Vec<f64>,
-    /// From the blow to the last question that was sent to the struck node's pod.
+    /// From the first question that was sent to the struck node's pod in vain to the last.
     dead_pod: Vec<f64>,
     /// Answers through a node after it ran again, which nobody should have asked.
     late: Vec<f64>,
@@ -92,7 +92,7 @@ pub fn measure(report: &mut Report, runs: usize, pinnace: bool) -> Result<(), St
             table.push(add(report, contestant, *blow, &mut figures));
         }
     }
-    println!("\n| system | blow | n | gap p50 | gap p99 | gap max | lost p50 | lost max | last to a dead pod p50 | max |");
+    println!("\n| system | blow | n | gap p50 | gap p99 | gap max | lost p50 | lost max | to a dead pod for p50 | max |");
     println!("|---|---|---|---|---|---|---|---|---|---|");
     table.iter().for_each(|line| println!("{line}"));
     Ok(())
@@ -132,7 +132,7 @@ fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, fi
     let victim = lab.owner(target);
     let probers = Family::ALL.map(|family| lab.probe(family));
     thread::sleep(Duration::from_millis(300));
-    let begin = lab.strike(victim, blow);
+    lab.strike(victim, blow);
     let mut resumed = None;
     if blow == Blow::Stopped {
         thread::sleep(Duration::from_secs(5));
@@ -151,8 +151,8 @@ fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, fi
             }
         }
         if matches!(blow, Blow::PowerLoss | Blow::CarrierLost) {
-            let last = trace.last_lost().map(|last| last.saturating_duration_since(begin)).unwrap_or_default();
-            figures.dead_pod.push(last.as_secs_f64() * 1e3);
+            let time = trace.lost_between().map(|(first, last)| last - first).unwrap_or_default();
+            figures.dead_pod.push(time.as_secs_f64() * 1e3);
         }
     }
     victim
@@ -178,8 +178,8 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut F
     let nothing = (blow == Blow::Terminated && !keepalived).then_some(0.0);
     let lost = all("questions lost", &mut figures.lost, "", nothing);
     // Nobody tells keepalived's rules that a pod is dead: it would be asked for ever.
-    let dead = (!figures.dead_pod.is_empty() && !keepalived)
-        .then(|| all("last question to a pod of the dead node", &mut figures.dead_pod, "ms", None));
+    let dead =
+        (!figures.dead_pod.is_empty() && !keepalived).then(|| all("questions went to the dead pod for", &mut figures.dead_pod, "ms", None));
     if !figures.late.is_empty() {
         all("answers through the node that was stalled", &mut figures.late, "", (!keepalived).then_some(0.0));
     }

@@ -92,7 +92,7 @@ impl Keepalived {
         // A machine that starts has no such address.
         for address in Family::ALL.map(|family| self.vip(family)) {
             if self.owner(address, &[victim]).is_ok() {
-                let length = if address.is_ipv4() { 24 } else { 64 };
+                let length = if address.is_ipv4() { 32 } else { 128 };
                 self.trio.nodes[victim].ns.ip(&[format!("address del {address}/{length} dev eth0")]);
             }
         }
@@ -130,7 +130,8 @@ impl Keepalived {
 
     fn configuration(&self, node: usize) -> String {
         let instance = |family: Family| {
-            let length = if family == Family::V4 { 24 } else { 64 };
+            // Of full length, so that the kernel does not choose it as the source of masqueraded packets.
+            let length = if family == Family::V4 { 32 } else { 128 };
             // Each family prefers another node, as Pinnace spreads addresses; who has one keeps it.
             let place = (node + if family == Family::V4 { 0 } else { 1 }) % NODES;
             format!(

@@ -18,8 +18,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
@@ -88,8 +88,7 @@ impl Lab {
     /// A lab with this many pods on node-1 and on node-2 (none there: no node-2).
     pub fn new(near: u16, far: u16) -> Lab {
         assert!(rustix::process::geteuid().is_root(), "packet tests make network namespaces and need root: sudo tests/run");
-        static CLEANED: Once = Once::new();
-        CLEANED.call_once(netns::remove_leftovers);
+        netns::remove_leftovers();
 
         let prefix = format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = env::temp_dir().join(&prefix);

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Once;
 use std::{fs, panic, thread};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -93,8 +94,13 @@ pub fn ip<S: AsRef<str>>(namespace: Option<&str>, commands: &[S]) {
     assert!(output.status.success(), "ip -n {}:\n{text}{complaint}", namespace.unwrap_or("-"));
 }
 
-/// Removes what test processes that are no longer alive left behind: processes inside their namespaces, then the namespaces.
+/// Removes, once, what test processes that are no longer alive left behind: processes inside their namespaces, then the namespaces.
 pub fn remove_leftovers() {
+    static CLEANED: Once = Once::new();
+    CLEANED.call_once(remove_all_leftovers);
+}
+
+fn remove_all_leftovers() {
     for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(owner) = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok()) else { continue };

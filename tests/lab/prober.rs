@@ -1,17 +1,18 @@
 //! A client that asks a UDP service once a millisecond, each time from a fresh port, and remembers what became of every question.
 //!
 //! One thread inside the client's namespace. A question has a socket of its own, so that its answer cannot be mistaken for another's,
-//! and each is a new connection to whoever forwards it.
+//! and a port that was not used for longer than the kernel remembers connections: each is a new one to whoever forwards it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::event::{Timespec, epoll::EventFlags};
+use socket2::{Domain, Socket, Type};
 
 use super::{Host, Reply};
 
@@ -19,6 +20,10 @@ use super::{Host, Reply};
 pub const PACE: Duration = Duration::from_millis(1);
 /// So many questions wait for their answers; what comes later than this many milliseconds counts as lost.
 const WAITING: usize = 500;
+/// Where ports come from, in turn: 45 s worth of questions, when connection tracking forgets an answered one after 30 s.
+const PORTS: std::ops::Range<u32> = 16_000..61_000;
+/// Of each family.
+static NEXT_PORT: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
 
 /// One question.
 #[derive(Clone, Debug)]
@@ -85,11 +90,10 @@ fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
             _ => {}
         }
         if end.is_none() && now >= next {
-            if let Some(socket) = ask(target) {
-                epoll::add(&epoll, &socket, epoll::EventData::new_u64(trace.probes.len() as u64), EventFlags::IN)
-                    .expect("epoll takes a socket");
-                waiting.push_back(socket);
-            }
+            let socket = ask(target);
+            let data = epoll::EventData::new_u64(trace.probes.len() as u64);
+            epoll::add(&epoll, &socket, data, EventFlags::IN).expect("epoll takes a socket");
+            waiting.push_back(socket);
             trace.probes.push(Probe { sent: now, answer: None });
             // One that was late does not catch up: that would be a burst.
             next = (next + PACE).max(now);
@@ -119,12 +123,26 @@ fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
 }
 
 /// A socket that has asked. Where sending fails (no route, no neighbour) the question is lost, as anything else would be.
-fn ask(target: SocketAddr) -> Option<UdpSocket> {
-    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).expect("a free port");
+fn ask(target: SocketAddr) -> UdpSocket {
+    // A port that is taken is left out.
+    let socket = (0..100).find_map(|_| {
+        let turn = NEXT_PORT[usize::from(target.is_ipv6())].fetch_add(1, Ordering::Relaxed);
+        bound(target, PORTS.start + turn % PORTS.len() as u32).ok()
+    });
+    let socket = socket.expect("one of a hundred ports is free");
     socket.set_nonblocking(true).expect("a socket");
     let _ = socket.connect(target).and_then(|()| socket.send(b"who\n"));
-    Some(socket)
+    socket
+}
+
+fn bound(target: SocketAddr, port: u32) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
+    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    if target.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&SocketAddr::new(any, u16::try_from(port).expect("below 65536")).into())?;
+    Ok(socket.into())
 }
 
 /// Every question that waits is an open file.
@@ -158,9 +176,11 @@ impl Trace {
         self.probes.iter().filter(|probe| probe.answer.is_none()).count()
     }
 
-    /// When the last of the lost questions was asked.
-    pub fn last_lost(&self) -> Option<Instant> {
-        self.probes.iter().rev().find(|probe| probe.answer.is_none()).map(|probe| probe.sent)
+    /// When the first and the last of the lost questions were asked.
+    pub fn lost_between(&self) -> Option<(Instant, Instant)> {
+        let mut lost = self.probes.iter().filter(|probe| probe.answer.is_none()).map(|probe| probe.sent);
+        let first = lost.next()?;
+        Some((first, lost.last().unwrap_or(first)))
     }
 
     /// What was asked from then on.

@@ -241,6 +241,11 @@ impl Membership {
         }
     }
 
+    /// Whether the station of every peer is known, so that any other is a stranger's.
+    pub fn stations_known(&self) -> bool {
+        self.peers.values().all(|peer| peer.addresses.iter().any(|address| self.stations.contains_key(address)))
+    }
+
     /// The peer with this station, if it is known and only one has it.
     pub fn by_station(&self, mac: Mac) -> Option<&str> {
         let mut found = self.stations.iter().filter(|(_, station)| **station == mac).filter_map(|(address, _)| self.owners.get(address));

@@ -189,11 +189,14 @@ impl Engine {
                 }
             }
             AnnouncerEvent::Heard { vip, mac, .. } => {
-                match (self.holder_heard(vip, mac, plan), self.vips.get(&vip).is_some_and(|vip| vip.clear)) {
-                    (true, _) => self.trusted(vip, plan),
-                    // Whoever waits for the other nodes before it probes need not ask any more.
-                    (false, false) => self.in_use_elsewhere(vip, mac, plan),
-                    (false, true) => self.contested(vip, mac, plan),
+                if self.holder_heard(vip, mac, plan) {
+                    self.trusted(vip, plan);
+                } else if self.membership.stations_known() {
+                    // No peer's. Whoever waits for the other nodes before it probes need not ask any more.
+                    match self.vips.get(&vip).is_some_and(|vip| vip.clear) {
+                        true => self.contested(vip, mac, plan),
+                        false => self.in_use_elsewhere(vip, mac, plan),
+                    }
                 }
             }
             AnnouncerEvent::Asked { vip, mac, .. } => self.holder_asks(vip, mac, plan),

@@ -136,7 +136,8 @@ impl Default for Events {
 impl Events {
     /// Something is to be said.
     pub fn tell(&mut self, subject: Subject, warning: bool, reason: &'static str, mut message: String, now: Duration) {
-        message.truncate(message.floor_char_boundary(MESSAGE));
+        let end = (0..=MESSAGE).rev().find(|end| message.is_char_boundary(*end)).unwrap_or_default();
+        message.truncate(end);
         let identity = Identity { subject, reason, message };
         if self.records.get(&identity).is_some_and(|record| !record.queued && now >= record.last + LIFE) {
             self.records.remove(&identity);

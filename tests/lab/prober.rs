@@ -180,7 +180,7 @@ impl Trace {
     pub fn lost_between(&self) -> Option<(Instant, Instant)> {
         let mut lost = self.probes.iter().filter(|probe| probe.answer.is_none()).map(|probe| probe.sent);
         let first = lost.next()?;
-        Some((first, lost.last().unwrap_or(first)))
+        Some((first, lost.next_back().unwrap_or(first)))
     }
 
     /// What was asked from then on.

@@ -650,6 +650,9 @@ impl World {
         if set {
             process.announcer.set(process.announced.clone(), interfaces, now);
         }
+        if trace && !plan.asks.is_empty() {
+            eprintln!("{world:?}     {node} asks {:?}", plan.asks);
+        }
         for (vip, station) in plan.asks {
             process.announcer.ask(vip, station);
         }

@@ -1,6 +1,6 @@
 //! Many nodes, hostile networks, and what must hold at every step.
 //!
-//! `cargo test --test simulation` runs `PINNACE_SEEDS` (1,000) seeds on two threads; `PINNACE_SEEDS=1000000` is the long run. A seed that fails prints
+//! `cargo test --test simulation` runs `PINNACE_SEEDS` (2,000) seeds on two threads; `PINNACE_SEEDS=1000000` is the long run. A seed that fails prints
 //! how to replay it; `PINNACE_TRACE=1` says what happened on the way.
 //!
 //! Bounds: two owners that hear each other for at most 5 s (BFD blocked, frames lost), nobody for at most 8 s while some node could
@@ -26,7 +26,7 @@ fn seeds() {
         assert!(failures.is_empty(), "seed {seed}: {failures:#?}");
         return;
     }
-    let seeds = variable("PINNACE_SEEDS").unwrap_or(1_000);
+    let seeds = variable("PINNACE_SEEDS").unwrap_or(2_000);
     let next = AtomicU64::new(1);
     let failed: Vec<(u64, String)> = std::thread::scope(|scope| {
         let work = || {

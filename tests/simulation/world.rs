@@ -1,5 +1,14 @@
 //! A LAN of nodes and clients: real engines and announcers, simulated time, wire and BFD timing.
 
+#[path = "invariants.rs"]
+mod invariants;
+#[path = "lan.rs"]
+mod lan;
+#[path = "objects.rs"]
+mod objects;
+#[path = "sessions.rs"]
+mod sessions;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::IpAddr;
@@ -242,91 +251,6 @@ impl World {
         }
     }
 
-    fn add_service(&mut self, vip: IpAddr) {
-        let key = ObjectKey::new("default", &format!("s-{vip}").replace([':', '.'], "-"));
-        let local = self.local.get(&vip);
-        let request = Request {
-            addresses: vec![vip],
-            prefer_nodes: self.preferred.get(&vip).map(|node| name(*node).into()).into_iter().collect(),
-            ..Request::default()
-        };
-        let family = Family::of(vip);
-        let service = Service {
-            key: key.clone(),
-            created: 0,
-            class: None,
-            families: vec![family],
-            require_dual_stack: false,
-            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
-            external: if local.is_some() { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-            client_affinity: false,
-            source_ranges: None,
-            request,
-            node_pool: None,
-            selector: None,
-            published: Vec::new(),
-            problems: Vec::new(),
-            record: None,
-        };
-        let endpoint = |node: usize| Endpoint {
-            address: if family == Family::V4 {
-                IpAddr::from([10, 42, node as u8, 5])
-            } else {
-                IpAddr::from([0xfd42, 0, 0, 0, 0, 0, node as u16, 5])
-            },
-            node: Some(name(node).into()),
-            ready: true,
-            serving: true,
-            terminating: false,
-            hints: None,
-        };
-        let endpoints = (0..self.hosts.len()).filter(|node| local.is_none_or(|nodes| nodes.contains(node))).map(endpoint).collect();
-        let ports = vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }];
-        let slice = EndpointSlice { key: key.clone(), service: key.name.clone(), family, ports, endpoints };
-        self.services.push(SourceChange::Service(key.clone(), Some(Box::new(service))));
-        self.services.push(SourceChange::Slice(key, Some(Box::new(slice))));
-    }
-
-    fn node_object(&self, node: usize) -> SourceChange {
-        let host = &self.hosts[node];
-        let object = Node {
-            name: name(node).into(),
-            internal: addresses(node).to_vec(),
-            external: Vec::new(),
-            pod_cidrs: Vec::new(),
-            zone: None,
-            excluded: host.excluded.then_some(Exclusion::Label),
-            enable_lb: None,
-            pool: None,
-        };
-        SourceChange::Node(object.name.clone(), (!host.deleted).then(|| Box::new(object)))
-    }
-
-    fn interfaces(&mut self, node: usize) -> Arc<Interfaces> {
-        if let Some((link, known)) = &self.hosts[node].interfaces
-            && *link == self.hosts[node].link
-        {
-            return known.clone();
-        }
-        let [v4, v6] = addresses(node);
-        let interface = Interface {
-            index: 2,
-            name: "eth0".into(),
-            mac: Some(mac(node)),
-            kind: "".into(),
-            up: self.hosts[node].link,
-            loopback: false,
-            master: None,
-            active_ports: Default::default(),
-            carrier_changes: 0,
-            ipv6: true,
-            addresses: [format!("{v4}/24").parse().unwrap(), format!("{v6}/64").parse().unwrap()].into(),
-        };
-        let interfaces = Arc::new(Interfaces::from([(2, interface)]));
-        self.hosts[node].interfaces = Some((self.hosts[node].link, interfaces.clone()));
-        interfaces
-    }
-
     fn at(&mut self, at: Duration, happening: Happening) {
         self.sequence += 1;
         self.queue.push(Reverse(Entry(at, self.sequence, happening)));
@@ -409,7 +333,15 @@ impl World {
             }
             Fault::Delete(node, on) => {
                 self.hosts[node].deleted = on;
-                self.up.retain(|(a, b)| *a != node && *b != node);
+                // Others end their sessions with it and say so, unless they cannot.
+                for other in 0..self.hosts.len() {
+                    if self.up.remove(&(node, other)) && self.running(node) {
+                        let told = self.path(other, node) && self.running(other);
+                        let reason = if told { DownReason::AdminDown } else { DownReason::DetectionTimeout };
+                        self.say(node, other, Liveness::Down(reason));
+                    }
+                    self.up.remove(&(other, node));
+                }
                 self.objects_changed(node);
             }
         }
@@ -525,73 +457,6 @@ impl World {
         from.link && to.link && from.side == to.side && !self.oneway.contains(&(a, b))
     }
 
-    /// `a` hears the BFD of `b`.
-    fn hears(&self, a: usize, b: usize) -> bool {
-        let left = self.hosts[b].process.as_ref().is_none_or(|process| process.left);
-        let known = !self.hosts[a].deleted && !self.hosts[b].deleted;
-        self.running(b) && !left && known && self.path(b, a) && !self.blocked.contains(&(b, a))
-    }
-
-    /// The topology changed: sessions that end or begin are noticed in time.
-    fn recheck(&mut self) {
-        for a in 0..self.hosts.len() {
-            for b in 0..self.hosts.len() {
-                if a == b || !self.running(a) {
-                    continue;
-                }
-                let (up, heard) = (self.up.contains(&(a, b)), self.hears(a, b));
-                if up && !heard && self.pending.insert((a, b, true)) {
-                    let at = self.now + self.detection.expiry(&mut self.random);
-                    self.at(at, Happening::Expire(a, b));
-                }
-                if a < b && !up && !self.up.contains(&(b, a)) && heard && self.hears(b, a) && self.pending.insert((a, b, false)) {
-                    let at = self.now + self.detection.rise(&mut self.random);
-                    self.at(at, Happening::Rise(a, b));
-                }
-                if up && heard && !self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
-                    let at = self.now + ms(5);
-                    self.at(at, Happening::Neighbour(a, b));
-                }
-            }
-        }
-    }
-
-    fn expire(&mut self, a: usize, b: usize) {
-        self.pending.remove(&(a, b, true));
-        if !self.running(a) || self.hears(a, b) || !self.up.remove(&(a, b)) {
-            return;
-        }
-        self.say(a, b, Liveness::Down(DownReason::DetectionTimeout));
-        if self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
-            let at = self.now + self.random.time(1, 30);
-            self.at(at, Happening::Neighbour(b, a));
-        }
-        self.recheck();
-    }
-
-    fn rise(&mut self, a: usize, b: usize) {
-        self.pending.remove(&(a, b, false));
-        let both = self.hears(a, b) && self.hears(b, a);
-        if !both || self.up.contains(&(a, b)) || self.up.contains(&(b, a)) {
-            return;
-        }
-        self.up.extend([(a, b), (b, a)]);
-        self.say(a, b, Liveness::Up);
-        self.say(b, a, Liveness::Up);
-    }
-
-    /// Both addresses' sessions fare alike.
-    fn say(&mut self, to: usize, about: usize, state: Liveness) {
-        if self.trace {
-            eprintln!("{:?}   {to} about {about}: {state:?}", self.now);
-        }
-        let life = self.hosts[to].life;
-        for (n, address) in addresses(about).into_iter().enumerate() {
-            let at = self.now + Duration::from_micros(n as u64 * self.random.below(3000));
-            self.at(at, Happening::Peer(to, life, PeerEvent::Liveness { address, state }));
-        }
-    }
-
     /// An event, or time, for a node; then what follows.
     fn tell(&mut self, node: usize, event: Option<Event>) {
         let now = self.now + self.hosts[node].offset;
@@ -650,6 +515,9 @@ impl World {
         if set {
             process.announcer.set(process.announced.clone(), interfaces, now);
         }
+        if trace && !plan.asks.is_empty() {
+            eprintln!("{world:?}     {node} asks {:?}", plan.asks);
+        }
         for (vip, station) in plan.asks {
             process.announcer.ask(vip, station);
         }
@@ -684,155 +552,6 @@ impl World {
             self.hosts[node].woken = due;
             let life = self.hosts[node].life;
             self.at(due, Happening::Wake(node, life));
-        }
-    }
-
-    fn frame(&mut self, node: usize, frame: &[u8]) {
-        if self.hosts[node].frozen {
-            if self.hosts[node].backlog.len() < 200 {
-                self.hosts[node].backlog.push(frame.to_vec());
-            }
-            return;
-        }
-        let (now, interfaces) = (self.now + self.hosts[node].offset, self.interfaces(node));
-        let Some(process) = self.hosts[node].process.as_mut() else { return };
-        process.announcer.receive(2, frame, now);
-        self.flush(node, &interfaces);
-    }
-
-    fn send(&mut self, from: usize, frame: Vec<u8>) {
-        if let Some((vip, station)) = claim(&frame)
-            && station == mac(from)
-        {
-            let holds = self.hosts[from].process.as_ref().is_some_and(|p| p.announced.get(&vip).is_some_and(|a| !a.standby));
-            if !holds {
-                self.failures.push(format!("{:?}: node {from} announces {vip}, which it has lost", self.now));
-            }
-        }
-        if !self.hosts[from].link {
-            return;
-        }
-        let to: Mac = frame[..6].try_into().expect("a frame");
-        let group = !ethernet::is_station(to);
-        let frame = Arc::new(frame);
-        for other in (0..self.hosts.len()).filter(|other| *other != from) {
-            if (group || to == mac(other)) && self.path(from, other) && self.hosts[other].process.is_some() {
-                let life = self.hosts[other].life;
-                self.transmit(|| Happening::Frame(other, life, frame.clone()));
-            }
-        }
-        for client in 0..self.clients.len() {
-            if (group || to == client_mac(client)) && self.client_sides[client] == self.hosts[from].side {
-                self.transmit(|| Happening::ToClient(client, frame.clone()));
-            }
-        }
-    }
-
-    /// Lost, late, out of order or twice.
-    fn transmit(&mut self, happening: impl Fn() -> Happening) {
-        let copies = 1 + u32::from(self.random.chance(self.repeat));
-        for _ in 0..copies {
-            if !self.random.chance(self.loss) {
-                let at = self.now + Duration::from_micros(100) + self.random.time(0, self.delay);
-                self.at(at, happening());
-            }
-        }
-    }
-
-    fn client_hears(&mut self, client: usize, frame: &[u8]) {
-        if let Some((vip, station)) = claim(frame)
-            && self.vips.contains(&vip)
-        {
-            self.clients[client].insert(vip, station);
-        }
-    }
-
-    /// A client asks now and then, as an entry grows old.
-    fn interest(&mut self, client: usize) {
-        let own = [10, 0, 0, 100 + client as u8].into();
-        for vip in self.vips.clone() {
-            let IpAddr::V4(address) = vip else {
-                // Neighbour unreachability detection (RFC 4861 §7.3): who no longer answers there is forgotten.
-                let stale = |entry: &Mac| !(0..self.hosts.len()).any(|node| mac(node) == *entry && self.answers(node, vip).is_some());
-                if self.clients[client].get(&vip).is_some_and(stale) {
-                    self.clients[client].remove(&vip);
-                }
-                continue;
-            };
-            let request = arp::Repr { sender: own, ..arp::Repr::probe(client_mac(client), address) }.to_vec();
-            for node in 0..self.hosts.len() {
-                let host = &self.hosts[node];
-                if host.link && host.side == self.client_sides[client] && host.process.is_some() {
-                    let (life, frame) = (host.life, Arc::new(request.clone()));
-                    self.transmit(|| Happening::Frame(node, life, frame.clone()));
-                }
-            }
-        }
-        let at = self.now + self.random.time(5_000, 20_000);
-        self.at(at, Happening::Interest(client));
-    }
-
-    /// The node would answer for the address, and how.
-    pub fn answers(&self, node: usize, vip: IpAddr) -> Option<bool> {
-        let host = &self.hosts[node];
-        let process = host.process.as_ref().filter(|_| !host.frozen && host.link)?;
-        process.announced.get(&vip).filter(|announcement| !announcement.standby).map(|announcement| announcement.quiet)
-    }
-
-    pub fn owners(&self, vip: IpAddr) -> Vec<usize> {
-        (0..self.hosts.len()).filter(|node| self.answers(*node, vip) == Some(false)).collect()
-    }
-
-    /// What must hold at every step.
-    fn check(&mut self) {
-        for node in 0..self.hosts.len() {
-            let host = &self.hosts[node];
-            let able = self.running(node) && host.link && !host.excluded && !host.deleted && host.process.as_ref().is_some_and(|p| !p.left);
-            let undisturbed = able && host.was;
-            let host = &mut self.hosts[node];
-            host.able = if undisturbed { host.able } else { able.then_some(self.now) };
-            host.was = able;
-        }
-        for vip in self.vips.clone() {
-            let owners = self.owners(vip);
-            let first = owners.first().copied();
-            let moves = self.moves.entry(vip).or_default();
-            if owners.len() == 1 && moves.iter().rev().find_map(|(_, owner)| *owner) != first {
-                moves.push((self.now, first));
-            }
-            let mut doubles = BTreeSet::new();
-            for (n, a) in owners.iter().enumerate() {
-                for b in &owners[n + 1..] {
-                    if self.path(*a, *b) && self.path(*b, *a) {
-                        doubles.insert((vip, *a, *b));
-                    }
-                }
-            }
-            self.doubles.retain(|key, _| key.0 != vip || doubles.contains(key));
-            for key in doubles {
-                let since = *self.doubles.entry(key).or_insert(self.now);
-                if self.now - since > self.bounds.0 {
-                    self.failures.push(format!("{:?}: nodes {} and {} both have {vip} since {since:?}", self.now, key.1, key.2));
-                }
-            }
-            for node in 0..self.hosts.len() {
-                let serves = self.local.get(&vip).is_none_or(|nodes| nodes.contains(&node));
-                let able = self.hosts[node].able.filter(|_| serves);
-                let heard = |other: usize| {
-                    let answers = self.answers(other, vip).is_some();
-                    answers && (other == node || self.path(other, node))
-                };
-                let orphan = able.is_some() && !(0..self.hosts.len()).any(heard);
-                if !orphan {
-                    self.orphans.remove(&(vip, node));
-                    continue;
-                }
-                let since = *self.orphans.entry((vip, node)).or_insert(self.now);
-                let since = since.max(able.unwrap_or(self.now));
-                if self.now - since > self.bounds.1 {
-                    self.failures.push(format!("{:?}: nobody has {vip} since {since:?}, and node {node} could", self.now));
-                }
-            }
         }
     }
 }

@@ -6,7 +6,7 @@
 //! within a step, and the next one does.
 //!
 //! A holder keeps the address while it lives, whatever its rank. It is doubted, and asked (an ARP or ND probe), when it has not been
-//! heard for long; three questions without an answer and the address is free. A holder that gives up asks for itself: a probe out of
+//! heard for long; six questions without an answer, for some may be lost, and the address is free. A holder that gives up asks for itself: a probe out of
 //! its mouth says that it no longer has the address.
 
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ pub const SILENCE: Duration = Duration::from_millis(3500);
 /// Between questions, and how many.
 pub const ASK: Duration = Duration::from_millis(100);
 /// See [`ASK`].
-pub const ASKS: u8 = 3;
+pub const ASKS: u8 = 6;
 /// For how long a node that hands over goes on answering, when nobody is heard to take over.
 pub const HANDOVER: Duration = Duration::from_secs(1);
 /// For how long a holder that gave up is not believed to be one: its last words may be under way.

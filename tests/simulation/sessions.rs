@@ -1,0 +1,72 @@
+//! What BFD tells the nodes, and when.
+
+use super::*;
+
+impl World {
+    /// `a` hears the BFD of `b`.
+    pub(super) fn hears(&self, a: usize, b: usize) -> bool {
+        let left = self.hosts[b].process.as_ref().is_none_or(|process| process.left);
+        let known = !self.hosts[a].deleted && !self.hosts[b].deleted;
+        self.running(b) && !left && known && self.path(b, a) && !self.blocked.contains(&(b, a))
+    }
+
+    /// The topology changed: sessions that end or begin are noticed in time.
+    pub(super) fn recheck(&mut self) {
+        for a in 0..self.hosts.len() {
+            for b in 0..self.hosts.len() {
+                if a == b || !self.running(a) {
+                    continue;
+                }
+                let (up, heard) = (self.up.contains(&(a, b)), self.hears(a, b));
+                if up && !heard && self.pending.insert((a, b, true)) {
+                    let at = self.now + self.detection.expiry(&mut self.random);
+                    self.at(at, Happening::Expire(a, b));
+                }
+                if a < b && !up && !self.up.contains(&(b, a)) && heard && self.hears(b, a) && self.pending.insert((a, b, false)) {
+                    let at = self.now + self.detection.rise(&mut self.random);
+                    self.at(at, Happening::Rise(a, b));
+                }
+                if up && heard && !self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
+                    let at = self.now + ms(5);
+                    self.at(at, Happening::Neighbour(a, b));
+                }
+            }
+        }
+    }
+
+    pub(super) fn expire(&mut self, a: usize, b: usize) {
+        self.pending.remove(&(a, b, true));
+        if !self.running(a) || self.hears(a, b) || !self.up.remove(&(a, b)) {
+            return;
+        }
+        self.say(a, b, Liveness::Down(DownReason::DetectionTimeout));
+        if self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
+            let at = self.now + self.random.time(1, 30);
+            self.at(at, Happening::Neighbour(b, a));
+        }
+        self.recheck();
+    }
+
+    pub(super) fn rise(&mut self, a: usize, b: usize) {
+        self.pending.remove(&(a, b, false));
+        let both = self.hears(a, b) && self.hears(b, a);
+        if !both || self.up.contains(&(a, b)) || self.up.contains(&(b, a)) {
+            return;
+        }
+        self.up.extend([(a, b), (b, a)]);
+        self.say(a, b, Liveness::Up);
+        self.say(b, a, Liveness::Up);
+    }
+
+    /// Both addresses' sessions fare alike.
+    pub(super) fn say(&mut self, to: usize, about: usize, state: Liveness) {
+        if self.trace {
+            eprintln!("{:?}   {to} about {about}: {state:?}", self.now);
+        }
+        let life = self.hosts[to].life;
+        for (n, address) in addresses(about).into_iter().enumerate() {
+            let at = self.now + Duration::from_micros(n as u64 * self.random.below(3000));
+            self.at(at, Happening::Peer(to, life, PeerEvent::Liveness { address, state }));
+        }
+    }
+}

@@ -37,9 +37,7 @@ install_target() {
 # The static binary users get. Its path is in $PINNACE_BIN afterwards.
 build_release() {
 	install_target
-	# The cryptography of TLS is partly in C and assembler; clang compiles for any target without a library of it.
-	install_packages clang=clang
-	export CC_x86_64_unknown_linux_musl="${CC_x86_64_unknown_linux_musl:-clang}"
+	install_packages cc=gcc clang=clang
 	say "building the static release binary"
 	cargo build --locked --release --target "$target" --bin pinnace || die "the build failed"
 	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/release/pinnace"

@@ -120,7 +120,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 let snapshot = Arc::new(interfaces.borrow_and_update().clone());
                 node.interfaces_changed(snapshot);
             },
-            Some(heard) = inputs.heard.recv() => node.handle(Event::Announcer(heard)),
+            Some(heard) = inputs.heard.recv() => node.heard(heard),
             Some(report) = inputs.reports.recv() => node.reported(report),
             Some(query) = inputs.queries.recv() => node.answer(query),
             _ = tick.tick() => node.tick(),
@@ -293,6 +293,16 @@ impl Node {
                 () = tokio::time::sleep_until(end) => break,
             }
         }
+    }
+
+    fn heard(&mut self, event: announce::AnnouncerEvent) {
+        if let announce::AnnouncerEvent::Conflict { mac, .. }
+        | announce::AnnouncerEvent::Contested { mac, .. }
+        | announce::AnnouncerEvent::Heard { mac, .. } = &event
+        {
+            self.peers.heard(*mac);
+        }
+        self.handle(Event::Announcer(event));
     }
 
     fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {

@@ -23,7 +23,7 @@ const USER: &str = "system:serviceaccount:pinnace:pinnace";
 fn start(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool) -> Running {
     let kubeconfig = if faults { plane.kubeconfig_with_faults("pinnace") } else { plane.kubeconfig("pinnace") };
     let pinnace = lab.pinnace_on(node).unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", kubeconfig.display());
-    pinnace.set("PINNACE_NAMESPACE", "pinnace").set("PINNACE_POOLS", POOLS).start_ready()
+    pinnace.set("PINNACE_POOLS", POOLS).start_ready()
 }
 
 const POOLS: &str = "lan=10.88.0.200-10.88.0.250;spare!=10.88.0.180-10.88.0.189";
@@ -263,7 +263,7 @@ fn one_that_may_not_write_leaves_it_to_others() {
     plane.apply(&plain("web"));
     running.wait_log("may not write the status of Services");
     eventually("the Lease is released", PATIENCE, || {
-        let lease = plane.get_json(&["-n", "pinnace", "lease", "pinnace"]);
+        let lease = plane.get_json(&["-n", "kube-system", "lease", "pinnace"]);
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
         ensure(holder.is_empty(), || holder)
     });

@@ -11,13 +11,12 @@ use crate::domain::events::{self, Subject};
 use crate::domain::model::ObjectKey;
 use crate::domain::plan::{Notice, Publication};
 use crate::edge::kube::client::Connection;
-use crate::edge::kube::credentials::Credentials;
 use crate::edge::kube::events::Told;
 use crate::edge::kube::lease::Tenure;
 use crate::edge::kube::status::Lost;
 use crate::edge::kube::writer;
 
-/// Where the Lease is when nobody says anything and we are not in a pod.
+/// Where the Lease is when nobody says anything: in pods and on hosts alike, or each of them would have a writer.
 const NAMESPACE: &str = "kube-system";
 /// How long a stop may take for the sake of others, who would otherwise wait until the Lease has expired.
 const RELEASE: Duration = Duration::from_secs(1);
@@ -29,10 +28,7 @@ pub(super) struct Writer(Option<writer::Writer>);
 impl Writer {
     pub fn start(connection: Option<&Connection>, settings: &Settings) -> Writer {
         Writer(connection.map(|connection| {
-            let namespace = settings.namespace.as_deref().map(str::to_owned).unwrap_or_else(|| match connection.credentials() {
-                Credentials::ServiceAccount => connection.namespace(),
-                Credentials::Kubeconfig(_) | Credentials::Found(_) => NAMESPACE.to_string(),
-            });
+            let namespace = settings.namespace.as_deref().unwrap_or(NAMESPACE).to_owned();
             writer::Writer::start(connection, namespace, settings.node_name.to_string())
         }))
     }

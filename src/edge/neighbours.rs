@@ -52,9 +52,13 @@ pub async fn run(mut wanted: watch::Receiver<BTreeSet<IpAddr>>, found: mpsc::Unb
                 seek = SEEK;
                 sleep(if addresses.is_empty() { Duration::ZERO } else { SEEK.saturating_sub(looked.elapsed()) }).await;
             }
-            Err(_) => seek = (seek * 2).min(REVIEW),
+            Err(_) => seek = longer(seek),
         }
     }
+}
+
+fn longer(seek: Duration) -> Duration {
+    (seek * 2).min(REVIEW)
 }
 
 fn pause(wanted: usize, known: usize, seek: Duration) -> Duration {
@@ -88,4 +92,21 @@ fn station(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
         }
     }
     Some((address?, mac?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_stays_away_is_looked_for_less_and_less_often() {
+        let mut seek = SEEK;
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            pauses.push(pause(2, 1, seek).as_millis());
+            seek = longer(seek);
+        }
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
+        assert_eq!((pause(2, 2, SEEK), pause(0, 0, SEEK)), (REVIEW, Duration::MAX));
+    }
 }

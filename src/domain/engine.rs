@@ -238,6 +238,7 @@ impl Engine {
         self.now = now;
         self.generation += 1;
         let mut plan = Plan::default();
+        let dying = matches!(event, Event::Peer(PeerEvent::Liveness { .. }));
         match event {
             Event::Source { changes, problems, synced } => self.source_changed(changes, problems, synced, &mut plan),
             Event::Interfaces(interfaces) => self.interfaces_changed(interfaces, &mut plan),
@@ -267,7 +268,10 @@ impl Engine {
                 self.review_vips(all, &mut plan);
             }
         }
-        self.settle(&mut plan);
+        // Taking over is an announcement; what else follows from a death comes right after it, see next_deadline.
+        if !(dying && plan.announcements.is_some()) {
+            self.settle(&mut plan);
+        }
         self.keep_election(&mut plan);
         plan.rule_set.generation = self.generation;
         plan.save &= self.role == Role::Alone;
@@ -378,7 +382,9 @@ impl Engine {
     /// Addresses that no pool may hand out, whatever its ranges say.
     fn reserved(&self, interfaces: &Interfaces) -> BTreeMap<IpAddr, Reserved> {
         let mut reserved = BTreeMap::new();
-        for subnet in interfaces.values().flat_map(|i| &i.addresses) {
+        // kube-proxy in IPVS mode puts every address that a status names on an interface of its own.
+        let ours = interfaces.values().filter(|interface| &*interface.name != "kube-ipvs0");
+        for subnet in ours.flat_map(|interface| &interface.addresses) {
             reserved.insert(subnet.addr(), Reserved::NodeAddress(self.settings.node.clone()));
             if let ipnet::IpNet::V4(subnet) = subnet
                 && subnet.prefix_len() < 31

@@ -126,6 +126,7 @@ impl Publisher {
             // A new wish of ours is no quarrel with anybody.
             memory.wanted.clone_from(&wanted);
             memory.stood = false;
+            memory.written.clear();
         }
         if record.ingress == wanted {
             memory.stood = true;

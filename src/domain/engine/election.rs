@@ -57,6 +57,9 @@ impl Election {
 impl Engine {
     /// When [`super::Event::Tick`] has something to do, if nothing else happens before; None: not at a certain time.
     pub fn next_deadline(&self) -> Option<Duration> {
+        if self.started && !self.dirty.is_empty() {
+            return Some(self.now);
+        }
         let seats = self.election.deadlines.first().map(|(due, _)| *due);
         let suspension = self.election.suspended.as_ref().map(|suspension| suspension.until);
         let ages = self.membership.alive().map(|(_, since)| since + elect::HOLD_OFF).chain([self.election.fresh_until]);

@@ -154,6 +154,7 @@ impl Engine {
             Mode::Vip => {
                 freed |= self.node_ports.release(key);
                 let mut carrying = self.place_on_vips(&service, &mut next, plan, vips);
+                freed |= self.ipam.take_reclaimed();
                 self.retire(&service, &before, &mut next);
                 carrying.extend(&next.retiring);
                 carrying
@@ -162,7 +163,10 @@ impl Engine {
                 let released = self.ipam.release(key);
                 plan.save |= released;
                 freed |= released;
-                self.place_on_node(&service, &mut next)
+                let ports = self.node_ports.held(key).to_vec();
+                let carrying = self.place_on_node(&service, &mut next);
+                freed |= ports.iter().any(|port| !self.node_ports.held(key).contains(port));
+                carrying
             }
         };
         let held = next.held();

@@ -62,20 +62,24 @@ pub(super) fn source(changes: Vec<SourceChange>) -> Event {
 }
 
 pub(super) fn links(up: bool) -> Event {
-    let eth0 = Interface {
-        index: 2,
-        name: "eth0".into(),
+    let eth0 = Interface { up, ..interface("eth0", 2, "10.88.0.11/24") };
+    Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))
+}
+
+fn interface(name: &str, index: u32, address: &str) -> Interface {
+    Interface {
+        index,
+        name: name.into(),
         mac: Some([2, 0, 0, 0, 0, 1]),
         kind: "".into(),
-        up,
+        up: true,
         carrier_changes: 0,
         loopback: false,
         master: None,
         active_ports: Default::default(),
         ipv6: true,
-        addresses: ["10.88.0.11/24".parse().expect("subnet")].into(),
-    };
-    Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))
+        addresses: [address.parse().expect("subnet")].into(),
+    }
 }
 
 pub(super) fn vip(n: u8) -> IpAddr {
@@ -168,6 +172,23 @@ fn what_one_service_gives_up_another_gets() {
 }
 
 #[test]
+fn a_service_that_may_not_share_is_served_as_soon_as_the_other_agrees() {
+    let (mut holder, mut second) = (service("holder"), service("second"));
+    (holder.created, second.created) = (1, 2);
+    second.ports[0].port = 81;
+    second.request.sharing = Some("both".into());
+    for service in [&mut holder, &mut second] {
+        service.request.addresses = vec![vip(200)];
+    }
+    let objects = vec![put(holder.clone()), put(second)];
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), objects);
+    assert_eq!(phase(&mut engine, "second").0, Phase::Refused);
+    holder.request.sharing = Some("both".into());
+    engine.handle(source(vec![put(holder)]), T0);
+    assert_ne!(phase(&mut engine, "second").0, Phase::Refused);
+}
+
+#[test]
 fn a_local_service_is_announced_only_where_it_has_an_endpoint() {
     let mut local = service("web");
     local.external = TrafficPolicy::Local;
@@ -227,11 +248,21 @@ fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
     (a.request.mode, b.request.mode) = (Some(Mode::Node), Some(Mode::Node));
     b.created = 5;
     let (mut engine, plan) =
-        started(settings("", false), Allocations::default(), vec![put(a), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
+        started(settings("", false), Allocations::default(), vec![put(a.clone()), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
     assert!(plan.rule_set.forwardings[&frontend(11)].is_some());
     let (refused, codes) = phase(&mut engine, "b");
     assert_eq!((refused, codes.len()), (Phase::Refused, 1));
     assert!(plan.notices.iter().any(|n| n.message.contains("default/a")), "{:?}", plan.notices);
-    engine.handle(source(vec![SourceChange::Service(key("a"), None)]), T0);
+    a.ports[0].port = 81;
+    engine.handle(source(vec![put(a)]), T0);
     assert_eq!(phase(&mut engine, "b").0, Phase::Serving);
+}
+
+#[test]
+fn an_address_that_kube_proxy_keeps_on_its_own_interface_is_not_a_nodes() {
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web"))]);
+    let (own, mut both) = (interface("eth0", 2, "10.88.0.11/24"), BTreeMap::new());
+    both.extend([(2, own), (7, interface("kube-ipvs0", 7, "10.88.0.200/32"))]);
+    engine.handle(Event::Interfaces(Arc::new(both)), T0);
+    assert_ne!(phase(&mut engine, "web").0, Phase::Refused);
 }

@@ -41,7 +41,7 @@ use crate::edge::links::{self, LinksError};
 use crate::edge::metrics::Metrics;
 use crate::edge::nft;
 use crate::edge::snapshot::{self, Keeper};
-use crate::edge::state::{StateDir, StateError};
+use crate::edge::state::{Saver, StateDir, StateError};
 use crate::edge::systemd;
 use crate::edge::vigil::Vigil;
 use peers::Peers;
@@ -74,6 +74,9 @@ pub enum Error {
     /// PINNACE_LISTEN cannot be bound.
     #[error(transparent)]
     Listen(#[from] http::ListenError),
+    /// A thread is gone without which nothing can be served.
+    #[error("the thread {0} ended; the rules stay, start Pinnace again")]
+    Ended(&'static str),
     /// A thread, signal handler or watch could not be set up.
     #[error("{0}: {1}")]
     Io(&'static str, #[source] io::Error),
@@ -120,8 +123,14 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 let snapshot = Arc::new(interfaces.borrow_and_update().clone());
                 node.interfaces_changed(snapshot);
             },
-            Some(heard) = inputs.heard.recv() => node.handle(Event::Announcer(heard)),
-            Some(report) = inputs.reports.recv() => node.reported(report),
+            heard = inputs.heard.recv() => match heard {
+                Some(heard) => node.handle(Event::Announcer(heard)),
+                None => break Some(Error::Ended("that answers ARP and NDP")),
+            },
+            report = inputs.reports.recv() => match report {
+                Some(report) => node.reported(report),
+                None => break Some(Error::Ended("that owns the rule set")),
+            },
             Some(query) = inputs.queries.recv() => node.answer(query),
             _ = tick.tick() => node.tick(),
             () = deadline => node.handle(Event::Tick),
@@ -135,7 +144,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         }
     };
     node.hand_over(&mut inputs.heard).await;
-    node.stop(&settings).await;
+    // Whoever starts us again finds connections going on. Only a stop that was asked for takes the rules away.
+    node.stop(if failure.is_some() { OnExit::Keep } else { settings.on_exit }).await;
     failure.map_or(Ok(()), Err)
 }
 
@@ -164,7 +174,7 @@ struct Node {
     desired: watch::Sender<Desired>,
     announcer: std::thread::JoinHandle<()>,
     counters: Arc<l2::Counters>,
-    state_dir: StateDir,
+    saver: Saver<Allocations>,
     /// Of the snapshot; None where manifests are on disk anyway.
     keeper: Option<Keeper>,
     metrics: Arc<Metrics>,
@@ -200,6 +210,8 @@ impl Node {
         }
         let engine = Engine::new(engine_settings(settings), allocations);
         let keeper = settings.manifests.is_none().then(|| Keeper::new(&settings.state_dir));
+        let failed = |error| error!(%error, "cannot write the state directory: addresses may change at the next start");
+        let saver = Saver::spawn(state_dir, failed).map_err(|e| Error::Io("cannot start a thread", e))?;
         let node = Node {
             engine,
             epoch: Instant::now(),
@@ -207,7 +219,7 @@ impl Node {
             desired,
             announcer,
             counters,
-            state_dir,
+            saver,
             keeper,
             metrics,
             announced_ready: false,
@@ -305,6 +317,8 @@ impl Node {
     fn tick(&mut self) {
         self.handle(Event::Tick);
         self.metrics.announcer(self.counters.totals());
+        self.peers.retry();
+        self.tell_systemd();
     }
 
     fn carry_out(&mut self, plan: Plan, since: Instant) {
@@ -329,10 +343,8 @@ impl Node {
             self.peers.leave();
         }
         self.writer.publish(plan.publications);
-        if plan.save
-            && let Err(error) = self.state_dir.save(self.engine.allocations())
-        {
-            error!(%error, "cannot write the state directory: addresses may change at the next start");
+        if plan.save {
+            self.saver.save(self.engine.allocations().clone());
         }
         // A start brings thousands: each is given back as it is written.
         for notice in plan.notices {
@@ -353,7 +365,6 @@ impl Node {
 
     fn tell_systemd(&mut self) {
         let summary = self.engine.summary();
-        self.metrics.engine(&summary);
         let line = systemd::serving(summary.serving, summary.addresses);
         let ready = self.engine.serving();
         if ready && !self.announced_ready {
@@ -375,6 +386,7 @@ impl Node {
                 state.uptime_seconds = self.epoch.elapsed().as_secs();
                 drop(reply.send(state));
             }
+            Query::Summary(reply) => drop(reply.send(self.engine.summary())),
             Query::Conditions(reply) => drop(reply.send(self.engine.conditions())),
             Query::Health(reply) => drop(reply.send(self.engine.healthy())),
             Query::Service(key, reply) => drop(reply.send(self.engine.service_health(&key))),
@@ -382,7 +394,7 @@ impl Node {
     }
 
     /// Announcements end first, so that nobody is sent here while the rules go.
-    async fn stop(self, settings: &Settings) {
+    async fn stop(self, on_exit: OnExit) {
         info!("stopping");
         systemd::stopping("withdrawing");
         self.writer.stop().await;
@@ -390,11 +402,12 @@ impl Node {
         if self.announcer.join().is_err() {
             error!("the announcer had panicked");
         }
-        let how = match settings.on_exit {
+        let how = match on_exit {
             OnExit::Remove => crate::edge::dataplane::OnExit::Remove,
             OnExit::Keep => crate::edge::dataplane::OnExit::Keep,
         };
         self.data_plane.stop(how);
+        self.saver.finish();
         if let Some(keeper) = self.keeper {
             keeper.finish(self.engine.index());
         }

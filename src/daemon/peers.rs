@@ -82,6 +82,13 @@ impl Peers {
         }
     }
 
+    /// Tries again what failed: the port may be free by now.
+    pub fn retry(&mut self) {
+        if self.failed.is_some() {
+            self.apply();
+        }
+    }
+
     fn start(&mut self) {
         let events = self.events_in.clone();
         match bfd::spawn(self.options.clone(), move |event| drop(events.send(event))) {

@@ -269,6 +269,10 @@ impl Seat {
 
     fn next_check(&self, ballot: &Ballot<'_>) -> Option<Duration> {
         let holder = match &self.holder {
+            // Its announcements may have been lost: it is asked before it is given up.
+            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Unseen => {
+                return self.check.is_none().then_some(self.heard + SILENCE - ASK * (u32::from(ASKS) + 1));
+            }
             Holder::Peer { node, .. } => Some(&**node),
             Holder::Stranger => return self.check.is_none().then_some(self.heard + SILENCE),
             // One that cannot hold it wants to know, too: people ask it.

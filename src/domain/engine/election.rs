@@ -34,6 +34,8 @@ pub(super) struct Election {
     told_interval: Option<Duration>,
     told_sessions: BTreeMap<IpAddr, Box<str>>,
     double: Option<IpAddr>,
+    /// There was a Node object of this node's.
+    pub member: bool,
 }
 
 /// After a stall, until somebody was heard again.
@@ -77,6 +79,7 @@ impl Engine {
     pub(super) fn nodes_changed(&mut self, interfaces: &Interfaces) {
         let own = interfaces.values().flat_map(|interface| &interface.addresses).map(|subnet| subnet.addr()).collect();
         let changed = self.membership.set_nodes(self.index.nodes(), &own);
+        self.election.member |= self.index.node(&self.settings.node).is_some();
         self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
         if !changed.nodes.is_empty() {
             self.mark_dead();
@@ -85,7 +88,10 @@ impl Engine {
 
     pub(super) fn peer(&mut self, event: PeerEvent, plan: &mut Plan) {
         match event {
-            PeerEvent::Neighbour { address, mac } => self.membership.neighbour(address, mac),
+            PeerEvent::Neighbour { address, mac } => {
+                self.membership.neighbour(address, mac);
+                self.judge_strangers(plan);
+            }
             PeerEvent::Liveness { address, state } => {
                 let changed = self.membership.liveness(address, state, self.now);
                 if changed.nodes.is_empty() {
@@ -258,10 +264,11 @@ impl Engine {
         self.membership.double()
     }
 
-    /// Works out who holds the address. `returned`: this node could not hold it a moment ago, because it was cut off from it.
+    /// Works out who holds the address. `returned`: this node could not hold it a moment ago, because it was cut off from it or from the
+    /// other nodes.
     pub(super) fn vote(&mut self, address: IpAddr, stance: Stance, returned: bool, plan: &mut Plan) {
         let Some(mut vip) = self.vips.remove(&address) else { return };
-        if returned && !self.membership.is_empty() {
+        if returned && !self.membership.is_empty() && *vip.seat.holder() != Holder::Me {
             vip.seat.listen(self.now, self.now + elect::LISTEN);
             self.election.fresh_until = self.now + elect::HOLD_OFF;
         }
@@ -376,7 +383,9 @@ impl Engine {
 
     /// A peer that speaks ARP or ND, but not BFD, is behind a filter.
     pub(super) fn peer_heard(&mut self, node: &str, plan: &mut Plan) {
-        if self.membership.heard(node, self.now) {
+        let blocked = self.membership.heard(node, self.now);
+        self.election.complete = self.election.complete.filter(|_| self.membership.complete());
+        if blocked {
             let message = self.membership.blocked_message(node);
             plan.notices.push(Notice { warning: true, service: None, reason: "BfdBlocked", message });
         }

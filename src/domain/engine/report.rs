@@ -128,6 +128,13 @@ impl Engine {
                     reasons
                         .push(Reason::new("Electing", format!("{address}: waiting for the other nodes before one of them answers for it")));
                 }
+                Some((Ok(_), Holder::Stranger)) => {
+                    if phase == Phase::Serving {
+                        phase = Phase::Pending;
+                    }
+                    let who = self.vips.get(address).map(stranger).unwrap_or_default();
+                    reasons.push(Reason::new("AddressInUse", format!("{address} is not announced by this node: {who}")));
+                }
                 _ => {}
             }
         }
@@ -195,10 +202,7 @@ impl Engine {
         let phase = match &vip.candidacy {
             _ if matches!(vip.seat.holder(), Holder::Me) && vip.candidacy.is_err() => AddressPhase::Announced,
             Ok(_) if matches!(vip.seat.holder(), Holder::Peer { .. }) => AddressPhase::Standby,
-            Ok(_) if matches!(vip.seat.holder(), Holder::Stranger) => {
-                let who = vip.foreign.map(|mac| format!(" ({})", crate::wire::ethernet::display(mac))).unwrap_or_default();
-                AddressPhase::NotAnnounced { reason: format!("another machine{who} answers for it") }
-            }
+            Ok(_) if matches!(vip.seat.holder(), Holder::Stranger) => AddressPhase::NotAnnounced { reason: stranger(vip) },
             Ok(_) if matches!(vip.seat.holder(), Holder::Nobody { .. }) => {
                 AddressPhase::NotAnnounced { reason: "nobody is known to answer for it yet; listening for who does".into() }
             }
@@ -242,4 +246,10 @@ impl Engine {
         };
         self.settings.pools.iter().map(pool).collect()
     }
+}
+
+/// Who has the address, when it is none of the nodes.
+fn stranger(vip: &Vip) -> String {
+    let who = vip.seat.station().or(vip.foreign).map(|mac| format!(" ({})", crate::wire::ethernet::display(mac))).unwrap_or_default();
+    format!("another machine{who} answers for it")
 }

@@ -12,7 +12,9 @@ use super::super::model::*;
 use super::super::plan::Plan;
 use super::super::pool;
 use super::super::status::Phase;
+use super::vips::SUSPICION;
 use super::*;
+use crate::wire::ethernet::Mac;
 
 pub(super) const T0: Duration = Duration::from_secs(1);
 
@@ -143,6 +145,66 @@ fn an_address_in_use_elsewhere_is_replaced_and_the_machine_named() {
     assert!(plan.notices.iter().any(|n| n.warning && n.message.contains("02:00:00:00:00:09")), "{:?}", plan.notices);
     let announced = plan.announcements.expect("the other address is tried");
     assert!(announced.contains_key(&vip(201)) && !announced.contains_key(&vip(200)));
+}
+
+fn node(n: u8) -> SourceChange {
+    let node = Node {
+        name: format!("node-{n}").into(),
+        internal: vec![IpAddr::from([10, 88, 0, 10 + n])],
+        external: Vec::new(),
+        pod_cidrs: Vec::new(),
+        zone: None,
+        excluded: None,
+        enable_lb: None,
+        pool: None,
+    };
+    SourceChange::Node(node.name.clone(), Some(Box::new(node)))
+}
+
+#[test]
+fn a_machine_heard_before_the_nodes_are_known_is_named_and_judged_when_they_are() {
+    const HEARD: Mac = [2, 0, 0, 0, 0, 9];
+    for peer in [HEARD, [2, 0, 0, 0, 0, 2]] {
+        let objects = vec![put(service("web")), node(1), node(2)];
+        let (mut engine, _) = started(settings("10.88.0.200-10.88.0.201", true), Allocations::default(), objects);
+        let heard = || Event::Announcer(AnnouncerEvent::Heard { vip: vip(200), ifindex: 2, mac: HEARD });
+        engine.handle(heard(), T0);
+        let state = engine.state();
+        assert_eq!(state.services[0].addresses, [vip(200)], "it may be the other node's, which would not follow to another address");
+        assert!(state.services[0].reasons.iter().any(|reason| reason.message.contains("02:00:00:00:00:09")), "{state:?}");
+        let plan = engine.handle(heard(), T0 + SUSPICION);
+        assert!(plan.notices.iter().any(|notice| notice.message.contains("02:00:00:00:00:09")), "{:?}", plan.notices);
+        let neighbour = PeerEvent::Neighbour { address: vip(12), mac: peer };
+        engine.handle(Event::Peer(neighbour), T0 + SUSPICION);
+        let kept = peer == HEARD;
+        assert_eq!(engine.state().services[0].addresses, [vip(if kept { 200 } else { 201 })], "{peer:?}");
+    }
+}
+
+#[test]
+fn the_last_node_whose_object_is_deleted_answers_for_nothing() {
+    let (mut engine, plan) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web")), node(1)]);
+    assert!(plan.announcements.is_some_and(|all| !all[&vip(200)].standby));
+    let plan = engine.handle(source(vec![SourceChange::Node("node-1".into(), None)]), T0);
+    assert!(plan.announcements.is_some_and(|all| all.is_empty()));
+    let plan = engine.handle(source(vec![node(1)]), T0);
+    assert!(plan.announcements.is_some_and(|all| !all[&vip(200)].standby));
+}
+
+#[test]
+fn a_node_whose_object_returns_listens_before_it_answers() {
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web")), node(1), node(2)]);
+    engine.handle(source(vec![SourceChange::Node("node-1".into(), None)]), T0 + Duration::from_secs(60));
+    let back = T0 + Duration::from_secs(90);
+    engine.handle(source(vec![node(1)]), back);
+    let answers = |engine: &Engine| engine.announcements.get(&vip(200)).is_some_and(|announcement| !announcement.standby);
+    let mut now = back;
+    while !answers(&engine) {
+        now = engine.next_deadline().expect("it waits for something");
+        assert!(now < back + elect::LISTEN * 2, "nobody was heard, so it answers");
+        engine.handle(Event::Tick, now);
+    }
+    assert!(now >= back + elect::LISTEN, "{now:?}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn print(text: &str) {
 fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<ExitCode, String> {
     match command {
         Command::Run => {
-            logging::init_logging(settings);
+            let _log = logging::init_logging(settings).map_err(|error| format!("cannot start a thread: {error}"))?;
             for warning in warnings {
                 tracing::warn!("{warning}");
             }

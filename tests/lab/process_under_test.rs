@@ -26,6 +26,7 @@ pub struct Pinnace {
     ns: Arc<Namespace>,
     directory: PathBuf,
     variables: BTreeMap<String, String>,
+    read: bool,
 }
 
 impl Pinnace {
@@ -46,7 +47,7 @@ impl Pinnace {
             ("PINNACE_LOG", "info".to_owned()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables }
+        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true }
     }
 
     /// Changes one variable.
@@ -61,13 +62,22 @@ impl Pinnace {
         self
     }
 
+    /// Its standard output and error are pipes that nobody empties.
+    pub fn unread(mut self) -> Pinnace {
+        self.read = false;
+        self
+    }
+
     /// Starts it and does not wait for anything.
     pub fn start(self) -> Running {
         let log = self.directory.join("log");
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
         let errors = file.try_clone().expect("dup");
         let mut command = self.command(&["run"]);
-        command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        command.stdin(Stdio::null());
+        // The child handle keeps the other ends open, and does not read them.
+        let (out, err) = if self.read { (file.into(), errors.into()) } else { (Stdio::piped(), Stdio::piped()) };
+        command.stdout(out).stderr(err);
         let child = self.ns.enter(|| command.spawn()).expect("start pinnace");
         Running { child, log, pinnace: self }
     }

@@ -357,7 +357,7 @@ fn a_thousand_services_and_a_hundred_addresses_leave_nine_hundred_with_a_reason_
     eventually("the others have a reason", PATIENCE, || {
         let status = running.pinnace().status()?;
         let services = status.0["services"].as_array().cloned().unwrap_or_default();
-        let told = services.iter().filter(|service| service["reasons"].to_string().contains("no free address in pool lan")).count();
+        let told = services.iter().filter(|service| service["reasons"].to_string().contains("address in pool lan (100 addresses)")).count();
         ensure(told == COUNT as usize - POOL, || format!("{told} of {}", services.len()))
     });
     thread::sleep(Duration::from_secs(20));

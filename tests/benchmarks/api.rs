@@ -147,7 +147,7 @@ fn changes(kubeconfig: &std::path::Path, mut monitors: [Monitor; 2], size: Size,
     let api = Api::open(kubeconfig.into())?;
     let mut manifests = Manifests::changing(size);
     let mut samples = Samples::default();
-    // kube-proxy says that it is healthy before the first rules of a large cluster are in the kernel, and there are more of them than the
+    // kube-proxy says that it is healthy before the first rules of a large cluster are in the kernel, and there may be more of them than the
     // kernel keeps to tell: changes do not count before one has been seen in both places.
     let (begin, mut seen) = (Instant::now(), false);
     for n in 0_usize.. {

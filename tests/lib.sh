@@ -80,8 +80,8 @@ find_go() {
 	PATH="$home/bin:$PATH"
 }
 
-# The control plane for tests with a cluster. Its path is in $PINNACE_CONTROL_PLANE afterwards.
+# The control plane for tests with a cluster; with `newest`, of the newest Kubernetes. Its path is in $PINNACE_CONTROL_PLANE afterwards.
 build_control_plane() {
-	PINNACE_CONTROL_PLANE=$(tests/control-plane/build.sh) || die "the control plane could not be built"
+	PINNACE_CONTROL_PLANE=$(tests/control-plane/build.sh "$@") || die "the control plane could not be built"
 	export PINNACE_CONTROL_PLANE
 }

@@ -19,10 +19,12 @@ use serde_json::{Value, json};
 use super::{Host, Namespace, patient};
 
 mod audit;
+mod bulk;
 mod objects;
 mod process;
 
 pub use audit::{Mark, Request};
+pub use bulk::{Api, create};
 pub use objects::{KubeProxy, ProxyMode};
 
 /// How long anything of the control plane may take that is waited for.

@@ -143,6 +143,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its settings, for asking it.
     pub fn pinnace(&self) -> &Pinnace {
         &self.pinnace

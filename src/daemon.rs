@@ -35,7 +35,6 @@ use crate::domain::model::Interfaces;
 use crate::domain::plan::{Notice, Plan};
 use crate::edge::dataplane::{DataPlane, Report};
 use crate::edge::http::{self, Query};
-use crate::edge::kube::credentials::Credentials;
 use crate::edge::l2::{self, Desired};
 use crate::edge::links::{self, LinksError};
 use crate::edge::metrics::Metrics;
@@ -45,9 +44,10 @@ use crate::edge::state::{Saver, StateDir, StateError};
 use crate::edge::systemd;
 use crate::edge::vigil::Vigil;
 use peers::Peers;
-pub(crate) use source::Started;
 pub use source::{NoSource, Source};
+pub(crate) use source::{Opened, Started};
 use writer::Writer;
+pub(crate) use writer::lease_namespace;
 
 /// What may wait in one channel for the engine. A full channel makes its sender wait.
 const QUEUE: usize = 64;
@@ -84,7 +84,7 @@ pub enum Error {
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(settings: Settings) -> Result<(), Error> {
-    let source = Source::choose(&settings)?;
+    let source = Source::choose(&settings)?.open(&settings).await?;
     let (state_dir, allocations) = open_state(&settings)?;
     let rules = nft::Writer::with_timeout(settings.dead_man)?;
     let listener = match settings.listen {
@@ -94,16 +94,12 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::Io("cannot handle SIGTERM", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::Io("cannot handle SIGINT", e))?;
 
-    let mut source = Started::new(source, &settings, QUEUE).await.map_err(|e| Error::Io("cannot use the source of Services", e))?;
+    let mut source = Started::new(source, &settings, QUEUE).map_err(|e| Error::Io("cannot use the source of Services", e))?;
     let (mut node, mut inputs) = Node::start(&settings, rules, state_dir, allocations, listener)?;
     let (interfaces_in, mut interfaces) = watch::channel(Interfaces::new());
     let mut links = tokio::spawn(links::run(interfaces_in));
-    if let Some(connection) = &source.connection {
-        let found = if matches!(connection.credentials(), Credentials::Found(_)) { ", found on this K3s host" } else { "" };
-        info!(server = %connection.server(), "serving from the Kubernetes API with {}{found}", connection.credentials());
-    }
     node.bridge(&mut source, &settings).await;
-    node.writer = Writer::start(source.connection.as_ref(), &settings);
+    node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
     let mut tick = interval(TICK);
     let mut watchdog = interval(systemd::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,7 +111,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
             events = source.next() => match events {
-                Ok(events) => node.source_changed(events),
+                Ok(events) => {
+                    // The credentials may be usable only now.
+                    node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
+                    node.source_changed(events);
+                }
                 Err(error) => break Some(Error::Io("the source of Services ended", error)),
             },
             () = tokio::time::sleep(snapshot.unwrap_or_default()), if snapshot.is_some() => node.keep(),
@@ -135,7 +135,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             _ = tick.tick() => node.tick(),
             () = deadline => node.handle(Event::Tick),
             event = node.peers.next() => node.peer(event),
-            events = node.writer.next() => events.into_iter().for_each(|event| node.handle(event)),
+            events = node.writer.next() => node.tenure_changed(events),
             _ = watchdog.tick() => systemd::watchdog(),
             ended = &mut links => break Some(ended.map_or_else(|e| Error::Io("the watch of interfaces ended", io::Error::other(e)), |r| match r {
                 Err(error) => Error::Links(error),
@@ -201,7 +201,7 @@ impl Node {
         let counters = Arc::new(l2::Counters::default());
         let config = announce::Config { probe_time: settings.probe, announce_interval: settings.announce_interval };
         let vigil = Arc::new(Vigil::default());
-        let peers = Peers::new(settings, vigil.clone());
+        let peers = Peers::new(settings, vigil.clone(), metrics.clone());
         let announcer =
             l2::spawn(desired_out, heard_in, config, counters.clone(), vigil).map_err(|e| Error::Io("cannot start a thread", e))?;
         let (queries_in, queries) = mpsc::channel(QUEUE);
@@ -246,6 +246,11 @@ impl Node {
                 keeper.seen(self.engine.revision());
             }
         }
+    }
+
+    fn tenure_changed(&mut self, events: Vec<Event>) {
+        events.into_iter().for_each(|event| self.handle(event));
+        self.metrics.writer(self.engine.role() == engine::Role::Writer, self.engine.holder());
     }
 
     fn peer(&mut self, event: PeerEvent) {

@@ -144,7 +144,7 @@ fn every_annotation_of_the_table_does_what_it_says() {
     let lab = Lab::new(0, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
-    let _running = start(&lab, &plane, &lab.node, false);
+    let running = start(&lab, &plane, &lab.node, false);
     let mut last = 209;
     for (index, (name, meaning, _)) in ANNOTATIONS.iter().enumerate() {
         let service_name = format!("row-{index}");
@@ -174,6 +174,11 @@ fn every_annotation_of_the_table_does_what_it_says() {
             }
             // Who answers is no matter of the status; elections have tests of their own.
             Meaning::PreferNodes => {}
+            Meaning::Ignore => {
+                apply("true");
+                running.wait_reason(&format!("default/{service_name}"), "is true: it is not served");
+                assert_eq!(published(&plane.get_json(&["service", &service_name])), Vec::<IpAddr>::new());
+            }
         }
     }
 }

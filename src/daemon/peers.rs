@@ -13,6 +13,7 @@ use crate::config::Settings;
 use crate::domain::membership::{DownReason, Liveness, PeerEvent};
 use crate::domain::model::Interfaces;
 use crate::edge::bfd::{self, Handle, Options, Realtime};
+use crate::edge::metrics::Metrics;
 use crate::edge::neighbours;
 use crate::edge::vigil::Vigil;
 use crate::wire::bfd::AuthenticationType;
@@ -30,6 +31,7 @@ pub(super) struct Peers {
     wanted: BTreeMap<IpAddr, Box<str>>,
     interfaces: Arc<Interfaces>,
     vigil: Arc<Vigil>,
+    metrics: Arc<Metrics>,
     events_in: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
     stations_wanted: watch::Sender<BTreeSet<IpAddr>>,
@@ -37,7 +39,7 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    pub fn new(settings: &Settings, vigil: Arc<Vigil>) -> Peers {
+    pub fn new(settings: &Settings, vigil: Arc<Vigil>, metrics: Arc<Metrics>) -> Peers {
         let authentication =
             settings.secret.clone().map(|key| Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key });
         let config = Config { interval: settings.bfd_interval, multiplier: settings.bfd_multiplier, authentication, ..Config::default() };
@@ -53,6 +55,7 @@ impl Peers {
             wanted: BTreeMap::new(),
             interfaces: Arc::default(),
             vigil,
+            metrics,
             events_in,
             events,
             stations_wanted,
@@ -101,6 +104,7 @@ impl Peers {
                     ),
                 }
                 self.failed = None;
+                self.metrics.bfd(handle.counters());
                 self.handle = Some(handle);
             }
             Err(error) => {
@@ -133,6 +137,7 @@ impl Peers {
         }
         let told = PeerEvent::of(&event)?;
         if let PeerEvent::Liveness { address, state } = &told {
+            self.metrics.bfd_session(*state == Liveness::Up);
             let node = self.wanted.get(address).map_or("?", |node| node);
             match state {
                 Liveness::Up => {

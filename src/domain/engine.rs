@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod api_tests;
 mod election;
+mod exclusion;
 mod place;
 mod report;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use super::publish::Publisher;
 use super::status::{Problem, Reason};
 use super::uplinks::{self, InterfacePattern, Uplinks};
 use election::Election;
+use exclusion::Exclusions;
 pub(in crate::domain) use place::list;
 use vips::Vip;
 
@@ -88,6 +90,8 @@ pub enum Event {
     Role(Role),
     /// The node that holds the Lease, as far as is known.
     Holder(Option<Box<str>>),
+    /// Err says why the Lease cannot be asked for, so that nobody gives addresses.
+    WriterHealth(Result<(), String>),
     /// What was to be published about a Service did not come to stand, and nobody tries it again.
     Unpublished {
         /// Which Service.
@@ -189,8 +193,10 @@ pub struct Engine {
     holder: Option<Box<str>>,
     publisher: Publisher,
     source_health: Result<(), String>,
+    writer_health: Result<(), String>,
     membership: Membership,
     election: Election,
+    exclusions: Exclusions,
 }
 
 impl Engine {
@@ -229,7 +235,9 @@ impl Engine {
             holder: None,
             publisher: Publisher::default(),
             source_health: Ok(()),
+            writer_health: Ok(()),
             election: Election::default(),
+            exclusions: Exclusions::default(),
         }
     }
 
@@ -253,6 +261,7 @@ impl Engine {
             Event::Holder(holder) => self.holder = holder,
             Event::Unpublished { key, resource_version, refusal } => self.unpublished(key, &resource_version, refusal, &mut plan),
             Event::SourceHealth(health) => self.source_health = health,
+            Event::WriterHealth(health) => self.writer_health = health,
             Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
@@ -272,6 +281,7 @@ impl Engine {
         if !(dying && plan.announcements.is_some()) {
             self.settle(&mut plan);
         }
+        self.tell_exclusions(&mut plan);
         self.keep_election(&mut plan);
         plan.rule_set.generation = self.generation;
         plan.save &= self.role == Role::Alone;
@@ -283,6 +293,9 @@ impl Engine {
         if self.role != role {
             self.role = role;
             self.publisher.clear();
+            if role == Role::Writer {
+                self.tell_exclusions_anew();
+            }
             self.dirty.extend(self.index.services().map(|s| s.key.clone()));
         }
     }
@@ -295,6 +308,11 @@ impl Engine {
     /// Whether this node holds the Lease.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// The node that holds the Lease, as far as is known.
+    pub fn holder(&self) -> Option<&str> {
+        self.holder.as_deref()
     }
 
     /// The objects as the source last told them.
@@ -334,11 +352,12 @@ impl Engine {
             let object = problem.object.as_ref().map(|object| format!(" {object}:")).unwrap_or_default();
             let message = format!("{}:{object} {}", problem.source, problem.reason);
             let reason = if self.settings.role == Role::Alone { "Manifest" } else { INVALID_OBJECT };
-            plan.notices.push(Notice { warning: !problem.note, service: None, reason, message });
+            plan.notices.push(Notice { warning: !problem.note, service: None, node: None, reason, message });
         }
         self.problems = problems;
         self.source_synced |= synced;
         if nodes {
+            self.exclusions.stale = true;
             self.surroundings_changed(plan);
         }
     }
@@ -372,7 +391,7 @@ impl Engine {
         let off = wanted && elect::ipv6_off(&interfaces, &self.uplinks);
         if off && !self.told_ipv6_off {
             let message = format!("{}: IPv6 addresses of the pools are not announced here, IPv4 is served", elect::IPV6_OFF);
-            plan.notices.push(Notice { warning: true, service: None, reason: "Ipv6Off", message });
+            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "Ipv6Off", message });
         }
         self.told_ipv6_off = off;
         self.nodes_changed(&interfaces);
@@ -443,9 +462,10 @@ impl Engine {
     }
 
     fn ours(&self, service: &Service) -> bool {
-        match &service.class {
+        let claimed = match &service.class {
             Some(class) => *class == self.settings.class,
             None => self.settings.claim_default,
-        }
+        };
+        claimed && !service.request.ignore
     }
 }

@@ -32,9 +32,11 @@ pub enum Subject {
     Node(Box<str>),
 }
 
-/// Who sends it: the writer about Services, so that each is told once, and what only one node can see that node, on itself or the Service.
+/// Who sends it: the writer about Services and Node objects, so that each is told once, and what only one node can see that node, on itself
+/// or the Service.
 pub fn told_by(notice: &Notice, role: Role) -> bool {
     match &notice.service {
+        _ if notice.node.is_some() => role == Role::Writer,
         Some(_) => role == Role::Writer || notice.reason == "AddressConflict",
         // Every node sees the same objects; their problems are in each one's log and status.
         None => notice.warning && notice.reason != INVALID_OBJECT,
@@ -344,8 +346,13 @@ mod tests {
 
     #[test]
     fn each_notice_is_told_by_one_node() {
-        let mut notice =
-            Notice { warning: false, service: Some(ObjectKey::new("a", "b")), reason: "EnsuredLoadBalancer", message: "".into() };
+        let mut notice = Notice {
+            warning: false,
+            service: Some(ObjectKey::new("a", "b")),
+            node: None,
+            reason: "EnsuredLoadBalancer",
+            message: "".into(),
+        };
         assert!(told_by(&notice, Role::Writer) && !told_by(&notice, Role::Follower));
         notice.reason = "AddressConflict";
         assert!(told_by(&notice, Role::Follower));

@@ -27,7 +27,12 @@ pub struct Pinnace {
     directory: PathBuf,
     variables: BTreeMap<String, String>,
     read: bool,
+    account: Option<PathBuf>,
 }
+
+/// Puts a directory where a kubelet mounts the service account, in a mount namespace of the program's own.
+const IN_POD: &str = "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && \
+    ln -s \"$1\" /run/secrets/kubernetes.io/serviceaccount && shift && exec \"$@\"";
 
 impl Pinnace {
     pub(super) fn new(lab: &Lab) -> Pinnace {
@@ -47,7 +52,7 @@ impl Pinnace {
             ("PINNACE_LOG", "info".to_owned()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true }
+        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None }
     }
 
     /// Changes one variable.
@@ -65,6 +70,12 @@ impl Pinnace {
     /// Its standard output and error are pipes that nobody empties.
     pub fn unread(mut self) -> Pinnace {
         self.read = false;
+        self
+    }
+
+    /// As in a pod: this directory is its service account (`token`, `ca.crt`, `namespace`).
+    pub fn with_account(mut self, directory: &Path) -> Pinnace {
+        self.account = Some(directory.to_owned());
         self
     }
 
@@ -129,7 +140,14 @@ impl Pinnace {
 
     // A clean environment: only what the test sets, so that nothing of the tester's shell reaches the program.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match &self.account {
+            None => Command::new(binary()),
+            Some(account) => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", IN_POD, "sh"]).args([account, &binary()]);
+                command
+            }
+        };
         command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(&self.variables);
         command
     }

@@ -92,6 +92,13 @@ impl Trio {
         &self.directory
     }
 
+    /// Pinnace on a node, with a log and state of its own, not yet started.
+    pub fn pinnace_on(&self, node: usize) -> Pinnace {
+        let directory = self.directory.join(&self.nodes[node].name);
+        fs::create_dir_all(&directory).expect("a directory for the node");
+        Pinnace::on(&self.nodes[node], &directory, &self.directory.join("manifests"))
+    }
+
     fn wire(&self) {
         let machines = || std::iter::once(&self.client).chain(&self.nodes);
         for host in machines().chain(&self.pods) {
@@ -204,11 +211,7 @@ impl Cluster {
     }
 
     fn pinnace(&self, node: usize) -> Pinnace {
-        let host = &self.trio.nodes[node];
-        let directory = self.trio.directory.join(&host.name);
-        fs::create_dir_all(&directory).expect("a directory for the node");
-        let pinnace = Pinnace::on(host, &directory, &self.trio.directory.join("manifests"));
-        self.settings.iter().fold(pinnace, |pinnace, (name, value)| pinnace.set(name, value))
+        self.settings.iter().fold(self.trio.pinnace_on(node), |pinnace, (name, value)| pinnace.set(name, value))
     }
 
     /// The process on a node.

@@ -131,7 +131,7 @@ impl Engine {
         if !held.is_empty() {
             let message =
                 format!("this node did not run for {} ms: it answers for nothing until it has heard who took over", late.as_millis());
-            plan.notices.push(Notice { warning: true, service: None, reason: "Stalled", message });
+            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "Stalled", message });
         }
         self.election.suspended = Some(Suspension { until, held, lost });
         self.election.listen_until = until;
@@ -183,7 +183,7 @@ impl Engine {
             self.election.double = double;
             if let Some(address) = double {
                 let message = membership::duplicate(&self.settings.node, address);
-                plan.notices.push(Notice { warning: true, service: None, reason: "DuplicateNode", message });
+                plan.notices.push(Notice { warning: true, service: None, node: None, reason: "DuplicateNode", message });
             }
             self.review_all(plan);
         }
@@ -387,7 +387,7 @@ impl Engine {
         self.election.complete = self.election.complete.filter(|_| self.membership.complete());
         if blocked {
             let message = self.membership.blocked_message(node);
-            plan.notices.push(Notice { warning: true, service: None, reason: "BfdBlocked", message });
+            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "BfdBlocked", message });
         }
     }
 }

@@ -31,7 +31,7 @@ impl Engine {
             peers: self.membership.statuses(self.now),
             writer: (self.settings.role != Role::Alone)
                 .then(|| WriterStatus { node: self.holder.as_deref().map(str::to_owned), here: self.role == Role::Writer }),
-            warnings: self.membership.warnings(),
+            warnings: self.membership.warnings().into_iter().chain(self.exclusion_warnings()).collect(),
             ..State::default()
         }
     }
@@ -55,7 +55,8 @@ impl Engine {
             Condition::when("RulesApplied", rules.is_empty(), rules),
         ];
         if self.settings.role != Role::Alone {
-            let health = self.source_health.clone().err().unwrap_or_default();
+            // Without an answer to anything, none about the Lease is no news.
+            let health = self.source_health.clone().and_then(|()| self.writer_health.clone()).err().unwrap_or_default();
             conditions.push(Condition::when(API_SERVER, health.is_empty(), health));
         }
         conditions

@@ -214,7 +214,7 @@ impl Engine {
             AnnouncerEvent::SocketFailed { ifindex, reason } => {
                 let name = self.interfaces.as_deref().and_then(|all| all.get(&ifindex)).map_or("?", |interface| &interface.name);
                 let message = format!("cannot announce on {name}: {reason}");
-                plan.notices.push(Notice { warning: true, service: None, reason: "AnnouncerFailed", message });
+                plan.notices.push(Notice { warning: true, service: None, node: None, reason: "AnnouncerFailed", message });
             }
         }
     }
@@ -284,7 +284,7 @@ impl Engine {
             "{address} is in use by another machine ({}) and is left alone; take it out of PINNACE_POOLS or give that machine another address",
             display(mac)
         );
-        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressInUse", message });
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), node: None, reason: "AddressInUse", message });
     }
 
     /// Another machine claims what we announce.
@@ -296,6 +296,6 @@ impl Engine {
         vip.foreign = Some(mac);
         let mac = display(mac);
         let message = format!("another machine ({mac}) also answers for {address}, so clients reach either; stop it there");
-        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressConflict", message });
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), node: None, reason: "AddressConflict", message });
     }
 }

@@ -21,6 +21,9 @@ pub const NAME: &str = "pinnace";
 /// How often credentials that may not write are tried again: somebody may have given them the right.
 const FORBIDDEN_RETRY: Duration = Duration::from_secs(600);
 
+/// One request about the Lease may fail; so many in a row are told.
+const FAILURES: u32 = 2;
+
 /// What the engine is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tenure {
@@ -28,6 +31,8 @@ pub struct Tenure {
     pub writer: bool,
     /// The holder's node, as far as is known.
     pub holder: Option<Box<str>>,
+    /// Why nothing can be said about the Lease, again and again: nobody can write while its store does not answer.
+    pub trouble: Option<String>,
 }
 
 /// Until when a write may begin; None: this process is not the writer.
@@ -76,17 +81,26 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
     let mut told = Tenure::default();
     // Until when credentials that may not write are not tried again; what was said about them.
     let (mut barred, mut complained) = (None::<Instant>, false);
+    let (mut trouble, mut failures) = (None::<String>, 0u32);
+    // When the Lease was acquired, as it says.
+    let mut since = None;
     loop {
         // The right ends by itself while a request is under way or the next one is waited for.
         ends.right.send_replace(machine.writes_until().map(|until| epoch + until));
         let tenure = Tenure {
             writer: machine.may_write(epoch.elapsed()),
             holder: machine.holder().map(|holder| holder.rsplit_once('_').map_or(holder, |(node, _)| node).into()),
+            trouble: trouble.clone().filter(|_| failures >= FAILURES),
         };
         if tenure != told {
             match (tenure.writer, told.writer) {
                 (true, false) => info!("this node gives addresses to Services and writes their status"),
                 (false, true) => info!("this node no longer gives addresses to Services"),
+                _ => {}
+            }
+            match (&tenure.trouble, &told.trouble) {
+                (Some(why), None) => warn!("{why}"),
+                (None, Some(_)) => info!("the API server answers again about the Lease {NAME}"),
                 _ => {}
             }
             told = tenure.clone();
@@ -103,15 +117,18 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
             Woken::Forbidden(why) => {
                 // Somebody else may be allowed to. We go on serving.
                 complain(&mut complained, "the status of Services", &why);
-                release(&api, &mut machine, &identity).await;
+                release(&api, &mut machine, &identity, &mut since).await;
                 barred = Some(Instant::now() + FORBIDDEN_RETRY);
                 continue;
             }
             Woken::ByTime | Woken::ByRenewal => barred = None,
         }
         let Some(request) = machine.request(epoch.elapsed()) else { continue };
-        let outcome = match send(&api, &request, &identity).await {
-            Ok(outcome) => outcome,
+        let outcome = match send(&api, &request, &identity, &mut since).await {
+            Ok(outcome) => {
+                trouble = (outcome == Outcome::Failed).then(|| unanswered(&format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())));
+                outcome
+            }
             Err(Failure::Forbidden(why)) => {
                 complain(&mut complained, &format!("Leases in namespace {namespace}"), &why);
                 barred = Some(Instant::now() + FORBIDDEN_RETRY);
@@ -119,15 +136,23 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
             }
             Err(failure) => {
                 debug!(?failure, "no answer about the Lease");
+                trouble = Some(unanswered(&format!("{failure:?}")));
                 Outcome::Failed
             }
         };
+        failures = if outcome == Outcome::Failed { failures + 1 } else { 0 };
         let chance = random() as f64 / u64::MAX as f64;
         machine.outcome(&request, outcome, epoch.elapsed(), chance);
     }
     ends.right.send_replace(None);
-    release(&api, &mut machine, &identity).await;
+    release(&api, &mut machine, &identity, &mut since).await;
     Ok(())
+}
+
+fn unanswered(why: &str) -> String {
+    format!(
+        "the API server does not keep the Lease {NAME} ({why}): its store (etcd) may be down; no address is given and no status written meanwhile"
+    )
 }
 
 fn complain(complained: &mut bool, what: &str, why: &str) {
@@ -136,30 +161,32 @@ fn complain(complained: &mut bool, what: &str, why: &str) {
     }
 }
 
-async fn release(api: &Api<Lease>, machine: &mut Machine, identity: &str) {
+async fn release(api: &Api<Lease>, machine: &mut Machine, identity: &str, since: &mut Option<MicroTime>) {
     if let Some(release) = machine.release()
-        && let Err(failure) = send(api, &release, identity).await
+        && let Err(failure) = send(api, &release, identity, since).await
     {
         warn!(?failure, "cannot release the Lease: another node takes it over when it has expired");
     }
 }
 
-async fn send(api: &Api<Lease>, request: &Request, identity: &str) -> Result<Outcome, Failure> {
+/// `since` is its `acquireTime` as read last, which a renewal keeps. One request each: an API server that takes seconds must not take twice as many.
+async fn send(api: &Api<Lease>, request: &Request, identity: &str, since: &mut Option<MicroTime>) -> Result<Outcome, Failure> {
     let parameters = PostParams::default();
     let answer = async {
         match request {
             Request::Get => api.get(NAME).await,
             Request::Create => api.create(&parameters, &lease(None, identity, 0, true, None)).await,
             Request::Update { version, holder, transitions, acquired } => {
-                // What others keep in it, and the time it was acquired, stays.
-                let before = if *acquired { None } else { api.get(NAME).await?.spec.and_then(|spec| spec.acquire_time) };
-                api.replace(NAME, &parameters, &lease(Some(version), holder, *transitions, *acquired, before)).await
+                api.replace(NAME, &parameters, &lease(Some(version), holder, *transitions, *acquired, since.clone())).await
             }
         }
     };
     match timeout(REQUEST_TIMEOUT, answer).await {
         Err(_) => Ok(Outcome::Failed),
-        Ok(Ok(lease)) => Ok(Outcome::Is(observed(lease))),
+        Ok(Ok(lease)) => {
+            *since = lease.spec.as_ref().and_then(|spec| spec.acquire_time.clone());
+            Ok(Outcome::Is(observed(lease)))
+        }
         Ok(Err(error)) => match Failure::of(&error) {
             Failure::Status(404, _) => Ok(Outcome::Absent),
             Failure::Status(409, _) => Ok(Outcome::Conflict),

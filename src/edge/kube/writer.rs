@@ -1,5 +1,6 @@
 //! Starts what a node needs to become the writer: one task for the Lease, one for the statuses.
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::warn;
@@ -17,6 +18,8 @@ pub struct Writer {
     pub publications: mpsc::UnboundedSender<Publications>,
     /// For people, as Events.
     pub events: mpsc::Sender<Told>,
+    /// Counts the Events that were never sent.
+    pub dropped: Counter,
     /// What was not written.
     pub losses: mpsc::UnboundedReceiver<Lost>,
     stop: oneshot::Sender<()>,
@@ -25,7 +28,7 @@ pub struct Writer {
 
 impl Writer {
     /// Begins to compete for the Lease in `namespace`, on behalf of `node`. To be called within a runtime.
-    pub fn start(connection: &Connection, namespace: String, node: String) -> Writer {
+    pub fn start(connection: &Connection, namespace: String, node: String, dropped: Counter) -> Writer {
         let (tenures_in, tenures) = mpsc::channel(4);
         // Unbounded, but a plan names each Service once and the engine publishes only once for each version of it.
         let (publications, wanted) = mpsc::unbounded_channel();
@@ -35,10 +38,10 @@ impl Writer {
         let (forbidden_in, forbidden) = mpsc::channel(1);
         let client = connection.client();
         tokio::spawn(status::run(client.clone(), wanted, right, losses_in, forbidden_in));
-        let events = events::start(client.clone(), &node);
+        let events = events::start(client.clone(), &node, dropped.clone());
         let ends = Ends { tenures: tenures_in, right: right_in, forbidden, renewals: connection.renewals(), stop: stopped };
         let lease = tokio::spawn(lease::run(client, namespace, node, ends));
-        Writer { tenures, publications, events, losses, stop, lease }
+        Writer { tenures, publications, events, dropped, losses, stop, lease }
     }
 
     /// Releases the Lease, so that nobody has to wait until it expires.

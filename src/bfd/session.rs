@@ -13,7 +13,7 @@ use crate::wire::bfd::{Diagnostic, Repr, State};
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 /// A farewell is said so often, for packets are lost, and so long after the one before: with the default intervals the last one arrives before the
 /// other side has waited for us in vain.
-pub(super) const FAREWELLS: u8 = 3;
+const FAREWELLS: u8 = 3;
 const FAREWELL_INTERVAL: Duration = Duration::from_millis(25);
 /// No interval is longer, whatever was measured.
 pub(super) const LONGEST: Duration = Duration::from_secs(1);

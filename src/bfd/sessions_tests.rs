@@ -270,8 +270,8 @@ fn a_stall_is_measured_by_what_peers_wait_for() {
 fn late_wakes_raise_the_multiplier() {
     let (mut sessions, heard) = up(Config::default());
     let speak = |sessions: &mut Sessions, now| {
-        sessions.handle(&received(2, 9, &heard.to_vec()), ms(now));
-        sessions.poll(ms(now)).packets.last().map(parsed)
+        let answer = sessions.handle(&received(2, 9, &heard.to_vec()), ms(now)).packets;
+        [answer, sessions.poll(ms(now)).packets].concat().last().map(parsed)
     };
     assert_eq!(sessions.woke(ms(5000), ms(10_000)).events.len(), 1);
     speak(&mut sessions, 10_000);

@@ -19,6 +19,9 @@ use crate::wire::ethernet::{Mac, display};
 /// How long an address that another machine was seen to use is left alone before it is tried again.
 const CONFLICT_HOLD: Duration = Duration::from_secs(300);
 
+/// Another machine that was heard to use an address is said to do so for this long after it was last heard.
+pub(super) const FOREIGN_FOR: Duration = Duration::from_secs(60);
+
 /// A virtual address that Services hold.
 #[derive(Debug)]
 pub(super) struct Vip {
@@ -30,6 +33,8 @@ pub(super) struct Vip {
     pub probe: bool,
     /// Another machine that was heard to use it after we did.
     pub foreign: Option<Mac>,
+    /// When that was last.
+    pub foreign_heard: Duration,
     /// The interfaces on which this node may announce it, or why none.
     pub candidacy: Result<Vec<u32>, Ineligible>,
     /// Who holds it, and whether this node should.
@@ -50,6 +55,7 @@ impl Engine {
                 clear: !(probe && reachable),
                 probe,
                 foreign: None,
+                foreign_heard: Duration::ZERO,
                 candidacy: Ok(Vec::new()),
                 seat: self.new_seat(),
                 deadline: None,
@@ -238,10 +244,11 @@ impl Engine {
     /// Another machine claims what we announce.
     fn contested(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
         let Some(vip) = self.vips.get_mut(&address) else { return };
-        if vip.foreign == Some(mac) {
+        let known = vip.foreign == Some(mac) && self.now < vip.foreign_heard + FOREIGN_FOR;
+        (vip.foreign, vip.foreign_heard) = (Some(mac), self.now);
+        if known {
             return;
         }
-        vip.foreign = Some(mac);
         let mac = display(mac);
         let message = format!("another machine ({mac}) also answers for {address}, so clients reach either; stop it there");
         plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressConflict", message });

@@ -215,6 +215,32 @@ fn a_stalled_owner_says_nothing_for_an_address_that_moved() {
     }
 }
 
+#[test]
+fn a_stall_that_nobody_noticed_changes_nothing() {
+    for seed in 1..=40 {
+        let mut world = quiet(seed, 2 + seed as usize % 4);
+        world.bounds = (Duration::ZERO, ms(200));
+        let victim = world.owners(world.vips[0])[0];
+        let before: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
+        world.fault_at(ms(20_000), Fault::Freeze(victim));
+        world.fault_at(ms(20_100), Fault::Thaw(victim, ms(100)));
+        world.run(ms(25_000));
+        peaceful(&mut world, &before);
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+    }
+}
+
+#[test]
+fn when_power_returns_to_all_nodes_no_two_of_them_own_an_address() {
+    for seed in 1..=60 {
+        let mut world = World::new(seed, 2 + seed as usize % 4, 3);
+        world.bounds.0 = ms(50);
+        world.boot([10, 500, 3_000][seed as usize % 3]);
+        world.run(ms(20_000));
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+    }
+}
+
 /// Every shape: each way to put the nodes on sides, whatever the sides are called.
 fn shapes(nodes: usize) -> Vec<Vec<u8>> {
     let mut shapes = vec![vec![0u8]];

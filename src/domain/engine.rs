@@ -8,6 +8,8 @@
 mod api_tests;
 mod election;
 mod exclusion;
+#[cfg(test)]
+mod expiry_tests;
 mod place;
 mod report;
 #[cfg(test)]
@@ -260,13 +262,19 @@ impl Engine {
             Event::Role(role) => self.role_changed(role),
             Event::Holder(holder) => self.holder = holder,
             Event::Unpublished { key, resource_version, refusal } => self.unpublished(key, &resource_version, refusal, &mut plan),
-            Event::SourceHealth(health) => self.source_health = health,
+            Event::SourceHealth(health) => {
+                if health.is_ok() && self.source_health.is_err() {
+                    self.source_returned();
+                }
+                self.source_health = health;
+            }
             Event::WriterHealth(health) => self.writer_health = health,
             Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
                 }
+                self.expire_dead();
                 self.dirty.extend(self.publisher.expired(now));
                 self.dirty.extend(self.publisher.retries(now));
             }

@@ -407,24 +407,28 @@ impl World {
         self.hosts[node].frozen = false;
         // The sessions know by themselves that they slept.
         self.round(node);
-        let modelled = self.detection == Detection::Timing;
-        if modelled && late >= ms(150) {
+        // Peers may have waited since up to an interval before it began.
+        let stalled = self.detection == Detection::Timing && late >= ms(100);
+        if stalled {
             self.tell(node, Some(Event::Peer(PeerEvent::Stalled { late })));
         }
         for frame in std::mem::take(&mut self.hosts[node].backlog) {
             self.frame(node, &frame);
         }
-        for other in 0..self.hosts.len() {
-            if self.up.contains(&(node, other)) && !self.up.contains(&(other, node)) {
+        // Not before the sessions were heard, or have ended, which is told of at two addresses.
+        let mut caught_up = self.now + self.random.time(10, 60);
+        for other in (0..self.hosts.len()).filter(|other| self.up.contains(&(node, *other))).collect::<Vec<_>>() {
+            if !self.up.contains(&(other, node)) {
                 let at = self.now + self.random.time(1, 50);
                 self.at(at, Happening::Neighbour(node, other));
+                caught_up = caught_up.max(at + ms(4));
+            } else if !self.hears(node, other) {
+                caught_up = caught_up.max(self.now + ms(165));
             }
         }
-        if modelled && late >= ms(150) {
-            // Not before the sessions were heard, or timed out.
-            let at = self.now + self.random.time(170, 250);
+        if stalled {
             let life = self.hosts[node].life;
-            self.at(at, Happening::Peer(node, life, PeerEvent::CaughtUp));
+            self.at(caught_up, Happening::Peer(node, life, PeerEvent::CaughtUp));
         }
         self.tell(node, None);
     }
@@ -527,7 +531,7 @@ impl World {
             eprintln!("{world:?}     {node} asks {:?}", plan.asks);
         }
         for (vip, station) in plan.asks {
-            process.announcer.ask(vip, station);
+            process.announcer.ask(vip, station, now);
         }
     }
 

@@ -191,6 +191,18 @@ impl Seat {
         *self = Seat { shunned, ..Seat::new(now, until) };
     }
 
+    /// The same without a question, for a holder that asks gives up: so nobody else takes over on that account.
+    pub fn suspend(&mut self, now: Duration, until: Duration) {
+        self.listen(now, until);
+        self.check = None;
+    }
+
+    /// After [`Seat::suspend`], when what was believed before is void: asks, and claims nothing before there was time to answer.
+    pub fn inquire(&mut self, now: Duration) {
+        self.listen = (now, self.listen.1.max(now + ASK * 4));
+        self.check = Some(Check { sent: 0, due: now });
+    }
+
     /// Nothing happened meanwhile: what was held is held on, unless somebody was heard.
     pub fn resume(&mut self) {
         if matches!(self.holder, Holder::Nobody { .. }) {
@@ -354,12 +366,13 @@ impl Seat {
         (self.station, self.heard, self.check, self.leaving) = (Some(mac), now, None, None);
     }
 
-    /// A peer asks whether anybody has the address: it has not. To be followed by [`Seat::decide`].
+    /// A peer asks whether anybody has the address: it has not. To be followed by [`Seat::decide`]. One that was not believed to have it has said
+    /// nothing that could still be under way: when it claims, it is believed.
     pub fn asked(&mut self, node: &str, now: Duration) {
         if matches!(&self.holder, Holder::Peer { node: holder, .. } if **holder == *node) {
             self.vacate(now);
+            self.shunned = Some((node.into(), now + SHUN));
         }
-        self.shunned = Some((node.into(), now + SHUN));
     }
 }
 

@@ -11,7 +11,7 @@ use super::super::status::{
     Summary, WriterStatus,
 };
 use super::place::NO_ADDRESS_YET;
-use super::vips::Vip;
+use super::vips::{FOREIGN_FOR, Vip};
 use super::{Engine, Placement, Role, Verdict};
 
 /// The condition that says how the API server is; only where it is the source.
@@ -209,7 +209,7 @@ impl Engine {
             }
             Err(why) => AddressPhase::NotAnnounced { reason: why.to_string() },
             Ok(_) if !vip.clear => AddressPhase::Probing,
-            Ok(_) => match vip.foreign {
+            Ok(_) => match vip.foreign.filter(|_| self.now < vip.foreign_heard + FOREIGN_FOR) {
                 Some(mac) => AddressPhase::Contested { mac: crate::wire::ethernet::display(mac) },
                 None => AddressPhase::Announced,
             },

@@ -40,7 +40,7 @@ pub(super) fn put(service: Service) -> SourceChange {
     SourceChange::Service(service.key.clone(), Some(Box::new(service)))
 }
 
-fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
+pub(super) fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
     let endpoint = |(address, node): &(&str, &str)| Endpoint {
         address: address.parse().expect("address of the test"),
         node: Some((*node).into()),

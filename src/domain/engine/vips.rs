@@ -21,6 +21,9 @@ const CONFLICT_HOLD: Duration = Duration::from_secs(300);
 /// For how long a machine may answer for an address, while not every peer's station is known, until that is said.
 pub(super) const SUSPICION: Duration = Duration::from_secs(5);
 
+/// Another machine that was heard to use an address is said to do so for this long after it was last heard.
+pub(super) const FOREIGN_FOR: Duration = Duration::from_secs(60);
+
 /// A virtual address that Services hold.
 #[derive(Debug)]
 pub(super) struct Vip {
@@ -34,6 +37,8 @@ pub(super) struct Vip {
     pub foreign: Option<Mac>,
     /// A machine that was heard while some peer's station was not known, since when: it may be that peer.
     pub suspect: Option<(Mac, Duration)>,
+    /// When that was last.
+    pub foreign_heard: Duration,
     /// The interfaces on which this node may announce it, or why none.
     pub candidacy: Result<Vec<u32>, Ineligible>,
     /// Who holds it, and whether this node should.
@@ -55,6 +60,7 @@ impl Engine {
                 probe,
                 foreign: None,
                 suspect: None,
+                foreign_heard: Duration::ZERO,
                 candidacy: Ok(Vec::new()),
                 seat: self.new_seat(),
                 deadline: None,
@@ -234,13 +240,17 @@ impl Engine {
         let Some(vip) = self.vips.get_mut(&address) else { return };
         let since = vip.suspect.filter(|(known, _)| *known == mac).map_or(now, |(_, since)| since);
         vip.suspect = Some((mac, since));
-        if now < since + SUSPICION || vip.foreign == Some(mac) {
+        if now < since + SUSPICION {
             return;
         }
-        vip.foreign = Some(mac);
+        let known = vip.foreign == Some(mac) && now < vip.foreign_heard + FOREIGN_FOR;
+        (vip.foreign, vip.foreign_heard) = (Some(mac), now);
+        if known {
+            return;
+        }
         let mac = display(mac);
         let message = format!("another machine ({mac}), none of the nodes that could be found, answers for {address}: it is left alone");
-        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressInUse", message });
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), node: None, reason: "AddressInUse", message });
     }
 
     /// A peer's station was learned: who was heard before may be that peer, or is now known to be a stranger.
@@ -290,10 +300,11 @@ impl Engine {
     /// Another machine claims what we announce.
     fn contested(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
         let Some(vip) = self.vips.get_mut(&address) else { return };
-        if vip.foreign == Some(mac) {
+        let known = vip.foreign == Some(mac) && self.now < vip.foreign_heard + FOREIGN_FOR;
+        (vip.foreign, vip.foreign_heard) = (Some(mac), self.now);
+        if known {
             return;
         }
-        vip.foreign = Some(mac);
         let mac = display(mac);
         let message = format!("another machine ({mac}) also answers for {address}, so clients reach either; stop it there");
         plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), node: None, reason: "AddressConflict", message });

@@ -155,7 +155,7 @@ fn one_change_among_many() {
 
 #[test]
 fn many_services_added_at_once() {
-    let add = |more| {
+    let add = |more: u32| {
         least(|| {
             let (mut engine, _) = started(4000);
             let event = source((4000..4000 + more).map(|n| service(n, 80)).collect());

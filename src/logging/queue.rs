@@ -142,7 +142,7 @@ mod tests {
         let (open, gate) = mpsc::channel();
         let (taken, written) = mpsc::channel();
         let (say, said) = mpsc::channel();
-        let queue = Queue::start(Gate(gate, taken), move |lost| drop(say.send(lost))).unwrap();
+        let queue = Queue::start(Gate(gate, taken), move |lost| _ = say.send(lost)).unwrap();
         let line = [b'x'; 1024];
         // The first may be in the thread's hands, and does not count.
         for _ in 0..2 + CAPACITY / line.len() + 10 {

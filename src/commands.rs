@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::Settings;
-use crate::daemon::{self, Source, Started};
+use crate::daemon::{self, Opened, Source, Started};
 use crate::domain::engine::{Engine, Event};
 use crate::domain::ipam::Allocations;
 use crate::domain::model::Family;
@@ -48,7 +48,11 @@ pub fn live() -> Result<Vec<Table>, String> {
 /// The rules that would be there: the same engine over the same sources, with nothing carried out. New addresses count as probed.
 pub async fn planned(settings: &Settings) -> Result<Vec<Table>, String> {
     let source = Source::choose(settings).map_err(|error| error.to_string())?;
-    let mut source = Started::new(source, settings, 1).await.map_err(|error| error.to_string())?;
+    let source = match source.open(settings).await.map_err(|error| error.to_string())? {
+        Opened::Unusable(_, why) => return Err(why),
+        opened => opened,
+    };
+    let mut source = Started::new(source, settings, 1).map_err(|error| error.to_string())?;
     let saved = state::read::<Allocations>(&settings.state_dir).value.unwrap_or_default();
     let mut engine_settings = daemon::engine_settings(settings);
     engine_settings.probe = false;

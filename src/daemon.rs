@@ -35,19 +35,19 @@ use crate::domain::model::Interfaces;
 use crate::domain::plan::{Notice, Plan};
 use crate::edge::dataplane::{DataPlane, Report};
 use crate::edge::http::{self, Query};
-use crate::edge::kube::credentials::Credentials;
 use crate::edge::l2::{self, Desired};
 use crate::edge::links::{self, LinksError};
 use crate::edge::metrics::Metrics;
 use crate::edge::nft;
 use crate::edge::snapshot::{self, Keeper};
-use crate::edge::state::{StateDir, StateError};
+use crate::edge::state::{Saver, StateDir, StateError};
 use crate::edge::systemd;
 use crate::edge::vigil::Vigil;
 use peers::Peers;
-pub(crate) use source::Started;
 pub use source::{NoSource, Source};
+pub(crate) use source::{Opened, Started};
 use writer::Writer;
+pub(crate) use writer::lease_namespace;
 
 /// What may wait in one channel for the engine. A full channel makes its sender wait.
 const QUEUE: usize = 64;
@@ -74,6 +74,9 @@ pub enum Error {
     /// PINNACE_LISTEN cannot be bound.
     #[error(transparent)]
     Listen(#[from] http::ListenError),
+    /// A thread is gone without which nothing can be served.
+    #[error("the thread {0} ended; the rules stay, start Pinnace again")]
+    Ended(&'static str),
     /// A thread, signal handler or watch could not be set up.
     #[error("{0}: {1}")]
     Io(&'static str, #[source] io::Error),
@@ -81,7 +84,7 @@ pub enum Error {
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(settings: Settings) -> Result<(), Error> {
-    let source = Source::choose(&settings)?;
+    let source = Source::choose(&settings)?.open(&settings).await?;
     let (state_dir, allocations) = open_state(&settings)?;
     let rules = nft::Writer::with_timeout(settings.dead_man)?;
     let listener = match settings.listen {
@@ -91,16 +94,12 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::Io("cannot handle SIGTERM", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::Io("cannot handle SIGINT", e))?;
 
-    let mut source = Started::new(source, &settings, QUEUE).await.map_err(|e| Error::Io("cannot use the source of Services", e))?;
+    let mut source = Started::new(source, &settings, QUEUE).map_err(|e| Error::Io("cannot use the source of Services", e))?;
     let (mut node, mut inputs) = Node::start(&settings, rules, state_dir, allocations, listener)?;
     let (interfaces_in, mut interfaces) = watch::channel(Interfaces::new());
     let mut links = tokio::spawn(links::run(interfaces_in));
-    if let Some(connection) = &source.connection {
-        let found = if matches!(connection.credentials(), Credentials::Found(_)) { ", found on this K3s host" } else { "" };
-        info!(server = %connection.server(), "serving from the Kubernetes API with {}{found}", connection.credentials());
-    }
     node.bridge(&mut source, &settings).await;
-    node.writer = Writer::start(source.connection.as_ref(), &settings);
+    node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
     let mut tick = interval(TICK);
     let mut watchdog = interval(systemd::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -112,7 +111,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
             events = source.next() => match events {
-                Ok(events) => node.source_changed(events),
+                Ok(events) => {
+                    // The credentials may be usable only now.
+                    node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
+                    node.source_changed(events);
+                }
                 Err(error) => break Some(Error::Io("the source of Services ended", error)),
             },
             () = tokio::time::sleep(snapshot.unwrap_or_default()), if snapshot.is_some() => node.keep(),
@@ -120,13 +123,19 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 let snapshot = Arc::new(interfaces.borrow_and_update().clone());
                 node.interfaces_changed(snapshot);
             },
-            Some(heard) = inputs.heard.recv() => node.heard(heard),
-            Some(report) = inputs.reports.recv() => node.reported(report),
+            heard = inputs.heard.recv() => match heard {
+                Some(heard) => node.heard(heard),
+                None => break Some(Error::Ended("that answers ARP and NDP")),
+            },
+            report = inputs.reports.recv() => match report {
+                Some(report) => node.reported(report),
+                None => break Some(Error::Ended("that owns the rule set")),
+            },
             Some(query) = inputs.queries.recv() => node.answer(query),
             _ = tick.tick() => node.tick(),
             () = deadline => node.handle(Event::Tick),
             event = node.peers.next() => node.peer(event),
-            events = node.writer.next() => events.into_iter().for_each(|event| node.handle(event)),
+            events = node.writer.next() => node.tenure_changed(events),
             _ = watchdog.tick() => systemd::watchdog(),
             ended = &mut links => break Some(ended.map_or_else(|e| Error::Io("the watch of interfaces ended", io::Error::other(e)), |r| match r {
                 Err(error) => Error::Links(error),
@@ -135,7 +144,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         }
     };
     node.hand_over(&mut inputs.heard).await;
-    node.stop(&settings).await;
+    // Whoever starts us again finds connections going on. Only a stop that was asked for takes the rules away.
+    node.stop(if failure.is_some() { OnExit::Keep } else { settings.on_exit }).await;
     failure.map_or(Ok(()), Err)
 }
 
@@ -164,7 +174,7 @@ struct Node {
     desired: watch::Sender<Desired>,
     announcer: std::thread::JoinHandle<()>,
     counters: Arc<l2::Counters>,
-    state_dir: StateDir,
+    saver: Saver<Allocations>,
     /// Of the snapshot; None where manifests are on disk anyway.
     keeper: Option<Keeper>,
     metrics: Arc<Metrics>,
@@ -191,7 +201,7 @@ impl Node {
         let counters = Arc::new(l2::Counters::default());
         let config = announce::Config { probe_time: settings.probe, announce_interval: settings.announce_interval };
         let vigil = Arc::new(Vigil::default());
-        let peers = Peers::new(settings, vigil.clone());
+        let peers = Peers::new(settings, vigil.clone(), metrics.clone());
         let announcer =
             l2::spawn(desired_out, heard_in, config, counters.clone(), vigil).map_err(|e| Error::Io("cannot start a thread", e))?;
         let (queries_in, queries) = mpsc::channel(QUEUE);
@@ -200,6 +210,8 @@ impl Node {
         }
         let engine = Engine::new(engine_settings(settings), allocations);
         let keeper = settings.manifests.is_none().then(|| Keeper::new(&settings.state_dir));
+        let failed = |error| error!(%error, "cannot write the state directory: addresses may change at the next start");
+        let saver = Saver::spawn(state_dir, failed).map_err(|e| Error::Io("cannot start a thread", e))?;
         let node = Node {
             engine,
             epoch: Instant::now(),
@@ -207,7 +219,7 @@ impl Node {
             desired,
             announcer,
             counters,
-            state_dir,
+            saver,
             keeper,
             metrics,
             announced_ready: false,
@@ -234,6 +246,11 @@ impl Node {
                 keeper.seen(self.engine.revision());
             }
         }
+    }
+
+    fn tenure_changed(&mut self, events: Vec<Event>) {
+        events.into_iter().for_each(|event| self.handle(event));
+        self.metrics.writer(self.engine.role() == engine::Role::Writer, self.engine.holder());
     }
 
     fn peer(&mut self, event: PeerEvent) {
@@ -315,6 +332,8 @@ impl Node {
     fn tick(&mut self) {
         self.handle(Event::Tick);
         self.metrics.announcer(self.counters.totals());
+        self.peers.retry();
+        self.tell_systemd();
     }
 
     fn carry_out(&mut self, plan: Plan, since: Instant) {
@@ -339,10 +358,8 @@ impl Node {
             self.peers.leave();
         }
         self.writer.publish(plan.publications);
-        if plan.save
-            && let Err(error) = self.state_dir.save(self.engine.allocations())
-        {
-            error!(%error, "cannot write the state directory: addresses may change at the next start");
+        if plan.save {
+            self.saver.save(self.engine.allocations().clone());
         }
         // A start brings thousands: each is given back as it is written.
         for notice in plan.notices {
@@ -363,7 +380,6 @@ impl Node {
 
     fn tell_systemd(&mut self) {
         let summary = self.engine.summary();
-        self.metrics.engine(&summary);
         let line = systemd::serving(summary.serving, summary.addresses);
         let ready = self.engine.serving();
         if ready && !self.announced_ready {
@@ -385,6 +401,7 @@ impl Node {
                 state.uptime_seconds = self.epoch.elapsed().as_secs();
                 drop(reply.send(state));
             }
+            Query::Summary(reply) => drop(reply.send(self.engine.summary())),
             Query::Conditions(reply) => drop(reply.send(self.engine.conditions())),
             Query::Health(reply) => drop(reply.send(self.engine.healthy())),
             Query::Service(key, reply) => drop(reply.send(self.engine.service_health(&key))),
@@ -392,7 +409,7 @@ impl Node {
     }
 
     /// Announcements end first, so that nobody is sent here while the rules go.
-    async fn stop(self, settings: &Settings) {
+    async fn stop(self, on_exit: OnExit) {
         info!("stopping");
         systemd::stopping("withdrawing");
         self.writer.stop().await;
@@ -400,11 +417,12 @@ impl Node {
         if self.announcer.join().is_err() {
             error!("the announcer had panicked");
         }
-        let how = match settings.on_exit {
+        let how = match on_exit {
             OnExit::Remove => crate::edge::dataplane::OnExit::Remove,
             OnExit::Keep => crate::edge::dataplane::OnExit::Keep,
         };
         self.data_plane.stop(how);
+        self.saver.finish();
         if let Some(keeper) = self.keeper {
             keeper.finish(self.engine.index());
         }

@@ -1,8 +1,11 @@
 //! Log lines on standard error: for people, for the journal, or one JSON object each.
 
+mod queue;
+
 use std::fmt;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -15,17 +18,36 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, Settings};
 use crate::printable::printable;
+use queue::Queue;
 
-/// Starts logging. A second call does nothing: the first one's settings stand.
-pub fn init_logging(settings: &Settings) {
+/// How long the end of the program waits for its last lines to be read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Logging goes on without it; when it is dropped, what was logged is written.
+#[must_use]
+#[derive(Debug)]
+pub struct Guard(Queue);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.flush(LAST_WORDS);
+    }
+}
+
+/// Starts logging, and a thread that writes. A second call changes nothing: the first one's settings stand. Fails when there can be no
+/// thread.
+pub fn init_logging(settings: &Settings) -> std::io::Result<Guard> {
     // Checked when the settings were read; without a filter everything would be printed.
     let filter: Targets = settings.log.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let told = |lines| tracing::warn!(lines, "log lines were lost: they were not read fast enough");
+    let queue = Queue::start(std::io::stderr(), told)?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone());
     let _ = match settings.log_format {
         LogFormat::Json => registry.with(layer.json().flatten_event(true).with_current_span(false).with_span_list(false)).try_init(),
         LogFormat::Human => registry.with(layer.event_format(Lines { style: Style::of_stderr() })).try_init(),
     };
+    Ok(Guard(queue))
 }
 
 /// How a line for people begins.

@@ -74,16 +74,18 @@ fn print(text: &str) {
 fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<ExitCode, String> {
     match command {
         Command::Run => {
-            logging::init_logging(settings);
+            let _log = logging::init_logging(settings).map_err(|error| format!("cannot start a thread: {error}"))?;
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            if let Err(error) = daemon::Source::choose(settings) {
-                eprintln!("error: {error}");
-                return Ok(ExitCode::from(EX_USAGE));
+            match runtime()?.block_on(daemon::run(settings.clone())) {
+                Ok(()) => Ok(ExitCode::SUCCESS),
+                Err(daemon::Error::NoSource(error)) => {
+                    eprintln!("error: {error}");
+                    Ok(ExitCode::from(EX_USAGE))
+                }
+                Err(error) => Err(error.to_string()),
             }
-            runtime()?.block_on(daemon::run(settings.clone())).map_err(|error| error.to_string())?;
-            Ok(ExitCode::SUCCESS)
         }
         Command::Check { output } => {
             let report = check::run(settings, warnings, trial);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::control_plane::{ControlPlane, Options};
+use lab::control_plane::{ControlPlane, Mark, Options, create};
 use lab::{Host, Lab, Running, ensure, eventually, patient};
 use pinnace::domain::model::Family;
 use pinnace::edge::kube::request::{ANNOTATIONS, Meaning};
@@ -21,9 +21,13 @@ const TAKEOVER: Duration = Duration::from_secs(60);
 const USER: &str = "system:serviceaccount:pinnace:pinnace";
 
 fn start(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool) -> Running {
+    start_with(lab, plane, node, faults, POOLS)
+}
+
+fn start_with(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool, pools: &str) -> Running {
     let kubeconfig = if faults { plane.kubeconfig_with_faults("pinnace") } else { plane.kubeconfig("pinnace") };
     let pinnace = lab.pinnace_on(node).unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", kubeconfig.display());
-    pinnace.set("PINNACE_POOLS", POOLS).start_ready()
+    pinnace.set("PINNACE_POOLS", pools).start_ready()
 }
 
 const POOLS: &str = "lan=10.88.0.200-10.88.0.250;spare!=10.88.0.180-10.88.0.189";
@@ -140,7 +144,7 @@ fn every_annotation_of_the_table_does_what_it_says() {
     let lab = Lab::new(0, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
-    let _running = start(&lab, &plane, &lab.node, false);
+    let running = start(&lab, &plane, &lab.node, false);
     let mut last = 209;
     for (index, (name, meaning, _)) in ANNOTATIONS.iter().enumerate() {
         let service_name = format!("row-{index}");
@@ -170,6 +174,11 @@ fn every_annotation_of_the_table_does_what_it_says() {
             }
             // Who answers is no matter of the status; elections have tests of their own.
             Meaning::PreferNodes => {}
+            Meaning::Ignore => {
+                apply("true");
+                running.wait_reason(&format!("default/{service_name}"), "is true: it is not served");
+                assert_eq!(published(&plane.get_json(&["service", &service_name])), Vec::<IpAddr>::new());
+            }
         }
     }
 }
@@ -323,4 +332,120 @@ fn one_that_may_not_write_leaves_it_to_others() {
     let role = running.pinnace().status().expect("a status").0["writer"].clone();
     assert_eq!(role["here"], false, "{role}");
     assert_eq!(published(&plane.get_json(&["service", "web"])), Vec::<IpAddr>::new());
+}
+
+/// Makes this many Services in about a second, whatever else the machine does, and says what it took.
+fn storm(lab: &Lab, plane: &ControlPlane, count: u32) -> Duration {
+    let object = |number: u32| {
+        let spec = json!({"allocateLoadBalancerNodePorts": false});
+        vec![("/api/v1/namespaces/default/services", service(&format!("storm-{number}"), &json!({}), &spec))]
+    };
+    let took = create(&lab.client2.ns, &plane.kubeconfig("admin"), count, object).expect("the API server takes them");
+    eprintln!("{count} Services were made in {took:?}");
+    took
+}
+
+/// How often each object was written by Pinnace since then, with success; events of which there may be more have names of their own.
+fn written(plane: &ControlPlane, since: Mark, verb: &str, resource: &str) -> BTreeMap<String, usize> {
+    let mut counted = BTreeMap::new();
+    let requests = plane.requests(since).into_iter();
+    for request in requests.filter(|r| r.user == USER && r.verb == verb && r.resource == resource && r.code < 300) {
+        *counted.entry(request.name).or_default() += 1;
+    }
+    counted
+}
+
+/// The version of every Service: none changes without a write.
+fn versions(plane: &ControlPlane) -> BTreeMap<String, String> {
+    let items = plane.get_json(&["services"])["items"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    items.iter().map(|object| (text(&object["metadata"]["name"]), text(&object["metadata"]["resourceVersion"]))).collect()
+}
+
+#[test]
+fn a_thousand_services_made_at_once_are_each_written_once_and_disturb_nobody() {
+    const COUNT: u32 = 1000;
+    let lab = Lab::new(0, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    plane.node_of(&lab.node);
+    lab.node.ns.ip(&["address add 10.90.0.1/16 dev eth0"]);
+    let running = start_with(&lab, &plane, &lab.node, false, "lan=10.90.16.1-10.90.23.250");
+    plane.apply(&plain("earlier"));
+    let earlier = addresses(&plane, "earlier", PATIENCE);
+    let before = versions(&plane)["earlier"].clone();
+
+    let mark = plane.mark();
+    let took = storm(&lab, &plane, COUNT);
+    let since = Instant::now();
+    eventually("all have addresses", Duration::from_secs(60), || {
+        let found = written(&plane, mark, "patch", "services/status").len();
+        ensure(found == COUNT as usize, || format!("{found} of {COUNT}"))
+    });
+    eprintln!("the last status was written {:?} after the last Service, made in {took:?}", since.elapsed());
+    assert_eq!(distinct(&plane).len(), COUNT as usize + 1);
+    let after = versions(&plane);
+    // Whoever flaps does so while others are still busy; the Events are on their way all this time.
+    thread::sleep(Duration::from_secs(10));
+    assert_eq!(versions(&plane), after, "nothing is written any more");
+    assert_eq!((addresses(&plane, "earlier", PATIENCE), &after["earlier"]), (earlier, &before));
+    let often: Vec<_> = written(&plane, mark, "patch", "services/status").into_iter().filter(|(_, times)| *times != 1).collect();
+    assert!(often.is_empty(), "written more than once: {often:?}");
+    let status = running.pinnace().status().expect("a status");
+    let services = status.0["services"].as_array().cloned().unwrap_or_default();
+    assert_eq!(services.iter().filter(|service| service["addresses"][0].is_string()).count(), COUNT as usize + 1);
+}
+
+#[test]
+fn a_thousand_services_and_a_hundred_addresses_leave_nine_hundred_with_a_reason_and_no_flood() {
+    const COUNT: u32 = 1000;
+    const POOL: usize = 100;
+    let lab = Lab::new(0, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    plane.node_of(&lab.node);
+    let running = start_with(&lab, &plane, &lab.node, false, "lan=10.88.0.120-10.88.0.219");
+    running.wait_log("gives addresses to Services");
+    let (mark, begin) = (plane.mark(), Instant::now());
+    storm(&lab, &plane, COUNT);
+    let served = eventually("all addresses are given", Duration::from_secs(60), || {
+        let found = distinct(&plane);
+        ensure(found.len() == POOL, || format!("{} of {POOL}", found.len())).map(|()| found)
+    });
+
+    // The others know why, and so does whoever reads their Events.
+    eventually("the others have a reason", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        let services = status.0["services"].as_array().cloned().unwrap_or_default();
+        let told = services.iter().filter(|service| service["reasons"].to_string().contains("address in pool lan (100 addresses)")).count();
+        ensure(told == COUNT as usize - POOL, || format!("{told} of {}", services.len()))
+    });
+    thread::sleep(Duration::from_secs(20));
+    let warnings = plane.get_json(&["events", "--field-selector", "reason=SyncLoadBalancerFailed"]);
+    let warnings = warnings["items"].as_array().cloned().unwrap_or_default();
+    let about: BTreeMap<_, _> = warnings.iter().map(|event| (event["involvedObject"]["name"].to_string(), event)).collect();
+    assert!(about.len() >= 20 && about.len() == warnings.len(), "one each: {} about {}", warnings.len(), about.len());
+    assert!(warnings.iter().all(|event| event["message"].to_string().contains("enlarge it, or delete a Service")), "{:?}", warnings[0]);
+
+    // Five a second after a burst of fifty, of all kinds together.
+    let events = written(&plane, mark, "create", "events").values().sum::<usize>() + written(&plane, mark, "patch", "events").len();
+    let bound = 50.0 + 5.0 * begin.elapsed().as_secs_f64();
+    eprintln!("{events} Events were written in {:?}", begin.elapsed());
+    assert!(events as f64 <= bound + 5.0, "{events} Events in {:?}", begin.elapsed());
+
+    // Each of the hundred was written once, the others not at all; nothing moved.
+    assert_eq!(distinct(&plane), served);
+    let statuses = written(&plane, mark, "patch", "services/status");
+    let expected: BTreeMap<String, usize> = served.values().map(|name| (name.clone(), 1)).collect();
+    assert_eq!(statuses, expected);
+
+    // One that goes makes room for one of those who wait, and for nobody else.
+    let (address, name) = served.first_key_value().expect("a hundred are served");
+    plane.kubectl(&["delete", "service", name]);
+    let mut then = eventually("the address is given to another", PATIENCE, || {
+        let found = distinct(&plane);
+        ensure(found.len() == POOL, || format!("{} of {POOL}", found.len())).map(|()| found)
+    });
+    assert_ne!(then.remove(address).as_ref(), Some(name));
+    let mut others = served.clone();
+    others.remove(address);
+    assert_eq!(then, others);
 }

@@ -14,16 +14,36 @@ find_rust() {
 	command -v cargo >/dev/null || die "cargo was not found: install rustup (https://rustup.rs) first"
 }
 
-# Installs the Debian packages whose command is missing: install COMMAND=PACKAGE...
+# Installs the Debian packages whose command, or file, is missing: install_packages COMMAND=PACKAGE... /FILE=PACKAGE...
 install_packages() {
 	local pair missing=()
 	for pair in "$@"; do
-		command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+		case $pair in
+		/*) [ -e "${pair%%=*}" ] ;;
+		*) command -v "${pair%%=*}" >/dev/null ;;
+		esac || missing+=("${pair#*=}")
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
 	say "installing ${missing[*]} (Debian packages)"
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
 		die "cannot install ${missing[*]}"
+}
+
+# install_packages for daemons, which are neither started now nor at the next boot.
+install_stopped() {
+	local policy=/usr/sbin/policy-rc.d pair
+	for pair; do command -v "${pair%%=*}" >/dev/null || break; pair=; done
+	[ -n "$pair" ] || return 0
+	[ -e $policy ] && policy= || { printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy; }
+	(install_packages "$@") || { rm -f $policy; exit 1; }
+	rm -f $policy
+	! command -v systemctl >/dev/null || systemctl --root=/ --quiet disable frr bird 2>/dev/null || true
+}
+
+# Under sudo, what cargo wrote belongs to the one who called.
+give_back() {
+	[ -n "${SUDO_UID:-}" ] || return 0
+	chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "${CARGO_TARGET_DIR:-target}" "${CARGO_HOME:-$HOME/.cargo}" 2>/dev/null || true
 }
 
 target=x86_64-unknown-linux-musl
@@ -37,9 +57,10 @@ install_target() {
 # The static binary users get. Its path is in $PINNACE_BIN afterwards.
 build_release() {
 	install_target
-	install_packages cc=gcc clang=clang
+	install_packages cc=gcc /usr/include/stdio.h=libc6-dev clang=clang
 	say "building the static release binary"
-	cargo build --locked --release --target "$target" --bin pinnace || die "the build failed"
+	cargo build --locked --release --target "$target" --bin pinnace || { give_back; die "the build failed"; }
+	give_back
 	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/release/pinnace"
 }
 
@@ -59,8 +80,8 @@ find_go() {
 	PATH="$home/bin:$PATH"
 }
 
-# The control plane for tests with a cluster. Its path is in $PINNACE_CONTROL_PLANE afterwards.
+# The control plane for tests with a cluster; with `newest`, of the newest Kubernetes. Its path is in $PINNACE_CONTROL_PLANE afterwards.
 build_control_plane() {
-	PINNACE_CONTROL_PLANE=$(tests/control-plane/build.sh) || die "the control plane could not be built"
+	PINNACE_CONTROL_PLANE=$(tests/control-plane/build.sh "$@") || die "the control plane could not be built"
 	export PINNACE_CONTROL_PLANE
 }

@@ -11,6 +11,10 @@ use crate::wire::bfd::{Diagnostic, Repr, State};
 
 /// Below this rate nobody is burdened by a neighbour that is not there (§6.8.3).
 pub(super) const SLOW: Duration = Duration::from_secs(1);
+/// A farewell is said so often, for packets are lost, and so long after the one before: with the default intervals the last one arrives before the
+/// other side has waited for us in vain.
+const FAREWELLS: u8 = 3;
+const FAREWELL_INTERVAL: Duration = Duration::from_millis(25);
 /// No interval is longer, whatever was measured.
 pub(super) const LONGEST: Duration = Duration::from_secs(1);
 
@@ -58,6 +62,10 @@ pub(super) struct Session {
     /// The detection time has passed since, and that has been dealt with.
     expired: bool,
     last_sent: Option<Duration>,
+    /// bfd.DetectMult as the other side last heard it: from then on it waits for so many intervals.
+    told_multiplier: u8,
+    /// Packets sent in AdminDown.
+    farewells: u8,
     /// Of the interval, until the next periodic packet; in 1/1000.
     fraction: u32,
     /// The next packet would say something new: it does not wait (§6.8.7).
@@ -99,6 +107,8 @@ impl Session {
             last_received: None,
             expired: false,
             last_sent: None,
+            told_multiplier: target.multiplier,
+            farewells: 0,
             fraction: 1000,
             news: true,
         }
@@ -145,6 +155,8 @@ impl Session {
         self.parameters.received(packet.finished);
         self.request();
         if self.state == State::AdminDown {
+            // It has not heard of it yet.
+            self.news |= packet.state >= State::Init;
             return reception;
         }
         reception.cause = match (self.state, packet.state) {
@@ -227,6 +239,7 @@ impl Session {
             Cause::Heard | Cause::LocalReturn => Diagnostic::None,
         };
         self.news = true;
+        self.farewells = 0;
         self.request();
         Some(cause)
     }
@@ -257,9 +270,15 @@ impl Session {
         match self.last_sent {
             _ if self.news && !self.remote.min_rx.is_zero() => Some(Duration::ZERO),
             None => interval.map(|_| Duration::ZERO),
+            Some(last) if self.state == State::AdminDown && self.farewells < FAREWELLS => interval.map(|_| last + FAREWELL_INTERVAL),
             // An interval that the other side has shortened counts from the last packet, so it may be over already (§6.8.3).
             Some(last) => interval.map(|interval| last + interval * self.fraction / 1000),
         }
+    }
+
+    /// When the other side gives us up (§6.8.4), if it has heard the last packet and hears no more. None: it does not wait for any.
+    pub fn expected_by(&self) -> Option<Duration> {
+        Some(self.last_sent? + self.transmit_interval()? * u32::from(self.told_multiplier))
     }
 
     /// Whether a packet is to be sent now.
@@ -275,6 +294,7 @@ impl Session {
     /// The answer to a packet with P: outside of the periodic ones, whose time it does not change (§6.5, §6.8.7).
     pub fn answer(&mut self) -> Repr {
         self.news = false;
+        self.told_multiplier = self.told_multiplier.min(self.target.multiplier);
         Repr { finished: true, ..self.contents() }
     }
 
@@ -282,6 +302,8 @@ impl Session {
     pub fn transmit(&mut self, now: Duration, random: &mut Random) -> Repr {
         self.news = false;
         self.last_sent = Some(now);
+        self.told_multiplier = self.target.multiplier;
+        self.farewells = self.farewells.saturating_add(u8::from(self.state == State::AdminDown));
         self.fraction = random.between(750, if self.target.multiplier == 1 { 900 } else { 1000 });
         let poll = self.parameters.polling();
         self.parameters.sent();

@@ -233,7 +233,8 @@ impl Sessions {
     fn leave(&mut self, key: PeerKey, now: Duration, effects: &mut Effects) {
         let Some(entry) = self.discriminators.get(&key).and_then(|discriminator| self.entries.get_mut(discriminator)) else { return };
         if entry.leaving.is_none() {
-            // AdminDown is sent once a second: three times are enough for one to arrive, and who does not listen need not be waited for.
+            // After the first three, AdminDown is sent once a second, and in answer to whoever has not heard it; who does not listen need not be
+            // waited for.
             let patience = if entry.session.remote.discriminator == 0 { Duration::ZERO } else { SLOW * 3 };
             entry.leaving = Some(now + patience);
             let cause = entry.session.leave();
@@ -357,26 +358,27 @@ impl Sessions {
         sessions.flatten().chain(self.wakes.deadline()).min()
     }
 
-    /// How long peers wait before they give us up, as far as we know: the shortest detection time.
-    pub fn patience(&self) -> Duration {
+    /// When the first of the peers gives us up if it hears nothing more, as far as we know: by what was last sent to each, not by how long we wait for
+    /// them. `planned` is when we mean to go on; while no session is up it counts as if a packet had been due then.
+    pub fn expected_by(&self, planned: Duration) -> Duration {
         let up = self.entries.values().filter(|entry| entry.session.state == State::Up);
-        let shortest = up.filter_map(|entry| entry.session.detection_time()).min();
-        shortest.unwrap_or_else(|| self.interval * u32::from(multiplier(&self.config, &self.wakes)))
+        let soonest = up.filter_map(|entry| entry.session.expected_by()).min();
+        soonest.unwrap_or_else(|| planned + self.interval * u32::from(multiplier(&self.config, &self.wakes)).saturating_sub(1).max(1))
     }
 
     /// To be called with how much too late the caller woke up, before it reads what has queued up. Small delays make the multiplier grow; after one
-    /// longer than the shortest detection time peers may have declared us dead, and that is told.
+    /// that has let the time pass for which some peer waits for us ([`Sessions::expected_by`]) it may have declared us dead, and that is told.
     pub fn woke(&mut self, late: Duration, now: Duration) -> Effects {
         let mut effects = Effects::default();
         let ours = self.interval * u32::from(multiplier(&self.config, &self.wakes));
-        let shortest = self.patience();
+        let stalled = now >= self.expected_by(now.saturating_sub(late));
         // The silence that peers have heard.
         let limit = self.interval * u32::from(self.config.multiplier) * (1 << MAX_LEVEL);
         if self.wakes.observe(late + self.interval, ours * 3 / 4, limit, now) {
             self.aim();
             self.tell_all(Reason::LateWakes(late), now, &mut effects);
         }
-        if late > shortest {
+        if stalled {
             self.stall = Some(Stall::Reading);
             for entry in self.entries.values_mut() {
                 entry.unheard = entry.session.state == State::Up;

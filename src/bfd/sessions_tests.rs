@@ -192,7 +192,7 @@ fn farewells() {
         sent += sessions.poll(due).packets.len();
         assert!(due < ms(4000), "nobody is waited for forever");
     }
-    assert!(sent >= 2, "{sent}");
+    assert!(sent >= 4, "two more at once, then one a second: {sent}");
 }
 
 /// Peers that stay are not disturbed when others come and go.
@@ -249,15 +249,40 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
     );
 }
 
+/// What counts is how long peers wait for us: the silence that they hear, against our multiplier as they know it. Theirs does not matter.
+#[test]
+fn a_stall_is_measured_by_what_peers_wait_for() {
+    for theirs in [1, 3, 12] {
+        for (silence, stalled) in [(149, false), (150, true), (200, true)] {
+            let (mut sessions, heard) = up(Config::default());
+            let heard = Repr { detect_multiplier: theirs, ..heard };
+            sessions.handle(&received(2, 9, &heard.to_vec()), ms(100));
+            sessions.poll(ms(100));
+            // The next packet was due 40 ms later.
+            let effects = sessions.woke(ms(silence - 40), ms(100 + silence));
+            assert_eq!(effects.events.iter().any(|event| matches!(event, Event::Stalled { .. })), stalled, "{theirs}: {silence} ms");
+        }
+    }
+}
+
 /// Not of the RFC: waking up late, repeatedly, makes peers wait longer for us; a suspension does not.
 #[test]
 fn late_wakes_raise_the_multiplier() {
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, heard) = up(Config::default());
+    let speak = |sessions: &mut Sessions, now| {
+        let answer = sessions.handle(&received(2, 9, &heard.to_vec()), ms(now)).packets;
+        [answer, sessions.poll(ms(now)).packets].concat().last().map(parsed)
+    };
     assert_eq!(sessions.woke(ms(5000), ms(10_000)).events.len(), 1);
+    speak(&mut sessions, 10_000);
     assert_eq!(sessions.woke(ms(5000), ms(20_000)).events.len(), 1, "stalls, no more");
+    speak(&mut sessions, 20_900);
     assert_eq!(sessions.woke(ms(70), ms(21_000)).events, vec![]);
+    speak(&mut sessions, 21_900);
     let raised = Adaptation { peer: None, reason: Reason::LateWakes(ms(70)), interval: ms(50), multiplier: 6, at: ms(22_000) };
     assert_eq!(sessions.woke(ms(70), ms(22_000)).events, vec![Event::Adapted(raised)]);
-    let due = sessions.next_deadline().expect("at once");
-    assert_eq!(parsed(&sessions.poll(due.max(ms(1))).packets[0]).detect_multiplier, 6);
+    assert_eq!(sessions.expected_by(ms(22_000)), ms(21_900 + 150), "nobody has been told yet");
+    assert_eq!(speak(&mut sessions, 22_000).map(|packet| packet.detect_multiplier), Some(6));
+    assert_eq!(sessions.woke(ms(150), ms(22_200)).events, vec![], "peers wait for 300 ms by now");
+    assert!(matches!(sessions.woke(ms(250), ms(22_300)).events[..], [Event::Stalled { .. }]));
 }

@@ -33,6 +33,8 @@ struct World {
     /// By time of arrival and number: receiver and payload.
     wire: BTreeMap<(Duration, u64), (usize, Vec<u8>)>,
     weather: [Weather; 2],
+    /// The next so many packets of each are lost.
+    lose: [u32; 2],
     random: Random,
     count: u64,
     told: [Vec<Event>; 2],
@@ -57,6 +59,7 @@ impl World {
             nodes,
             wire: BTreeMap::new(),
             weather: [Weather::default(); 2],
+            lose: [0; 2],
             random: Random::new(!seed),
             count: 0,
             told: Default::default(),
@@ -71,6 +74,10 @@ impl World {
     fn carry(&mut self, from: usize, effects: Effects) {
         let Weather { loss, delay, repeated } = self.weather[from];
         for packet in effects.packets {
+            if self.lose[from] > 0 {
+                self.lose[from] -= 1;
+                continue;
+            }
             let copies = 1 + u32::from(self.random.between(1, 100) <= repeated);
             for _ in 0..copies {
                 if self.random.between(1, 100) > loss {
@@ -189,6 +196,29 @@ proptest! {
             world.run(ms(300));
         }
         prop_assert_eq!(world.peer_events(), vec![]);
+    }
+}
+
+/// RFC 5880 §6.8.16: of three farewells any two may be lost, whether or not the peer's own packets arrive, and a peer that is heard hears it again.
+#[test]
+fn a_planned_stop_is_no_failure_although_farewells_are_lost() {
+    for (seed, lost) in (0..50).flat_map(|seed| [0, 1, 2].map(|lost| (seed, lost))) {
+        for deaf in [false, true] {
+            let mut world = World::new(seed, seed % 2 == 0);
+            world.run(ms(3000 + seed * 7));
+            assert_eq!(world.states(), [State::Up; 2]);
+            world.peer_events();
+            world.lose[0] = lost;
+            if deaf {
+                world.weather[1] = CUT;
+            }
+            let effects = world.nodes[0].set(&BTreeMap::new(), world.now);
+            world.carry(0, effects);
+            world.run(ms(500));
+            let causes: Vec<Cause> = world.peer_events().into_iter().map(|event| event.cause).collect();
+            assert_eq!(causes, [Cause::LocalAdminDown, Cause::NeighborAdminDown], "seed {seed}, {lost} lost, deaf: {deaf}");
+            assert!(deaf || world.nodes[0].is_empty(), "who has heard it need not be told again");
+        }
     }
 }
 

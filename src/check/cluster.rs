@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::Api;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, ResourceExt};
 
-use super::Finding;
+use super::{Finding, others};
 use crate::config::Settings;
-use crate::daemon::{NoSource, Source};
+use crate::daemon::{NoSource, Source, lease_namespace};
 use crate::edge::kube::client::Connection;
 use crate::edge::kube::failure::Failure;
+use crate::edge::kube::lease;
 
 /// For all questions together.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -44,7 +46,7 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     };
     let questions = async {
         let connection = Connection::open(credentials, settings.api_servers.clone()).await?;
-        let asked = tokio::time::timeout(PATIENCE, ask(&connection)).await;
+        let asked = tokio::time::timeout(PATIENCE, ask(&connection, &lease_namespace(settings))).await;
         asked.unwrap_or_else(|_| Err(format!("the API server {} does not answer within {} s", connection.server(), PATIENCE.as_secs())))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string());
@@ -56,13 +58,12 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     }
 }
 
-async fn ask(connection: &Connection) -> Result<Vec<Finding>, String> {
+async fn ask(connection: &Connection, namespace: &str) -> Result<Vec<Finding>, String> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(connection.client());
-    let namespace = connection.namespace();
     let (mut unread, mut unwritten) = (Vec::new(), Vec::new());
     for (rights, missing) in [(READ, &mut unread), (WRITE, &mut unwritten)] {
         for right in rights {
-            let answer = reviews.create(&PostParams::default(), &review(right, &namespace)).await.map_err(|error| {
+            let answer = reviews.create(&PostParams::default(), &review(right, namespace)).await.map_err(|error| {
                 Failure::of(&error).sentence(&connection.server(), &connection.credentials().to_string(), "its own access rights")
             })?;
             if !answer.status.is_some_and(|status| status.allowed) {
@@ -90,7 +91,18 @@ async fn ask(connection: &Connection) -> Result<Vec<Finding>, String> {
                 .why("this node serves what others decide and never writes addresses; one node of the cluster has to"),
         );
     }
+    findings.extend(servicelb(connection).await);
     Ok(findings)
+}
+
+/// ServiceLB keeps a DaemonSet for every Service it serves. Credentials that may not look say nothing about it.
+async fn servicelb(connection: &Connection) -> Option<Finding> {
+    let sets: Api<DaemonSet> = Api::namespaced(connection.client(), "kube-system");
+    let names: Vec<String> = sets.list_metadata(&ListParams::default().limit(500)).await.ok()?.iter().map(ResourceExt::name_any).collect();
+    let found: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.starts_with("svclb-")).collect();
+    let (first, more) = (found.first()?, found.len() - 1);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Some(others::servicelb(format!("K3s ServiceLB serves in this cluster (DaemonSet {first}{more} in kube-system)")))
 }
 
 fn review((verb, group, resource, subresource): &Right, namespace: &str) -> SelfSubjectAccessReview {
@@ -102,6 +114,8 @@ fn review((verb, group, resource, subresource): &Right, namespace: &str) -> Self
         subresource: some(subresource),
         // Leases are kept in one namespace, everything else is read and written in all.
         namespace: (*resource == "leases").then(|| namespace.to_string()),
+        // Rights may be given for the one Lease alone; what is to be created has no name yet.
+        name: (*resource == "leases" && *verb != "create").then(|| lease::NAME.to_string()),
         ..ResourceAttributes::default()
     };
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(resource_attributes), ..SelfSubjectAccessReviewSpec::default() };

@@ -99,11 +99,7 @@ pub(super) fn load_balancers(host: &Host, kernel: &Kernel) -> Vec<Finding> {
     }
     // The kubelet names log directories namespace_pod_uid.
     if host.list("var/log/pods").iter().any(|pod| pod.starts_with("kube-system_svclb-")) {
-        findings.push(
-            Finding::warning("servicelb", "K3s ServiceLB is serving here (pods svclb-* in kube-system)")
-                .why("it claims the same Services, and empties the status of those it does not serve")
-                .fix("on every server: add  disable: servicelb  to /etc/rancher/k3s/config.yaml, then  systemctl restart k3s"),
-        );
+        findings.push(servicelb("K3s ServiceLB is serving here (pods svclb-* in kube-system)".into()));
     } else if kernel.chains.iter().flatten().any(|chain| chain.name.starts_with("CNI-HOSTPORT") || chain.name.starts_with("CNI-HN-")) {
         findings.push(Finding::note("host-ports", "pods with host ports are here (chains CNI-HOSTPORT-*)").why(
             "on the node's own addresses Pinnace comes first: a Service in node mode takes the port from a pod that claims it as host port",
@@ -120,4 +116,11 @@ pub(super) fn load_balancers(host: &Host, kernel: &Kernel) -> Vec<Finding> {
         findings.push(Finding::ok("other-load-balancer", "no other load balancer was found"));
     }
     findings
+}
+
+/// It was found, as `what` says.
+pub(super) fn servicelb(what: String) -> Finding {
+    Finding::warning("servicelb", what)
+        .why("it claims the same Services, and empties the status of those it does not serve")
+        .fix("on every server: add  disable: servicelb  to /etc/rancher/k3s/config.yaml, then  systemctl restart k3s")
 }

@@ -8,14 +8,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::bfd::{Adaptation, Authentication, Cause, Config, Event, Peer, PeerKey, Reason};
+use crate::bfd::{Adaptation, Authentication, Config, Event, Peer, PeerKey, Reason};
 use crate::config::Settings;
 use crate::domain::membership::{DownReason, Liveness, PeerEvent};
 use crate::domain::model::Interfaces;
 use crate::edge::bfd::{self, Handle, Options, Realtime};
+use crate::edge::metrics::Metrics;
 use crate::edge::neighbours;
 use crate::edge::vigil::Vigil;
-use crate::wire::bfd::{AuthenticationType, State};
+use crate::wire::bfd::AuthenticationType;
 use crate::wire::ethernet::Mac;
 
 /// How long a planned stop waits for peers to have heard of it.
@@ -30,6 +31,7 @@ pub(super) struct Peers {
     wanted: BTreeMap<IpAddr, Box<str>>,
     interfaces: Arc<Interfaces>,
     vigil: Arc<Vigil>,
+    metrics: Arc<Metrics>,
     events_in: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
     stations_wanted: watch::Sender<BTreeSet<IpAddr>>,
@@ -39,7 +41,7 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    pub fn new(settings: &Settings, vigil: Arc<Vigil>) -> Peers {
+    pub fn new(settings: &Settings, vigil: Arc<Vigil>, metrics: Arc<Metrics>) -> Peers {
         let authentication =
             settings.secret.clone().map(|key| Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key });
         let config = Config { interval: settings.bfd_interval, multiplier: settings.bfd_multiplier, authentication, ..Config::default() };
@@ -55,6 +57,7 @@ impl Peers {
             wanted: BTreeMap::new(),
             interfaces: Arc::default(),
             vigil,
+            metrics,
             events_in,
             events,
             stations_wanted,
@@ -100,6 +103,13 @@ impl Peers {
         }
     }
 
+    /// Tries again what failed: the port may be free by now.
+    pub fn retry(&mut self) {
+        if self.failed.is_some() {
+            self.apply();
+        }
+    }
+
     fn start(&mut self) {
         let events = self.events_in.clone();
         match bfd::spawn(self.options.clone(), move |event| drop(events.send(event))) {
@@ -112,6 +122,7 @@ impl Peers {
                     ),
                 }
                 self.failed = None;
+                self.metrics.bfd(handle.counters());
                 self.handle = Some(handle);
             }
             Err(error) => {
@@ -140,41 +151,29 @@ impl Peers {
         }
     }
 
+    /// What the engine is to know of it; people are told here.
     fn translate(&self, event: Event) -> Option<PeerEvent> {
-        match event {
-            Event::Peer(event) => {
-                let address = event.peer.address;
-                let node = self.wanted.get(&address).map_or("?", |node| node);
-                let state = match (event.state, event.cause) {
-                    (State::Up, _) => Liveness::Up,
-                    // On the way up; what was believed before stands until it is.
-                    (State::Init, _) => return None,
-                    (_, Cause::DetectionTimeExpired) => Liveness::Down(DownReason::DetectionTimeout),
-                    (_, Cause::NeighborAdminDown) => Liveness::Down(DownReason::AdminDown),
-                    (_, Cause::NeighborDown) => Liveness::Down(DownReason::NeighbourDown),
-                    (_, Cause::Heard | Cause::LocalAdminDown | Cause::LocalReturn) => return None,
-                };
-                match state {
-                    Liveness::Up => {
-                        info!(node, %address, "node is up");
-                        // Its station may have changed while it was away.
-                        self.stations_wanted.send_modify(|_| ());
-                    }
-                    Liveness::Down(DownReason::DetectionTimeout) => {
-                        warn!(node, %address, "node is lost: nothing was heard for the detection time")
-                    }
-                    Liveness::Down(DownReason::AdminDown) => info!(node, %address, "node stops as planned"),
-                    Liveness::Down(_) => warn!(node, %address, "node is down: it says that it does not hear this one, or has restarted"),
-                }
-                Some(PeerEvent::Liveness { address, state })
-            }
-            Event::Adapted(change) => {
-                adapted(&change, change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node));
-                None
-            }
-            Event::Stalled { late, .. } => Some(PeerEvent::Stalled { late }),
-            Event::CaughtUp { .. } => Some(PeerEvent::CaughtUp),
+        if let Event::Adapted(change) = &event {
+            adapted(change, change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node));
         }
+        let told = PeerEvent::of(&event)?;
+        if let PeerEvent::Liveness { address, state } = &told {
+            self.metrics.bfd_session(*state == Liveness::Up);
+            let node = self.wanted.get(address).map_or("?", |node| node);
+            match state {
+                Liveness::Up => {
+                    info!(node, %address, "node is up");
+                    // Its station may have changed while it was away.
+                    self.stations_wanted.send_modify(|_| ());
+                }
+                Liveness::Down(DownReason::DetectionTimeout) => {
+                    warn!(node, %address, "node is lost: nothing was heard for the detection time")
+                }
+                Liveness::Down(DownReason::AdminDown) => info!(node, %address, "node stops as planned"),
+                Liveness::Down(_) => warn!(node, %address, "node is down: it says that it does not hear this one, or has restarted"),
+            }
+        }
+        Some(told)
     }
 
     /// The engine has decided what a stall means, and those who answer have been told.

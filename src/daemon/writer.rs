@@ -15,30 +15,38 @@ use crate::edge::kube::events::Told;
 use crate::edge::kube::lease::Tenure;
 use crate::edge::kube::status::Lost;
 use crate::edge::kube::writer;
+use crate::edge::metrics::Metrics;
 
 /// Where the Lease is when nobody says anything: in pods and on hosts alike, or each of them would have a writer.
 const NAMESPACE: &str = "kube-system";
 /// How long a stop may take for the sake of others, who would otherwise wait until the Lease has expired.
 const RELEASE: Duration = Duration::from_secs(1);
 
+/// Where the Lease is: where the settings say, else in [`NAMESPACE`].
+pub(crate) fn lease_namespace(settings: &Settings) -> String {
+    settings.namespace.as_deref().unwrap_or(NAMESPACE).to_owned()
+}
+
 /// None: before it is started, and with manifests, where every node decides for itself.
 #[derive(Default)]
 pub(super) struct Writer(Option<writer::Writer>);
 
 impl Writer {
-    pub fn start(connection: Option<&Connection>, settings: &Settings) -> Writer {
-        Writer(connection.map(|connection| {
-            let namespace = settings.namespace.as_deref().unwrap_or(NAMESPACE).to_owned();
-            writer::Writer::start(connection, namespace, settings.node_name.to_string())
-        }))
+    /// Begins to compete for the Lease, once there is a connection; nothing happens when it has begun already.
+    pub fn start(&mut self, connection: Option<&Connection>, settings: &Settings, metrics: &Metrics) {
+        if let (None, Some(connection)) = (&self.0, connection) {
+            let namespace = lease_namespace(settings);
+            self.0 = Some(writer::Writer::start(connection, namespace, settings.node_name.to_string(), metrics.events_dropped()));
+        }
     }
 
     /// What the engine must know next. Cancel safe.
     pub async fn next(&mut self) -> Vec<Event> {
         let Some(writer) = &mut self.0 else { return std::future::pending().await };
         tokio::select! {
-            Some(Tenure { writer, holder }) = writer.tenures.recv() => {
-                vec![Event::Holder(holder), Event::Role(if writer { Role::Writer } else { Role::Follower })]
+            Some(Tenure { writer, holder, trouble }) = writer.tenures.recv() => {
+                let role = if writer { Role::Writer } else { Role::Follower };
+                vec![Event::Holder(holder), Event::Role(role), Event::WriterHealth(trouble.map_or(Ok(()), Err))]
             }
             Some(Lost { key, resource_version, refusal }) = writer.losses.recv() => vec![Event::Unpublished { key, resource_version, refusal }],
             else => std::future::pending().await,
@@ -61,11 +69,13 @@ impl Writer {
                 let record = engine.index().service(&key).and_then(|service| service.record.as_ref());
                 Subject::Service(key, record.map(|record| record.uid.clone()))
             }
-            None => Subject::Node(node.into()),
+            None => Subject::Node(notice.node.unwrap_or_else(|| node.into())),
         };
         let told = Told { subject, warning: notice.warning, reason: notice.reason, message: notice.message };
         // One too many is in the log all the same.
-        drop(writer.events.try_send(told));
+        if writer.events.try_send(told).is_err() {
+            writer.dropped.inc();
+        }
     }
 
     /// Releases the Lease, unless the API server lets us wait for long.

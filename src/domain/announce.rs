@@ -52,6 +52,8 @@ pub struct Announcer {
     /// Where a VIP is announced at present.
     places: BTreeMap<(IpAddr, u32), Place>,
     recent: Recent,
+    /// Questions that are to be put: to whom, and since when they wait.
+    asks: BTreeMap<IpAddr, (Option<Mac>, Duration)>,
     timers: Timers,
     pacer: Pacer,
     transmissions: VecDeque<Transmission>,
@@ -100,6 +102,7 @@ struct Place {
 enum Timer {
     Probe(IpAddr),
     Announce(IpAddr, u32),
+    Ask(IpAddr),
 }
 
 impl Announcer {
@@ -114,6 +117,7 @@ impl Announcer {
             vips: BTreeMap::new(),
             places: BTreeMap::new(),
             recent: Recent::default(),
+            asks: BTreeMap::new(),
             timers: Timers::default(),
             pacer: Pacer::default(),
             transmissions: VecDeque::new(),
@@ -147,6 +151,7 @@ impl Announcer {
             match self.timers.pop(now) {
                 Some(Timer::Probe(vip)) => self.probe(vip, now),
                 Some(Timer::Announce(vip, ifindex)) => self.announce(vip, ifindex, now),
+                Some(Timer::Ask(vip)) => self.question(vip),
                 None => break,
             }
         }
@@ -218,6 +223,9 @@ impl Announcer {
 
     fn forget(&mut self, vip: IpAddr) {
         self.recent.forget(vip);
+        if let Some((_, since)) = self.asks.remove(&vip) {
+            self.timers.cancel(since, Timer::Ask(vip));
+        }
         if let Some(old) = self.vips.remove(&vip) {
             self.cancel(vip, &old.standing);
             for ifindex in old.interfaces {
@@ -256,9 +264,23 @@ impl Announcer {
         }
     }
 
-    /// Asks, once and now, whether anybody has a VIP that we know: one station, or everybody. Who has it answers, and is
-    /// [`AnnouncerEvent::Heard`].
-    pub fn ask(&mut self, vip: IpAddr, station: Option<Mac>) {
+    /// Asks once whether anybody has a VIP that we know: one station, or everybody. Who has it answers, and is [`AnnouncerEvent::Heard`]. Sent by
+    /// [`Announcer::poll`], as all unsolicited frames; a question that still waits then is not put twice.
+    pub fn ask(&mut self, vip: IpAddr, station: Option<Mac>, now: Duration) {
+        if !self.vips.contains_key(&vip) {
+            return;
+        }
+        let since = self.asks.get(&vip).map_or(now, |(_, since)| *since);
+        self.asks.insert(vip, (station, since));
+        self.timers.add(since, Timer::Ask(vip));
+    }
+
+    fn question(&mut self, vip: IpAddr) {
+        let Some((station, _)) = self.asks.remove(&vip) else { return };
+        // Who has it does not ask, unless to say that it leaves: it took the address while the question waited.
+        if self.vips.get(&vip).is_none_or(|known| !known.standby && !known.quiet) {
+            return;
+        }
         // The answer is told of, however short a time ago the same was heard.
         if let Some(known) = self.vips.get_mut(&vip) {
             known.heard = None;

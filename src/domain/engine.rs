@@ -7,6 +7,9 @@
 #[cfg(test)]
 mod api_tests;
 mod election;
+mod exclusion;
+#[cfg(test)]
+mod expiry_tests;
 mod place;
 mod report;
 #[cfg(test)]
@@ -32,6 +35,7 @@ use super::publish::Publisher;
 use super::status::{Problem, Reason};
 use super::uplinks::{self, InterfacePattern, Uplinks};
 use election::Election;
+use exclusion::Exclusions;
 pub(in crate::domain) use place::list;
 use vips::Vip;
 
@@ -88,6 +92,8 @@ pub enum Event {
     Role(Role),
     /// The node that holds the Lease, as far as is known.
     Holder(Option<Box<str>>),
+    /// Err says why the Lease cannot be asked for, so that nobody gives addresses.
+    WriterHealth(Result<(), String>),
     /// What was to be published about a Service did not come to stand, and nobody tries it again.
     Unpublished {
         /// Which Service.
@@ -189,8 +195,10 @@ pub struct Engine {
     holder: Option<Box<str>>,
     publisher: Publisher,
     source_health: Result<(), String>,
+    writer_health: Result<(), String>,
     membership: Membership,
     election: Election,
+    exclusions: Exclusions,
 }
 
 impl Engine {
@@ -229,7 +237,9 @@ impl Engine {
             holder: None,
             publisher: Publisher::default(),
             source_health: Ok(()),
+            writer_health: Ok(()),
             election: Election::default(),
+            exclusions: Exclusions::default(),
         }
     }
 
@@ -238,6 +248,7 @@ impl Engine {
         self.now = now;
         self.generation += 1;
         let mut plan = Plan::default();
+        let dying = matches!(event, Event::Peer(PeerEvent::Liveness { .. }));
         match event {
             Event::Source { changes, problems, synced } => self.source_changed(changes, problems, synced, &mut plan),
             Event::Interfaces(interfaces) => self.interfaces_changed(interfaces, &mut plan),
@@ -251,12 +262,19 @@ impl Engine {
             Event::Role(role) => self.role_changed(role),
             Event::Holder(holder) => self.holder = holder,
             Event::Unpublished { key, resource_version, refusal } => self.unpublished(key, &resource_version, refusal, &mut plan),
-            Event::SourceHealth(health) => self.source_health = health,
+            Event::SourceHealth(health) => {
+                if health.is_ok() && self.source_health.is_err() {
+                    self.source_returned();
+                }
+                self.source_health = health;
+            }
+            Event::WriterHealth(health) => self.writer_health = health,
             Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
                 }
+                self.expire_dead();
                 self.dirty.extend(self.publisher.expired(now));
                 self.dirty.extend(self.publisher.retries(now));
             }
@@ -267,7 +285,11 @@ impl Engine {
                 self.review_vips(all, &mut plan);
             }
         }
-        self.settle(&mut plan);
+        // Taking over is an announcement; what else follows from a death comes right after it, see next_deadline.
+        if !(dying && plan.announcements.is_some()) {
+            self.settle(&mut plan);
+        }
+        self.tell_exclusions(&mut plan);
         self.keep_election(&mut plan);
         plan.rule_set.generation = self.generation;
         plan.save &= self.role == Role::Alone;
@@ -279,6 +301,9 @@ impl Engine {
         if self.role != role {
             self.role = role;
             self.publisher.clear();
+            if role == Role::Writer {
+                self.tell_exclusions_anew();
+            }
             self.dirty.extend(self.index.services().map(|s| s.key.clone()));
         }
     }
@@ -291,6 +316,11 @@ impl Engine {
     /// Whether this node holds the Lease.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// The node that holds the Lease, as far as is known.
+    pub fn holder(&self) -> Option<&str> {
+        self.holder.as_deref()
     }
 
     /// The objects as the source last told them.
@@ -330,11 +360,12 @@ impl Engine {
             let object = problem.object.as_ref().map(|object| format!(" {object}:")).unwrap_or_default();
             let message = format!("{}:{object} {}", problem.source, problem.reason);
             let reason = if self.settings.role == Role::Alone { "Manifest" } else { INVALID_OBJECT };
-            plan.notices.push(Notice { warning: !problem.note, service: None, reason, message });
+            plan.notices.push(Notice { warning: !problem.note, service: None, node: None, reason, message });
         }
         self.problems = problems;
         self.source_synced |= synced;
         if nodes {
+            self.exclusions.stale = true;
             self.surroundings_changed(plan);
         }
     }
@@ -368,7 +399,7 @@ impl Engine {
         let off = wanted && elect::ipv6_off(&interfaces, &self.uplinks);
         if off && !self.told_ipv6_off {
             let message = format!("{}: IPv6 addresses of the pools are not announced here, IPv4 is served", elect::IPV6_OFF);
-            plan.notices.push(Notice { warning: true, service: None, reason: "Ipv6Off", message });
+            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "Ipv6Off", message });
         }
         self.told_ipv6_off = off;
         self.nodes_changed(&interfaces);
@@ -378,7 +409,9 @@ impl Engine {
     /// Addresses that no pool may hand out, whatever its ranges say.
     fn reserved(&self, interfaces: &Interfaces) -> BTreeMap<IpAddr, Reserved> {
         let mut reserved = BTreeMap::new();
-        for subnet in interfaces.values().flat_map(|i| &i.addresses) {
+        // kube-proxy in IPVS mode puts every address that a status names on an interface of its own.
+        let ours = interfaces.values().filter(|interface| &*interface.name != "kube-ipvs0");
+        for subnet in ours.flat_map(|interface| &interface.addresses) {
             reserved.insert(subnet.addr(), Reserved::NodeAddress(self.settings.node.clone()));
             if let ipnet::IpNet::V4(subnet) = subnet
                 && subnet.prefix_len() < 31
@@ -437,9 +470,10 @@ impl Engine {
     }
 
     fn ours(&self, service: &Service) -> bool {
-        match &service.class {
+        let claimed = match &service.class {
             Some(class) => *class == self.settings.class,
             None => self.settings.claim_default,
-        }
+        };
+        claimed && !service.request.ignore
     }
 }

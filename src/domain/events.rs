@@ -32,9 +32,11 @@ pub enum Subject {
     Node(Box<str>),
 }
 
-/// Who sends it: the writer about Services, so that each is told once, and what only one node can see that node, on itself or the Service.
+/// Who sends it: the writer about Services and Node objects, so that each is told once, and what only one node can see that node, on itself
+/// or the Service.
 pub fn told_by(notice: &Notice, role: Role) -> bool {
     match &notice.service {
+        _ if notice.node.is_some() => role == Role::Writer,
         Some(_) => role == Role::Writer || notice.reason == "AddressConflict",
         // Every node sees the same objects; their problems are in each one's log and status.
         None => notice.warning && notice.reason != INVALID_OBJECT,
@@ -120,8 +122,9 @@ pub struct Events {
     records: BTreeMap<Identity, Record>,
     objects: BTreeMap<Subject, Tokens>,
     all: Tokens,
-    /// To be created or updated, each once, in the order in which they are due.
-    queue: VecDeque<(Duration, Identity)>,
+    /// To be created or updated, each once, in the order in which they are due. In a storm the warnings, which come first in this array,
+    /// do not wait behind what went well.
+    queues: [VecDeque<(Duration, Identity)>; 2],
     number: u64,
     dropped: u64,
 }
@@ -129,7 +132,7 @@ pub struct Events {
 impl Default for Events {
     fn default() -> Events {
         let all = Tokens { left: ALL.burst, since: Duration::ZERO };
-        Events { records: BTreeMap::new(), objects: BTreeMap::new(), all, queue: VecDeque::new(), number: 0, dropped: 0 }
+        Events { records: BTreeMap::new(), objects: BTreeMap::new(), all, queues: Default::default(), number: 0, dropped: 0 }
     }
 }
 
@@ -148,25 +151,38 @@ impl Events {
             if !record.queued {
                 record.queued = true;
                 let due = record.written.map_or(now, |written| now.max(written + UPDATE));
-                self.enqueue(due, identity);
+                let warning = record.warning;
+                self.enqueue(due, warning, identity);
             }
             return;
         }
         self.forget(now);
         let tokens = self.objects.entry(identity.subject.clone()).or_insert(Tokens { left: OBJECT.burst, since: now });
-        if self.queue.len() >= QUEUE || !tokens.take(OBJECT, now) {
+        if !tokens.take(OBJECT, now) || !self.room(warning) {
             self.dropped += 1;
             return;
         }
         self.number += 1;
         let record = Record { warning, number: self.number, count: 1, first: now, last: now, written: None, queued: true };
         self.records.insert(identity.clone(), record);
-        self.enqueue(now, identity);
+        self.enqueue(now, warning, identity);
     }
 
-    fn enqueue(&mut self, due: Duration, identity: Identity) {
-        let at = self.queue.partition_point(|(other, _)| *other <= due);
-        self.queue.insert(at, (due, identity));
+    /// Whether one more may wait. For a warning, the last of those that went well makes room.
+    fn room(&mut self, warning: bool) -> bool {
+        if self.queues.iter().map(VecDeque::len).sum::<usize>() < QUEUE {
+            return true;
+        }
+        let Some((_, identity)) = warning.then(|| self.queues[1].pop_back()).flatten() else { return false };
+        self.records.remove(&identity);
+        self.dropped += 1;
+        true
+    }
+
+    fn enqueue(&mut self, due: Duration, warning: bool, identity: Identity) {
+        let queue = &mut self.queues[usize::from(!warning)];
+        let at = queue.partition_point(|(other, _)| *other <= due);
+        queue.insert(at, (due, identity));
     }
 
     /// Makes room, and does not keep for ever what was said once.
@@ -186,15 +202,18 @@ impl Events {
 
     /// When [`Events::next`] will have something; None: not before something is told.
     pub fn wakes(&self) -> Option<Duration> {
-        self.queue.front().map(|(due, _)| (*due).max(self.all.ready(ALL)))
+        let due = self.queues.iter().filter_map(|queue| queue.front()).map(|(due, _)| *due).min();
+        due.map(|due| due.max(self.all.ready(ALL)))
     }
 
     /// What to send now. What became of it must be told by [`Events::sent`] or [`Events::failed`] before the next one.
     pub fn next(&mut self, now: Duration) -> Option<Send> {
-        if self.queue.front().is_none_or(|(due, _)| *due > now) || !self.all.take(ALL, now) {
+        let due = |queue: &VecDeque<(Duration, Identity)>| queue.front().is_some_and(|(due, _)| *due <= now);
+        let at = self.queues.iter().position(due)?;
+        if !self.all.take(ALL, now) {
             return None;
         }
-        let (_, identity) = self.queue.pop_front()?;
+        let (_, identity) = self.queues[at].pop_front()?;
         let record = self.records.get_mut(&identity)?;
         record.queued = false;
         let (first, last, update) = (record.first, record.last, record.written.is_some());
@@ -217,14 +236,14 @@ impl Events {
         }
         if !record.queued {
             record.queued = true;
-            self.enqueue(now + pause, send.identity.clone());
+            self.enqueue(now + pause, send.warning, send.identity.clone());
         }
     }
 
     /// Nothing can be sent: what waits is dropped.
     pub fn clear(&mut self) {
-        self.dropped += self.queue.len() as u64;
-        self.queue.clear();
+        self.dropped += self.queues.iter().map(|queue| queue.len() as u64).sum::<u64>();
+        self.queues = Default::default();
         self.records.clear();
     }
 
@@ -275,7 +294,7 @@ mod tests {
         events.tell(Subject::Node("node-1".into()), true, "Ipv6Off", "é".repeat(2000), seconds(1));
         let sent = drain(&mut events, seconds(1));
         assert_eq!(sent.len(), 26);
-        assert!(sent[25].identity.message.len() == 1024 && events.dropped() == 975);
+        assert!(sent[0].identity.message.len() == 1024 && events.dropped() == 975);
         events.tell(web(), false, "UpdatedLoadBalancer", "later".into(), seconds(62));
         assert_eq!(drain(&mut events, seconds(62)).len(), 1);
     }
@@ -295,6 +314,22 @@ mod tests {
     }
 
     #[test]
+    fn in_a_storm_warnings_go_first_and_are_the_last_to_be_dropped() {
+        let mut events = Events::default();
+        let about = |number: u32| Subject::Service(ObjectKey::new("default", &format!("web-{number}")), None);
+        for number in 0..1000 {
+            events.tell(about(number), false, "EnsuredLoadBalancer", "serving".into(), seconds(1));
+        }
+        for number in 1000..1900 {
+            events.tell(about(number), true, "SyncLoadBalancerFailed", "no address".into(), seconds(2));
+        }
+        let sent: Vec<_> = (2..220).flat_map(|second| drain(&mut events, seconds(second))).collect();
+        assert_eq!((sent.len(), events.dropped()), (1000, 900));
+        assert!(sent[..900].iter().all(|send| send.warning) && sent[900..].iter().all(|send| !send.warning));
+        assert_eq!(events.wakes(), None);
+    }
+
+    #[test]
     fn one_that_failed_is_tried_again_and_one_that_expired_is_made_anew() {
         let mut events = Events::default();
         events.tell(web(), false, "EnsuredLoadBalancer", "serving".into(), seconds(0));
@@ -311,8 +346,13 @@ mod tests {
 
     #[test]
     fn each_notice_is_told_by_one_node() {
-        let mut notice =
-            Notice { warning: false, service: Some(ObjectKey::new("a", "b")), reason: "EnsuredLoadBalancer", message: "".into() };
+        let mut notice = Notice {
+            warning: false,
+            service: Some(ObjectKey::new("a", "b")),
+            node: None,
+            reason: "EnsuredLoadBalancer",
+            message: "".into(),
+        };
         assert!(told_by(&notice, Role::Writer) && !told_by(&notice, Role::Follower));
         notice.reason = "AddressConflict";
         assert!(told_by(&notice, Role::Follower));

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use super::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
+/// Names of nodes without a Node that are kept once; of more, each endpoint has its own.
+const NAMES: usize = 1024;
+
 /// Everything known about the cluster.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -18,6 +21,8 @@ pub struct Index {
     /// Slice → the Service it belongs to: a slice that is deleted or relabelled no longer says.
     slice_services: BTreeMap<ObjectKey, Arc<str>>,
     nodes: BTreeMap<Arc<str>, Node>,
+    /// Names of nodes that endpoints are on, whether or not the Node is known: in a first list, slices may come before Nodes.
+    names: BTreeSet<Arc<str>>,
     listing: Listing,
 }
 
@@ -105,8 +110,16 @@ impl Index {
         let service = self.services.get_key_value(&service).map_or(service, |(known, _)| known.clone());
         slice.service = service.name.clone();
         for node in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
-            if let Some((known, _)) = self.nodes.get_key_value(node) {
+            if let Some(known) = self.nodes.get_key_value(node).map(|(known, _)| known).or_else(|| self.names.get(node)) {
                 *node = known.clone();
+                continue;
+            }
+            if self.names.len() >= NAMES {
+                // Whoever is left alone is named by nobody any more.
+                self.names.retain(|name| Arc::strong_count(name) > 1);
+            }
+            if self.names.len() < NAMES {
+                self.names.insert(node.clone());
             }
         }
         self.slice_services.insert(key, slice.service.clone());

@@ -1,6 +1,7 @@
 //! Address management: which Service has which virtual address. Sticky: what a Service has it keeps while it may; what it had
 //! before a restart it gets again. Only addresses of our own pools are ever given, whatever an object says (CVE-2020-8554).
 
+mod claim;
 mod ports;
 mod refusal;
 mod retiring;
@@ -13,9 +14,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Family, ObjectKey, Protocol, Service, TrafficPolicy};
+use super::model::{Family, ObjectKey, Service};
 use super::pool::Pool;
 use crate::wire::ethernet::Mac;
+use claim::Claim;
 pub use ports::NodePorts;
 pub use refusal::{Refusal, Reserved};
 
@@ -50,54 +52,6 @@ pub struct Options {
     pub avoid_buggy_ips: bool,
 }
 
-/// On what terms a Service holds an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Claim {
-    sharing: Option<Box<str>>,
-    /// Sorted.
-    ports: Box<[(Protocol, u16)]>,
-    policy: TrafficPolicy,
-    selector: Option<Box<str>>,
-    /// `metadata.creationTimestamp`.
-    created: i64,
-    /// What its status says it has.
-    published: Vec<IpAddr>,
-}
-
-impl Claim {
-    fn of(service: &Service) -> Claim {
-        let mut ports: Box<[_]> = service.ports.iter().map(|p| (p.protocol, p.port)).collect();
-        ports.sort_unstable();
-        Claim {
-            sharing: service.request.sharing.clone(),
-            ports,
-            policy: service.external,
-            selector: service.selector.clone(),
-            created: service.created,
-            published: service.published.clone(),
-        }
-    }
-
-    /// The lower one keeps the address when two may not share it: every node knows the same statuses and ages, so every node
-    /// decides alike.
-    fn rank<'a>(&self, key: &'a ObjectKey, address: IpAddr) -> (bool, i64, &'a ObjectKey) {
-        (!self.published.contains(&address), self.created, key)
-    }
-
-    /// One key, no port in common, and packets that may go to the same nodes: both Cluster, or both Local with the same pods.
-    fn agrees(&self, other: &Claim) -> bool {
-        let same_nodes = match (self.policy, other.policy) {
-            (TrafficPolicy::Cluster, TrafficPolicy::Cluster) => true,
-            (TrafficPolicy::Local, TrafficPolicy::Local) => self.selector == other.selector,
-            _ => false,
-        };
-        self.sharing.is_some()
-            && self.sharing == other.sharing
-            && same_nodes
-            && !self.ports.iter().any(|port| other.ports.binary_search(port).is_ok())
-    }
-}
-
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Ipam {
@@ -114,6 +68,7 @@ pub struct Ipam {
     /// What Services keep for a while beside what they were given.
     retiring: BTreeMap<ObjectKey, Vec<IpAddr>>,
     changed: bool,
+    reclaimed: bool,
 }
 
 impl Ipam {
@@ -121,7 +76,9 @@ impl Ipam {
     pub fn new(pools: Vec<Pool>, options: Options, saved: Allocations) -> Ipam {
         let mut holders = BTreeMap::new();
         for (key, allocation) in &saved {
-            allocation.addresses.iter().for_each(|address| add_holder(holders.entry(*address).or_default(), key, None));
+            for address in &allocation.addresses {
+                add_holder(holders.entry(*address).or_default(), key, None);
+            }
         }
         Ipam {
             pools,
@@ -133,6 +90,7 @@ impl Ipam {
             taken: BTreeMap::new(),
             retiring: BTreeMap::new(),
             changed: false,
+            reclaimed: false,
         }
     }
 
@@ -144,6 +102,11 @@ impl Ipam {
     /// Whether the allocations changed since this was last asked.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Whether since this was last asked a Service came to hold an address on other terms: another may now share it.
+    pub fn take_reclaimed(&mut self) -> bool {
+        std::mem::take(&mut self.reclaimed)
     }
 
     /// Addresses that are never given out, whatever the pools say.
@@ -285,7 +248,7 @@ impl Ipam {
 
     fn hold(&mut self, service: &Service, allocation: Allocation) {
         for address in &allocation.addresses {
-            add_holder(self.holders.entry(*address).or_default(), &service.key, Some(Claim::of(service)));
+            self.reclaimed |= add_holder(self.holders.entry(*address).or_default(), &service.key, Some(Claim::of(service)));
         }
         if self.allocations.get(&service.key) != Some(&allocation) {
             self.allocations.insert(service.key.clone(), allocation);
@@ -480,12 +443,17 @@ impl Ipam {
 }
 
 /// Puts the Service among the holders, or its new claim in place of the old.
-fn add_holder(holders: &mut Vec<(ObjectKey, Option<Claim>)>, key: &ObjectKey, claim: Option<Claim>) {
+/// True when it held the address before, on other terms.
+fn add_holder(holders: &mut Vec<(ObjectKey, Option<Claim>)>, key: &ObjectKey, claim: Option<Claim>) -> bool {
     match holders.iter_mut().find(|(holder, _)| holder == key) {
-        Some((_, held)) => *held = claim,
+        Some((_, held)) => {
+            let before = std::mem::replace(held, claim);
+            before.as_ref().map(Claim::terms) != held.as_ref().map(Claim::terms)
+        }
         None => {
             holders.reserve_exact(1);
             holders.push((key.clone(), claim));
+            false
         }
     }
 }

@@ -10,10 +10,15 @@ use std::time::Duration;
 
 use super::model::Node;
 use super::status::{PeerStatus, Reason};
+use crate::bfd::{self, Cause};
+use crate::wire::bfd::State;
 use crate::wire::ethernet::{self, Mac};
 
 /// A frame from a peer whose session has timed out is believed from then on: before, it may have been under way.
 pub const GRACE: Duration = Duration::from_millis(300);
+/// Who announced a planned stop may answer for a second more (see [`super::elect::seat::HANDOVER`]), and frames take their time. What is
+/// heard of it later comes from a process that runs again.
+pub const LEFT: Duration = Duration::from_secs(2);
 /// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
 
@@ -65,6 +70,28 @@ pub enum PeerEvent {
     CaughtUp,
 }
 
+impl PeerEvent {
+    /// What an event of the sessions says about the node at their other end; None: nothing. A session on its way up, and one that we
+    /// ended, leave what was believed before.
+    pub fn of(event: &bfd::Event) -> Option<PeerEvent> {
+        let event = match event {
+            bfd::Event::Peer(event) => event,
+            bfd::Event::Adapted(_) => return None,
+            bfd::Event::Stalled { late, .. } => return Some(PeerEvent::Stalled { late: *late }),
+            bfd::Event::CaughtUp { .. } => return Some(PeerEvent::CaughtUp),
+        };
+        let state = match (event.state, event.cause) {
+            (State::Up, _) => Liveness::Up,
+            (State::Init, _) => return None,
+            (_, Cause::DetectionTimeExpired) => Liveness::Down(DownReason::DetectionTimeout),
+            (_, Cause::NeighborAdminDown) => Liveness::Down(DownReason::AdminDown),
+            (_, Cause::NeighborDown) => Liveness::Down(DownReason::NeighbourDown),
+            (_, Cause::Heard | Cause::LocalAdminDown | Cause::LocalReturn) => return None,
+        };
+        Some(PeerEvent::Liveness { address: event.peer.address, state })
+    }
+}
+
 /// How a peer stands, as far as its life is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -94,6 +121,11 @@ impl Peer {
     fn alive(&self) -> bool {
         self.up_since.is_some()
     }
+
+    /// It announced a planned stop and was not heard since.
+    fn left(&self) -> bool {
+        !self.alive() && matches!(self.down, Some((DownReason::AdminDown, _)))
+    }
 }
 
 /// What follows from an event.
@@ -120,6 +152,8 @@ pub struct Membership {
     doubles: BTreeMap<IpAddr, bool>,
     /// Peers known to be cut off by a filter: said once.
     blocked: BTreeSet<Box<str>>,
+    /// There is a Node object of our own.
+    listed: bool,
 }
 
 impl Membership {
@@ -135,8 +169,10 @@ impl Membership {
         let mut claims: BTreeMap<IpAddr, BTreeSet<Box<str>>> = BTreeMap::new();
         let mut names = BTreeSet::new();
         let mut doubles = BTreeMap::new();
+        let mut listed = false;
         for node in nodes {
             if node.name == self.me {
+                listed = true;
                 for address in node.internal.iter().filter(|address| !own.is_empty() && !own.contains(*address)) {
                     doubles.insert(*address, self.doubles.get(address).copied().unwrap_or(false));
                 }
@@ -179,6 +215,11 @@ impl Membership {
                 }
             }
         }
+        if listed && !self.listed {
+            // They ended their sessions because we were none of them any more. That was no stop.
+            self.peers.values_mut().filter(|peer| peer.left()).for_each(|peer| peer.down = None);
+        }
+        self.listed = listed;
         self.stations.retain(|address, _| self.owners.contains_key(address));
         self.blocked.retain(|name| self.peers.contains_key(name));
         changed.sessions = self.sessions() != before;
@@ -253,9 +294,15 @@ impl Membership {
         found.all(|other| other == first).then_some(&**first)
     }
 
-    /// Notes that a peer was heard to answer for an address. True when this shows, for the first time, that its BFD is blocked.
+    /// Notes that a peer was heard to answer for an address, or to ask for it. True when this shows, for the first time, that its BFD
+    /// is blocked.
     pub fn heard(&mut self, node: &str, now: Duration) -> bool {
         let Some(peer) = self.peers.get_mut(node).filter(|peer| !peer.alive()) else { return false };
+        match peer.down {
+            Some((DownReason::AdminDown, since)) if now < since + LEFT => return false,
+            Some((DownReason::AdminDown, _)) => (peer.down, peer.heard) = (None, None),
+            _ => {}
+        }
         let first = peer.heard.filter(|(_, last)| now < *last + BLOCKED_AFTER * 10).map_or(now, |(first, _)| first);
         peer.heard = Some((first, now));
         let down_for = peer.down.map_or(Duration::MAX, |(_, since)| now.saturating_sub(since));
@@ -287,12 +334,12 @@ impl Membership {
 
     /// Every peer lives, or has said that it leaves: nothing more to wait for.
     pub fn complete(&self) -> bool {
-        self.peers.values().all(|peer| peer.alive() || matches!(peer.down, Some((DownReason::AdminDown, _))))
+        self.peers.values().all(|peer| peer.alive() || peer.left())
     }
 
     /// A peer that is not seen and has not said that it leaves.
     pub fn missing(&self, node: &str) -> bool {
-        self.peers.get(node).is_some_and(|peer| !peer.alive() && !matches!(peer.down, Some((DownReason::AdminDown, _))))
+        self.peers.get(node).is_some_and(|peer| !peer.alive() && !peer.left())
     }
 
     /// Nodes that died: the detection time ran out on the last of their sessions, and they have not been back. A planned stop is

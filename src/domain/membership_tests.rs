@@ -84,6 +84,28 @@ fn who_announces_without_bfd_is_blocked_and_that_is_said_once() {
 }
 
 #[test]
+fn who_stopped_as_planned_and_is_heard_later_runs_again() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2])]);
+    members.liveness(ip(2), Liveness::Up, T(0));
+    members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(1_000));
+    members.heard("b", T(2_500));
+    assert_eq!((members.standing("b", T(2_500)), members.complete()), (Standing::Gone, true), "its last words");
+    members.heard("b", T(4_000));
+    assert_eq!((members.standing("b", T(4_000)), members.missing("b")), (Standing::Unseen, true), "it is back, behind a filter");
+}
+
+#[test]
+fn that_peers_dropped_a_node_that_was_deleted_is_no_stop_of_theirs() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2])]);
+    members.liveness(ip(2), Liveness::Up, T(0));
+    members.set_nodes([node("b", &[2])].iter(), &[ip(1)].into());
+    members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(1_000));
+    assert_eq!(members.standing("b", T(5_000)), Standing::Gone);
+    members.set_nodes([node("me", &[1]), node("b", &[2])].iter(), &[ip(1)].into());
+    assert_eq!((members.standing("b", T(5_000)), members.complete()), (Standing::Unseen, false));
+}
+
+#[test]
 fn a_station_names_its_node_when_only_one_has_it() {
     let mut members = members(&[node("me", &[1]), node("b", &[2, 3]), node("c", &[4])]);
     let station = [2, 0, 0, 0, 0, 2];

@@ -229,6 +229,9 @@ pub struct Request {
     pub sharing: Option<Box<str>>,
     /// `pinnace.dev/prefer-nodes`: who should answer for its addresses, best first; all others if none of these can.
     pub prefer_nodes: Vec<Box<str>>,
+    /// `kube-vip.io/ignore`: somebody else serves it, or nobody.
+    #[serde(default)]
+    pub ignore: bool,
 }
 
 /// One entry of `spec.ports`.

@@ -86,8 +86,10 @@ impl Changes {
 pub struct Notice {
     /// Something is wrong and somebody may have to act.
     pub warning: bool,
-    /// Whom it concerns; None: the node as a whole.
+    /// Whom it concerns; None: a node as a whole.
     pub service: Option<ObjectKey>,
+    /// Which one, where the Node object says it to everybody; None: this one, and only it can know.
+    pub node: Option<Box<str>>,
     /// A word for machines, as Event reasons are written.
     pub reason: &'static str,
     /// What happened, and what to do if it is bad.

@@ -26,6 +26,9 @@ const LONGEST_TRUCE: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(120);
 
+/// What to do about ServiceLB.
+const SERVICELB_OFF: &str = "start every K3s server with --disable=servicelb";
+
 /// Somebody else writes the status of a Service of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Interference {
@@ -33,6 +36,8 @@ pub enum Interference {
     Corrected(Vec<Ingress>),
     /// It is replaced again and again and left alone for this long; what stood there.
     LeftAlone(Vec<Ingress>, Duration),
+    /// The finalizer of the standard service controllers was put on it while we looked on: one of them is at work.
+    Claimed,
 }
 
 impl Interference {
@@ -42,12 +47,16 @@ impl Interference {
             Interference::Corrected(stood) => {
                 format!("status.loadBalancer was changed by someone else to [{}] and is put right", entries(stood))
             }
+            Interference::Claimed => format!(
+                "another load balancer has claimed this Service: it has just set the finalizer service.kubernetes.io/load-balancer-cleanup; if this \
+                 is K3s, ServiceLB is enabled: {SERVICELB_OFF}; else stop the other one, or give the Service a spec.loadBalancerClass"
+            ),
             Interference::LeftAlone(stood, truce) => {
                 // Services of a foreign class it empties, those without a class it gives the addresses of nodes.
                 let servicelb = stood.iter().all(|entry| entry.ip.is_some_and(|ip| nodes.contains(&ip)));
                 let advice = match servicelb {
-                    true => "this looks like K3s ServiceLB: start every K3s server with --disable=servicelb",
-                    false => "find the other load balancer and stop it, or give the Service a spec.loadBalancerClass",
+                    true => format!("this looks like K3s ServiceLB: {SERVICELB_OFF}"),
+                    false => "find the other load balancer and stop it, or give the Service a spec.loadBalancerClass".to_owned(),
                 };
                 let (stood, seconds) = (entries(stood), truce.as_secs());
                 format!("someone else keeps changing status.loadBalancer to [{stood}]: left alone for {seconds} s; {advice}")
@@ -88,6 +97,8 @@ struct Memory {
     wanted: Vec<Ingress>,
     /// It stood there when we looked last.
     stood: bool,
+    /// The finalizer of the service controllers was not there at first: whoever sets it now is at work, and not one who left it long ago.
+    unclaimed: bool,
     /// The version that was last written to: it is written to once.
     written_to: Box<str>,
     replaced: VecDeque<Duration>,
@@ -130,21 +141,37 @@ impl Publisher {
         if memory.uid != record.uid {
             *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
         }
+        let claimed = memory.unclaimed && record.cleanup_finalizer;
+        memory.unclaimed = !record.cleanup_finalizer;
+        let decision = Publisher::compare(memory, &mut self.retries, key, record, wanted, now);
+        let interference = decision.interference.or(claimed.then_some(Interference::Claimed));
+        Decision { interference, ..decision }
+    }
+
+    fn compare(
+        memory: &mut Memory,
+        retries: &mut BTreeMap<ObjectKey, Retry>,
+        key: &ObjectKey,
+        record: &Record,
+        wanted: Option<Vec<Ingress>>,
+        now: Duration,
+    ) -> Decision {
         let Some(wanted) = wanted else { return Decision::default() };
         if memory.wanted != wanted {
             // A new wish of ours is no quarrel with anybody.
             memory.wanted.clone_from(&wanted);
             memory.stood = false;
+            memory.written.clear();
         }
         if stands(&record.ingress, &wanted) {
             memory.stood = true;
-            self.retries.remove(key);
+            retries.remove(key);
             return Decision::default();
         }
         if memory.until.is_some_and(|until| now < until) || memory.written_to == record.resource_version {
             return Decision::default();
         }
-        if self.retries.get(key).is_some_and(|retry| retry.version == record.resource_version && retry.due.is_some()) {
+        if retries.get(key).is_some_and(|retry| retry.version == record.resource_version && retry.due.is_some()) {
             return Decision::default();
         }
         let corrected = memory.stood;
@@ -235,7 +262,8 @@ pub fn farewell(record: &Record) -> Option<Publication> {
     record.cleanup_finalizer.then(|| publication(record, None, true))
 }
 
-fn publication(record: &Record, ingress: Option<Vec<Ingress>>, remove_finalizer: bool) -> Publication {
+/// What is to be written onto this version of a Service.
+pub fn publication(record: &Record, ingress: Option<Vec<Ingress>>, remove_finalizer: bool) -> Publication {
     Publication { uid: record.uid.clone(), resource_version: record.resource_version.clone(), ingress, remove_finalizer }
 }
 
@@ -278,6 +306,33 @@ mod tests {
         assert!(left.publication.is_none() && why.sentence(&BTreeSet::new()).contains("--disable=servicelb"));
         assert_eq!(look(&[], 60), Decision::default(), "the truce holds");
         assert!(look(&[], 66).publication.is_some(), "and ends");
+    }
+
+    #[test]
+    fn wishes_that_change_often_are_no_quarrel() {
+        let service = service("web");
+        let mut publisher = Publisher::default();
+        for number in 0..100u8 {
+            let wanted = ingress(&service, &[[10, 88, 0, number].into()]);
+            let stands = ingress(&service, &[[10, 88, 0, number.wrapping_sub(1)].into()]);
+            let now = Duration::from_millis(100 * u64::from(number));
+            let decision = publisher.decide(&service.key, &record(u64::from(number), &stands), Some(wanted), now);
+            assert!(decision.publication.is_some() && decision.interference.is_none(), "{number}: {decision:?}");
+        }
+    }
+
+    #[test]
+    fn a_controller_that_claims_the_service_is_told_apart_from_a_finalizer_left_behind() {
+        let service = service("web");
+        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()]));
+        let claimed = |version| Record { cleanup_finalizer: true, ..record(version, wanted.as_ref().unwrap()) };
+        let mut publisher = Publisher::default();
+        let mut look = |record: &Record| publisher.decide(&service.key, record, wanted.clone(), Duration::ZERO).interference;
+        assert_eq!(look(&claimed(1)), None, "from before");
+        assert_eq!(look(&record(2, wanted.as_ref().unwrap())), None);
+        let why = look(&claimed(3)).expect("somebody is at work");
+        assert!(why.sentence(&BTreeSet::new()).contains("--disable=servicelb"));
+        assert_eq!(look(&claimed(4)), None, "said once");
     }
 
     #[test]

@@ -117,21 +117,20 @@ impl Worker {
         let mut next_refresh = Instant::now() + self.refresh;
         let mut next_look = Instant::now() + DRIFT_INTERVAL;
         let mut retry = RETRY_MIN;
+        let mut again: Option<Instant> = None;
         let mut loaded = false;
         loop {
             let now = Instant::now();
             let deadline = if loaded { next_refresh.min(next_look) } else { now + Duration::from_secs(3600) };
-            let pending = self.wait(deadline.saturating_duration_since(now));
+            let pending = self.wait(deadline.min(again.unwrap_or(deadline)), again);
             if !pending.changes.is_empty() {
                 if self.apply(&pending.changes, pending.since) {
                     loaded = true;
-                    retry = RETRY_MIN;
+                    (retry, again) = (RETRY_MIN, None);
                 } else {
                     self.put_back(pending.changes, pending.since);
-                    if pending.stop.is_none() {
-                        thread::sleep(retry);
-                        retry = (retry * 2).min(RETRY_MAX);
-                    }
+                    again = Some(Instant::now() + retry);
+                    retry = (retry * 2).min(RETRY_MAX);
                 }
             }
             if let Some(how) = pending.stop {
@@ -152,12 +151,17 @@ impl Worker {
         }
     }
 
-    /// Takes what is pending, waiting up to `timeout` for something to be.
-    fn wait(&self, timeout: Duration) -> Pending {
+    /// Takes what is pending, waiting until `deadline` for something to be. What the kernel refused stays until it is tried `again`;
+    /// the order to stop does not wait.
+    fn wait(&self, deadline: Instant, again: Option<Instant>) -> Pending {
         let guard = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = |p: &mut Pending| p.changes.is_empty() && p.stop.is_none();
+        let idle = |p: &mut Pending| p.stop.is_none() && (p.changes.is_empty() || again.is_some());
+        let timeout = deadline.saturating_duration_since(Instant::now());
         let (mut guard, _) = self.shared.wake.wait_timeout_while(guard, timeout, idle).unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *guard)
+        match again {
+            Some(again) if guard.stop.is_none() && Instant::now() < again => Pending::default(),
+            _ => std::mem::take(&mut *guard),
+        }
     }
 
     /// What failed goes below what came meanwhile: the later word still wins.

@@ -23,12 +23,14 @@ use tracing::{debug, warn};
 
 use super::metrics::{self, Metrics};
 use crate::domain::model::ObjectKey;
-use crate::domain::status::{Condition, ServiceHealth, State};
+use crate::domain::status::{Condition, ServiceHealth, State, Summary};
 
 /// How long the engine may take to answer before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client may take to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, for one request: a client that does not read would keep its place for ever.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections served at once; more wait in the kernel.
 const CONNECTIONS: usize = 64;
 
@@ -39,6 +41,8 @@ const PATHS: &str = "/livez /readyz /healthz /metrics /state /services/<namespac
 pub enum Query {
     /// Everything.
     State(oneshot::Sender<State>),
+    /// Counts, for the metrics.
+    Summary(oneshot::Sender<Summary>),
     /// Readiness.
     Conditions(oneshot::Sender<Vec<Condition>>),
     /// Whether traffic should be sent to this node; else why not.
@@ -79,9 +83,11 @@ pub async fn serve(listener: TcpListener, engine: mpsc::Sender<Query>, metrics: 
         tokio::spawn(async move {
             let service = service_fn(|request| respond(request, &engine, &metrics));
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(16 * 1024);
-            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-                debug!(%error, "a connection ended badly");
+            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(16 * 1024).keep_alive(false);
+            match timeout(CONNECTION_TIMEOUT, http.serve_connection(TokioIo::new(stream), service)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "a connection ended badly"),
+                Err(_) => debug!("a connection took too long"),
             }
             drop(place);
         });
@@ -99,7 +105,12 @@ async fn respond(request: Request<Incoming>, engine: &mpsc::Sender<Query>, metri
         "/livez" => live(engine).await,
         "/readyz" => ready(engine).await,
         "/healthz" => healthy(engine).await,
-        "/metrics" => with(text(StatusCode::OK, metrics.encode()), CONTENT_TYPE, metrics::CONTENT_TYPE),
+        "/metrics" => {
+            if let Some(summary) = ask(engine, Query::Summary).await {
+                metrics.engine(&summary);
+            }
+            with(text(StatusCode::OK, metrics.encode()), CONTENT_TYPE, metrics::CONTENT_TYPE)
+        }
         "/state" => match ask(engine, Query::State).await {
             Some(state) => json(StatusCode::OK, serde_json::to_vec(&state).unwrap_or_default()),
             None => hung(),

@@ -28,6 +28,7 @@ async fn raw(address: SocketAddr, request: &str) -> String {
 fn answers(query: Query) {
     match query {
         Query::State(reply) => drop(reply.send(State { node: "n1".into(), ..State::default() })),
+        Query::Summary(reply) => drop(reply.send(Summary { serving: 3, ..Summary::default() })),
         Query::Conditions(reply) => {
             drop(reply.send(vec![Condition::when("SourceSynced", true, ""), Condition::when("RulesApplied", false, "not written yet")]))
         }

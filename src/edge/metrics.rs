@@ -1,7 +1,7 @@
 //! Metrics in the OpenMetrics format. Names carry their units; what can be read from the kernel is read when somebody asks.
 
 use std::fs;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
@@ -12,12 +12,19 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::bfd;
 use super::dataplane::Report;
 use super::l2::Totals;
+use crate::bfd::Discard;
 use crate::domain::status::Summary;
 
 /// Of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What becomes of a received ARP or NDP packet.
+const RECEIVED: [&str; 6] = ["answered", "malformed", "own", "ignored", "conflict", "contested"];
+/// Why a BFD packet could not be sent.
+const SEND_ERRORS: [&str; 3] = ["queue_full", "unreachable", "refused"];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Phase {
@@ -27,6 +34,28 @@ struct Phase {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Node {
+    node: String,
+}
+
+/// What BFD counts by itself, and how much of it has been added here.
+#[derive(Debug, Default)]
+struct Bfd {
+    counters: Option<Arc<bfd::Counters>>,
+    before: bfd::Totals,
 }
 
 /// All of them. Every method may be called from any thread.
@@ -48,6 +77,17 @@ pub struct Metrics {
     send_errors: Counter,
     /// What the announcer said last: it counts by itself, and only differences are added.
     totals: Mutex<Totals>,
+    writer: Gauge,
+    lease_holder: Family<Node, Gauge>,
+    events_dropped: Counter,
+    bfd: Mutex<Bfd>,
+    bfd_sent: Counter,
+    bfd_received: Counter,
+    bfd_discarded: Family<Reason, Counter>,
+    bfd_send_errors: Family<Reason, Counter>,
+    bfd_receive_errors: Counter,
+    bfd_changes: Family<State, Counter>,
+    bfd_late: Gauge<f64, std::sync::atomic::AtomicU64>,
     memory: Gauge,
     cpu: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
@@ -85,6 +125,17 @@ impl Metrics {
             announced_frames: Counter::default(),
             send_errors: Counter::default(),
             totals: Mutex::default(),
+            writer: Gauge::default(),
+            lease_holder: Family::default(),
+            events_dropped: Counter::default(),
+            bfd: Mutex::default(),
+            bfd_sent: Counter::default(),
+            bfd_received: Counter::default(),
+            bfd_discarded: Family::default(),
+            bfd_send_errors: Family::default(),
+            bfd_receive_errors: Counter::default(),
+            bfd_changes: Family::default(),
+            bfd_late: Gauge::default(),
             memory: Gauge::default(),
             cpu: Gauge::default(),
             registry: Registry::default(),
@@ -100,6 +151,24 @@ impl Metrics {
         r.register("packets_sent", "ARP and NDP packets sent", metrics.sent.clone());
         r.register("announcements_sent", "Gratuitous ARP and unsolicited NA sent", metrics.announced_frames.clone());
         r.register("packet_send_errors", "ARP and NDP packets that could not be sent", metrics.send_errors.clone());
+        r.register("writer", "1 while this node holds the Lease, gives addresses and writes statuses, else 0", metrics.writer.clone());
+        r.register("lease_holder", "1 for the node that holds the Lease, as far as this one knows", metrics.lease_holder.clone());
+        r.register("events_dropped", "Events for the API server that were never sent; they are in the log", metrics.events_dropped.clone());
+        r.register("bfd_packets_sent", "BFD packets sent to other nodes", metrics.bfd_sent.clone());
+        r.register("bfd_packets_received", "BFD packets received, whether taken or not", metrics.bfd_received.clone());
+        r.register("bfd_packets_discarded", "BFD packets received and not taken", metrics.bfd_discarded.clone());
+        r.register("bfd_send_errors", "BFD packets that could not be sent", metrics.bfd_send_errors.clone());
+        r.register("bfd_receive_errors", "Errors when BFD packets were read", metrics.bfd_receive_errors.clone());
+        r.register("bfd_session_changes", "Changes of BFD sessions to a state", metrics.bfd_changes.clone());
+        let late = metrics.bfd_late.clone();
+        r.register_with_unit("bfd_latest_wake", "How late the thread that speaks BFD woke up at worst", Unit::Seconds, late);
+        // What has not happened yet is there all the same, so that the first time is seen as a change.
+        ["serving", "pending", "refused"].iter().for_each(|phase| drop(metrics.services.get_or_create(&Phase { phase })));
+        ["announced", "held"].iter().for_each(|phase| drop(metrics.addresses.get_or_create(&Phase { phase })));
+        RECEIVED.iter().for_each(|result| drop(metrics.received.get_or_create(&Outcome { result })));
+        Discard::LABELS.iter().for_each(|reason| drop(metrics.bfd_discarded.get_or_create(&Reason { reason })));
+        SEND_ERRORS.iter().for_each(|reason| drop(metrics.bfd_send_errors.get_or_create(&Reason { reason })));
+        ["up", "down"].iter().for_each(|state| drop(metrics.bfd_changes.get_or_create(&State { state })));
         registry.register("process_resident_memory_bytes", "Resident memory", metrics.memory.clone());
         registry.register("process_cpu_seconds", "User and system time", metrics.cpu.clone());
         registry.register("process_start_time_seconds", "Start of the process since the epoch", start);
@@ -136,15 +205,15 @@ impl Metrics {
     pub fn announcer(&self, now: Totals) {
         let mut before = self.totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (old, new) = (before.announcer, now.announcer);
-        let results = [
-            ("answered", new.answered - old.answered),
-            ("malformed", new.malformed - old.malformed),
-            ("own", new.own - old.own),
-            ("ignored", new.ignored - old.ignored),
-            ("conflict", new.conflicts - old.conflicts),
-            ("contested", new.contested - old.contested),
+        let counts = [
+            new.answered - old.answered,
+            new.malformed - old.malformed,
+            new.own - old.own,
+            new.ignored - old.ignored,
+            new.conflicts - old.conflicts,
+            new.contested - old.contested,
         ];
-        for (result, count) in results {
+        for (result, count) in RECEIVED.into_iter().zip(counts) {
             self.received.get_or_create(&Outcome { result }).inc_by(count);
         }
         self.sent.inc_by(now.sent - before.sent);
@@ -154,8 +223,50 @@ impl Metrics {
         *before = now;
     }
 
+    /// Who holds the Lease, and whether that is this node.
+    pub fn writer(&self, here: bool, holder: Option<&str>) {
+        self.writer.set(i64::from(here));
+        self.lease_holder.clear();
+        if let Some(node) = holder {
+            self.lease_holder.get_or_create(&Node { node: node.to_owned() }).set(1);
+        }
+    }
+
+    /// To be counted up by those who send Events.
+    pub fn events_dropped(&self) -> Counter {
+        self.events_dropped.clone()
+    }
+
+    /// BFD is spoken from now on; its totals are read when somebody asks.
+    pub fn bfd(&self, counters: Arc<bfd::Counters>) {
+        *self.bfd.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Bfd { counters: Some(counters), ..Bfd::default() };
+    }
+
+    /// A session came up or went down.
+    pub fn bfd_session(&self, up: bool) {
+        self.bfd_changes.get_or_create(&State { state: if up { "up" } else { "down" } }).inc();
+    }
+
+    fn read_bfd(&self) {
+        let mut bfd = self.bfd.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(now) = bfd.counters.as_ref().map(|counters| counters.totals()) else { return };
+        let before = std::mem::replace(&mut bfd.before, now);
+        self.bfd_sent.inc_by(now.sent - before.sent);
+        self.bfd_received.inc_by(now.received - before.received);
+        for (reason, (new, old)) in Discard::LABELS.into_iter().zip(now.discarded.into_iter().zip(before.discarded)) {
+            self.bfd_discarded.get_or_create(&Reason { reason }).inc_by(new - old);
+        }
+        let errors = |t: &bfd::Totals| [t.send_queue_full, t.send_unreachable, t.send_failed];
+        for (reason, (new, old)) in SEND_ERRORS.into_iter().zip(errors(&now).into_iter().zip(errors(&before))) {
+            self.bfd_send_errors.get_or_create(&Reason { reason }).inc_by(new - old);
+        }
+        self.bfd_receive_errors.inc_by(now.receive_failed - before.receive_failed);
+        self.bfd_late.set(now.latest_wake.as_secs_f64());
+    }
+
     /// The exposition.
     pub fn encode(&self) -> String {
+        self.read_bfd();
         self.memory.set(resident().unwrap_or(0));
         self.cpu.set(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).as_seconds());
         let mut text = String::new();
@@ -208,8 +319,19 @@ mod tests {
         totals.announcer.malformed = 4;
         metrics.announcer(totals);
         metrics.announcer(totals);
+        metrics.writer(false, Some("node-1"));
+        metrics.writer(true, Some("node-2"));
+        metrics.events_dropped().inc_by(3);
+        metrics.bfd_session(true);
         let text = metrics.encode();
+        assert!(!text.contains("node-1"), "one holder");
         for line in [
+            "pinnace_writer 1",
+            "pinnace_lease_holder{node=\"node-2\"} 1",
+            "pinnace_events_dropped_total 3",
+            "pinnace_bfd_session_changes_total{state=\"up\"} 1",
+            "pinnace_bfd_packets_discarded_total{reason=\"digest\"} 0",
+            "# UNIT pinnace_bfd_latest_wake_seconds seconds",
             "pinnace_network_programming_duration_seconds_count 1",
             "pinnace_ruleset_apply_duration_seconds_sum 0.001",
             "pinnace_ruleset_repairs_total 1",

@@ -8,6 +8,8 @@ use std::hash::Hasher;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -122,6 +124,57 @@ impl StateDir {
         fs::rename(&beside, &path).and_then(|()| File::open(&self.path)?.sync_all()).map_err(failed)?;
         self.written = Some(digest);
         Ok(())
+    }
+}
+
+/// Saves on a thread of its own: a slow disk takes half a second to make anything durable, and nobody is to wait for it. What is saved
+/// is the latest value; those that a newer one overtook are not written.
+pub struct Saver<T> {
+    slot: Arc<(Mutex<Slot<T>>, Condvar)>,
+    thread: JoinHandle<()>,
+}
+
+struct Slot<T> {
+    value: Option<T>,
+    ended: bool,
+}
+
+impl<T: Serialize + Send + 'static> Saver<T> {
+    /// Starts the thread; `failed` is told what could not be written.
+    pub fn spawn(mut directory: StateDir, failed: impl Fn(StateError) + Send + 'static) -> io::Result<Saver<T>> {
+        let slot = Arc::new((Mutex::new(Slot::<T> { value: None, ended: false }), Condvar::new()));
+        let shared = slot.clone();
+        let work = move || {
+            let (slot, wake) = &*shared;
+            loop {
+                let guard = slot.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut guard = wake.wait_while(guard, |s| s.value.is_none() && !s.ended).unwrap_or_else(PoisonError::into_inner);
+                let Some(value) = guard.value.take() else { return };
+                drop(guard);
+                if let Err(error) = directory.save(&value) {
+                    failed(error);
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("state".into()).stack_size(256 * 1024).spawn(work)?;
+        Ok(Saver { slot, thread })
+    }
+
+    /// To be saved soon.
+    pub fn save(&self, value: T) {
+        self.with(|slot| slot.value = Some(value));
+    }
+
+    /// Returns when everything is saved.
+    pub fn finish(self) {
+        self.with(|slot| slot.ended = true);
+        // A panic there has been printed already.
+        let _ = self.thread.join();
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Slot<T>)) {
+        change(&mut self.slot.0.lock().unwrap_or_else(PoisonError::into_inner));
+        self.slot.1.notify_one();
     }
 }
 

@@ -2,13 +2,16 @@
 //! text and the JSON.
 //!
 //! ```text
-//! nat prerouting ─ alive? ─┬─ from an uplink → from-outside: guarded → external
-//!                          └─ then ─────────→ from-inside: services → vip-only
+//! nat prerouting ─ alive? ─ guarded → source-ranges ─┬─ from an uplink → from-outside: external
+//!                                                    └─ then ─────────→ from-inside: services → vip-only
 //! nat output ───── alive? ──────────────────→ from-inside
 //! services, external → a class chain (DNAT by hash of the flow) | refuse | drop
 //! vip-only: not a VIP → pass; ping → answer; else drop
 //! nat postrouting ─ alive? ─ DNATed by a frontend of ours? → return-path: hairpin or remote backend → masquerade
 //! ```
+//!
+//! Source ranges hold for whatever arrives, by any interface: pods and tunnels as well as uplinks. Only the node itself is exempt (output).
+//! That is one lookup for the first packet of a connection; packets of established connections never come here.
 //!
 //! There are only two ways to `services`: the kernel walks it once for each whenever a change brings a verdict that names a chain.
 //!
@@ -384,7 +387,12 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
             ChainId::Prerouting,
             true,
             Hook::Prerouting,
-            vec![inert(), vec![has(&[Field::Uplink], SetId::Uplinks), jump(ChainId::FromOutside)], vec![goto(ChainId::FromInside)]],
+            vec![
+                inert(),
+                vec![Dispatch { key: frontend(), map: SetId::Guarded }],
+                vec![has(&[Field::Uplink], SetId::Uplinks), jump(ChainId::FromOutside)],
+                vec![goto(ChainId::FromInside)],
+            ],
         ),
         base(ChainId::Output, true, Hook::Output, vec![inert(), vec![goto(ChainId::FromInside)]]),
         base(
@@ -394,10 +402,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
             vec![inert(), vec![Translated, has(&ours, SetId::Frontends), goto(ChainId::ReturnPath)]],
         ),
         base(ChainId::Stray, false, Hook::Prerouting, vec![stray]),
-        chain(
-            ChainId::FromOutside,
-            vec![vec![Dispatch { key: frontend(), map: SetId::Guarded }], vec![Dispatch { key: frontend(), map: SetId::External }]],
-        ),
+        chain(ChainId::FromOutside, vec![vec![Dispatch { key: frontend(), map: SetId::External }]]),
         chain(ChainId::FromInside, vec![vec![Dispatch { key: frontend(), map: SetId::Services }], vec![goto(ChainId::VipOnly)]]),
         chain(ChainId::VipOnly, vec![vec![lacks(&[Field::Destination], SetId::Vips), back()], vec![EchoRequest, Redirect], vec![drop()]]),
         chain(ChainId::SourceRanges, vec![vec![has(&source, SetId::SourceRanges), back()], vec![drop()]]),

@@ -293,8 +293,8 @@ impl Repr {
             self.len() as u8,
         ]);
         let fields = [self.my_discriminator, self.your_discriminator, self.desired_min_tx, self.required_min_rx, self.required_min_echo_rx];
-        for (slot, field) in bytes[4..HEADER_LEN].chunks_exact_mut(4).zip(fields) {
-            slot.copy_from_slice(&field.to_be_bytes());
+        for (slot, field) in bytes[4..HEADER_LEN].as_chunks_mut::<4>().0.iter_mut().zip(fields) {
+            *slot = field.to_be_bytes();
         }
         if let Some(authentication) = &self.authentication {
             bytes[HEADER_LEN..HEADER_LEN + 4].copy_from_slice(&[authentication.kind.bits(), SHA1_LEN as u8, authentication.key_id, 0]);
@@ -332,8 +332,8 @@ impl Authentication {
 
 fn words(fields: [u8; 20]) -> [u32; 5] {
     let mut words = [0; 5];
-    for (word, bytes) in words.iter_mut().zip(fields.chunks_exact(4)) {
-        *word = bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    for (word, bytes) in words.iter_mut().zip(fields.as_chunks().0) {
+        *word = u32::from_be_bytes(*bytes);
     }
     words
 }

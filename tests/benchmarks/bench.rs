@@ -3,11 +3,13 @@
 //!     scale.rs    per size: cold start, memory, an endpoint change, an idle second, a listing (daemon.rs, manifests.rs, monitor.rs)
 //!     packets.rs  new connections per second and throughput (syn.rs, stream.rs), against hand-written nft and iptables (rules.rs)
 //!     failover.rs three nodes: what a client notices when one fails, beside keepalived (the lab is the tests' own, ../lab)
+//!     api.rs      a real API server as source: memory, writes, and its changes on their way into the kernel, beside kube-proxy (objects.rs)
 //!     lab.rs      namespaces; report.rs: the table and the JSON file
 //!
-//! Usage: bench [quick] [controls] [scale|packets|failover] [OUTPUT.json]. `quick` measures the smallest size, roughly; `controls` leaves Pinnace out.
-//! `failover` is measured only when asked for: 50 times every blow, or `RUNS`, takes an hour.
+//! Usage: bench [quick] [controls] [scale|packets|api|failover] [OUTPUT.json]. `quick` measures the smallest size, roughly; `controls` leaves Pinnace out.
+//! `failover` and `api` are measured only when asked for: 50 times every blow, or `RUNS`, takes an hour; `api` some ten minutes.
 
+mod api;
 mod daemon;
 mod failover;
 mod lab;
@@ -15,6 +17,7 @@ mod manifests;
 mod monitor;
 #[path = "../lab/mod.rs"]
 mod netlab;
+mod objects;
 mod packets;
 mod report;
 mod rules;
@@ -58,6 +61,14 @@ fn run() -> Result<(), String> {
     if has("failover") {
         let runs = std::env::var("RUNS").map(|text| text.parse().map_err(|_| format!("RUNS={text}: write a number")));
         failover::measure(&mut report, runs.unwrap_or(Ok(if quick { 3 } else { 50 }))?, pinnace)?;
+        return report.write(output);
+    }
+    if has("api") {
+        let effort = api::Effort { changes: if quick { 30 } else { 150 }, idle: Duration::from_secs(if quick { 10 } else { 30 }) };
+        let ends = if quick { &SIZES[..1] } else { &[SIZES[0], SIZES[2]][..] };
+        for (size, memory) in ends.iter().zip([8.0, 32.0]) {
+            api::measure(&mut report, *size, &effort, Some(memory))?;
+        }
         return report.write(output);
     }
     if !has("packets") {

@@ -93,8 +93,20 @@ impl Manifests {
         self.root.join("state")
     }
 
-    /// Prepares the next change of one endpoint; [`Change::apply`] makes it. In turn: another address, one fewer, one more.
+    /// Nothing on disk: for [`Manifests::make_change`] alone.
+    pub fn changing(size: Size) -> Manifests {
+        Manifests { root: PathBuf::new(), each: size.endpoints / size.services, step: 0 }
+    }
+
+    /// Prepares the next change of one endpoint; [`Change::apply`] makes it.
     pub fn next_change(&mut self) -> Result<Change, String> {
+        let change = self.make_change();
+        put(&change.ready, &change.json())?;
+        Ok(change)
+    }
+
+    /// The next change of one endpoint. In turn: another address, one fewer, one more.
+    pub fn make_change(&mut self) -> Change {
         let fresh = |step: u32| Ipv4Addr::from(0x0ab0_0000 + step % 60_000);
         let (kind, last) = match self.step % 3 {
             0 => ("replace", Some(fresh(self.step + 3))),
@@ -104,31 +116,36 @@ impl Manifests {
         // The address that appears, or on removal the one that goes, which the step before has put there.
         let touched = last.unwrap_or_else(|| fresh(self.step + 2));
         self.step += 1;
-        let addresses: Vec<_> = (0..self.each - 1).map(endpoint).chain(last).collect();
-        let target = self.dir().join("changing.json");
-        let ready = self.root.join("changing.new");
-        put(&ready, &slice_json("changing", &addresses))?;
-        Ok(Change { kind, touched, ready, target })
+        let addresses = (0..self.each - 1).map(endpoint).chain(last).collect();
+        Change { kind, touched, addresses, ready: self.root.join("changing.new"), target: self.dir().join("changing.json") }
     }
 }
 
 impl Drop for Manifests {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.root);
+        if !self.root.as_os_str().is_empty() {
+            let _ = fs::remove_dir_all(&self.root);
+        }
     }
 }
 
-/// A change of one endpoint, written but not yet in place.
+/// A change of one endpoint, not yet made.
 pub struct Change {
     /// replace, remove or add.
     pub kind: &'static str,
     /// The address that the kernel must hear of.
     pub touched: Ipv4Addr,
+    addresses: Vec<Ipv4Addr>,
     ready: PathBuf,
     target: PathBuf,
 }
 
 impl Change {
+    /// The slice as it becomes.
+    pub fn json(&self) -> String {
+        slice_json("changing", &self.addresses)
+    }
+
     /// One rename(2).
     pub fn apply(&self) -> Result<(), String> {
         fs::rename(&self.ready, &self.target).map_err(|e| format!("{}: {e}", self.target.display()))
@@ -139,7 +156,8 @@ fn put(path: &Path, text: &str) -> Result<(), String> {
     fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-fn endpoint(n: u32) -> Ipv4Addr {
+/// The n-th endpoint of all.
+pub fn endpoint(n: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x0aa0_0000 + n)
 }
 
@@ -171,7 +189,8 @@ fn service_json(name: &str) -> String {
     )
 }
 
-fn slice_json(name: &str, addresses: &[Ipv4Addr]) -> String {
+/// The slice of a Service.
+pub fn slice_json(name: &str, addresses: &[Ipv4Addr]) -> String {
     let endpoints: Vec<_> = addresses
         .iter()
         .map(|a| {

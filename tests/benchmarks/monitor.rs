@@ -2,15 +2,21 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::lab::Netns;
+use crate::netlab::Namespace;
 
 const NFNLGRP_NFTABLES: i32 = 7;
+/// NFNL_SUBSYS_NFTABLES
+const SUBSYSTEM: u16 = 0x0a;
 /// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_…
 const NEW_ELEMENT: u16 = 0x0a0c;
 const DELETE_ELEMENT: u16 = 0x0a0e;
 const NEW_GENERATION: u16 = 0x0a0f;
+
+/// How long a transaction may take to come.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A subscription to one namespace.
 pub struct Monitor {
@@ -24,14 +30,25 @@ pub struct Commit {
     pub at: Instant,
     /// Elements added and deleted in it.
     pub elements: usize,
-    /// One of these elements contained the address asked for.
+    /// What the kernel told about it: elements, rules, chains.
+    pub messages: usize,
+    /// One of these contained the address asked for.
     pub touched: bool,
 }
 
 impl Monitor {
     /// Subscribes.
     pub fn new(netns: &Netns) -> Result<Monitor, String> {
-        let socket = netns.enter(subscribe).map_err(|e| format!("netlink: {e}"))?;
+        Monitor::of(netns.enter(|| subscribe(PATIENCE)))
+    }
+
+    /// Subscribes to a namespace of the tests' lab; `patience` instead of two seconds.
+    pub fn within(namespace: &Namespace, patience: Duration) -> Result<Monitor, String> {
+        Monitor::of(namespace.enter(|| subscribe(patience)))
+    }
+
+    fn of(socket: std::io::Result<OwnedFd>) -> Result<Monitor, String> {
+        let socket = socket.map_err(|e| format!("netlink: {e}"))?;
         Ok(Monitor { socket, buffer: vec![0; 1 << 20] })
     }
 
@@ -40,9 +57,11 @@ impl Monitor {
         while self.receive(libc::MSG_DONTWAIT) > 0 {}
     }
 
-    /// The next transaction that changes an element with this address; None after two seconds.
+    /// The next transaction that changes something with this address in it, as octets or in the name of a chain; None after two seconds.
     pub fn wait(&mut self, address: Ipv4Addr) -> Option<Commit> {
-        let mut commit = Commit { at: Instant::now(), elements: 0, touched: false };
+        let mut commit = Commit { at: Instant::now(), elements: 0, messages: 0, touched: false };
+        // As kube-proxy names the chains of endpoints: …__10.176.0.3/8080.
+        let name = format!("_{address}/");
         loop {
             let length = usize::try_from(self.receive(0)).ok().filter(|n| *n > 0)?;
             let at = Instant::now();
@@ -51,12 +70,14 @@ impl Monitor {
             while let (Some(length), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
                 let message = rest.get(16..length as usize)?;
                 match kind {
-                    NEW_ELEMENT | DELETE_ELEMENT => {
-                        commit.elements += 1;
-                        commit.touched |= message.windows(4).any(|w| w == address.octets());
-                    }
                     NEW_GENERATION if commit.touched => return Some(Commit { at, ..commit }),
-                    NEW_GENERATION => commit.elements = 0,
+                    NEW_GENERATION => (commit.elements, commit.messages) = (0, 0),
+                    _ if kind >> 8 == SUBSYSTEM => {
+                        commit.messages += 1;
+                        commit.elements += usize::from(matches!(kind, NEW_ELEMENT | DELETE_ELEMENT));
+                        commit.touched |= message.windows(4).any(|w| w == address.octets());
+                        commit.touched |= message.windows(name.len()).any(|w| w == name.as_bytes());
+                    }
                     _ => {}
                 }
                 rest = rest.get((length as usize).next_multiple_of(4)..).unwrap_or_default();
@@ -70,7 +91,7 @@ impl Monitor {
     }
 }
 
-fn subscribe() -> std::io::Result<OwnedFd> {
+fn subscribe(patience: Duration) -> std::io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor is checked before it is owned.
     let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER) };
     if fd < 0 {
@@ -78,7 +99,7 @@ fn subscribe() -> std::io::Result<OwnedFd> {
     }
     // SAFETY: just opened, owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let patience = libc::timeval { tv_sec: 2, tv_usec: 0 };
+    let patience = libc::timeval { tv_sec: patience.as_secs() as libc::time_t, tv_usec: 0 };
     set(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience)?;
     set(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(64 << 20))?;
     // SAFETY: sockaddr_nl is plain integers, for which zero is valid: any port, no groups yet.

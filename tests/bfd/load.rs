@@ -117,3 +117,38 @@ fn many_sessions_share_the_packet_rate_and_cost_little() {
     assert!(costs[0] > 30.0 && costs[0] < 60.0, "2 at 37.5 to 50 ms: {costs:?}");
     assert!(costs[1] > 300.0 && costs[1] < 700.0, "500 per second, and jitter: {costs:?}");
 }
+
+/// What cannot be ours (a TTL that shows a router, a wrong length or version) is refused by the kernel: neither the queue nor the thread sees it.
+#[test]
+fn a_flood_of_what_is_not_ours_costs_no_session() {
+    let link = Link::new();
+    let speakers = speakers(&link, 2);
+    speakers.iter().for_each(|speaker| drop(speaker.take()));
+    let (before, used) = (speakers[0].handle.counters().totals(), processor_time());
+    let flood = |ttl: u32, payload: &'static [u8]| {
+        link.theirs.enter(|| {
+            let socket = std::net::UdpSocket::bind("10.99.0.2:0").unwrap();
+            socket.set_ttl(ttl).unwrap();
+            let end = Instant::now() + Duration::from_secs(2);
+            let mut sent = 0u64;
+            while Instant::now() < end {
+                for _ in 0..64 {
+                    sent += u64::from(socket.send_to(payload, "10.99.0.1:3784").is_ok());
+                }
+            }
+            sent
+        })
+    };
+    // Right but for the TTL; too short; of another version.
+    let right: &[u8] = &[0x20, 0x40, 3, 24, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let other: &[u8] = &[0x40, 0x40, 3, 24, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let sent: u64 = [(64, right), (255, &right[..23]), (255, other)].into_iter().map(|(ttl, payload)| flood(ttl, payload)).sum();
+    let (after, cost) = (speakers[0].handle.counters().totals(), processor_time() - used);
+    println!("{sent} packets in 6 s: {} datagrams were read, both speakers took {cost:?}", after.received - before.received);
+    assert!(sent > 10_000, "{sent} are no flood");
+    assert!(after.received - before.received < 2000, "two sessions send some 45 a second each: {before:?} {after:?}");
+    for speaker in &speakers {
+        let told = speaker.take();
+        assert!(!told.iter().any(|(_, event)| matches!(event, Event::Peer(_))), "{told:#?}");
+    }
+}

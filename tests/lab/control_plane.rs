@@ -19,10 +19,12 @@ use serde_json::{Value, json};
 use super::{Host, Namespace, patient};
 
 mod audit;
+mod bulk;
 mod objects;
 mod process;
 
 pub use audit::{Mark, Request};
+pub use bulk::{Api, create};
 pub use objects::{KubeProxy, ProxyMode};
 
 /// How long anything of the control plane may take that is waited for.
@@ -197,6 +199,11 @@ impl ControlPlane {
     /// `kubectl apply` of YAML or JSON.
     pub fn apply(&self, text: &str) {
         self.kubectl_reading(&["apply", "-f", "-"], text);
+    }
+
+    /// `kubectl create` of YAML or JSON: quicker than [`ControlPlane::apply`] for many objects that do not exist yet.
+    pub fn create(&self, text: &str) {
+        self.kubectl_reading(&["create", "-f", "-"], text);
     }
 
     /// `kubectl get … -o json`.

@@ -26,7 +26,13 @@ pub struct Pinnace {
     ns: Arc<Namespace>,
     directory: PathBuf,
     variables: BTreeMap<String, String>,
+    read: bool,
+    account: Option<PathBuf>,
 }
+
+/// Puts a directory where a kubelet mounts the service account, in a mount namespace of the program's own.
+const IN_POD: &str = "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && \
+    ln -s \"$1\" /run/secrets/kubernetes.io/serviceaccount && shift && exec \"$@\"";
 
 impl Pinnace {
     pub(super) fn new(lab: &Lab) -> Pinnace {
@@ -46,7 +52,7 @@ impl Pinnace {
             ("PINNACE_LOG", "info".to_owned()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables }
+        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None }
     }
 
     /// Changes one variable.
@@ -61,13 +67,28 @@ impl Pinnace {
         self
     }
 
+    /// Its standard output and error are pipes that nobody empties.
+    pub fn unread(mut self) -> Pinnace {
+        self.read = false;
+        self
+    }
+
+    /// As in a pod: this directory is its service account (`token`, `ca.crt`, `namespace`).
+    pub fn with_account(mut self, directory: &Path) -> Pinnace {
+        self.account = Some(directory.to_owned());
+        self
+    }
+
     /// Starts it and does not wait for anything.
     pub fn start(self) -> Running {
         let log = self.directory.join("log");
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
         let errors = file.try_clone().expect("dup");
         let mut command = self.command(&["run"]);
-        command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        command.stdin(Stdio::null());
+        // The child handle keeps the other ends open, and does not read them.
+        let (out, err) = if self.read { (file.into(), errors.into()) } else { (Stdio::piped(), Stdio::piped()) };
+        command.stdout(out).stderr(err);
         let child = self.ns.enter(|| command.spawn()).expect("start pinnace");
         Running { child, log, pinnace: self }
     }
@@ -119,7 +140,14 @@ impl Pinnace {
 
     // A clean environment: only what the test sets, so that nothing of the tester's shell reaches the program.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match &self.account {
+            None => Command::new(binary()),
+            Some(account) => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", IN_POD, "sh"]).args([account, &binary()]);
+                command
+            }
+        };
         command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(&self.variables);
         command
     }
@@ -133,6 +161,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its settings, for asking it.
     pub fn pinnace(&self) -> &Pinnace {
         &self.pinnace

@@ -62,12 +62,17 @@ impl Trio {
     /// The machines, wired; nothing runs on them but the pods.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Trio {
+        Trio::of(NODES)
+    }
+
+    /// The same with more nodes than three, nine at most.
+    pub fn of(count: usize) -> Trio {
         assert!(rustix::process::geteuid().is_root(), "this makes network namespaces and needs root: sudo tests/run");
         netns::remove_leftovers();
         let prefix = format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = env::temp_dir().join(&prefix);
         fs::create_dir_all(directory.join("manifests")).expect("a directory for the lab");
-        let numbers = || 1..=NODES as u16;
+        let numbers = || 1..=count as u16;
         let names = ["lan".to_owned(), "client".to_owned()].into_iter();
         let names = names.chain(numbers().map(|n| format!("node-{n}"))).chain(numbers().map(|n| format!("pod-{n}")));
         let full: Vec<String> = names.map(|name| format!("{prefix}-{name}")).collect();
@@ -85,6 +90,13 @@ impl Trio {
     /// A directory of its own for this lab.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Pinnace on a node, with a log and state of its own, not yet started.
+    pub fn pinnace_on(&self, node: usize) -> Pinnace {
+        let directory = self.directory.join(&self.nodes[node].name);
+        fs::create_dir_all(&directory).expect("a directory for the node");
+        Pinnace::on(&self.nodes[node], &directory, &self.directory.join("manifests"))
     }
 
     fn wire(&self) {
@@ -121,7 +133,7 @@ impl Trio {
                 format!("address add {}/64 dev cni0 nodad", pod6(net, 1)),
                 format!("link set v-{} master cni0 up", pod.name),
             ];
-            for other in (0..NODES as u16).filter(|other| *other != net) {
+            for other in (0..self.nodes.len() as u16).filter(|other| *other != net) {
                 commands.push(format!("route add {}/24 via {}", pod4(other, 0), lan4(11 + other)));
                 commands.push(format!("route add {}/64 via {}", pod6(other, 0), lan6(11 + other)));
             }
@@ -175,25 +187,31 @@ pub struct Cluster {
 impl Cluster {
     /// The manifests are written and every node is started.
     pub fn start(settings: &[(&'static str, &str)]) -> Cluster {
-        let trio = Trio::new();
+        Cluster::start_with(settings, |_, pinnace| pinnace)
+    }
+
+    /// The same, each node after a change of its own.
+    pub fn start_with(settings: &[(&'static str, &str)], change: impl Fn(usize, Pinnace) -> Pinnace) -> Cluster {
+        Cluster::of(NODES, settings, change)
+    }
+
+    /// The same with more nodes than three.
+    pub fn of(count: usize, settings: &[(&'static str, &str)], change: impl Fn(usize, Pinnace) -> Pinnace) -> Cluster {
+        let trio = Trio::of(count);
         let endpoints: Vec<Endpoint> = trio.pods.iter().zip(&trio.nodes).map(|(pod, node)| Endpoint::ready(pod).on(&node.name)).collect();
         let probe = service("probe").port("udp", "UDP", PORT.into()).port("tcp", "TCP", PORT.into());
         let ports = [("udp", "UDP", super::POD_PORTS[0]), ("tcp", "TCP", super::POD_PORTS[0])];
-        let nodes: String = (1..=NODES as u8).map(node).collect();
+        let nodes: String = (1..=count as u8).map(node).collect();
         let text = nodes + &probe.yaml() + &slices("probe", &ports, &endpoints);
         fs::write(trio.directory.join("manifests/all.yaml"), text).expect("write the manifests");
         let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         let mut cluster = Cluster { running: Vec::new(), settings, trio };
-        cluster.running = (0..NODES).map(|node| Some(cluster.pinnace(node).start())).collect();
+        cluster.running = (0..count).map(|node| Some(change(node, cluster.pinnace(node)).start())).collect();
         cluster
     }
 
     fn pinnace(&self, node: usize) -> Pinnace {
-        let host = &self.trio.nodes[node];
-        let directory = self.trio.directory.join(&host.name);
-        fs::create_dir_all(&directory).expect("a directory for the node");
-        let pinnace = Pinnace::on(host, &directory, &self.trio.directory.join("manifests"));
-        self.settings.iter().fold(pinnace, |pinnace, (name, value)| pinnace.set(name, value))
+        self.settings.iter().fold(self.trio.pinnace_on(node), |pinnace, (name, value)| pinnace.set(name, value))
     }
 
     /// The process on a node.
@@ -246,16 +264,18 @@ impl Cluster {
     /// Waits until every node lives, sees the others, and none of them is new.
     pub fn settle(&self) {
         eventually("the nodes have settled", Duration::from_secs(30), || {
-            for node in 0..NODES {
+            let count = self.running.len();
+            for node in 0..count {
                 let state = self.state(node)?;
                 let old = |value: &Value| value.as_u64().is_some_and(|seconds| seconds >= HOLD_OFF_SECONDS);
                 let peers = state["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
                 let seen = peers.iter().filter(|peer| peer["alive"] == true && old(&peer["seconds"])).count();
-                ensure(seen == NODES - 1 && old(&state["uptimeSeconds"]), || format!("node-{}: {peers:?}", node + 1))?;
+                ensure(seen == count - 1 && old(&state["uptimeSeconds"]), || format!("node-{}: {peers:?}", node + 1))?;
             }
             Ok(())
         });
-        self.wait_owners(&[0, 1, 2], Duration::from_secs(5));
+        let all: Vec<usize> = (0..self.running.len()).collect();
+        self.wait_owners(&all, Duration::from_secs(5));
     }
 
     /// Strikes a node. The time given back is just before.
@@ -292,6 +312,26 @@ impl Cluster {
             Blow::Stopped => return self.running(victim).signal(Signal::CONT),
         }
         self.running[victim] = Some(self.pinnace(victim).start());
+    }
+
+    /// For how long each node has had its sessions with the others, in seconds; an error names the one that has not.
+    pub fn sessions(&self) -> Result<u64, String> {
+        let mut youngest = u64::MAX;
+        let count = self.running.len();
+        for node in 0..count {
+            let state = self.state(node)?;
+            let peers = state["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+            ensure(peers.len() == count - 1 && peers.iter().all(|peer| peer["alive"] == true), || format!("node-{}: {peers:?}", node + 1))?;
+            youngest = peers.iter().filter_map(|peer| peer["seconds"].as_u64()).fold(youngest, u64::min);
+        }
+        Ok(youngest)
+    }
+
+    /// Writes one more manifest, as a careful program would: whole, then renamed into place.
+    pub fn apply(&self, file: &str, text: &str) {
+        let temporary = self.trio.directory.join("incoming");
+        fs::write(&temporary, text).expect("write a manifest");
+        fs::rename(temporary, self.trio.directory.join("manifests").join(file)).expect("rename a manifest");
     }
 
     /// Asks the Service once a millisecond.

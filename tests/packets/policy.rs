@@ -85,7 +85,25 @@ fn source_ranges_let_in_whom_they_name() {
         let vip = running.address("default/web", family);
         assert_from(&lab.client2.tcp(vip, 80), &["pod-1"]);
         assert_eq!(lab.client.tcp(vip, 80), Err(Failure::TimedOut), "{family}");
-        assert_from(&lab.pods[0].tcp(vip, 80), &["pod-1"]);
+    }
+}
+
+#[test]
+fn source_ranges_hold_for_pods_but_not_for_the_node() {
+    let lab = Lab::new(2, 0);
+    let admitted = Family::ALL.map(|family| {
+        let address = lab.pods[1].address(family);
+        format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
+    });
+    let web = web("web").admit(&[&admitted[0], &admitted[1]]);
+    lab.apply("services.yaml", &web.with_pods(&lab.pods[..1]));
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    for family in Family::ALL {
+        let vip = running.address("default/web", family);
+        assert_from(&lab.pods[1].tcp(vip, 80), &["pod-1"]);
+        assert_eq!(lab.pods[0].tcp(vip, 80), Err(Failure::TimedOut), "{family}");
+        assert_from(&lab.node.tcp(vip, 80), &["pod-1"]);
     }
 }
 

@@ -49,11 +49,10 @@ impl World {
             for node in 0..self.hosts.len() {
                 let serves = self.local.get(&vip).is_none_or(|nodes| nodes.contains(&node));
                 let able = self.hosts[node].able.filter(|_| serves);
-                let heard = |other: usize| {
-                    let answers = self.answers(other, vip).is_some();
-                    answers && (other == node || self.path(other, node))
-                };
-                let orphan = able.is_some() && !(0..self.hosts.len()).any(heard);
+                // A side has an owner when its clients have one. That this node alone does not get the owner's frames (they are lost
+                // one way, between these two) is no reason for a second one, which the same clients would hear.
+                let beside = |other: usize| self.answers(other, vip).is_some() && self.hosts[other].side == self.hosts[node].side;
+                let orphan = able.is_some() && !(0..self.hosts.len()).any(beside);
                 if !orphan {
                     self.orphans.remove(&(vip, node));
                     continue;

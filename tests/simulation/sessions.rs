@@ -1,6 +1,11 @@
-//! What BFD tells the nodes, and when.
+//! What BFD tells the nodes, and when: a model of its timing. See `packets.rs` for the real sessions.
 
 use super::*;
+
+/// 50 ms × 3, less what passed since the last packet, and the reading of it (RFC 5880 §6.8.4), in milliseconds.
+const EXPIRY: (u64, u64) = (100, 160);
+/// Two or three slow intervals (RFC 5880 §6.8.3), in milliseconds.
+const RISE: (u64, u64) = (800, 2200);
 
 impl World {
     /// `a` hears the BFD of `b`.
@@ -12,6 +17,9 @@ impl World {
 
     /// The topology changed: sessions that end or begin are noticed in time.
     pub(super) fn recheck(&mut self) {
+        if self.detection == Detection::Packets {
+            return;
+        }
         for a in 0..self.hosts.len() {
             for b in 0..self.hosts.len() {
                 if a == b || !self.running(a) {
@@ -19,11 +27,11 @@ impl World {
                 }
                 let (up, heard) = (self.up.contains(&(a, b)), self.hears(a, b));
                 if up && !heard && self.pending.insert((a, b, true)) {
-                    let at = self.now + self.detection.expiry(&mut self.random);
+                    let at = self.now + self.random.time(EXPIRY.0, EXPIRY.1);
                     self.at(at, Happening::Expire(a, b));
                 }
                 if a < b && !up && !self.up.contains(&(b, a)) && heard && self.hears(b, a) && self.pending.insert((a, b, false)) {
-                    let at = self.now + self.detection.rise(&mut self.random);
+                    let at = self.now + self.random.time(RISE.0, RISE.1);
                     self.at(at, Happening::Rise(a, b));
                 }
                 if up && heard && !self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {

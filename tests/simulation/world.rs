@@ -6,6 +6,8 @@ mod invariants;
 mod lan;
 #[path = "objects.rs"]
 mod objects;
+#[path = "packets.rs"]
+mod packets;
 #[path = "sessions.rs"]
 mod sessions;
 
@@ -50,27 +52,19 @@ impl Random {
     }
 }
 
-/// When each end of a session learns what. The times are those of 50 ms × 3 and of slow starts (RFC 5880 §6.8.3, §6.8.4).
-pub trait Detection {
-    fn expiry(&self, random: &mut Random) -> Duration;
-    fn rise(&self, random: &mut Random) -> Duration;
-}
-
-/// Timing alone, without packets.
-pub struct Timing;
-
-impl Detection for Timing {
-    fn expiry(&self, random: &mut Random) -> Duration {
-        random.time(100, 160)
-    }
-    fn rise(&self, random: &mut Random) -> Duration {
-        random.time(800, 2200)
-    }
+/// How nodes learn of each other's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detection {
+    /// When each end of a session would learn what, without packets: cheap enough for many seeds.
+    Timing,
+    /// The real sessions and their packets.
+    Packets,
 }
 
 pub struct Process {
     pub engine: Engine,
     announcer: Announcer,
+    thread: Option<packets::Thread>,
     pub announced: BTreeMap<IpAddr, Announcement>,
     pub left: bool,
 }
@@ -98,6 +92,8 @@ enum Happening {
     ToClient(usize, Arc<Vec<u8>>),
     Wake(usize, u32),
     Peer(usize, u32, PeerEvent),
+    Datagram(usize, u32, IpAddr, Arc<Vec<u8>>),
+    Round(usize, u32, Duration),
     Expire(usize, usize),
     Rise(usize, usize),
     Neighbour(usize, usize),
@@ -165,7 +161,7 @@ pub struct World {
     pub failures: Vec<String>,
     pub trace: bool,
     pub bounds: (Duration, Duration),
-    detection: Box<dyn Detection>,
+    pub detection: Detection,
 }
 
 pub fn name(node: usize) -> String {
@@ -232,7 +228,7 @@ impl World {
             failures: Vec::new(),
             trace: std::env::var_os("PINNACE_TRACE").is_some(),
             bounds: (ms(5_000), ms(8_000)),
-            detection: Box::new(Timing),
+            detection: Detection::Timing,
         }
     }
 
@@ -269,8 +265,12 @@ impl World {
             }
             let Some(Reverse(Entry(at, _, happening))) = self.queue.pop() else { break };
             self.now = at.max(self.now);
+            // Sessions check when they have something to tell: most packets say that nothing has changed.
+            let told = !matches!(happening, Happening::Datagram(..) | Happening::Round(..));
             self.happen(happening);
-            self.check();
+            if told {
+                self.check();
+            }
         }
         self.now = until;
     }
@@ -285,6 +285,8 @@ impl World {
                 }
             }
             Happening::Peer(node, life, event) if self.hosts[node].life == life => self.tell(node, Some(Event::Peer(event))),
+            Happening::Datagram(node, life, source, payload) if self.hosts[node].life == life => self.datagram(node, source, payload),
+            Happening::Round(node, life, planned) if self.hosts[node].life == life && self.due(node, planned) => self.round(node),
             Happening::ToClient(client, frame) => self.client_hears(client, &frame),
             Happening::Expire(a, b) => self.expire(a, b),
             Happening::Rise(a, b) => self.rise(a, b),
@@ -381,8 +383,9 @@ impl World {
         let config = Config { probe_time: Duration::ZERO, ..Config::default() };
         let announcer = Announcer::new(config, self.random.next());
         let engine = Engine::new(settings, Allocations::default());
+        let thread = (self.detection == Detection::Packets).then(|| packets::Thread::new(self.random.next()));
         self.hosts[node].life += 1;
-        self.hosts[node].process = Some(Process { engine, announcer, announced: BTreeMap::new(), left: false });
+        self.hosts[node].process = Some(Process { engine, announcer, thread, announced: BTreeMap::new(), left: false });
         self.hosts[node].frozen = false;
         let interfaces = self.interfaces(node);
         self.tell(node, Some(Event::Interfaces(interfaces)));
@@ -402,23 +405,30 @@ impl World {
     /// SIGSTOP, or a suspended machine, ends: what had queued up meanwhile is read after the clock was looked at.
     fn thaw(&mut self, node: usize, late: Duration) {
         self.hosts[node].frozen = false;
-        if late >= ms(150) {
+        // The sessions know by themselves that they slept.
+        self.round(node);
+        // Peers may have waited since up to an interval before it began.
+        let stalled = self.detection == Detection::Timing && late >= ms(100);
+        if stalled {
             self.tell(node, Some(Event::Peer(PeerEvent::Stalled { late })));
         }
         for frame in std::mem::take(&mut self.hosts[node].backlog) {
             self.frame(node, &frame);
         }
-        for other in 0..self.hosts.len() {
-            if self.up.contains(&(node, other)) && !self.up.contains(&(other, node)) {
+        // Not before the sessions were heard, or have ended, which is told of at two addresses.
+        let mut caught_up = self.now + self.random.time(10, 60);
+        for other in (0..self.hosts.len()).filter(|other| self.up.contains(&(node, *other))).collect::<Vec<_>>() {
+            if !self.up.contains(&(other, node)) {
                 let at = self.now + self.random.time(1, 50);
                 self.at(at, Happening::Neighbour(node, other));
+                caught_up = caught_up.max(at + ms(4));
+            } else if !self.hears(node, other) {
+                caught_up = caught_up.max(self.now + ms(165));
             }
         }
-        if late >= ms(150) {
-            // Not before the sessions were heard, or timed out.
-            let at = self.now + self.random.time(170, 250);
+        if stalled {
             let life = self.hosts[node].life;
-            self.at(at, Happening::Peer(node, life, PeerEvent::CaughtUp));
+            self.at(caught_up, Happening::Peer(node, life, PeerEvent::CaughtUp));
         }
         self.tell(node, None);
     }
@@ -438,6 +448,7 @@ impl World {
         if let Some(process) = &mut self.hosts[node].process {
             process.left = true;
         }
+        self.want_sessions(node, BTreeSet::new());
         for other in (0..self.hosts.len()).filter(|other| *other != node) {
             if self.up.contains(&(other, node)) && self.path(node, other) && self.running(other) {
                 self.up.remove(&(other, node));
@@ -494,6 +505,7 @@ impl World {
                 let at = self.now + self.random.time(1, 5);
                 self.at(at, Happening::Peer(node, life, PeerEvent::Neighbour { address, mac }));
             }
+            self.want_sessions(node, sessions.keys().copied().collect());
         }
         let Some(process) = self.hosts[node].process.as_mut() else { return };
         if let Some(announcements) = plan.announcements {
@@ -519,7 +531,7 @@ impl World {
             eprintln!("{world:?}     {node} asks {:?}", plan.asks);
         }
         for (vip, station) in plan.asks {
-            process.announcer.ask(vip, station);
+            process.announcer.ask(vip, station, now);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Standing by, taking over, and having the last word.
 
+use super::schedule::{FRAMES_PER_SLICE, SLICE};
 use super::tests::*;
 use super::*;
 
@@ -111,4 +112,33 @@ fn the_last_word_is_the_owners() {
         sent += hear(&mut a, 1, &claim(V4), at).frames.len() + run(&mut a, at, at).frames.len();
     }
     assert!((20..=120).contains(&sent), "{sent} frames in 10 s");
+}
+
+#[test]
+fn questions_queue_under_the_same_limit_as_all_frames() {
+    let vips: Vec<String> = (0..4096).map(|n| format!("10.0.{}.{}", n / 256, n % 256)).collect();
+    let names: Vec<&str> = vips.iter().map(String::as_str).collect();
+    let links = interfaces(&[interface(1, OURS)]);
+    let mut a = announcer();
+    a.set(standby(&names, false), &links, ms(0));
+    for at in [1000, 1001] {
+        names.iter().for_each(|vip| a.ask(ip(vip), None, ms(at)));
+        assert_eq!(a.transmissions().count(), 0, "not past the limit");
+    }
+    let log = run(&mut a, ms(1001), ms(2000));
+    assert_eq!(log.frames.len(), names.len(), "each once");
+    let burst = |from: Duration| log.frames.iter().filter(|(at, _)| (from..from + SLICE).contains(at)).count();
+    assert!(log.frames.iter().all(|(at, _)| burst(*at) <= FRAMES_PER_SLICE));
+    assert_eq!(a.next_deadline(), None);
+
+    a.ask(ip(names[0]), Some(OTHER), ms(3000));
+    let log = run(&mut a, ms(3000), ms(3000));
+    assert_eq!((log.frames.len(), &log.frames[0].1.frame[..6]), (1, &OTHER[..]), "one station");
+
+    // It takes the address before the question went out: a holder that asks gives up.
+    a.ask(ip(names[0]), None, ms(4000));
+    a.set(wish(&names[..1], &[1], false), &links, ms(4000));
+    let log = run(&mut a, ms(4000), ms(4005));
+    let sender = |frame: &[u8]| arp::Repr::parse(frame).map(|packet| packet.sender);
+    assert!(!log.frames.is_empty() && log.frames.iter().all(|(_, sent)| sender(&sent.frame) == Ok(v4(names[0]))));
 }

@@ -191,6 +191,18 @@ impl Seat {
         *self = Seat { shunned, ..Seat::new(now, until) };
     }
 
+    /// The same without a question, for a holder that asks gives up: so nobody else takes over on that account.
+    pub fn suspend(&mut self, now: Duration, until: Duration) {
+        self.listen(now, until);
+        self.check = None;
+    }
+
+    /// After [`Seat::suspend`], when what was believed before is void: asks, and claims nothing before there was time to answer.
+    pub fn inquire(&mut self, now: Duration) {
+        self.listen = (now, self.listen.1.max(now + ASK * 4));
+        self.check = Some(Check { sent: 0, due: now });
+    }
+
     /// Nothing happened meanwhile: what was held is held on, unless somebody was heard.
     pub fn resume(&mut self) {
         if matches!(self.holder, Holder::Nobody { .. }) {
@@ -269,6 +281,10 @@ impl Seat {
 
     fn next_check(&self, ballot: &Ballot<'_>) -> Option<Duration> {
         let holder = match &self.holder {
+            // Its announcements may have been lost: it is asked before it is given up.
+            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Unseen => {
+                return self.check.is_none().then_some(self.heard + SILENCE - ASK * (u32::from(ASKS) + 1));
+            }
             Holder::Peer { node, .. } => Some(&**node),
             Holder::Stranger => return self.check.is_none().then_some(self.heard + SILENCE),
             // One that cannot hold it wants to know, too: people ask it.
@@ -350,12 +366,13 @@ impl Seat {
         (self.station, self.heard, self.check, self.leaving) = (Some(mac), now, None, None);
     }
 
-    /// A peer asks whether anybody has the address: it has not. To be followed by [`Seat::decide`].
+    /// A peer asks whether anybody has the address: it has not. To be followed by [`Seat::decide`]. One that was not believed to have it has said
+    /// nothing that could still be under way: when it claims, it is believed.
     pub fn asked(&mut self, node: &str, now: Duration) {
         if matches!(&self.holder, Holder::Peer { node: holder, .. } if **holder == *node) {
             self.vacate(now);
+            self.shunned = Some((node.into(), now + SHUN));
         }
-        self.shunned = Some((node.into(), now + SHUN));
     }
 }
 

@@ -121,3 +121,39 @@ fn who_leaves_answers_until_another_is_heard_or_a_second_has_passed() {
         assert!(*seat.holder() != Holder::Me && !seat.leaving());
     }
 }
+
+#[test]
+fn who_asks_is_shunned_only_when_it_was_believed_to_have_it() {
+    let names = ranked();
+    let mine = ballot(names[1], &names, ALIVE);
+    let mut seat = Seat::new(T(0), T(3_000));
+    seat.asked(names[0], T(10));
+    seat.heard(Some(names[0]), STATION, &mine, T(400));
+    assert_eq!(*seat.holder(), Holder::Peer { node: names[0].into(), insists: false }, "it found nobody, and took it");
+    seat.asked(names[0], T(5_000));
+    assert!(matches!(seat.holder(), Holder::Nobody { .. }), "it gives up");
+    seat.heard(Some(names[0]), STATION, &mine, T(5_001));
+    assert!(matches!(seat.holder(), Holder::Nobody { .. }), "its last words");
+}
+
+#[test]
+fn a_holder_that_cannot_know_asks_nothing_until_it_is_known_that_it_was_missed() {
+    let names = ranked();
+    let suspended = Ballot { stance: Stance::Barred, ..ballot(names[0], &names[1..], ALIVE) };
+    for missed in [false, true] {
+        let mut seat = Seat::new(T(0), T(0));
+        assert!(claimed(&mut seat, &ballot(names[0], &names, ALIVE), T(0)).is_some());
+        seat.suspend(T(5_000), T(8_000));
+        assert!((0..30).all(|n| !seat.decide(&suspended, T(5_000 + n * 10))), "no question");
+        assert!(matches!(seat.holder(), Holder::Nobody { .. }));
+        if missed {
+            seat.inquire(T(5_300));
+            assert!(seat.decide(&ballot(names[0], &names, ALIVE), T(5_300)), "who has taken over?");
+            assert_eq!(claimed(&mut seat, &ballot(names[0], &names, ALIVE), T(5_300)), Some(T(5_300) + ASK * 4));
+        } else {
+            seat.resume();
+            assert!(!seat.decide(&ballot(names[0], &names, ALIVE), T(5_300)));
+            assert_eq!(*seat.holder(), Holder::Me);
+        }
+    }
+}

@@ -420,3 +420,64 @@ proptest! {
         }
     }
 }
+
+fn named(name: &str, excluded: Option<Exclusion>) -> SourceChange {
+    let last = name.rsplit('-').next().and_then(|number| number.parse::<u8>().ok()).expect("a number");
+    let node = Node {
+        name: name.into(),
+        internal: vec![[10, 88, 0, 10 + last].into()],
+        external: vec![],
+        pod_cidrs: vec![],
+        zone: None,
+        excluded,
+        enable_lb: None,
+        pool: None,
+    };
+    SourceChange::Node(name.into(), Some(Box::new(node)))
+}
+
+#[test]
+fn an_excluded_node_is_named_by_the_writer_and_by_itself() {
+    let told = |plan: &Plan| {
+        let notices = plan.notices.iter().filter(|notice| notice.node.is_some());
+        notices.map(|notice| (notice.node.as_deref().unwrap_or_default().to_owned(), notice.reason)).collect::<Vec<_>>()
+    };
+    let both = || vec![named("node-1", Some(Exclusion::Label)), named("node-2", Some(Exclusion::Label)), named("node-3", None)];
+    let excluded = |name: &str| (name.to_owned(), "NodeExcluded");
+    let mut engine = node(Role::Follower);
+    let plan = engine.handle(source(both()), T0);
+    assert_eq!(told(&plan), [excluded("node-1")], "one that does not write speaks of itself, in its log");
+    let plan = engine.handle(Event::Role(Role::Writer), T0);
+    assert_eq!(told(&plan), [excluded("node-1"), excluded("node-2")], "the writer tells of all");
+    assert!(plan.notices.iter().all(|notice| notice.node.is_none() || notice.message.contains("remove the label")));
+    assert_eq!(told(&engine.handle(source(both()), T0)), [], "once");
+    let plan = engine.handle(source(vec![named("node-2", None)]), T0);
+    assert_eq!(told(&plan), [("node-2".to_owned(), "NodeIncluded")]);
+    let warnings = engine.state().warnings;
+    assert!(warnings.len() == 1 && warnings[0].message.contains("node node-1 has the label"), "{warnings:?}");
+}
+
+#[test]
+fn a_service_to_be_ignored_is_given_up_with_its_address_and_says_why() {
+    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    api.put(service("web"), vec![]);
+    api.write_all(&writer.handle(api.events(), T0));
+    writer.handle(api.events(), T0);
+    assert_eq!(served(&writer, "web"), [vip(200)]);
+    let mut ignored = service("web");
+    ignored.request.ignore = true;
+    let ingress = api.services[&key("web")].record.as_ref().expect("a record").ingress.clone();
+    api.put(ignored.clone(), ingress);
+    let plan = writer.handle(api.events(), T0);
+    api.write_all(&plan);
+    assert_eq!(api.says("web"), Vec::<IpAddr>::new(), "another Service may be given the address");
+    assert!(plan.notices.iter().any(|notice| notice.reason == "Ignored"));
+    let status = writer.state().services.remove(0);
+    assert_eq!((status.addresses.len(), &*status.reasons[0].code), (0, "Ignored"));
+    // What others write there from now on is theirs, even an address of our pools.
+    api.put(ignored, vec![entry(vip(201))]);
+    assert!(writer.handle(api.events(), T0).publications.is_empty());
+    api.put(service("web"), vec![]);
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!(api.says("web"), [vip(200)]);
+}

@@ -15,7 +15,7 @@ use super::super::endpoints::{self, Dead, Here};
 use super::super::membership::{self, PeerEvent, Standing};
 use super::super::model::{Family, Interfaces, TrafficPolicy};
 use super::super::plan::{Notice, Plan};
-use super::Engine;
+use super::{Engine, Role};
 use crate::wire::ethernet::Mac;
 
 /// What the engine keeps for it.
@@ -23,6 +23,8 @@ use crate::wire::ethernet::Mac;
 pub(super) struct Election {
     /// Endpoints of dead nodes.
     pub dead: Dead,
+    /// Since when. No entry: the API has had the time to take them away, and has not.
+    died: BTreeMap<Box<str>, Duration>,
     started: Option<Duration>,
     /// This node comes last until then.
     fresh_until: Duration,
@@ -34,7 +36,13 @@ pub(super) struct Election {
     told_interval: Option<Duration>,
     told_sessions: BTreeMap<IpAddr, Box<str>>,
     double: Option<IpAddr>,
+    /// There was a Node object of this node's.
+    pub member: bool,
 }
+
+/// Endpoints of a node that was found dead are left out for so long at most: by then the API server has noticed, too (node-monitor-grace-period, 40
+/// or 50 s), and one that it still calls ready is on a node where Pinnace alone ended, or BFD alone is blocked.
+pub(super) const DEAD_FOR: Duration = Duration::from_secs(60);
 
 /// After a stall, until somebody was heard again.
 #[derive(Debug)]
@@ -57,12 +65,16 @@ impl Election {
 impl Engine {
     /// When [`super::Event::Tick`] has something to do, if nothing else happens before; None: not at a certain time.
     pub fn next_deadline(&self) -> Option<Duration> {
+        if self.started && !self.dirty.is_empty() {
+            return Some(self.now);
+        }
         let seats = self.election.deadlines.first().map(|(due, _)| *due);
         let suspension = self.election.suspended.as_ref().map(|suspension| suspension.until);
         let ages = self.membership.alive().map(|(_, since)| since + elect::HOLD_OFF).chain([self.election.fresh_until]);
         let ages = ages.filter(|due| *due > self.now && !self.membership.is_empty()).min();
         let retry = self.publisher.next_retry();
-        [seats, suspension, ages, retry].into_iter().flatten().min()
+        let dead = self.election.died.values().min().filter(|_| self.judges_death()).map(|died| *died + DEAD_FOR);
+        [seats, suspension, ages, retry, dead].into_iter().flatten().min()
     }
 
     /// After [`super::Event::Drain`]: nothing is answered here any more.
@@ -73,16 +85,18 @@ impl Engine {
     /// Node objects or our own addresses changed.
     pub(super) fn nodes_changed(&mut self, interfaces: &Interfaces) {
         let own = interfaces.values().flat_map(|interface| &interface.addresses).map(|subnet| subnet.addr()).collect();
-        let changed = self.membership.set_nodes(self.index.nodes(), &own);
+        self.membership.set_nodes(self.index.nodes(), &own);
+        self.election.member |= self.index.node(&self.settings.node).is_some();
         self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
-        if !changed.nodes.is_empty() {
-            self.mark_dead();
-        }
+        self.mark_dead();
     }
 
     pub(super) fn peer(&mut self, event: PeerEvent, plan: &mut Plan) {
         match event {
-            PeerEvent::Neighbour { address, mac } => self.membership.neighbour(address, mac),
+            PeerEvent::Neighbour { address, mac } => {
+                self.membership.neighbour(address, mac);
+                self.judge_strangers(plan);
+            }
             PeerEvent::Liveness { address, state } => {
                 let changed = self.membership.liveness(address, state, self.now);
                 if changed.nodes.is_empty() {
@@ -90,11 +104,11 @@ impl Engine {
                 }
                 self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
                 if changed.died {
-                    if let Some(suspension) = &mut self.election.suspended {
-                        suspension.lost = true;
-                    }
                     let now = self.now;
-                    self.vips.values_mut().for_each(|vip| vip.seat.doubt(now));
+                    match &mut self.election.suspended {
+                        Some(suspension) => suspension.lost = true,
+                        None => self.vips.values_mut().for_each(|vip| vip.seat.doubt(now)),
+                    }
                 }
                 self.mark_dead();
                 self.review_all(plan);
@@ -112,7 +126,8 @@ impl Engine {
         }
     }
 
-    /// We may have been declared dead, and everything that is believed here is as old as the stall is long: hold nothing, listen.
+    /// We may have been declared dead, and everything that is believed here is as old as the stall is long: hold nothing, listen. To ask would be to
+    /// tell the others that we gave up, and perhaps nobody has noticed.
     fn stalled(&mut self, late: Duration, plan: &mut Plan) {
         let (now, until) = (self.now, self.now + elect::LISTEN);
         let held = self.vips.iter().filter(|(_, vip)| *vip.seat.holder() == Holder::Me).map(|(address, _)| *address).collect();
@@ -122,12 +137,12 @@ impl Engine {
         if !held.is_empty() {
             let message =
                 format!("this node did not run for {} ms: it answers for nothing until it has heard who took over", late.as_millis());
-            plan.notices.push(Notice { warning: true, service: None, reason: "Stalled", message });
+            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "Stalled", message });
         }
         self.election.suspended = Some(Suspension { until, held, lost });
         self.election.listen_until = until;
         for vip in self.vips.values_mut() {
-            vip.seat.listen(now, until);
+            vip.seat.suspend(now, until);
         }
         self.review_all(plan);
     }
@@ -137,9 +152,12 @@ impl Engine {
         let Some(suspension) = self.election.suspended.take() else { return };
         if suspension.lost {
             self.election.fresh_until = self.now + elect::HOLD_OFF;
-        } else {
-            let held = |(address, _): &(&IpAddr, _)| suspension.held.contains(*address);
-            self.vips.iter_mut().filter(held).for_each(|(_, vip)| vip.seat.resume());
+        }
+        for (address, vip) in &mut self.vips {
+            match !suspension.lost && suspension.held.contains(address) {
+                true => vip.seat.resume(),
+                false => vip.seat.inquire(self.now),
+            }
         }
         self.review_all(plan);
     }
@@ -174,7 +192,7 @@ impl Engine {
             self.election.double = double;
             if let Some(address) = double {
                 let message = membership::duplicate(&self.settings.node, address);
-                plan.notices.push(Notice { warning: true, service: None, reason: "DuplicateNode", message });
+                plan.notices.push(Notice { warning: true, service: None, node: None, reason: "DuplicateNode", message });
             }
             self.review_all(plan);
         }
@@ -207,6 +225,7 @@ impl Engine {
         let back: Vec<Box<str>> = self.election.dead.keys().filter(|node| !dead.contains(*node)).cloned().collect();
         for node in back {
             self.election.dead.remove(&node);
+            self.election.died.remove(&node);
             self.dirty.extend(self.index.services_on(&node).cloned());
         }
         for node in dead {
@@ -216,8 +235,35 @@ impl Engine {
             let services: Vec<_> = self.index.services_on(&node).cloned().collect();
             let endpoints = services.iter().flat_map(|key| self.index.slices(key)).flat_map(|slice| &slice.endpoints);
             let addresses = endpoints.filter(|e| e.node.as_deref() == Some(&*node)).map(|endpoint| endpoint.address).collect();
+            self.election.died.insert(node.clone(), self.now);
             self.election.dead.insert(node, addresses);
             self.dirty.extend(services);
+        }
+    }
+
+    /// Whether there is an API server that says in its own time which endpoints of dead nodes are none. Files never do.
+    fn judges_death(&self) -> bool {
+        self.settings.role != Role::Alone && self.source_health.is_ok()
+    }
+
+    /// The API server is heard again: it has just as long as ever, for what it says now may be as old as its silence.
+    pub(super) fn source_returned(&mut self) {
+        let now = self.now;
+        self.election.died.values_mut().for_each(|died| *died = now);
+    }
+
+    /// The API has had its time. What it still calls ready is used again.
+    pub(super) fn expire_dead(&mut self) {
+        if !self.judges_death() {
+            return;
+        }
+        let now = self.now;
+        let old: Vec<Box<str>> =
+            self.election.died.iter().filter(|(_, died)| now >= **died + DEAD_FOR).map(|(node, _)| node.clone()).collect();
+        for node in old {
+            self.election.died.remove(&node);
+            self.election.dead.insert(node.clone(), BTreeSet::new());
+            self.dirty.extend(self.index.services_on(&node).cloned());
         }
     }
 
@@ -255,10 +301,11 @@ impl Engine {
         self.membership.double()
     }
 
-    /// Works out who holds the address. `returned`: this node could not hold it a moment ago, because it was cut off from it.
+    /// Works out who holds the address. `returned`: this node could not hold it a moment ago, because it was cut off from it or from the
+    /// other nodes.
     pub(super) fn vote(&mut self, address: IpAddr, stance: Stance, returned: bool, plan: &mut Plan) {
         let Some(mut vip) = self.vips.remove(&address) else { return };
-        if returned && !self.membership.is_empty() {
+        if returned && !self.membership.is_empty() && *vip.seat.holder() != Holder::Me {
             vip.seat.listen(self.now, self.now + elect::LISTEN);
             self.election.fresh_until = self.now + elect::HOLD_OFF;
         }
@@ -373,9 +420,11 @@ impl Engine {
 
     /// A peer that speaks ARP or ND, but not BFD, is behind a filter.
     pub(super) fn peer_heard(&mut self, node: &str, plan: &mut Plan) {
-        if self.membership.heard(node, self.now) {
+        let blocked = self.membership.heard(node, self.now);
+        self.election.complete = self.election.complete.filter(|_| self.membership.complete());
+        if blocked {
             let message = self.membership.blocked_message(node);
-            plan.notices.push(Notice { warning: true, service: None, reason: "BfdBlocked", message });
+            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "BfdBlocked", message });
         }
     }
 }

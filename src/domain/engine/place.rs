@@ -62,7 +62,7 @@ impl Engine {
 
     fn retract(&mut self, key: &ObjectKey, plan: &mut Plan, vips: &mut BTreeSet<IpAddr>, gone: &mut BTreeSet<FrontendKey>) -> bool {
         self.waiting.remove(key);
-        let Some(placement) = self.placements.remove(key) else { return self.release(key, plan) };
+        let placement = self.placements.remove(key).unwrap_or_default();
         gone.extend(placement.frontends.iter().map(|(key, _)| *key));
         self.leave_vips(key, &placement.held(), vips);
         let freed = self.release(key, plan);
@@ -70,14 +70,24 @@ impl Engine {
             plan.notices.push(Notice {
                 warning: false,
                 service: Some(key.clone()),
+                node: None,
                 reason: "DeletedLoadBalancer",
                 message: format!("no longer served on {}", list(&placement.addresses)),
             });
         }
         if let Some(service) = self.index.service(key).filter(|service| !self.ours(service)) {
-            let class = service.class.as_deref().unwrap_or("(none)");
-            let message = format!("class {class} belongs to another implementation; Pinnace serves {}", self.settings.class);
-            let reasons = vec![Reason::new("ForeignClass", message)];
+            let reason = if service.request.ignore {
+                Reason::new("Ignored", "the annotation kube-vip.io/ignore is true: it is not served, and its status is left to others")
+            } else {
+                let class = service.class.as_deref().unwrap_or("(none)");
+                let message = format!("class {class} belongs to another implementation; Pinnace serves {}", self.settings.class);
+                Reason::new("ForeignClass", message)
+            };
+            if service.request.ignore && placement.verdict != Verdict::Foreign {
+                let message = reason.message.clone();
+                plan.notices.push(Notice { warning: false, service: Some(key.clone()), node: None, reason: "Ignored", message });
+            }
+            let reasons = vec![reason];
             self.placements.insert(key.clone(), Placement { verdict: Verdict::Foreign, reasons, ..Placement::default() });
         }
         freed
@@ -90,6 +100,19 @@ impl Engine {
         let service = self.index.service(key).filter(|service| self.role == Role::Writer && self.ours(service));
         if let Some(publication) = service.and_then(|service| publish::farewell(service.record.as_deref()?)) {
             plan.publications.insert(key.clone(), publication);
+        }
+        self.take_back(key, plan);
+    }
+
+    /// A Service that is to be ignored from now on must not keep an address of our pools, which another one may be given. What others wrote
+    /// stays.
+    fn take_back(&mut self, key: &ObjectKey, plan: &mut Plan) {
+        let Some(service) = self.index.service(key).filter(|service| service.request.ignore && self.role == Role::Writer) else { return };
+        let Some(record) = service.record.as_deref().filter(|record| !record.deleting) else { return };
+        // Once, when it ceases to be ours: whoever serves it now may use the same addresses.
+        let Some(placement) = self.placements.get(key).filter(|placement| placement.verdict != Verdict::Foreign) else { return };
+        if !service.published.is_empty() && service.published == placement.addresses {
+            plan.publications.insert(key.clone(), publish::publication(record, Some(Vec::new()), false));
         }
     }
 
@@ -105,7 +128,13 @@ impl Engine {
         if let Some(interference) = decision.interference {
             let nodes = self.index.nodes().flat_map(|node| node.internal.iter().chain(&node.external)).copied().collect();
             let message = interference.sentence(&nodes);
-            plan.notices.push(Notice { warning: true, service: Some(service.key.clone()), reason: "SyncLoadBalancerFailed", message });
+            plan.notices.push(Notice {
+                warning: true,
+                service: Some(service.key.clone()),
+                node: None,
+                reason: "SyncLoadBalancerFailed",
+                message,
+            });
         }
         if self.publisher.truce(&service.key, self.now).is_some() {
             let message = "someone else keeps changing status.loadBalancer: it is left alone for a while, see the Events of the Service";
@@ -121,7 +150,7 @@ impl Engine {
         let first = self.publisher.lost(&key, version, self.now);
         if let Some(words) = refusal.filter(|_| first) {
             let message = format!("the API server refuses what is to be written to status.loadBalancer: {words}; it is tried again");
-            plan.notices.push(Notice { warning: true, service: Some(key), reason: "SyncLoadBalancerFailed", message });
+            plan.notices.push(Notice { warning: true, service: Some(key), node: None, reason: "SyncLoadBalancerFailed", message });
         }
     }
 
@@ -154,6 +183,7 @@ impl Engine {
             Mode::Vip => {
                 freed |= self.node_ports.release(key);
                 let mut carrying = self.place_on_vips(&service, &mut next, plan, vips);
+                freed |= self.ipam.take_reclaimed();
                 self.retire(&service, &before, &mut next);
                 carrying.extend(&next.retiring);
                 carrying
@@ -162,7 +192,10 @@ impl Engine {
                 let released = self.ipam.release(key);
                 plan.save |= released;
                 freed |= released;
-                self.place_on_node(&service, &mut next)
+                let ports = self.node_ports.held(key).to_vec();
+                let carrying = self.place_on_node(&service, &mut next);
+                freed |= ports.iter().any(|port| !self.node_ports.held(key).contains(port));
+                carrying
             }
         };
         let held = next.held();
@@ -296,16 +329,6 @@ impl Engine {
         if here { own } else { Vec::new() }
     }
 
-    /// Every node is kept out of load balancing, so nobody may answer for a virtual address.
-    fn everybody_excluded(&self) -> Option<Reason> {
-        let mut why = Vec::new();
-        for node in self.index.nodes() {
-            why.push(elect::excluded(&format!("node {}", node.name), node.excluded?));
-        }
-        (!why.is_empty())
-            .then(|| Reason::new("UnAvailableLoadBalancer", format!("There are no available nodes for LoadBalancer: {}", why.join("; "))))
-    }
-
     fn nodes_with_ready_endpoints(&self, service: &Service) -> BTreeSet<Arc<str>> {
         self.index.slices(&service.key).flat_map(|s| &s.endpoints).filter(|e| e.ready).filter_map(|e| e.node.clone()).collect()
     }
@@ -361,7 +384,8 @@ fn diff(
 
 /// Says what changed for the people who made the Service; silence when nothing did.
 fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) {
-    let mut notice = |warning, reason, message| plan.notices.push(Notice { warning, service: Some(key.clone()), reason, message });
+    let mut notice =
+        |warning, reason, message| plan.notices.push(Notice { warning, service: Some(key.clone()), node: None, reason, message });
     if before.addresses != next.addresses && next.verdict != Verdict::Refused {
         let message = format!("Updated LoadBalancer with new IPs: [{}] -> [{}]", list(&before.addresses), list(&next.addresses));
         notice(false, "UpdatedLoadBalancer", message);

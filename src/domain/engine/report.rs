@@ -11,7 +11,7 @@ use super::super::status::{
     Summary, WriterStatus,
 };
 use super::place::NO_ADDRESS_YET;
-use super::vips::Vip;
+use super::vips::{FOREIGN_FOR, Vip};
 use super::{Engine, Placement, Role, Verdict};
 
 /// The condition that says how the API server is; only where it is the source.
@@ -31,7 +31,7 @@ impl Engine {
             peers: self.membership.statuses(self.now),
             writer: (self.settings.role != Role::Alone)
                 .then(|| WriterStatus { node: self.holder.as_deref().map(str::to_owned), here: self.role == Role::Writer }),
-            warnings: self.membership.warnings(),
+            warnings: self.membership.warnings().into_iter().chain(self.exclusion_warnings()).collect(),
             ..State::default()
         }
     }
@@ -55,7 +55,8 @@ impl Engine {
             Condition::when("RulesApplied", rules.is_empty(), rules),
         ];
         if self.settings.role != Role::Alone {
-            let health = self.source_health.clone().err().unwrap_or_default();
+            // Without an answer to anything, none about the Lease is no news.
+            let health = self.source_health.clone().and_then(|()| self.writer_health.clone()).err().unwrap_or_default();
             conditions.push(Condition::when(API_SERVER, health.is_empty(), health));
         }
         conditions
@@ -128,6 +129,13 @@ impl Engine {
                     reasons
                         .push(Reason::new("Electing", format!("{address}: waiting for the other nodes before one of them answers for it")));
                 }
+                Some((Ok(_), Holder::Stranger)) => {
+                    if phase == Phase::Serving {
+                        phase = Phase::Pending;
+                    }
+                    let who = self.vips.get(address).map(stranger).unwrap_or_default();
+                    reasons.push(Reason::new("AddressInUse", format!("{address} is not announced by this node: {who}")));
+                }
                 _ => {}
             }
         }
@@ -195,16 +203,13 @@ impl Engine {
         let phase = match &vip.candidacy {
             _ if matches!(vip.seat.holder(), Holder::Me) && vip.candidacy.is_err() => AddressPhase::Announced,
             Ok(_) if matches!(vip.seat.holder(), Holder::Peer { .. }) => AddressPhase::Standby,
-            Ok(_) if matches!(vip.seat.holder(), Holder::Stranger) => {
-                let who = vip.foreign.map(|mac| format!(" ({})", crate::wire::ethernet::display(mac))).unwrap_or_default();
-                AddressPhase::NotAnnounced { reason: format!("another machine{who} answers for it") }
-            }
+            Ok(_) if matches!(vip.seat.holder(), Holder::Stranger) => AddressPhase::NotAnnounced { reason: stranger(vip) },
             Ok(_) if matches!(vip.seat.holder(), Holder::Nobody { .. }) => {
                 AddressPhase::NotAnnounced { reason: "nobody is known to answer for it yet; listening for who does".into() }
             }
             Err(why) => AddressPhase::NotAnnounced { reason: why.to_string() },
             Ok(_) if !vip.clear => AddressPhase::Probing,
-            Ok(_) => match vip.foreign {
+            Ok(_) => match vip.foreign.filter(|_| self.now < vip.foreign_heard + FOREIGN_FOR) {
                 Some(mac) => AddressPhase::Contested { mac: crate::wire::ethernet::display(mac) },
                 None => AddressPhase::Announced,
             },
@@ -242,4 +247,10 @@ impl Engine {
         };
         self.settings.pools.iter().map(pool).collect()
     }
+}
+
+/// Who has the address, when it is none of the nodes.
+fn stranger(vip: &Vip) -> String {
+    let who = vip.seat.station().or(vip.foreign).map(|mac| format!(" ({})", crate::wire::ethernet::display(mac))).unwrap_or_default();
+    format!("another machine{who} answers for it")
 }

@@ -12,7 +12,9 @@ use super::super::model::*;
 use super::super::plan::Plan;
 use super::super::pool;
 use super::super::status::Phase;
+use super::vips::SUSPICION;
 use super::*;
+use crate::wire::ethernet::Mac;
 
 pub(super) const T0: Duration = Duration::from_secs(1);
 
@@ -38,7 +40,7 @@ pub(super) fn put(service: Service) -> SourceChange {
     SourceChange::Service(service.key.clone(), Some(Box::new(service)))
 }
 
-fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
+pub(super) fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
     let endpoint = |(address, node): &(&str, &str)| Endpoint {
         address: address.parse().expect("address of the test"),
         node: Some((*node).into()),
@@ -62,20 +64,24 @@ pub(super) fn source(changes: Vec<SourceChange>) -> Event {
 }
 
 pub(super) fn links(up: bool) -> Event {
-    let eth0 = Interface {
-        index: 2,
-        name: "eth0".into(),
+    let eth0 = Interface { up, ..interface("eth0", 2, "10.88.0.11/24") };
+    Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))
+}
+
+fn interface(name: &str, index: u32, address: &str) -> Interface {
+    Interface {
+        index,
+        name: name.into(),
         mac: Some([2, 0, 0, 0, 0, 1]),
         kind: "".into(),
-        up,
+        up: true,
         carrier_changes: 0,
         loopback: false,
         master: None,
         active_ports: Default::default(),
         ipv6: true,
-        addresses: ["10.88.0.11/24".parse().expect("subnet")].into(),
-    };
-    Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))
+        addresses: [address.parse().expect("subnet")].into(),
+    }
 }
 
 pub(super) fn vip(n: u8) -> IpAddr {
@@ -141,6 +147,66 @@ fn an_address_in_use_elsewhere_is_replaced_and_the_machine_named() {
     assert!(announced.contains_key(&vip(201)) && !announced.contains_key(&vip(200)));
 }
 
+fn node(n: u8) -> SourceChange {
+    let node = Node {
+        name: format!("node-{n}").into(),
+        internal: vec![IpAddr::from([10, 88, 0, 10 + n])],
+        external: Vec::new(),
+        pod_cidrs: Vec::new(),
+        zone: None,
+        excluded: None,
+        enable_lb: None,
+        pool: None,
+    };
+    SourceChange::Node(node.name.clone(), Some(Box::new(node)))
+}
+
+#[test]
+fn a_machine_heard_before_the_nodes_are_known_is_named_and_judged_when_they_are() {
+    const HEARD: Mac = [2, 0, 0, 0, 0, 9];
+    for peer in [HEARD, [2, 0, 0, 0, 0, 2]] {
+        let objects = vec![put(service("web")), node(1), node(2)];
+        let (mut engine, _) = started(settings("10.88.0.200-10.88.0.201", true), Allocations::default(), objects);
+        let heard = || Event::Announcer(AnnouncerEvent::Heard { vip: vip(200), ifindex: 2, mac: HEARD });
+        engine.handle(heard(), T0);
+        let state = engine.state();
+        assert_eq!(state.services[0].addresses, [vip(200)], "it may be the other node's, which would not follow to another address");
+        assert!(state.services[0].reasons.iter().any(|reason| reason.message.contains("02:00:00:00:00:09")), "{state:?}");
+        let plan = engine.handle(heard(), T0 + SUSPICION);
+        assert!(plan.notices.iter().any(|notice| notice.message.contains("02:00:00:00:00:09")), "{:?}", plan.notices);
+        let neighbour = PeerEvent::Neighbour { address: vip(12), mac: peer };
+        engine.handle(Event::Peer(neighbour), T0 + SUSPICION);
+        let kept = peer == HEARD;
+        assert_eq!(engine.state().services[0].addresses, [vip(if kept { 200 } else { 201 })], "{peer:?}");
+    }
+}
+
+#[test]
+fn the_last_node_whose_object_is_deleted_answers_for_nothing() {
+    let (mut engine, plan) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web")), node(1)]);
+    assert!(plan.announcements.is_some_and(|all| !all[&vip(200)].standby));
+    let plan = engine.handle(source(vec![SourceChange::Node("node-1".into(), None)]), T0);
+    assert!(plan.announcements.is_some_and(|all| all.is_empty()));
+    let plan = engine.handle(source(vec![node(1)]), T0);
+    assert!(plan.announcements.is_some_and(|all| !all[&vip(200)].standby));
+}
+
+#[test]
+fn a_node_whose_object_returns_listens_before_it_answers() {
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web")), node(1), node(2)]);
+    engine.handle(source(vec![SourceChange::Node("node-1".into(), None)]), T0 + Duration::from_secs(60));
+    let back = T0 + Duration::from_secs(90);
+    engine.handle(source(vec![node(1)]), back);
+    let answers = |engine: &Engine| engine.announcements.get(&vip(200)).is_some_and(|announcement| !announcement.standby);
+    let mut now = back;
+    while !answers(&engine) {
+        now = engine.next_deadline().expect("it waits for something");
+        assert!(now < back + elect::LISTEN * 2, "nobody was heard, so it answers");
+        engine.handle(Event::Tick, now);
+    }
+    assert!(now >= back + elect::LISTEN, "{now:?}");
+}
+
 #[test]
 fn an_endpoint_change_is_a_change_of_its_frontends_alone() {
     let objects = vec![put(service("web")), put(service("api")), slice("web", &[("10.42.0.5", "node-1")])];
@@ -165,6 +231,23 @@ fn what_one_service_gives_up_another_gets() {
     let plan = engine.handle(source(vec![SourceChange::Service(key("older"), None)]), T0);
     assert_eq!(phase(&mut engine, "newer").0, Phase::Serving);
     assert!(plan.rule_set.forwardings[&frontend(200)].is_some(), "taken over, not removed: {plan:?}");
+}
+
+#[test]
+fn a_service_that_may_not_share_is_served_as_soon_as_the_other_agrees() {
+    let (mut holder, mut second) = (service("holder"), service("second"));
+    (holder.created, second.created) = (1, 2);
+    second.ports[0].port = 81;
+    second.request.sharing = Some("both".into());
+    for service in [&mut holder, &mut second] {
+        service.request.addresses = vec![vip(200)];
+    }
+    let objects = vec![put(holder.clone()), put(second)];
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), objects);
+    assert_eq!(phase(&mut engine, "second").0, Phase::Refused);
+    holder.request.sharing = Some("both".into());
+    engine.handle(source(vec![put(holder)]), T0);
+    assert_ne!(phase(&mut engine, "second").0, Phase::Refused);
 }
 
 #[test]
@@ -227,11 +310,21 @@ fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
     (a.request.mode, b.request.mode) = (Some(Mode::Node), Some(Mode::Node));
     b.created = 5;
     let (mut engine, plan) =
-        started(settings("", false), Allocations::default(), vec![put(a), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
+        started(settings("", false), Allocations::default(), vec![put(a.clone()), put(b), slice("b", &[("10.42.0.5", "node-1")])]);
     assert!(plan.rule_set.forwardings[&frontend(11)].is_some());
     let (refused, codes) = phase(&mut engine, "b");
     assert_eq!((refused, codes.len()), (Phase::Refused, 1));
     assert!(plan.notices.iter().any(|n| n.message.contains("default/a")), "{:?}", plan.notices);
-    engine.handle(source(vec![SourceChange::Service(key("a"), None)]), T0);
+    a.ports[0].port = 81;
+    engine.handle(source(vec![put(a)]), T0);
     assert_eq!(phase(&mut engine, "b").0, Phase::Serving);
+}
+
+#[test]
+fn an_address_that_kube_proxy_keeps_on_its_own_interface_is_not_a_nodes() {
+    let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), vec![put(service("web"))]);
+    let (own, mut both) = (interface("eth0", 2, "10.88.0.11/24"), BTreeMap::new());
+    both.extend([(2, own), (7, interface("kube-ipvs0", 7, "10.88.0.200/32"))]);
+    engine.handle(Event::Interfaces(Arc::new(both)), T0);
+    assert_ne!(phase(&mut engine, "web").0, Phase::Refused);
 }

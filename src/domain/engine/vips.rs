@@ -18,6 +18,11 @@ use crate::wire::ethernet::{Mac, display};
 
 /// How long an address that another machine was seen to use is left alone before it is tried again.
 const CONFLICT_HOLD: Duration = Duration::from_secs(300);
+/// For how long a machine may answer for an address, while not every peer's station is known, until that is said.
+pub(super) const SUSPICION: Duration = Duration::from_secs(5);
+
+/// Another machine that was heard to use an address is said to do so for this long after it was last heard.
+pub(super) const FOREIGN_FOR: Duration = Duration::from_secs(60);
 
 /// A virtual address that Services hold.
 #[derive(Debug)]
@@ -30,6 +35,10 @@ pub(super) struct Vip {
     pub probe: bool,
     /// Another machine that was heard to use it after we did.
     pub foreign: Option<Mac>,
+    /// A machine that was heard while some peer's station was not known, since when: it may be that peer.
+    pub suspect: Option<(Mac, Duration)>,
+    /// When that was last.
+    pub foreign_heard: Duration,
     /// The interfaces on which this node may announce it, or why none.
     pub candidacy: Result<Vec<u32>, Ineligible>,
     /// Who holds it, and whether this node should.
@@ -50,6 +59,8 @@ impl Engine {
                 clear: !(probe && reachable),
                 probe,
                 foreign: None,
+                suspect: None,
+                foreign_heard: Duration::ZERO,
                 candidacy: Ok(Vec::new()),
                 seat: self.new_seat(),
                 deadline: None,
@@ -93,7 +104,9 @@ impl Engine {
             // Only the writer knows of a new address, so it asks the network, whoever is to answer for it afterwards.
             let asks = probing && self.role == Role::Writer;
             let candidacy = self.candidacy(address);
-            let cut_off = |c: &Result<Vec<u32>, Ineligible>| matches!(c, Err(Ineligible::LinkDown | Ineligible::NoInterface { .. }));
+            let cut_off = |c: &Result<Vec<u32>, Ineligible>| {
+                matches!(c, Err(Ineligible::LinkDown | Ineligible::NoInterface { .. } | Ineligible::NoNode))
+            };
             let returned = candidacy.is_ok() && self.vips.get(&address).is_some_and(|vip| cut_off(&vip.candidacy));
             self.vote(address, Self::stance(&candidacy), returned, plan);
             let alone = self.membership.is_empty();
@@ -139,7 +152,8 @@ impl Engine {
         if self.draining {
             return self.eligible_interfaces(address).and(Err(Ineligible::Draining));
         }
-        if !self.membership.is_empty() && self.index.node(&self.settings.node).is_none() {
+        // A lone host has no Node objects and needs none; one whose object is taken away is no member any more, nor is the last one.
+        if (!self.membership.is_empty() || self.election.member) && self.index.node(&self.settings.node).is_none() {
             return self.eligible_interfaces(address).and(Err(Ineligible::NoNode));
         }
         if let Some(exclusion) = self.index.node(&self.settings.node).and_then(|node| node.excluded) {
@@ -192,11 +206,9 @@ impl Engine {
                 if self.holder_heard(vip, mac, plan) {
                     self.trusted(vip, plan);
                 } else if self.membership.stations_known() {
-                    // No peer's. Whoever waits for the other nodes before it probes need not ask any more.
-                    match self.vips.get(&vip).is_some_and(|vip| vip.clear) {
-                        true => self.contested(vip, mac, plan),
-                        false => self.in_use_elsewhere(vip, mac, plan),
-                    }
+                    self.strange(vip, mac, plan);
+                } else {
+                    self.suspected(vip, mac, plan);
                 }
             }
             AnnouncerEvent::Asked { vip, mac, .. } => self.holder_asks(vip, mac, plan),
@@ -208,7 +220,57 @@ impl Engine {
             AnnouncerEvent::SocketFailed { ifindex, reason } => {
                 let name = self.interfaces.as_deref().and_then(|all| all.get(&ifindex)).map_or("?", |interface| &interface.name);
                 let message = format!("cannot announce on {name}: {reason}");
-                plan.notices.push(Notice { warning: true, service: None, reason: "AnnouncerFailed", message });
+                plan.notices.push(Notice { warning: true, service: None, node: None, reason: "AnnouncerFailed", message });
+            }
+        }
+    }
+
+    /// A machine that is none of the nodes has the address. Whoever waits for the other nodes before it probes need not ask any more.
+    fn strange(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+        match self.vips.get(&address).is_some_and(|vip| vip.clear) {
+            true => self.contested(address, mac, plan),
+            false => self.in_use_elsewhere(address, mac, plan),
+        }
+    }
+
+    /// Perhaps a peer whose station is not known yet, perhaps a stranger. The Service keeps its address for now: the other nodes, which
+    /// may know better, would not follow to another one.
+    fn suspected(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+        let now = self.now;
+        let Some(vip) = self.vips.get_mut(&address) else { return };
+        let since = vip.suspect.filter(|(known, _)| *known == mac).map_or(now, |(_, since)| since);
+        vip.suspect = Some((mac, since));
+        if now < since + SUSPICION {
+            return;
+        }
+        let known = vip.foreign == Some(mac) && now < vip.foreign_heard + FOREIGN_FOR;
+        (vip.foreign, vip.foreign_heard) = (Some(mac), now);
+        if known {
+            return;
+        }
+        let mac = display(mac);
+        let message = format!("another machine ({mac}), none of the nodes that could be found, answers for {address}: it is left alone");
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), node: None, reason: "AddressInUse", message });
+    }
+
+    /// A peer's station was learned: who was heard before may be that peer, or is now known to be a stranger.
+    pub(super) fn judge_strangers(&mut self, plan: &mut Plan) {
+        let suspects: Vec<(IpAddr, Mac)> = self.vips.iter().filter_map(|(address, vip)| Some((*address, vip.suspect?.0))).collect();
+        let known = self.membership.stations_known();
+        for (address, mac) in suspects {
+            let peer = self.membership.by_station(mac).is_some();
+            if !peer && !known {
+                continue;
+            }
+            let Some(vip) = self.vips.get_mut(&address) else { continue };
+            vip.suspect = None;
+            vip.foreign = vip.foreign.filter(|foreign| *foreign != mac);
+            // A stranger is asked again and again, so what is believed of one is no older than that.
+            let answers = matches!(vip.seat.holder(), Holder::Stranger);
+            match peer {
+                true => self.trusted(address, plan),
+                false if answers => self.strange(address, mac, plan),
+                false => {}
             }
         }
     }
@@ -232,18 +294,19 @@ impl Engine {
             "{address} is in use by another machine ({}) and is left alone; take it out of PINNACE_POOLS or give that machine another address",
             display(mac)
         );
-        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressInUse", message });
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), node: None, reason: "AddressInUse", message });
     }
 
     /// Another machine claims what we announce.
     fn contested(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
         let Some(vip) = self.vips.get_mut(&address) else { return };
-        if vip.foreign == Some(mac) {
+        let known = vip.foreign == Some(mac) && self.now < vip.foreign_heard + FOREIGN_FOR;
+        (vip.foreign, vip.foreign_heard) = (Some(mac), self.now);
+        if known {
             return;
         }
-        vip.foreign = Some(mac);
         let mac = display(mac);
         let message = format!("another machine ({mac}) also answers for {address}, so clients reach either; stop it there");
-        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), reason: "AddressConflict", message });
+        plan.notices.push(Notice { warning: true, service: vip.holders.first().cloned(), node: None, reason: "AddressConflict", message });
     }
 }

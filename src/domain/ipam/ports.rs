@@ -47,6 +47,11 @@ impl NodePorts {
         (self.claim(service), younger)
     }
 
+    /// What the Service has.
+    pub fn held(&self, key: &ObjectKey) -> &[(Protocol, u16)] {
+        self.held.get(key).map_or(&[], Vec::as_slice)
+    }
+
     /// Gives back what the Service has; true when it had something.
     pub fn release(&mut self, key: &ObjectKey) -> bool {
         let Some(ports) = self.held.remove(key) else { return false };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::fixtures;
-use super::super::model::Family;
+use super::super::model::{Family, Protocol, TrafficPolicy};
 use super::super::pool::parse_pools;
 use super::*;
 

@@ -10,6 +10,7 @@
 //! What there is to say it says as an event. It runs under SCHED_FIFO where that is permitted.
 
 mod counters;
+mod filter;
 mod holder;
 mod realtime;
 pub mod secret;

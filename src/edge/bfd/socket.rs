@@ -9,9 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_void, socklen_t};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
-use super::{StartError, holder};
+use super::{StartError, filter, holder};
 use crate::bfd::Outgoing;
 use crate::wire::bfd::{MULTIHOP_PORT, PORT};
 
@@ -63,7 +63,7 @@ impl Sockets {
             };
             *if v6 { &mut sockets.v6 } else { &mut sockets.v4 } = Some(sender);
             for (port, multihop) in [(PORT, false), (MULTIHOP_PORT, true)].into_iter().take(1 + usize::from(multihop)) {
-                sockets.listeners.push(Listener { socket: listener(v6, port)?, multihop });
+                sockets.listeners.push(Listener { socket: listener(v6, port, multihop)?, multihop });
             }
         }
         Ok(sockets)
@@ -209,7 +209,7 @@ fn any(v6: bool, port: u16) -> SockAddr {
 }
 
 /// Without SO_REUSEADDR: of two programs that share the port each would get some of the packets.
-fn listener(v6: bool, port: u16) -> Result<Socket, StartError> {
+fn listener(v6: bool, port: u16, multihop: bool) -> Result<Socket, StartError> {
     let failed = |what| move |source| StartError::Socket { what, source };
     let socket = open(v6).map_err(failed("open"))?;
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER); // The kernel grants what net.core.rmem_max allows.
@@ -221,6 +221,9 @@ fn listener(v6: bool, port: u16) -> Result<Socket, StartError> {
     for (level, name) in options {
         option(&socket, level, name, 1).map_err(failed("receive options"))?;
     }
+    // A kernel without socket filters has more to read, that is all.
+    let _ =
+        socket.attach_filter(&filter::program(v6, multihop).iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect::<Vec<_>>());
     socket.bind(&any(v6, port)).map_err(|source| match source.kind() {
         ErrorKind::AddrInUse => StartError::PortTaken { port, holder: holder::of(port) },
         _ => StartError::Socket { what: "bind", source },

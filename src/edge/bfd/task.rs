@@ -86,9 +86,9 @@ impl Task {
                 return;
             }
             // What is overdue already is late from here on.
-            // Until then, and for as long as peers wait before they give us up, whoever asks can be told that we are alive.
+            // Until peers give us up, whoever asks can be told that we are alive.
             planned = self.sessions.next_deadline().into_iter().chain(self.stop).min().map(|due| due.max(now));
-            self.vigil.keep(planned.map(|planned| planned + self.sessions.patience()));
+            self.vigil.keep(planned.map(|planned| self.sessions.expected_by(planned)));
             self.wait(planned);
         }
     }

@@ -41,6 +41,9 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// How often the files behind the credentials are looked at: a few `stat` calls.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How far a server may run ahead of whoever reads, in bytes, for one answer and for all: with the defaults of some megabytes, a first list
+/// would wait here in full size for an engine that takes its compact form.
+const AHEAD: (u32, u32) = (256 << 10, 512 << 10);
 /// So many 500 in a row are the server's fault; one may be that of the object it is about.
 const ERRORS: u32 = 5;
 
@@ -239,6 +242,7 @@ fn transport(config: &Config, server: &Uri) -> Result<Transport, BoxError> {
     let mut http = legacy::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
     http.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PING);
+    http.http2_initial_stream_window_size(AHEAD.0).http2_initial_connection_window_size(AHEAD.1);
     let stack = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)

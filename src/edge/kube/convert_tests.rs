@@ -6,7 +6,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::convert::{Converted, endpoint_slice, node, service};
-use super::request::ANNOTATIONS;
+use super::request::{ANNOTATIONS, ANSWERED};
 use crate::domain::model::{EndpointSlice, Exclusion, Family, Mode, Node, Protocol, Service, TrafficPolicy};
 
 /// A LoadBalancer Service with one port, changed by merging `spec` and `annotations`.
@@ -356,4 +356,16 @@ fn nodes_tell_addresses_ranges_and_pools() {
     let value = value.unwrap();
     assert_eq!((value.internal, value.external), (ips(&["10.0.0.1", "fd00::1"]), ips(&["192.0.2.1"])));
     assert_eq!(problems.len(), 2, "{problems:?}");
+}
+
+#[test]
+fn wishes_of_kube_vip_that_are_not_met_are_answered() {
+    for (name, answer) in ANSWERED {
+        let service = annotated(json!({ *name: "wlan0" }));
+        assert!(service.problems.len() == 1 && service.problems[0].contains(name) && service.problems[0].contains(answer), "{service:?}");
+        assert_eq!(annotated(json!({ *name: "false" })).problems, Vec::<String>::new());
+    }
+    let ignore = |value: &str| annotated(json!({ "kube-vip.io/ignore": value })).request.ignore;
+    assert!(ignore("true") && !ignore("false") && !ignore("perhaps") && !annotated(json!({})).request.ignore);
+    assert!(annotated(json!({ "kube-vip.io/ignore": "perhaps" })).problems[0].contains("neither true nor false"));
 }

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use prometheus_client::metrics::counter::Counter;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -46,27 +47,32 @@ pub struct Told {
     pub message: String,
 }
 
-/// Starts the task that sends, on behalf of `node`. To be called within a runtime. It ends when the channel is closed.
-pub fn start(client: Client, node: &str) -> mpsc::Sender<Told> {
+/// Starts the task that sends, on behalf of `node`; `dropped` counts what it never sends. To be called within a runtime. It ends when the channel
+/// is closed.
+pub fn start(client: Client, node: &str, dropped: Counter) -> mpsc::Sender<Told> {
     let (told, inbox) = mpsc::channel(QUEUE);
-    tokio::spawn(run(client, node.to_owned(), inbox));
+    tokio::spawn(run(client, node.to_owned(), inbox, dropped));
     told
 }
 
-async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>) {
+async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>, dropped: Counter) {
     let epoch = Instant::now();
     // Events of an earlier run must not be in the way.
     let run = RandomState::new().build_hasher().finish();
     let mut events = Events::default();
     let permissions = Permissions::new(client.clone(), ("create", "events", ""));
-    let (mut barred, mut complained) = (None::<Instant>, false);
+    let (mut barred, mut complained, mut counted) = (None::<Instant>, false, 0);
     loop {
+        dropped.inc_by(events.dropped() - counted);
+        counted = events.dropped();
         let until = events.wakes().map(|due| (epoch + due).max(barred.unwrap_or(epoch)));
         tokio::select! {
             told = inbox.recv() => match told {
                 Some(Told { subject, warning, reason, message }) => {
                     if barred.is_none_or(|until| Instant::now() >= until) {
                         events.tell(subject, warning, reason, message, epoch.elapsed());
+                    } else {
+                        dropped.inc();
                     }
                     continue;
                 }

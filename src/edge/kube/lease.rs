@@ -22,6 +22,9 @@ pub const NAME: &str = "pinnace";
 /// How often credentials that may not write are tried again: somebody may have given them the right.
 const FORBIDDEN_RETRY: Duration = Duration::from_secs(600);
 
+/// One request about the Lease may fail; so many in a row are told.
+const FAILURES: u32 = 2;
+
 /// What the engine is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tenure {
@@ -29,6 +32,8 @@ pub struct Tenure {
     pub writer: bool,
     /// The holder's node, as far as is known.
     pub holder: Option<Box<str>>,
+    /// Why nothing can be said about the Lease, again and again: nobody can write while its store does not answer.
+    pub trouble: Option<String>,
 }
 
 /// Until when a write may begin; None: this process is not the writer.
@@ -86,6 +91,7 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
     let mut told = Tenure::default();
     // Until when credentials that may not write are not tried again; what was said about them.
     let (mut barred, mut complained) = (None::<Instant>, false);
+    let (mut trouble, mut failures) = (None::<String>, 0u32);
     // The Lease as it was read or answered last.
     let mut read = None;
     loop {
@@ -94,11 +100,17 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
         let tenure = Tenure {
             writer: machine.may_write(epoch.elapsed()),
             holder: machine.holder().map(|holder| holder.rsplit_once('_').map_or(holder, |(node, _)| node).into()),
+            trouble: trouble.clone().filter(|_| failures >= FAILURES),
         };
         if tenure != told {
             match (tenure.writer, told.writer) {
                 (true, false) => info!("this node gives addresses to Services and writes their status"),
                 (false, true) => info!("this node no longer gives addresses to Services"),
+                _ => {}
+            }
+            match (&tenure.trouble, &told.trouble) {
+                (Some(why), None) => warn!("{why}"),
+                (None, Some(_)) => info!("the API server answers again about the Lease {NAME}"),
                 _ => {}
             }
             told = tenure.clone();
@@ -124,7 +136,10 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
         }
         let Some(request) = machine.request(epoch.elapsed()) else { continue };
         let outcome = match send(&api, &request, &identity, &mut read).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                trouble = (outcome == Outcome::Failed).then(|| unanswered(&format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())));
+                outcome
+            }
             Err(Failure::Forbidden(why)) => {
                 let advice = "grant create, get and update there, or name another namespace in PINNACE_NAMESPACE, the same on every node";
                 complain(&mut complained, &format!("Leases in namespace {namespace} ({advice})"), &why);
@@ -133,15 +148,23 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
             }
             Err(failure) => {
                 debug!(?failure, "no answer about the Lease");
+                trouble = Some(unanswered(&format!("{failure:?}")));
                 Outcome::Failed
             }
         };
+        failures = if outcome == Outcome::Failed { failures + 1 } else { 0 };
         let chance = random() as f64 / u64::MAX as f64;
         machine.outcome(&request, outcome, epoch.elapsed(), chance);
     }
     ends.settle().await;
     release(&api, &mut machine, &identity, &mut read).await;
     Ok(())
+}
+
+fn unanswered(why: &str) -> String {
+    format!(
+        "the API server does not keep the Lease {NAME} ({why}): its store (etcd) may be down; no address is given and no status written meanwhile"
+    )
 }
 
 fn complain(complained: &mut bool, what: &str, why: &str) {

@@ -20,6 +20,8 @@ pub enum Meaning {
     Sharing,
     /// Names of nodes, separated by commas, the most preferred first.
     PreferNodes,
+    /// `true`: the Service is not ours.
+    Ignore,
 }
 
 /// Every annotation that is understood: name, meaning, and the system it comes from. Where several are set, ours wins over all others, else the
@@ -37,6 +39,7 @@ pub const ANNOTATIONS: &[(&str, Meaning, &str)] = &[
     ("metallb.universe.tf/address-pool", Meaning::Pool, "MetalLB"),
     ("metallb.universe.tf/allow-shared-ip", Meaning::Sharing, "MetalLB"),
     ("kube-vip.io/loadbalancerIPs", Meaning::Addresses, "kube-vip"),
+    ("kube-vip.io/ignore", Meaning::Ignore, "kube-vip"),
     ("purelb.io/addresses", Meaning::Addresses, "PureLB"),
     ("purelb.io/service-group", Meaning::Pool, "PureLB"),
     ("purelb.io/allow-shared-ip", Meaning::Sharing, "PureLB"),
@@ -46,6 +49,20 @@ pub const ANNOTATIONS: &[(&str, Meaning, &str)] = &[
     ("loxilb.io/staticIP", Meaning::Addresses, "LoxiLB"),
     ("service.antrea.io/external-ip-pool", Meaning::Pool, "Antrea"),
     ("projectcalico.org/loadBalancerIPs", Meaning::Addresses, "Calico"),
+];
+
+/// Annotations of other systems that ask for something Pinnace does otherwise or not at all, and the answer. They change nothing; the
+/// answer goes to `status` and an Event, so that nobody waits for an effect.
+pub const ANSWERED: &[(&str, &str)] = &[
+    (
+        "kube-vip.io/serviceInterface",
+        "an address is announced on every interface whose subnet contains it; name the interfaces in PINNACE_INTERFACES",
+    ),
+    ("kube-vip.io/forwardUPNP", "Pinnace does not open ports in routers; forward them there by hand"),
+    (
+        "kube-vip.io/loadbalancerHostname",
+        "Pinnace writes addresses into the status and never host names; let external-dns publish a name, by its annotation external-dns.alpha.kubernetes.io/hostname",
+    ),
 ];
 
 const OURS: &str = "Pinnace";
@@ -67,6 +84,20 @@ pub(super) fn request(annotations: &BTreeMap<String, String>, load_balancer_ip: 
     let names = |_: &str, value: &str, _: &mut Problems| {
         Some(value.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Box::<str>::from).collect())
     };
+    for (name, answer) in ANSWERED {
+        // A wish that is spelled out as not wished needs no answer.
+        if annotations.get(*name).is_some_and(|value| !matches!(value.trim(), "" | "false")) {
+            problems.push(format!("annotation {name} has no effect: {answer}"));
+        }
+    }
+    let ignore = wanted(annotations, Meaning::Ignore, None, problems, |name, value, problems| match value {
+        "true" => Some(true),
+        "false" => Some(false),
+        other => {
+            problems.push(format!("annotation {name}: {} is neither true nor false; the Service is served", quoted(other)));
+            None
+        }
+    });
     let load_balancer_ip = load_balancer_ip.map(str::trim).filter(|ip| !ip.is_empty());
     Request {
         mode,
@@ -74,6 +105,7 @@ pub(super) fn request(annotations: &BTreeMap<String, String>, load_balancer_ip: 
         pool: wanted(annotations, Meaning::Pool, None, problems, text),
         sharing: wanted(annotations, Meaning::Sharing, None, problems, text),
         prefer_nodes: wanted(annotations, Meaning::PreferNodes, None, problems, names).unwrap_or_default(),
+        ignore: ignore.unwrap_or_default(),
     }
 }
 

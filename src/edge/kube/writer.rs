@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::warn;
@@ -19,6 +20,8 @@ pub struct Writer {
     pub publications: mpsc::UnboundedSender<Publications>,
     /// For people, as Events.
     pub events: mpsc::Sender<Told>,
+    /// Counts the Events that were never sent.
+    pub dropped: Counter,
     /// What was not written.
     pub losses: mpsc::UnboundedReceiver<Lost>,
     stop: oneshot::Sender<()>,
@@ -27,7 +30,7 @@ pub struct Writer {
 
 impl Writer {
     /// Begins to compete for the Lease in `namespace`, on behalf of `node`. To be called within a runtime.
-    pub fn start(connection: &Connection, namespace: String, node: String) -> Writer {
+    pub fn start(connection: &Connection, namespace: String, node: String, dropped: Counter) -> Writer {
         let (tenures_in, tenures) = mpsc::channel(4);
         // Unbounded, but a plan names each Service once and the engine publishes only once for each version of it.
         let (publications, wanted) = mpsc::unbounded_channel();
@@ -38,10 +41,10 @@ impl Writer {
         let client = connection.client();
         let writing = Arc::new(RwLock::new(()));
         tokio::spawn(status::run(client.clone(), wanted, right, writing.clone(), losses_in, forbidden_in));
-        let events = events::start(client.clone(), &node);
+        let events = events::start(client.clone(), &node, dropped.clone());
         let ends = Ends { tenures: tenures_in, right: right_in, writing, forbidden, renewals: connection.renewals(), stop: stopped };
         let lease = tokio::spawn(lease::run(client, namespace, node, ends));
-        Writer { tenures, publications, events, losses, stop, lease }
+        Writer { tenures, publications, events, dropped, losses, stop, lease }
     }
 
     /// Releases the Lease, so that nobody has to wait until it expires.

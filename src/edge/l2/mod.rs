@@ -50,21 +50,22 @@ pub struct Desired {
     pub interfaces: Arc<Interfaces>,
     /// Between refreshes; None: as configured.
     pub interval: Option<Duration>,
-    /// The latest questions, numbered in ascending order: whose holder is to be asked, and where.
-    pub asks: VecDeque<(u64, IpAddr, Option<Mac>)>,
+    /// The latest question about each VIP, numbered in ascending order: whose holder is to be asked, and where.
+    pub asks: BTreeMap<IpAddr, (u64, Option<Mac>)>,
+    /// The number of the last one.
+    pub asked: u64,
 }
 
 impl Desired {
-    /// Questions that may wait: more would be answered too late.
-    const ASKS: usize = 4096;
-
-    /// Adds questions.
+    /// Adds questions. Of several about one VIP the latest counts.
     pub fn ask(&mut self, asks: Vec<(IpAddr, Option<Mac>)>) {
         for (vip, station) in asks {
-            let number = self.asks.back().map_or(1, |(number, ..)| number + 1);
-            self.asks.push_back((number, vip, station));
+            self.asked += 1;
+            self.asks.insert(vip, (self.asked, station));
         }
-        self.asks.drain(..self.asks.len().saturating_sub(Desired::ASKS));
+        if self.asks.len() > self.announcements.len() {
+            self.asks.retain(|vip, _| self.announcements.contains_key(vip));
+        }
     }
 }
 
@@ -220,11 +221,11 @@ impl Task {
         self.desired = desired;
         self.announcer.set_interval(self.desired.interval, self.epoch.elapsed());
         self.open();
-        let (asked, announcer) = (self.asked, &mut self.announcer);
-        for (number, vip, station) in self.desired.asks.iter().filter(|(number, ..)| *number > asked) {
-            announcer.ask(*vip, *station);
-            self.asked = *number;
+        let now = self.now();
+        for (vip, (_, station)) in self.desired.asks.iter().filter(|(_, (number, _))| *number > self.asked) {
+            self.announcer.ask(*vip, *station, now);
         }
+        self.asked = self.desired.asked;
     }
 
     /// Tells the announcer what is wanted. An interface without sockets is down to it: what cannot be heard there must not pass for

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use crate::domain::model::Family;
 use crate::domain::plan::Changes;
-use crate::ruleset::{Batch, ChainId, Compiler, Element, SetId, TABLE, Table};
+use crate::ruleset::{Batch, Compiler, Element, SetId, TABLE, Table};
 use encode::{Label, Object, SUBSYSTEM, Transaction, kind, number};
-use netlink::{Messages, Socket, be32, find, flag, string};
+use netlink::{Messages, Socket, be32, find, flag};
 
 /// How long the rules outlive the last [`Writer::refresh_alive`].
 pub const ALIVE: Duration = Duration::from_secs(15 * 60);
@@ -272,7 +272,8 @@ impl Writer {
         }
         self.socket.send(messages.bytes())?;
         let last = messages.count.saturating_sub(1);
-        let answers = self.socket.answers()?;
+        // Once it is sent the kernel has acted on it, whether or not its answers can be read.
+        let answers = self.socket.answers().map_err(|_| Error::Unanswered { messages: labels.len() })?;
         let mut refused = answers.iter().filter(|answer| answer.error != 0);
         if let Some(first) = refused.next() {
             let label = first.sequence.checked_sub(1).and_then(|at| labels.get(at as usize));
@@ -314,17 +315,23 @@ impl Writer {
         }
     }
 
-    /// Whether every chain has as many rules and references as it should.
+    /// Whether every chain has as many rules and references as it should. Each is asked for by name: kube-proxy has tens of thousands
+    /// of its own, and a dump of them all need not be whole while it commits.
     fn chains_intact(&self, family: Family) -> Result<bool, Error> {
-        let mut found: BTreeMap<ChainId, u32> = BTreeMap::new();
-        self.socket.query(&request(kind::GET_CHAIN, flag::DUMP, number(family), |_| {}), |body| {
-            let ours = find(body, 1).and_then(string) == Some(TABLE);
-            let id = find(body, 3).and_then(string).and_then(ChainId::parse);
-            if let (true, Some(id), Some(uses)) = (ours, id, find(body, 6).and_then(be32)) {
-                found.insert(id, uses);
+        for (chain, uses) in self.compiler.uses(family) {
+            let asked = request(kind::GET_CHAIN, 0, number(family), |m| {
+                m.put_str(1, TABLE);
+                m.put_str(3, &chain.to_string());
+            });
+            let mut found = None;
+            match self.socket.query(&asked, |body| found = find(body, 6).and_then(be32)) {
+                Ok(()) if found == Some(uses) => {}
+                Ok(()) => return Ok(false),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
+                Err(error) => return Err(error.into()),
             }
-        })?;
-        Ok(found == self.compiler.uses(family))
+        }
+        Ok(true)
     }
 
     /// Whether the set has this element.

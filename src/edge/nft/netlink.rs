@@ -181,6 +181,8 @@ impl Socket {
 
     /// Sends everything as one datagram.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        // What was left unread would be taken for the answer to this.
+        self.drain(|_, _, _| false)?;
         let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, (bytes.len() + 4096).max(256 << 10));
         let sent = send(&self.fd, bytes, SendFlags::empty())?;
         if sent == bytes.len() { Ok(()) } else { Err(io::Error::other(format!("the kernel took {sent} of {} bytes", bytes.len()))) }

@@ -1,0 +1,69 @@
+//! A real cluster as it is lived in: nodes that come and go, other load balancers, a store that stands still, credentials that change.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lab::control_plane::ControlPlane;
+use lab::{Running, ensure, eventually};
+use serde_json::Value;
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod credentials;
+mod failure;
+mod nodes;
+mod others;
+
+/// How long anything may take that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// For whatever waits until a Lease has expired.
+const TAKEOVER: Duration = Duration::from_secs(60);
+/// Pinnace, in the audit log.
+const USER: &str = "system:serviceaccount:pinnace:pinnace";
+
+/// The addresses in the status of a Service.
+fn published(plane: &ControlPlane, name: &str) -> Vec<IpAddr> {
+    let object = plane.get_json(&["service", name]);
+    let entries = object["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+    entries.iter().filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect()
+}
+
+/// Waits until the status of a Service names these addresses, in this order.
+fn publishes(plane: &ControlPlane, name: &str, expected: &[IpAddr]) {
+    eventually(&format!("the status of {name} says {expected:?}"), PATIENCE, || {
+        let found = published(plane, name);
+        ensure(found == expected, || format!("{found:?}"))
+    });
+}
+
+/// The first address of a Service, once it has one.
+fn address(plane: &ControlPlane, name: &str, patience: Duration) -> IpAddr {
+    eventually(&format!("{name} has an address"), patience, || published(plane, name).first().copied().ok_or_else(|| "none".to_owned()))
+}
+
+/// Waits for an Event about an object whose message contains this text.
+fn event(plane: &ControlPlane, reason: &str, name: &str, text: &str) -> Value {
+    eventually(&format!("an Event {reason} about {name} that says {text:?}"), PATIENCE, || {
+        let found = plane.get_json(&["events", "--field-selector", &format!("reason={reason},involvedObject.name={name}")]);
+        let all = found["items"].as_array().cloned().unwrap_or_default();
+        let found = all.iter().find(|event| event["message"].as_str().is_some_and(|message| message.contains(text)));
+        found.cloned().ok_or_else(|| plane.kubectl(&["get", "events"]))
+    })
+}
+
+/// Waits until `/readyz` says this in the line of a condition that is not met.
+fn complains(running: &Running, text: &str) {
+    eventually(&format!("/readyz says {text:?}"), PATIENCE, || {
+        let (code, body) = running.pinnace().http("/readyz")?;
+        ensure(code == 503 && body.lines().any(|line| line.starts_with("[-]ApiServer") && line.contains(text)), || body)
+    });
+}
+
+/// Waits until nothing is wrong any more.
+fn recovers(running: &Running) {
+    eventually("/readyz is content", PATIENCE, || {
+        let (code, body) = running.pinnace().http("/readyz")?;
+        ensure(code == 200 && body.contains("[+]ApiServer ok"), || body)
+    });
+}

@@ -42,7 +42,7 @@ pub struct Settings {
     pub kubeconfig: Option<PathBuf>,
     /// API servers in place of the one the credentials name; empty: that one.
     pub api_servers: Vec<http::Uri>,
-    /// Where the Lease is; None: in the pod's namespace, else in kube-system.
+    /// Where the Lease is; None: in kube-system.
     pub namespace: Option<Box<str>>,
     /// This node's name, as EndpointSlices and Nodes spell it.
     pub node_name: Box<str>,

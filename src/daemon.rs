@@ -124,7 +124,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 node.interfaces_changed(snapshot);
             },
             heard = inputs.heard.recv() => match heard {
-                Some(heard) => node.handle(Event::Announcer(heard)),
+                Some(heard) => node.heard(heard),
                 None => break Some(Error::Ended("that answers ARP and NDP")),
             },
             report = inputs.reports.recv() => match report {
@@ -310,6 +310,16 @@ impl Node {
                 () = tokio::time::sleep_until(end) => break,
             }
         }
+    }
+
+    fn heard(&mut self, event: announce::AnnouncerEvent) {
+        if let announce::AnnouncerEvent::Conflict { mac, .. }
+        | announce::AnnouncerEvent::Contested { mac, .. }
+        | announce::AnnouncerEvent::Heard { mac, .. } = &event
+        {
+            self.peers.heard(*mac);
+        }
+        self.handle(Event::Announcer(event));
     }
 
     fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {

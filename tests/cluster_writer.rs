@@ -27,7 +27,7 @@ fn start(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool) -> Running 
 fn start_with(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool, pools: &str) -> Running {
     let kubeconfig = if faults { plane.kubeconfig_with_faults("pinnace") } else { plane.kubeconfig("pinnace") };
     let pinnace = lab.pinnace_on(node).unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", kubeconfig.display());
-    pinnace.set("PINNACE_NAMESPACE", "pinnace").set("PINNACE_POOLS", pools).start_ready()
+    pinnace.set("PINNACE_POOLS", pools).start_ready()
 }
 
 const POOLS: &str = "lan=10.88.0.200-10.88.0.250;spare!=10.88.0.180-10.88.0.189";
@@ -257,6 +257,59 @@ fn fifty_services_at_rest_cost_one_write_in_five_seconds_at_most() {
     assert_eq!(running.pinnace().status().expect("a status").0["services"].as_array().map(Vec::len), Some(50));
 }
 
+/// 403 is also what admission policies say about one Service, and every namespace that is being deleted about its Events.
+#[test]
+fn what_is_refused_for_one_service_stops_nothing_else() {
+    let lab = Lab::new(0, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    plane.node_of(&lab.node);
+    let (api, name) = ("admissionregistration.k8s.io/v1", json!({"name": "barred"}));
+    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["services/status"]}]);
+    let validation = json!({"expression": "!object.metadata.name.startsWith('barred')", "reason": "Forbidden", "message": "barred here"});
+    let policy = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicy", "metadata": name,
+        "spec": {"matchConstraints": {"resourceRules": rules}, "validations": [validation]}});
+    let binding = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicyBinding", "metadata": name,
+        "spec": {"policyName": "barred", "validationActions": ["Deny"]}});
+    plane.apply(&format!("{policy}\n---\n{binding}"));
+    let running = start(&lab, &plane, &lab.node, false);
+    running.wait_log("gives addresses to Services");
+
+    // The API server takes its time to obey a new policy.
+    let mut number = 0;
+    let barred = eventually("a Service is refused its status", PATIENCE, || {
+        number += 1;
+        let name = format!("barred-{number}");
+        plane.apply(&plain(&name));
+        thread::sleep(Duration::from_secs(1));
+        let events = plane.get_json(&["events", "--field-selector", &format!("reason=SyncLoadBalancerFailed,involvedObject.name={name}")]);
+        let told = events["items"].to_string();
+        ensure(told.contains("barred here"), || told)?;
+        Ok(name)
+    });
+    plane.apply(&plain("web"));
+    addresses(&plane, "web", PATIENCE);
+    assert_eq!(published(&plane.get_json(&["service", &barred])), Vec::<IpAddr>::new());
+
+    plane.kubectl(&["create", "namespace", "ending"]);
+    let mut last: Value = serde_json::from_str(&plain("last")).expect("JSON");
+    last["metadata"]["namespace"] = json!("ending");
+    plane.apply(&last.to_string());
+    let there = || published(&plane.get_json(&["-n", "ending", "service", "last"]));
+    let vip = eventually("last has an address", PATIENCE, || there().first().copied().ok_or_else(|| "none".to_owned()));
+    plane.kubectl(&["delete", "namespace", "ending", "--wait=false"]);
+    let mark = plane.mark();
+    let other = json!({"status": {"loadBalancer": {"ingress": [{"ip": "10.88.0.244"}]}}}).to_string();
+    plane.kubectl(&["-n", "ending", "patch", "service", "last", "--subresource=status", "-p", &other]);
+    eventually("its status is put right", PATIENCE, || ensure(there() == [vip], || format!("{:?}", there())));
+    eventually("an Event is refused", PATIENCE, || {
+        let refused = |r: &lab::control_plane::Request| (&*r.user, &*r.resource, &*r.namespace, r.code) == (USER, "events", "ending", 403);
+        ensure(plane.requests(mark).iter().any(refused), || "not yet".to_owned())
+    });
+    plane.apply(&plain("after"));
+    event(&plane, "EnsuredLoadBalancer", "after");
+    assert_eq!(running.pinnace().status().expect("a status").0["writer"], json!({"node": "node-1", "here": true}));
+}
+
 #[test]
 fn one_that_may_not_write_leaves_it_to_others() {
     let lab = Lab::new(0, 0);
@@ -272,7 +325,7 @@ fn one_that_may_not_write_leaves_it_to_others() {
     plane.apply(&plain("web"));
     running.wait_log("may not write the status of Services");
     eventually("the Lease is released", PATIENCE, || {
-        let lease = plane.get_json(&["-n", "pinnace", "lease", "pinnace"]);
+        let lease = plane.get_json(&["-n", "kube-system", "lease", "pinnace"]);
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
         ensure(holder.is_empty(), || holder)
     });

@@ -46,7 +46,7 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     };
     let questions = async {
         let connection = Connection::open(credentials, settings.api_servers.clone()).await?;
-        let asked = tokio::time::timeout(PATIENCE, ask(&connection, &lease_namespace(&connection, settings))).await;
+        let asked = tokio::time::timeout(PATIENCE, ask(&connection, &lease_namespace(settings))).await;
         asked.unwrap_or_else(|_| Err(format!("the API server {} does not answer within {} s", connection.server(), PATIENCE.as_secs())))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string());

@@ -138,7 +138,8 @@ pub const TABLE: &[Setting] = &[
         name: "API_SERVERS",
         default: Default::Computed("as the credentials say"),
         format: "URLs separated by commas",
-        help: "API servers to use in place of the one the credentials name, in turn when one does not answer: https://10.0.0.1:6443,https://10.0.0.2:6443",
+        help: "API servers of the cluster, to use in place of the one the credentials name, in turn when one does not answer or only fails: \
+               https://10.0.0.1:6443,https://10.0.0.2:6443",
         parse: |d, v| {
             d.api_servers = values::servers(v)?;
             Ok(())
@@ -146,9 +147,9 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "NAMESPACE",
-        default: Default::Computed("the pod's, else kube-system"),
+        default: Default::Computed("kube-system"),
         format: "name of a namespace",
-        help: "Where the Lease `pinnace` is kept, which says which node gives addresses to Services and writes their status.",
+        help: "Where the Lease `pinnace` is kept, which says which node gives addresses to Services and writes their status. The same on every node.",
         parse: |d, v| store(&mut d.namespace, values::namespace(v)),
     },
     Setting {

@@ -36,6 +36,8 @@ pub(super) struct Peers {
     events: mpsc::UnboundedReceiver<Event>,
     stations_wanted: watch::Sender<BTreeSet<IpAddr>>,
     stations: mpsc::UnboundedReceiver<(IpAddr, Mac)>,
+    /// Of peers, as the neighbour table says.
+    known: BTreeMap<IpAddr, Mac>,
 }
 
 impl Peers {
@@ -60,20 +62,36 @@ impl Peers {
             events,
             stations_wanted,
             stations,
+            known: BTreeMap::new(),
         }
     }
 
     /// The addresses to have sessions with, and whose they are.
     pub fn want(&mut self, sessions: BTreeMap<IpAddr, Box<str>>) {
         self.wanted = sessions;
-        self.stations_wanted.send_replace(self.wanted.keys().copied().collect());
+        self.known.retain(|address, _| self.wanted.contains_key(address));
+        self.stations_wanted.send_replace(self.on_link());
         self.apply();
     }
 
     /// Sessions are bound to the interface in whose subnet the peer is.
     pub fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
         self.interfaces = interfaces;
+        let on_link = self.on_link();
+        self.stations_wanted.send_if_modified(|wanted| std::mem::replace(wanted, on_link.clone()) != on_link);
         self.apply();
+    }
+
+    /// The peers that are neighbours: the kernel knows no station of one behind a router.
+    fn on_link(&self) -> BTreeSet<IpAddr> {
+        self.wanted.keys().copied().filter(|address| session(*address, &self.interfaces).0.interface.is_some()).collect()
+    }
+
+    /// A station was heard to have an address of ours. It may be a peer's that is back after so long that it is rarely looked for.
+    pub fn heard(&self, mac: Mac) {
+        if self.known.values().all(|known| *known != mac) {
+            self.stations_wanted.send_modify(|_| ());
+        }
     }
 
     fn apply(&mut self) {
@@ -121,7 +139,10 @@ impl Peers {
     pub async fn next(&mut self) -> PeerEvent {
         loop {
             tokio::select! {
-                Some((address, mac)) = self.stations.recv() => return PeerEvent::Neighbour { address, mac },
+                Some((address, mac)) = self.stations.recv() => {
+                    self.known.insert(address, mac);
+                    return PeerEvent::Neighbour { address, mac };
+                }
                 Some(event) = self.events.recv() => if let Some(event) = self.translate(event) {
                     return event;
                 },

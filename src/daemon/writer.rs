@@ -11,24 +11,20 @@ use crate::domain::events::{self, Subject};
 use crate::domain::model::ObjectKey;
 use crate::domain::plan::{Notice, Publication};
 use crate::edge::kube::client::Connection;
-use crate::edge::kube::credentials::Credentials;
 use crate::edge::kube::events::Told;
 use crate::edge::kube::lease::Tenure;
 use crate::edge::kube::status::Lost;
 use crate::edge::kube::writer;
 use crate::edge::metrics::Metrics;
 
-/// Where the Lease is when nobody says anything and we are not in a pod.
+/// Where the Lease is when nobody says anything: in pods and on hosts alike, or each of them would have a writer.
 const NAMESPACE: &str = "kube-system";
 /// How long a stop may take for the sake of others, who would otherwise wait until the Lease has expired.
 const RELEASE: Duration = Duration::from_secs(1);
 
-/// Where the Lease is: where the settings say, else in the pod's own namespace, else [`NAMESPACE`].
-pub(crate) fn lease_namespace(connection: &Connection, settings: &Settings) -> String {
-    settings.namespace.as_deref().map(str::to_owned).unwrap_or_else(|| match connection.credentials() {
-        Credentials::ServiceAccount => connection.namespace(),
-        Credentials::Kubeconfig(_) | Credentials::Found(_) => NAMESPACE.to_string(),
-    })
+/// Where the Lease is: where the settings say, else in [`NAMESPACE`].
+pub(crate) fn lease_namespace(settings: &Settings) -> String {
+    settings.namespace.as_deref().unwrap_or(NAMESPACE).to_owned()
 }
 
 /// None: before it is started, and with manifests, where every node decides for itself.
@@ -39,7 +35,7 @@ impl Writer {
     /// Begins to compete for the Lease, once there is a connection; nothing happens when it has begun already.
     pub fn start(&mut self, connection: Option<&Connection>, settings: &Settings, metrics: &Metrics) {
         if let (None, Some(connection)) = (&self.0, connection) {
-            let namespace = lease_namespace(connection, settings);
+            let namespace = lease_namespace(settings);
             self.0 = Some(writer::Writer::start(connection, namespace, settings.node_name.to_string(), metrics.events_dropped()));
         }
     }

@@ -79,6 +79,15 @@ pub fn ingress(service: &Service, addresses: &[IpAddr]) -> Vec<Ingress> {
     addresses.iter().map(|ip| Ingress { ip: Some(*ip), hostname: None, vip: Some(true), ports: ports.clone() }).collect()
 }
 
+/// Whether this is what we wrote. API servers before 1.30 do not know `ipMode` and leave it out, which means VIP: nobody has changed anything then.
+fn stands(ingress: &[Ingress], wanted: &[Ingress]) -> bool {
+    let equal = |(stood, wanted): (&Ingress, &Ingress)| match (stood.vip, wanted.vip) {
+        (None, Some(true)) => Ingress { vip: wanted.vip, ..stood.clone() } == *wanted,
+        _ => stood == wanted,
+    };
+    ingress.len() == wanted.len() && ingress.iter().zip(wanted).all(equal)
+}
+
 /// What is remembered about the status of one Service.
 #[derive(Debug, Default)]
 struct Memory {
@@ -154,7 +163,7 @@ impl Publisher {
             memory.stood = false;
             memory.written.clear();
         }
-        if record.ingress == wanted {
+        if stands(&record.ingress, &wanted) {
             memory.stood = true;
             retries.remove(key);
             return Decision::default();
@@ -349,6 +358,23 @@ mod tests {
         );
         publisher.decide(&service.key, &record(3, &wanted.clone().unwrap()), wanted, Duration::from_secs(1001));
         assert_eq!(publisher.next_retry(), None);
+    }
+
+    #[test]
+    fn a_server_that_leaves_the_mode_of_an_address_out_is_no_quarrel() {
+        let service = service("web");
+        let wanted = ingress(&service, &["10.88.0.200".parse().unwrap(), "fd00::1".parse().unwrap()]);
+        let mut publisher = Publisher::default();
+        let mut look = |version: u64, stands: &[Ingress]| {
+            publisher.decide(&service.key, &record(version, stands), Some(wanted.clone()), Duration::from_secs(version))
+        };
+        assert!(look(1, &[]).publication.is_some());
+        let without: Vec<Ingress> = wanted.iter().map(|entry| Ingress { vip: None, ..entry.clone() }).collect();
+        assert_eq!(look(2, &without), Decision::default());
+        let proxy: Vec<Ingress> = wanted.iter().map(|entry| Ingress { vip: Some(false), ..entry.clone() }).collect();
+        assert!(matches!(look(3, &proxy).interference, Some(Interference::Corrected(_))), "Proxy is another's wish");
+        assert_eq!(look(4, &wanted), Decision::default());
+        assert!(look(5, &without[..1]).interference.is_some(), "an address less is a change");
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl ControlPlane {
         for component in options.components {
             plane.resume(component);
         }
-        plane.apply(include_str!("../control-plane/rbac.yaml"));
+        plane.apply(concat!(include_str!("../control-plane/rbac.yaml"), "---\n", include_str!("../control-plane/rbac-elsewhere.yaml")));
         plane
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A [`kube::Client`] made by [`Connection::client`] stays valid: below it a switch sends every request over the transport in force.
 //! The transport is replaced when the credentials on disk are (a kubeconfig rewritten by certificate rotation, a token renewed by the
-//! kubelet), and when a server does not answer and there is another. Requests under way end on the transport they began on.
+//! kubelet), and when a server does not answer, or only fails, and there is another. Requests under way end on the transport they began on.
 //!
 //! HTTP/2, so that all watches share one TCP connection and its pings tell within seconds when the far side has frozen: a stopped
 //! process keeps its TCP connections alive, and bookmarks come only once a minute. Timers are monotonic: stepping the clock changes
@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
@@ -44,6 +44,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How far a server may run ahead of whoever reads, in bytes, for one answer and for all: with the defaults of some megabytes, a first list
 /// would wait here in full size for an engine that takes its compact form.
 const AHEAD: (u32, u32) = (256 << 10, 512 << 10);
+/// So many 500 in a row are the server's fault; one may be that of the object it is about.
+const ERRORS: u32 = 5;
 
 type Transport = BoxCloneService<Request<Body>, Response<Incoming>, BoxError>;
 
@@ -68,6 +70,8 @@ struct State {
     current: usize,
     transport: Transport,
     number: u64,
+    /// Answers 500 in a row.
+    errors: u32,
 }
 
 impl Connection {
@@ -78,7 +82,7 @@ impl Connection {
     pub async fn open(credentials: Credentials, servers: Vec<Uri>) -> Result<Connection, String> {
         let loaded = credentials::load(&credentials, &servers).await?;
         let transport = transport(&loaded.config, &loaded.servers[0]).map_err(|error| format!("{credentials} cannot be used: {error}"))?;
-        let state = State { loaded, current: 0, transport, number: 0 };
+        let state = State { loaded, current: 0, transport, number: 0, errors: 0 };
         Ok(Connection {
             shared: Arc::new(Shared { credentials, overriding: servers, state: Mutex::new(state), renewed: watch::Sender::new(0) }),
         })
@@ -148,7 +152,7 @@ impl Connection {
         let current = loaded.servers.iter().position(|uri| Some(uri) == server.as_ref()).unwrap_or(0);
         let transport = transport(&loaded.config, &loaded.servers[current])
             .map_err(|error| format!("{} cannot be used: {error}", self.shared.credentials))?;
-        *state = State { loaded, current, transport, number: state.number + 1 };
+        *state = State { loaded, current, transport, number: state.number + 1, errors: 0 };
         self.shared.renewed.send_replace(state.number);
         Ok(())
     }
@@ -159,8 +163,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The transport with this number did not bring an answer: the next server's turn, where there is one.
-    fn failed(&self, number: u64) {
+    /// An answer came over the transport with this number. It may say that the server, or what stands before it, cannot work now.
+    fn answered(&self, number: u64, status: StatusCode) {
+        let mut state = self.state();
+        if state.number == number && blames_server(status, &mut state.errors) {
+            drop(state);
+            self.failed(number, &format!("fails (HTTP {})", status.as_u16()));
+        }
+    }
+
+    /// The transport with this number did not bring an answer that is any use: the next server's turn, where there is one.
+    fn failed(&self, number: u64, why: &str) {
         let mut state = self.state();
         let servers = state.loaded.servers.len();
         if state.number != number || servers < 2 {
@@ -169,8 +182,8 @@ impl Shared {
         let next = (state.current + 1) % servers;
         match transport(&state.loaded.config, &state.loaded.servers[next]) {
             Ok(transport) => {
-                warn!(server = %state.loaded.servers[state.current], next = %state.loaded.servers[next], "the API server does not answer; trying the next one");
-                (state.current, state.transport, state.number) = (next, transport, number + 1);
+                warn!(server = %state.loaded.servers[state.current], next = %state.loaded.servers[next], "the API server {why}; trying the next one");
+                (state.current, state.transport, state.number, state.errors) = (next, transport, number + 1, 0);
             }
             Err(error) => warn!(%error, "cannot switch to another API server"),
         }
@@ -195,12 +208,19 @@ impl Service<Request<Body>> for Connection {
         Box::pin(async move {
             let answer = tokio::time::timeout(ANSWER, transport.oneshot(request)).await;
             let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs()).into()));
-            if answer.is_err() {
-                shared.failed(number);
+            match &answer {
+                Ok(answer) => shared.answered(number, answer.status()),
+                Err(_) => shared.failed(number, "does not answer"),
             }
             answer
         })
     }
+}
+
+/// 502, 503 and 504 are what gateways, and servers that start or end, answer. `errors` counts the 500 in a row.
+fn blames_server(status: StatusCode, errors: &mut u32) -> bool {
+    *errors = if status == StatusCode::INTERNAL_SERVER_ERROR { *errors + 1 } else { 0 };
+    matches!(status.as_u16(), 502..=504) || *errors >= ERRORS
 }
 
 fn transport(config: &Config, server: &Uri) -> Result<Transport, BoxError> {
@@ -231,3 +251,7 @@ fn transport(config: &Config, server: &Uri) -> Result<Transport, BoxError> {
         .service(http.build::<_, Body>(connector));
     Ok(BoxCloneService::new(stack.map_err(BoxError::from)))
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

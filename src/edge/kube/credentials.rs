@@ -113,30 +113,17 @@ fn service_account() -> Result<Loaded, String> {
 async fn kubeconfig(path: &Path) -> Result<Loaded, String> {
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| error.to_string())?;
     let mut files = vec![path.to_path_buf()];
-    let mut servers = Vec::new();
     if let Some((cluster, user)) = current(&kubeconfig) {
         if user.exec.is_some() || user.auth_provider.is_some() {
             return Err("it runs a program to log in, which Pinnace does not; use a token or a client certificate".into());
         }
         let named = [&cluster.certificate_authority, &user.client_certificate, &user.client_key, &user.token_file];
         files.extend(named.into_iter().flatten().map(PathBuf::from));
-        // Other clusters under the same authority are the same cluster by other addresses.
-        let authority = |c: &Cluster| c.certificate_authority_data.clone().or_else(|| c.certificate_authority.clone());
-        let same = |c: &&Cluster| c.server == cluster.server || authority(c).is_some() && authority(c) == authority(cluster);
-        let mut all: Vec<&Cluster> = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref()).filter(same).collect();
-        all.sort_by_key(|c| c.server != cluster.server);
-        for server in all.into_iter().filter_map(|c| c.server.as_deref()) {
-            let server: Uri = server.parse().map_err(|error| format!("{server} is no address of a server: {error}"))?;
-            if !servers.contains(&server) {
-                servers.push(server);
-            }
-        }
     }
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| error.to_string())?;
-    if servers.is_empty() {
-        servers.push(config.cluster_url.clone());
-    }
-    Ok(Loaded { config, servers, files })
+    // Other clusters of the file may be other clusters indeed, even under the same authority: they must neither see this one's token nor
+    // replace its objects.
+    Ok(Loaded { servers: vec![config.cluster_url.clone()], config, files })
 }
 
 /// Cluster and user of the current context.

@@ -53,18 +53,19 @@ users: [{name: me, user: {token: secret}}]
 "#;
 
 #[tokio::test]
-async fn servers_of_the_same_authority_are_tried_in_turn_and_named_ones_replace_them() {
+async fn only_the_cluster_of_the_context_is_asked_and_servers_that_are_named_replace_it() {
     let dir = Scratch::new("servers");
     let path = dir.write("kubeconfig", TWO_CLUSTERS);
     dir.write("ca.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let credentials = Credentials::Kubeconfig(path.clone());
     let loaded = load(&credentials, &[]).await.unwrap();
     let shown = |servers: &[Uri]| servers.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(shown(&loaded.servers), ["https://10.0.0.2:6443/", "https://10.0.0.1:6443/"]);
+    assert_eq!(shown(&loaded.servers), ["https://10.0.0.2:6443/"], "a and c are other clusters, whoever vouches for them");
     assert_eq!(loaded.files, [path.clone(), dir.0.join("ca.pem")]);
-    let named = ["https://x:1".parse().unwrap()];
+    let named = ["https://x:1", "https://y:1"].map(|uri| uri.parse().unwrap());
     let loaded = load(&credentials, &named).await.unwrap();
-    assert_eq!((shown(&loaded.servers), loaded.config.cluster_url.to_string()), (vec!["https://x:1/".into()], "https://x:1/".into()));
+    assert_eq!(shown(&loaded.servers), ["https://x:1/", "https://y:1/"]);
+    assert_eq!(loaded.config.cluster_url.to_string(), "https://x:1/");
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
 use super::failure::Failure;
+use super::permissions::Permissions;
 use crate::domain::events::{Events, Send, Subject};
 
 /// Notices that may wait for the task; more are dropped, for they are in the log.
@@ -59,6 +60,7 @@ async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>, drop
     // Events of an earlier run must not be in the way.
     let run = RandomState::new().build_hasher().finish();
     let mut events = Events::default();
+    let permissions = Permissions::new(client.clone(), ("create", "events", ""));
     let (mut barred, mut complained, mut counted) = (None::<Instant>, false, 0);
     loop {
         dropped.inc_by(events.dropped() - counted);
@@ -83,7 +85,7 @@ async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>, drop
         let now = epoch.elapsed();
         match answer.map(|sent| sent.map_err(|error| Failure::of(&error))) {
             Ok(Ok(())) => events.sent(&event, now),
-            Ok(Err(Failure::Forbidden(why))) => {
+            Ok(Err(Failure::Forbidden(why))) if permissions.denied(namespace(&event.identity.subject)).await => {
                 if !std::mem::replace(&mut complained, true) {
                     info!("the credentials may not create Events, so they are only in the log: {why}");
                 }
@@ -91,7 +93,8 @@ async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>, drop
                 events.clear();
             }
             Ok(Err(Failure::Status(404, _))) if event.update => events.failed(&event, true, Duration::ZERO, now),
-            // In a namespace that is being deleted, or not to the API server's liking: it is in the log.
+            // In a namespace that is being deleted, or not to a policy's liking: it is in the log.
+            Ok(Err(Failure::Forbidden(why))) => debug!(why, "an Event was refused"),
             Ok(Err(Failure::Status(code, why))) if code < 500 => debug!(code, why, "an Event was refused"),
             Ok(Err(failure)) => {
                 debug!(?failure, "an Event was not sent");
@@ -105,18 +108,23 @@ async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>, drop
     }
 }
 
+/// Where an Event about it is.
+fn namespace(subject: &Subject) -> &str {
+    match subject {
+        Subject::Service(key, _) => &key.namespace,
+        Subject::Node(_) => NODE_NAMESPACE,
+    }
+}
+
 async fn send(client: &Client, node: &str, run: u64, epoch: Instant, event: &Send) -> Result<(), kube::Error> {
-    let (namespace, object) = match &event.identity.subject {
+    let namespace = namespace(&event.identity.subject).to_owned();
+    let object = match &event.identity.subject {
         Subject::Service(key, uid) => {
-            let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
-            let object =
-                ObjectReference { kind: Some("Service".into()), namespace: Some(namespace.clone()), ..reference(name, uid.as_deref()) };
-            (namespace, object)
+            let name = key.name.to_string();
+            ObjectReference { kind: Some("Service".into()), namespace: Some(namespace.clone()), ..reference(name, uid.as_deref()) }
         }
         // The kubelet and `kubectl describe node` take a Node's name for its uid.
-        Subject::Node(name) => {
-            (NODE_NAMESPACE.to_owned(), ObjectReference { kind: Some("Node".into()), ..reference(name.to_string(), Some(name)) })
-        }
+        Subject::Node(name) => ObjectReference { kind: Some("Node".into()), ..reference(name.to_string(), Some(name)) },
     };
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
     let short: String = object.name.iter().flat_map(|name| name.chars()).take(NAME).collect();

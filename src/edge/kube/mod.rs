@@ -6,6 +6,7 @@ pub mod credentials;
 pub mod events;
 pub mod failure;
 pub mod lease;
+pub mod permissions;
 pub mod request;
 pub mod status;
 pub mod watch;

@@ -16,6 +16,7 @@ use futures_util::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::core::watch::Bookmark;
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
@@ -245,24 +246,18 @@ impl<K: Watched> Follower<K> {
                 }
                 Ok(None) | Err(_) => return Ok(()),
             };
+            if let Ok(event) = &event {
+                self.version = reached(listing, event).or(self.version.take());
+            }
             match event {
-                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    if !listing {
-                        self.version = object.resource_version().or(self.version.take());
-                    }
-                    self.tell_object(&object, listing).await;
-                }
-                Ok(WatchEvent::Deleted(object)) => {
-                    self.version = object.resource_version().or(self.version.take());
-                    self.tell(Told::Change(object.gone(), Vec::new())).await;
-                }
+                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => self.tell_object(&object, listing).await,
+                Ok(WatchEvent::Deleted(object)) => self.tell(Told::Change(object.gone(), Vec::new())).await,
                 Ok(WatchEvent::Bookmark(bookmark)) => {
-                    if listing && bookmark.metadata.annotations.contains_key(END_OF_LIST) {
+                    if listing && ends_list(&bookmark) {
                         listing = false;
                         self.tell(Told::Change(SourceChange::ListEnd(K::KIND), Vec::new())).await;
                     }
                     if !listing {
-                        self.version = Some(bookmark.metadata.resource_version);
                         self.pause = Pause::default();
                     }
                 }
@@ -318,6 +313,19 @@ impl<K: Watched> Follower<K> {
     async fn tell(&self, told: Told) {
         let _ = self.told.send(told).await;
     }
+}
+
+/// Where a watch could go on after this event. None within a list: what it has not told yet would be missed for ever.
+fn reached<K: ResourceExt>(listing: bool, event: &WatchEvent<K>) -> Option<String> {
+    match event {
+        WatchEvent::Bookmark(bookmark) if !listing || ends_list(bookmark) => Some(bookmark.metadata.resource_version.clone()),
+        WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) if !listing => object.resource_version(),
+        _ => None,
+    }
+}
+
+fn ends_list(bookmark: &Bookmark) -> bool {
+    bookmark.metadata.annotations.contains_key(END_OF_LIST)
 }
 
 /// Merges what the followers tell into batches.

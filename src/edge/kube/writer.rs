@@ -1,7 +1,9 @@
 //! Starts what a node needs to become the writer: one task for the Lease, one for the statuses.
 
+use std::sync::Arc;
+
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::warn;
 
@@ -37,9 +39,10 @@ impl Writer {
         let (losses_in, losses) = mpsc::unbounded_channel();
         let (forbidden_in, forbidden) = mpsc::channel(1);
         let client = connection.client();
-        tokio::spawn(status::run(client.clone(), wanted, right, losses_in, forbidden_in));
+        let writing = Arc::new(RwLock::new(()));
+        tokio::spawn(status::run(client.clone(), wanted, right, writing.clone(), losses_in, forbidden_in));
         let events = events::start(client.clone(), &node, dropped.clone());
-        let ends = Ends { tenures: tenures_in, right: right_in, forbidden, renewals: connection.renewals(), stop: stopped };
+        let ends = Ends { tenures: tenures_in, right: right_in, writing, forbidden, renewals: connection.renewals(), stop: stopped };
         let lease = tokio::spawn(lease::run(client, namespace, node, ends));
         Writer { tenures, publications, events, dropped, losses, stop, lease }
     }

@@ -9,6 +9,8 @@ use pinnace::domain::model::Family;
 
 #[path = "../lab/mod.rs"]
 mod lab;
+mod names;
+mod pressure;
 
 use lab::trio::{Blow, Cluster, NODES};
 use lab::{Trace, ensure, eventually, patient};
@@ -156,24 +158,26 @@ fn after_a_split_there_is_one_owner_again() {
     }
 }
 
-/// Each way round: the owner does not hear the others, or the others do not hear it.
+/// Each way round, and both: the owner does not hear the others, the others do not hear it.
 #[test]
 fn where_bfd_is_blocked_there_is_one_owner() {
-    for hook in ["input", "output"] {
+    for hooks in [&["input"] as &[_], &["output"], &["input", "output"]] {
         let cluster = Cluster::start(&[]);
         cluster.settle();
         let vip = cluster.vip(Family::V4);
         let victim = cluster.owner(vip, &ALL).expect("an owner");
-        let wall = format!(
-            "add table inet wall; add chain inet wall {hook} {{ type filter hook {hook} priority 0; }}; add rule inet wall {hook} udp dport 3784 drop"
-        );
-        cluster.trio.nodes[victim].ns.output("nft", &[&wall]);
+        for hook in hooks {
+            let wall = format!(
+                "add table inet wall; add chain inet wall {hook} {{ type filter hook {hook} priority 0; }}; add rule inet wall {hook} udp dport 3784 drop"
+            );
+            cluster.trio.nodes[victim].ns.output("nft", &[&wall]);
+        }
         // From here to the end of the bound there may be two; then never again.
         thread::sleep(patient(Duration::from_secs(5)));
         let end = Instant::now() + Duration::from_secs(3);
         while Instant::now() < end {
             for vip in Family::ALL.map(|family| cluster.vip(family)) {
-                cluster.owner(vip, &ALL).unwrap_or_else(|views| panic!("{hook} blocked on node {victim}: {views}"));
+                cluster.owner(vip, &ALL).unwrap_or_else(|views| panic!("{hooks:?} blocked on node {victim}: {views}"));
             }
             thread::sleep(Duration::from_millis(200));
         }
@@ -185,5 +189,32 @@ fn where_bfd_is_blocked_there_is_one_owner() {
             };
             ALL.into_iter().map(named).find(Result::is_ok).unwrap_or_else(|| named(victim))
         });
+        let said = |node: &usize| cluster.running(*node).log().lines().any(|line| line.contains("BfdBlocked") && line.contains("3784"));
+        assert!(ALL.iter().any(said), "and so does a log");
+    }
+}
+
+/// A client that keeps its port is remembered by the kernels on the way, and would be sent to the dead pod for as long as it asks.
+#[test]
+fn a_udp_client_of_a_dead_pod_is_answered_by_another() {
+    let mut cluster = Cluster::start(&[]);
+    cluster.settle();
+    let owners = Family::ALL.map(|family| cluster.owner(cluster.vip(family), &ALL).expect("an owner"));
+    let victim = ALL.into_iter().find(|node| !owners.contains(node)).unwrap_or(owners[0]);
+    let dead = cluster.trio.pods[victim].name.clone();
+    let mut flows = Vec::new();
+    for vip in Family::ALL.map(|family| cluster.vip(family)) {
+        for port in 5000..5030 {
+            let reply = cluster.trio.client.udp_from(port, vip, lab::trio::PORT).expect("an answer");
+            flows.extend((reply.pod == dead).then_some((port, vip)));
+        }
+    }
+    assert!(flows.len() > 4, "some are with the pod on node {victim}: {flows:?}");
+    cluster.strike(victim, Blow::PowerLoss);
+    thread::sleep(patient(Duration::from_secs(1)));
+    for (port, vip) in flows {
+        let reply = cluster.trio.client.udp_from(port, vip, lab::trio::PORT);
+        let reply = reply.unwrap_or_else(|error| panic!("from port {port} to {vip}: {error:?}"));
+        assert!(reply.pod != dead, "{vip}: a dead pod answers");
     }
 }

@@ -79,6 +79,16 @@ impl Changes {
         self.vips = later.vips.or(self.vips.take());
         self.forwardings.extend(later.forwardings);
     }
+
+    /// Takes out what one transaction is to carry: everything, where all of it must come at once or there are no more than `limit`
+    /// frontends, else the first of them. Only the last step has the number of the event.
+    pub fn step(&mut self, limit: usize) -> Changes {
+        let next = self.forwardings.keys().nth(limit).copied();
+        let Some(next) = next.filter(|_| !self.reset) else { return std::mem::take(self) };
+        let later = self.forwardings.split_off(&next);
+        let forwardings = std::mem::replace(&mut self.forwardings, later);
+        Changes { generation: 0, reset: false, uplinks: self.uplinks.take(), vips: self.vips.take(), forwardings }
+    }
 }
 
 /// A sentence for people: a log line, and an Event where there is an API to send it to.
@@ -99,6 +109,21 @@ pub struct Notice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::model::Protocol;
+
+    #[test]
+    fn many_frontends_go_in_steps_unless_they_replace_everything() {
+        let frontends = |ports: std::ops::Range<u16>| {
+            let key = |port| FrontendKey { address: IpAddr::from([10, 0, 0, 1]), protocol: Protocol::Tcp, port };
+            ports.map(|port| (key(port), None)).collect::<BTreeMap<_, _>>()
+        };
+        let mut changes = Changes { generation: 7, vips: Some(BTreeSet::new()), forwardings: frontends(0..5), ..Changes::default() };
+        let mut all = Changes { reset: true, ..changes.clone() };
+        assert_eq!((all.step(2).forwardings.len(), all.is_empty()), (5, true));
+        let steps: Vec<Changes> = std::iter::from_fn(|| Some(changes.step(2)).filter(|step| !step.is_empty())).collect();
+        assert_eq!(steps.iter().map(|s| (s.generation, s.forwardings.len())).collect::<Vec<_>>(), [(0, 2), (0, 2), (7, 1)]);
+        assert!(steps[0].vips.is_some() && steps[1].vips.is_none());
+    }
 
     #[test]
     fn the_later_word_wins_and_a_reset_forgets() {

@@ -14,8 +14,11 @@ use super::ALL;
 use super::lab::trio::Cluster;
 use super::lab::{ensure, eventually};
 
-/// Endpoints of each Service.
+/// Services that come and go at once, and the endpoints of each.
+const SERVICES: usize = 5000;
 const ENDPOINTS: usize = 10;
+/// Services in one file.
+const FILE: usize = 100;
 
 /// Every session there is outlives the load, and both addresses stay where they are.
 fn unmoved(cluster: &Cluster, load: impl FnOnce()) {
@@ -55,15 +58,55 @@ fn services(name: &str, numbers: Range<usize>, round: usize) -> String {
     text
 }
 
-fn served(cluster: &Cluster, count: usize, patience: Duration) {
+fn served(cluster: &Cluster, nodes: &[usize], count: usize, patience: Duration) {
     eventually("everything is in the kernel", patience, || {
-        for node in ALL {
-            let (_, metrics) = cluster.running(node).pinnace().http("/metrics")?;
+        for node in nodes {
+            let (_, metrics) = cluster.running(*node).pinnace().http("/metrics")?;
             let value = metrics.lines().find_map(|line| line.strip_prefix("pinnace_services{phase=\"serving\"} "));
             ensure(value.and_then(|value| value.parse().ok()) == Some(count), || format!("node-{}: {value:?} Services", node + 1))?;
         }
         Ok(())
     });
+}
+
+/// One node is told, for all nodes are on one machine here: at once they would take thrice the time of its kernel.
+#[test]
+fn an_update_of_50_000_endpoints_costs_no_session() {
+    let manifests = Temporary::new("many");
+    let own = manifests.0.clone();
+    let pools = [("PINNACE_POOLS", "10.88.0.200-10.88.0.220,fd88::200-fd88::220,10.89.0.0/16")];
+    let cluster =
+        Cluster::start_with(&pools, move |node, pinnace| if node == 0 { pinnace.set("PINNACE_MANIFESTS", own.display()) } else { pinnace });
+    fs::copy(cluster.trio.directory().join("manifests/all.yaml"), manifests.0.join("all.yaml")).expect("copy a manifest");
+    cluster.settle();
+    unmoved(&cluster, || {
+        for round in 0..2 {
+            for first in (0..SERVICES).step_by(FILE) {
+                let text = services("test-many", first..first + FILE, round);
+                let ready = cluster.trio.directory().join("many");
+                fs::write(&ready, text).expect("write a manifest");
+                fs::rename(ready, manifests.0.join(format!("many-{first}.yaml"))).expect("rename a manifest");
+            }
+            served(&cluster, &[0], 1 + SERVICES, Duration::from_secs(60));
+        }
+    });
+}
+
+/// A directory, until the end of the test.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str) -> Temporary {
+        let path = std::env::temp_dir().join(format!("pnl{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).expect("a directory");
+        Temporary(path)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Every node logs at the finest level to pipes that nobody empties.
@@ -115,7 +158,7 @@ fn a_full_disk_costs_no_session() {
             cluster.apply("storm.yaml", &services(&format!("test-full-{round}"), 0..15, round));
             thread::sleep(Duration::from_millis(250));
         }
-        served(&cluster, 16, Duration::from_secs(10));
+        served(&cluster, &ALL, 16, Duration::from_secs(10));
     });
     cluster.running(0).wait_log("cannot write the state directory");
     drop(disks);

@@ -6,7 +6,7 @@ use std::mem;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pinnace::wire::{arp, ethernet, ndp};
+use pinnace::wire::{arp, ndp};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::netns::Namespace;
@@ -76,7 +76,8 @@ impl Capture {
 fn about(frame: &[u8], address: IpAddr) -> Option<Heard> {
     match address {
         IpAddr::V4(address) => match arp::Repr::parse(frame).ok()? {
-            arp if arp.sender == address && arp.destination == ethernet::BROADCAST => Some(Heard::Announcement),
+            // Some go to single clients, those who asked lately.
+            arp if arp.sender == address && arp.target == address => Some(Heard::Announcement),
             arp if arp.sender == address => Some(Heard::Answer),
             arp if arp.target == address => Some(Heard::Question),
             _ => None,
@@ -84,7 +85,7 @@ fn about(frame: &[u8], address: IpAddr) -> Option<Heard> {
         IpAddr::V6(address) => match ndp::Repr::parse(frame).ok()? {
             ndp if ndp.target != address => None,
             ndp if matches!(ndp.message, ndp::Message::Solicitation { .. }) => Some(Heard::Question),
-            ndp if ndp.destination.is_multicast() => Some(Heard::Announcement),
+            ndp if matches!(ndp.message, ndp::Message::Advertisement { solicited: false, .. }) => Some(Heard::Announcement),
             _ => Some(Heard::Answer),
         },
     }

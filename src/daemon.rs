@@ -396,6 +396,7 @@ impl Node {
         match query {
             Query::State(reply) => {
                 let mut state = self.engine.state();
+                state.peers = self.engine.peers(self.epoch.elapsed());
                 state.version = env!("CARGO_PKG_VERSION").to_string();
                 state.pid = std::process::id();
                 state.uptime_seconds = self.epoch.elapsed().as_secs();

@@ -1,14 +1,15 @@
 //! Answers about the engine: built when somebody asks, so that not being asked costs nothing.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::super::elect::Ineligible;
 use super::super::elect::seat::Holder;
 use super::super::endpoints;
 use super::super::model::{Family, ObjectKey, Service};
 use super::super::status::{
-    AddressPhase, AddressStatus, Condition, InterfaceStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, State,
-    Summary, WriterStatus,
+    AddressPhase, AddressStatus, Condition, InterfaceStatus, PeerStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth,
+    ServiceStatus, State, Summary, WriterStatus,
 };
 use super::place::NO_ADDRESS_YET;
 use super::vips::{FOREIGN_FOR, Vip};
@@ -18,6 +19,11 @@ use super::{Engine, Placement, Role, Verdict};
 pub const API_SERVER: &str = "ApiServer";
 
 impl Engine {
+    /// The other nodes, and for how long they have been as they are. Events may be long ago, so the time is the caller's.
+    pub fn peers(&self, now: Duration) -> Vec<PeerStatus> {
+        self.membership.statuses(now)
+    }
+
     /// Everything the engine believes.
     pub fn state(&self) -> State {
         State {
@@ -28,7 +34,7 @@ impl Engine {
             interfaces: self.interface_statuses(),
             pools: self.pool_statuses(),
             problems: self.problems.clone(),
-            peers: self.membership.statuses(self.now),
+            peers: self.peers(self.now),
             writer: (self.settings.role != Role::Alone)
                 .then(|| WriterStatus { node: self.holder.as_deref().map(str::to_owned), here: self.role == Role::Writer }),
             warnings: self.membership.warnings().into_iter().chain(self.exclusion_warnings()).collect(),

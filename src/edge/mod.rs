@@ -1,6 +1,7 @@
 //! IO and nothing else: each module translates between the world and the engine's types, and decides nothing.
 
 pub mod bfd;
+pub mod classic_bpf;
 pub mod conntrack;
 pub mod dataplane;
 pub mod http;

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::lab::control_plane::{Component, ControlPlane, Options};
 use super::lab::manifests::web;
 use super::lab::{Lab, Pinnace, Running, ensure, eventually};
-use super::{PATIENCE, TAKEOVER, address, complains, recovers};
+use super::{PATIENCE, TAKEOVER, address};
 
 fn replace(file: &Path, text: &str) {
     let beside = file.with_extension("new");
@@ -114,16 +114,16 @@ fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_servin
     plane.faults("cut");
     plane.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &running, 1);
-    recovers(&running);
+    running.recovers();
     assert!(!running.log().contains("(401)"), "the old token was used after it ended");
 
     // The token ends and nobody has replaced it: said, and served on; the next one is used by itself.
     revoke(&lab, &plane, "second", &second);
     plane.faults("cut");
-    complains(&running, "does not accept the credentials in the pod's service account (401)");
+    running.complains("does not accept the credentials in the pod's service account (401)");
     served_by(&lab, &running, 1);
     account.write(&plane, &token(&plane, "third"));
-    recovers(&running);
+    running.recovers();
     plane.apply(&web("later").with_pods(&lab.pods));
     address(&plane, "later", TAKEOVER);
     assert!(running.terminate().success());
@@ -138,8 +138,8 @@ fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlan
     let running = pinnace.clone().start();
     running.wait_serving("default/web");
     served_by(lab, &running, 1);
-    complains(&running, "serving from the snapshot of 20");
-    complains(&running, "power-cut.kubeconfig cannot be used");
+    running.complains("serving from the snapshot of 20");
+    running.complains("power-cut.kubeconfig cannot be used");
     let status = String::from_utf8(running.pinnace().run(&["status"]).stdout).expect("text");
     assert!(status.contains("serving from the snapshot of"), "{status}");
     replace(&file, "clusters: [");
@@ -147,7 +147,7 @@ fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlan
     served_by(lab, &running, 1);
 
     replace(&file, &fs::read_to_string(plane.kubeconfig("pinnace")).expect("a kubeconfig"));
-    recovers(&running);
+    running.recovers();
     plane.apply(&web("web").with_pods(&lab.pods[..1]));
     served_by(lab, &running, 0);
     plane.apply(&web("healed").with_pods(&lab.pods));

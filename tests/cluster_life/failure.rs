@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::lab::control_plane::{Component, ControlPlane, Options};
 use super::lab::manifests::web;
 use super::lab::{Lab, Pinnace, ensure, eventually};
-use super::{PATIENCE, TAKEOVER, address, complains, recovers};
+use super::{PATIENCE, TAKEOVER, address};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -35,13 +35,13 @@ fn a_store_that_stands_still_and_answers_that_take_seconds_stop_no_packet() {
     served(&lab, vip);
 
     plane.freeze(Component::Etcd);
-    complains(&running, "does not keep the Lease pinnace");
+    running.complains("does not keep the Lease pinnace");
     served(&lab, vip);
     assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "it is announced");
     let status = running.pinnace().status().expect("a status").0;
     assert_eq!(status["writer"]["here"], false, "nobody can be sure to be the writer: {status}");
     plane.thaw(Component::Etcd);
-    recovers(&running);
+    running.recovers();
     plane.apply(&web("after").with_pods(&lab.pods));
     served(&lab, address(&plane, "after", TAKEOVER));
     assert!(running.log().contains("answers again about the Lease"));
@@ -55,7 +55,7 @@ fn a_store_that_stands_still_and_answers_that_take_seconds_stop_no_packet() {
     thread::sleep(DURATION);
     assert_eq!(running.log().matches("no longer gives addresses").count(), lost, "the Lease is kept by slow renewals");
     plane.faults("pass");
-    recovers(&running);
+    running.recovers();
     assert!(running.terminate().success());
 
     clocks_that_are_a_day_off_neither_take_the_lease_nor_keep_it(&lab, &plane);

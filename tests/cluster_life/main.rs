@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use lab::control_plane::ControlPlane;
-use lab::{Running, ensure, eventually};
+use lab::{ensure, eventually};
 use serde_json::Value;
 
 #[path = "../lab/mod.rs"]
@@ -50,20 +50,4 @@ fn event(plane: &ControlPlane, reason: &str, name: &str, text: &str) -> Value {
         let found = all.iter().find(|event| event["message"].as_str().is_some_and(|message| message.contains(text)));
         found.cloned().ok_or_else(|| plane.kubectl(&["get", "events"]))
     })
-}
-
-/// Waits until `/readyz` says this in the line of a condition that is not met.
-fn complains(running: &Running, text: &str) {
-    eventually(&format!("/readyz says {text:?}"), PATIENCE, || {
-        let (code, body) = running.pinnace().http("/readyz")?;
-        ensure(code == 503 && body.lines().any(|line| line.starts_with("[-]ApiServer") && line.contains(text)), || body)
-    });
-}
-
-/// Waits until nothing is wrong any more.
-fn recovers(running: &Running) {
-    eventually("/readyz is content", PATIENCE, || {
-        let (code, body) = running.pinnace().http("/readyz")?;
-        ensure(code == 200 && body.contains("[+]ApiServer ok"), || body)
-    });
 }

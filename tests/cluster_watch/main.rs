@@ -72,21 +72,6 @@ fn served_by(lab: &Lab, running: &Running, pod: usize) {
     });
 }
 
-/// Waits until `/readyz` says this in the line of a condition that is not met.
-fn complains(running: &Running, text: &str) {
-    eventually(&format!("/readyz says {text:?}"), PATIENCE, || {
-        let (code, body) = running.pinnace().http("/readyz")?;
-        ensure(code == 503 && body.lines().any(|line| line.starts_with("[-]ApiServer") && line.contains(text)), || body)
-    });
-}
-
-fn recovers(running: &Running) {
-    eventually("/readyz is content", PATIENCE, || {
-        let (code, body) = running.pinnace().http("/readyz")?;
-        ensure(code == 200 && body.contains("[+]ApiServer ok"), || body)
-    });
-}
-
 #[test]
 fn a_service_made_with_kubectl_is_served_and_followed() {
     let (lab, api) = cluster();
@@ -121,22 +106,22 @@ fn packets_flow_while_the_api_server_is_stopped_or_frozen() {
     served_by(&lab, &running, 0);
 
     api.stop(Component::ApiServer);
-    complains(&running, "does not answer");
+    running.complains("does not answer");
     served_by(&lab, &running, 0);
     api.resume(Component::ApiServer);
     api.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &running, 1);
-    recovers(&running);
+    running.recovers();
 
     api.freeze(Component::ApiServer);
     let since = Instant::now();
-    complains(&running, "does not answer");
+    running.complains("does not answer");
     assert!(since.elapsed() < Duration::from_secs(30), "noticed after {:?}", since.elapsed());
     served_by(&lab, &running, 1);
     api.thaw(Component::ApiServer);
     api.apply(&web("web").with_pods(&lab.pods[..1]));
     served_by(&lab, &running, 0);
-    recovers(&running);
+    running.recovers();
 }
 
 #[test]
@@ -158,7 +143,7 @@ fn a_node_that_starts_during_an_outage_serves_within_a_second() {
     let took = since.elapsed();
     assert!(took < Duration::from_secs(1), "served after {took:?}");
     assert!(lab.client.tcp(vip, 80).is_ok());
-    complains(&second, "serving from the snapshot of 20");
+    second.complains("serving from the snapshot of 20");
     let status = String::from_utf8(second.pinnace().run(&["status"]).stdout).unwrap();
     assert!(status.contains("serving from the snapshot of"), "{status}");
     second.wait_log("ready, serving");
@@ -167,7 +152,7 @@ fn a_node_that_starts_during_an_outage_serves_within_a_second() {
     api.resume(Component::ApiServer);
     api.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &second, 1);
-    recovers(&second);
+    second.recovers();
 }
 
 #[test]
@@ -184,7 +169,7 @@ fn a_damaged_snapshot_is_set_aside() {
     fs::write(&file, bytes).unwrap();
     let second = pinnace(&lab, &api).start();
     second.wait_log("starting without it");
-    complains(&second, "does not answer");
+    second.complains("does not answer");
     assert!(!file.exists());
     api.resume(Component::ApiServer);
     second.wait_serving("default/web");
@@ -209,11 +194,11 @@ fn servers_that_fail_are_named_with_how_and_recovery_needs_nobody() {
         if fault != "freeze" {
             api.faults("cut");
         }
-        complains(&running, said);
+        running.complains(said);
         served_by(&lab, &running, 0);
     }
     api.faults("pass");
-    recovers(&running);
+    running.recovers();
     api.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &running, 1);
 }
@@ -228,7 +213,7 @@ fn a_connection_that_is_cut_is_made_again_and_nothing_is_missed() {
         api.apply(&web("web").with_pods(&lab.pods[pod..=pod]));
         served_by(&lab, &running, pod);
     }
-    recovers(&running);
+    running.recovers();
 }
 
 #[test]
@@ -242,7 +227,7 @@ fn a_slow_server_is_waited_for() {
     });
     api.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &running, 1);
-    recovers(&running);
+    running.recovers();
 }
 
 #[test]
@@ -252,7 +237,7 @@ fn another_server_is_asked_when_one_does_not_answer() {
     let running = pinnace(&lab, &api).set("PINNACE_API_SERVERS", servers).start_ready();
     running.wait_serving("default/web");
     running.wait_log("trying the next one");
-    recovers(&running);
+    running.recovers();
 }
 
 #[test]
@@ -260,12 +245,12 @@ fn credentials_that_may_not_read_are_told_what_is_missing() {
     let (lab, api) = cluster();
     let file = changing(&lab, &with_token(&api, "nobody", "unknown"));
     let running = pinnace_with(&lab, &file).start();
-    complains(&running, "(401)");
+    running.complains("(401)");
     replace(&file, &fs::read_to_string(api.kubeconfig("nobody")).expect("a kubeconfig"));
-    complains(&running, "grant get, list and watch");
+    running.complains("grant get, list and watch");
     api.kubectl(&["create", "clusterrole", "reader", "--verb=get,list,watch", "--resource=services,nodes,endpointslices.discovery.k8s.io"]);
     api.kubectl(&["create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=nobody"]);
-    recovers(&running);
+    running.recovers();
     running.wait_serving("default/web");
 }
 
@@ -289,10 +274,10 @@ fn a_kubeconfig_replaced_on_disk_is_used_and_a_broken_one_is_not() {
     replace(&tokens, &format!("{}\nnew-token,{rest}\n", listed.replace(rest, "stranger,stranger").trim_end()));
     assert!(good.contains(old), "the file in use has the token that was withdrawn");
     api.resume(Component::ApiServer);
-    complains(&running, "403");
+    running.complains("403");
     replace(&file, &new);
     running.wait_log("the credentials were replaced");
-    recovers(&running);
+    running.recovers();
 }
 
 #[test]
@@ -316,7 +301,7 @@ fn what_the_server_has_forgotten_is_read_anew() {
         ensure(status.service("default/doomed").is_null(), || format!("{}", status.0))
     });
     running.wait_log("reading everything anew");
-    recovers(&running);
+    running.recovers();
 }
 
 #[test]

@@ -18,6 +18,8 @@ use super::{Host, Lab, ensure, eventually, patient};
 
 /// How long Pinnace may take for anything a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The same where an API server must first be missed, or found again.
+const API_PATIENCE: Duration = Duration::from_secs(40);
 const LISTEN: &str = "127.0.0.1:7466";
 
 /// Settings and surroundings of one Pinnace.
@@ -223,6 +225,22 @@ impl Running {
     /// Waits until the log contains a text.
     pub fn wait_log(&self, text: &str) {
         eventually(&format!("the log says {text:?}"), PATIENCE, || ensure(self.log().contains(text), || "it does not".to_owned()));
+    }
+
+    /// Waits until `/readyz` says this in the line of the API server, as a condition that is not met.
+    pub fn complains(&self, text: &str) {
+        eventually(&format!("/readyz says {text:?}"), API_PATIENCE, || {
+            let (code, body) = self.pinnace().http("/readyz")?;
+            ensure(code == 503 && body.lines().any(|line| line.starts_with("[-]ApiServer") && line.contains(text)), || body)
+        });
+    }
+
+    /// Waits until nothing is wrong any more, the API server last.
+    pub fn recovers(&self) {
+        eventually("/readyz is content", API_PATIENCE, || {
+            let (code, body) = self.pinnace().http("/readyz")?;
+            ensure(code == 200 && body.contains("[+]ApiServer ok"), || body)
+        });
     }
 
     /// `kill -9`, and its end.

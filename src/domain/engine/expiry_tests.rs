@@ -6,28 +6,13 @@ use super::super::announce::AnnouncerEvent;
 use super::super::fixtures::service;
 use super::super::ipam::Allocations;
 use super::super::membership::{DownReason, Liveness, PeerEvent};
-use super::super::model::{Node, SourceChange};
 use super::super::status::AddressPhase;
 use super::election::DEAD_FOR;
-use super::tests::{T0, links, put, settings, slice, source, vip};
+use super::tests::{T0, links, node, put, settings, slice, source, vip};
 use super::vips::FOREIGN_FOR;
 use super::*;
 
 const MOMENT: Duration = Duration::from_millis(1);
-
-fn node(n: u8) -> SourceChange {
-    let node = Node {
-        name: format!("node-{n}").into(),
-        internal: vec![vip(10 + n)],
-        external: Vec::new(),
-        pod_cidrs: Vec::new(),
-        zone: None,
-        excluded: None,
-        enable_lb: None,
-        pool: None,
-    };
-    SourceChange::Node(node.name.clone(), Some(Box::new(node)))
-}
 
 /// This node, and another that has just been found dead, with an endpoint on each.
 fn bereaved(role: Role) -> Engine {

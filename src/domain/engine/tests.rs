@@ -147,7 +147,7 @@ fn an_address_in_use_elsewhere_is_replaced_and_the_machine_named() {
     assert!(announced.contains_key(&vip(201)) && !announced.contains_key(&vip(200)));
 }
 
-fn node(n: u8) -> SourceChange {
+pub(super) fn node(n: u8) -> SourceChange {
     let node = Node {
         name: format!("node-{n}").into(),
         internal: vec![IpAddr::from([10, 88, 0, 10 + n])],

@@ -3,22 +3,7 @@
 //! What cannot be ours costs neither room in the queue, where it would displace what is, nor a wake of the thread that runs ahead of
 //! others. The kernel counts it among the drops of the socket. Whatever passes is judged in full again.
 
-/// One instruction, as `struct sock_filter` (linux/filter.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Instruction {
-    pub code: u16,
-    pub jt: u8,
-    pub jf: u8,
-    pub k: u32,
-}
-
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_AT_LEAST: u16 = 0x35;
-const JUMP_GREATER: u16 = 0x25;
-const AND: u16 = 0x54;
-const RETURN: u16 = 0x06;
+use crate::edge::classic_bpf::{AND, Instruction, JUMP_AT_LEAST, JUMP_EQUAL, JUMP_GREATER, LOAD_BYTE, LOAD_HALF, RETURN};
 
 /// SKF_NET_OFF: offsets from here on count from the IP header; without it, from the UDP header.
 const NETWORK: u32 = -0x10_0000i32 as u32;

@@ -9,10 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_void, socklen_t};
-use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{StartError, filter, holder};
 use crate::bfd::Outgoing;
+use crate::edge::classic_bpf;
 use crate::wire::bfd::{MULTIHOP_PORT, PORT};
 
 /// Some hundred packets of 50 sessions for a second or two, until we read again.
@@ -222,8 +223,7 @@ fn listener(v6: bool, port: u16, multihop: bool) -> Result<Socket, StartError> {
         option(&socket, level, name, 1).map_err(failed("receive options"))?;
     }
     // A kernel without socket filters has more to read, that is all.
-    let _ =
-        socket.attach_filter(&filter::program(v6, multihop).iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect::<Vec<_>>());
+    let _ = classic_bpf::attach(&socket, &filter::program(v6, multihop));
     socket.bind(&any(v6, port)).map_err(|source| match source.kind() {
         ErrorKind::AddrInUse => StartError::PortTaken { port, holder: holder::of(port) },
         _ => StartError::Socket { what: "bind", source },

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::edge::classic_bpf::{Instruction, JUMP_EQUAL, JUMP_GREATER, LOAD_BYTE, LOAD_HALF, LOAD_WORD, RETURN};
 use crate::wire::{ethernet, ndp};
 
 /// Up to so many addresses are compared one by one in the kernel; with more of them every ARP frame, or neighbour solicitation and
@@ -12,26 +13,6 @@ use crate::wire::{ethernet, ndp};
 pub const MAX_ADDRESSES: usize = 64;
 /// How much of a frame is handed over, in bytes: neighbour discovery with room for options that we do not use.
 pub const SNAP: u32 = 256;
-
-/// One instruction, as `struct sock_filter` (linux/filter.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instruction {
-    /// Operation.
-    pub code: u16,
-    /// Instructions to skip when a comparison holds.
-    pub jt: u8,
-    /// … and when it does not.
-    pub jf: u8,
-    /// Operand.
-    pub k: u32,
-}
-
-const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER: u16 = 0x25;
-const RETURN: u16 = 0x06;
 
 /// SKF_AD_OFF + SKF_AD_PKTTYPE: how the frame came in.
 const PACKET_TYPE: u32 = (-0x1000i32 + 4) as u32;

@@ -6,12 +6,13 @@ use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::filter::{self, Instruction};
+use super::filter;
 use crate::domain::model::Family;
+use crate::edge::classic_bpf::{Instruction, attach};
 use crate::wire::{ethernet, ndp};
 
 /// Groups joined by one IPv6 socket. The kernel charges them to `net.core.optmem_max` (20 KiB at least) of the socket.
@@ -134,11 +135,6 @@ impl Tap {
         };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
-}
-
-fn attach(socket: &Socket, program: &[Instruction]) -> io::Result<()> {
-    let program: Vec<SockFilter> = program.iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect();
-    socket.attach_filter(&program)
 }
 
 fn link_address(ifindex: u32, ethertype: u16) -> io::Result<SockAddr> {

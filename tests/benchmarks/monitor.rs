@@ -99,7 +99,7 @@ fn subscribe(patience: Duration) -> std::io::Result<OwnedFd> {
     }
     // SAFETY: just opened, owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let patience = libc::timeval { tv_sec: patience.as_secs() as libc::time_t, tv_usec: 0 };
+    let patience = libc::timeval { tv_sec: patience.as_secs() as _, tv_usec: 0 };
     set(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience)?;
     set(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(64 << 20))?;
     // SAFETY: sockaddr_nl is plain integers, for which zero is valid: any port, no groups yet.

@@ -155,7 +155,9 @@ fn allow_many_files() {
 
 /// The prober must not be late because the machine is busy: its own lateness would look like a gap. Where it is not permitted, it is not.
 fn realtime() {
-    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: plain integers, some of them with musl only, for all of which zero is valid.
+    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameters.sched_priority = 1;
     // SAFETY: takes a pointer to a live local and concerns this thread alone.
     let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
 }

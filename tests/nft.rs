@@ -300,3 +300,36 @@ fn one_endpoint_moves_few_elements() {
         assert_eq!(writer.apply(&set(Target::Spread(pods))).unwrap().elements, 3, "one bucket less, another class");
     });
 }
+
+#[test]
+fn a_map_that_outgrows_the_room_it_was_made_with_is_made_anew() {
+    isolated(|| {
+        // Ten backends behind each of these ports.
+        let ports = |ports: std::ops::Range<u16>| Changes {
+            forwardings: ports
+                .map(|port| {
+                    let backends = (1..=10).map(|n| Backend { address: address(&format!("10.42.0.{n}")), port, local: false }).collect();
+                    (frontend("192.0.2.1", Protocol::Tcp, port), Some(Arc::new(plain(Target::Spread(backends)))))
+                })
+                .collect(),
+            ..Changes::default()
+        };
+        let room = || {
+            let map = nft(&["-t", "list", "map", "ip", "pinnace", "backends"]);
+            map.lines().find_map(|line| line.trim().strip_prefix("size ").map(str::to_owned))
+        };
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&ports(1..101)).unwrap();
+        assert_eq!(room(), None, "few elements: as many more as may come");
+        writer.apply(&Changes { reset: true, ..ports(1..501) }).unwrap();
+        assert_eq!(room().as_deref(), Some("8192"));
+        // What fits comes by itself, the rest by a table of twice the size, and nothing is lost.
+        assert!(!writer.apply(&ports(501..801)).unwrap().reset);
+        let applied = writer.apply(&ports(801..851)).unwrap();
+        assert!(applied.reset && applied.elements >= 8500, "{applied:?}");
+        assert_eq!(room().as_deref(), Some("16384"));
+        assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
+        assert!(writer.intact().unwrap());
+        assert_eq!(writer.elements(), 850 * 12);
+    });
+}

@@ -72,6 +72,17 @@ impl Batch {
         (count(&self.adds) + loads, count(&self.deletes))
     }
 
+    /// About how many elements come to each set; source ranges of a load are not counted.
+    pub fn sizes(&self) -> BTreeMap<(Family, SetId), usize> {
+        let mut sizes: BTreeMap<_, usize> = self.adds.iter().map(|(set, elements)| (*set, elements.len())).collect();
+        for (frontend, forwarding) in &self.loads {
+            for (set, count) in element::counts(frontend, forwarding) {
+                *sizes.entry((Family::of(frontend.address), set)).or_default() += count;
+            }
+        }
+        sizes
+    }
+
     fn add(&mut self, family: Family, set: SetId, element: Element) {
         self.adds.entry((family, set)).or_default().push(element);
     }

@@ -64,8 +64,20 @@ pub fn count(frontend: &FrontendKey, forwarding: &Forwarding) -> usize {
     if forwarding.sources.is_some() {
         return elements(frontend, forwarding).len();
     }
-    let buckets: usize = targets(forwarding).map(|(target, scope)| buckets(frontend, target, scope)).sum();
-    1 + usize::from(forwarding.external.is_some()) + buckets + usize::from(buckets > 0)
+    counts(frontend, forwarding).iter().map(|(_, count)| count).sum()
+}
+
+/// How many [`elements`] there are per set, source ranges and what belongs to them left out.
+pub fn counts(frontend: &FrontendKey, forwarding: &Forwarding) -> [(SetId, usize); 5] {
+    let internal = buckets(frontend, &forwarding.internal, Scope::Cluster);
+    let external = forwarding.external.as_ref().map_or(0, |target| buckets(frontend, target, Scope::Local));
+    [
+        (SetId::Services, 1),
+        (SetId::External, usize::from(forwarding.external.is_some())),
+        (SetId::Backends, internal),
+        (SetId::LocalBackends, external),
+        (SetId::Frontends, usize::from(internal + external > 0)),
+    ]
 }
 
 /// Both targets of a forwarding, with their scopes.

@@ -127,7 +127,11 @@ impl Writer {
     /// when the next change rebuilds everything.
     pub fn apply(&mut self, changes: &Changes) -> Result<Applied, Error> {
         if self.loaded || changes.reset {
-            return self.carry_out(changes.clone());
+            match self.carry_out(changes.clone()) {
+                // A set is full: it was made for fewer elements and cannot grow. The table is replaced in one transaction.
+                Err(Error::Refused { source, .. }) if !changes.reset && source.raw_os_error() == Some(libc::ENFILE) => {}
+                other => return other,
+            }
         }
         let mut all = self.compiler.everything();
         all.merge(changes.clone());

@@ -50,7 +50,11 @@ fn run() -> Result<(), String> {
     let has = |word: &str| args.iter().any(|a| a == word);
     let (quick, pinnace) = (has("quick"), !has("controls"));
     let output = args.iter().find(|a| a.ends_with(".json")).map_or("bench.json", |s| s);
-    let sizes = if quick { &SIZES[..1] } else { &SIZES[..] };
+    let sizes = match (quick, has("large")) {
+        (true, _) => &SIZES[..1],
+        (_, true) => &SIZES[2..],
+        _ => &SIZES[..],
+    };
     let prefix = std::env::var("BENCH_PREFIX").unwrap_or_else(|_| format!("pb{}", std::process::id()));
 
     let mut report = Report::begin(if quick { "quick" } else { "full" });
@@ -72,12 +76,17 @@ fn run() -> Result<(), String> {
         return report.write(output);
     }
     if !has("packets") {
-        for (i, size) in sizes.iter().enumerate() {
+        for size in sizes {
+            let memory = match size.services {
+                100 => Some(8.0),
+                5_000 => Some(32.0),
+                _ => None,
+            };
             let goals = Goals {
                 change: Some(2.0),
                 start: Some(1000.0),
                 kernel: Some(150.0),
-                memory: [Some(8.0), None, Some(32.0)][i],
+                memory,
                 idle: Some(0.5),
             };
             let effort = if quick {

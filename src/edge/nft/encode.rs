@@ -247,14 +247,15 @@ fn concatenation(family: Family, parts: &[Type]) -> (u32, u32) {
 /// From this number of elements on, a set is made with a size.
 const LARGE: usize = 4000;
 
-/// For how many elements a set that is loaded with `count` is made: at least a quarter more; None without a limit.
+/// For how many elements a set that is loaded with `count` is made: at least as many again; None without a limit.
 ///
 /// With a size the kernel makes the whole hash table at once (`nft_hash`, net/netfilter/nft_set_hash.c) where it would otherwise double
 /// it again and again while it fills (`nft_rhash`): half of the time that 50,000 elements take. It refuses what goes beyond with ENFILE;
-/// the writer then builds the table anew with more room.
+/// the writer then builds the table anew with more room, in one long transaction, which is why there is so much of it: some 20 bytes an
+/// element.
 fn room(set: SetId, count: usize) -> Option<u32> {
     let hashed = !set.interval() && !set.timeout();
-    let room = u32::try_from(count + count / 4).ok()?.checked_next_power_of_two()?;
+    let room = u32::try_from(2 * count).ok()?.checked_next_power_of_two()?;
     (hashed && count >= LARGE).then_some(room)
 }
 

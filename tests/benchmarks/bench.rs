@@ -82,13 +82,7 @@ fn run() -> Result<(), String> {
                 5_000 => Some(32.0),
                 _ => None,
             };
-            let goals = Goals {
-                change: Some(2.0),
-                start: Some(1000.0),
-                kernel: Some(150.0),
-                memory,
-                idle: Some(0.5),
-            };
+            let goals = Goals { change: Some(2.0), start: Some(1000.0), kernel: Some(150.0), memory, idle: Some(0.5) };
             let effort = if quick {
                 scale::Effort { starts: 2, changes: 60, idle: Duration::from_secs(5) }
             } else {

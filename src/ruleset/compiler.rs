@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::element::{self, Element, Key, class_of, elements, local_endpoints, targets};
-use super::skeleton::{Class, Scope, SetId, class_chain, skeleton};
+use super::skeleton::{Class, SetId, class_chain, skeleton};
 use super::{ChainId, Table};
 use crate::domain::forwarding::{Forwarding, FrontendKey, Target};
 use crate::domain::model::Family;
@@ -102,11 +102,6 @@ pub struct Staged {
     classes: Delta<(Family, Class)>,
 }
 
-/// From this number of backends on, a load makes the chains of classes that are likely to be wanted later.
-const LARGE: usize = 1000;
-/// The largest modulus of such a class.
-const SPARE: u32 = 64;
-
 impl Compiler {
     /// Compiles a change against what is there.
     pub fn stage(&self, changes: Changes) -> Staged {
@@ -166,11 +161,6 @@ impl Compiler {
                     Turn::Appears => batch.add(family, set, element),
                     Turn::Disappears => batch.delete(family, set, element),
                 }
-            }
-        }
-        if changes.reset {
-            for class in Family::ALL.into_iter().flat_map(|family| spares(family, &batch.loads)) {
-                classes.count(class, 0);
             }
         }
         batch.classes.extend(classes.0.keys().filter(|class| !before.classes.contains_key(class)));
@@ -307,18 +297,6 @@ impl Compiler {
         let classes = self.classes.keys().filter(|(of, _)| *of == family).map(|(_, class)| class_chain(*class));
         skeleton(family).into_iter().chain(classes).collect()
     }
-}
-
-/// Classes that nothing is of yet: where backends are many, a chain made later costs more than a change should.
-fn spares(family: Family, loads: &[(FrontendKey, Arc<Forwarding>)]) -> impl Iterator<Item = (Family, Class)> {
-    let mine = loads.iter().filter(|(frontend, _)| Family::of(frontend.address) == family);
-    let spread = mine.filter_map(|(_, forwarding)| match &forwarding.internal {
-        Target::Spread(backends) => Some(backends.len()),
-        _ => None,
-    });
-    let (all, most) = spread.fold((0, 0), |(all, most), count| (all + count, most.max(count)));
-    let most = if all < LARGE { 0 } else { u32::try_from(2 * most).unwrap_or(SPARE).min(SPARE) };
-    (1..=most).map(move |modulus| (family, Class { scope: Scope::Cluster, affinity: false, modulus }))
 }
 
 /// Walks two ascending lists: what only the old has goes, what only the new has comes, a changed value is both.

@@ -166,8 +166,7 @@ impl Ipam {
             match self.still_good(service, allocation) {
                 Ok(()) => {
                     self.hold(service, allocation.clone());
-                    let missing = self.missing(service, &allocation.addresses);
-                    notes.extend(missing.map(|family| format!("the pool {} has no free {family} address", allocation.pool)));
+                    notes.extend(lacks(service, &allocation.addresses, &allocation.pool));
                     return Ok(Assignment { addresses: allocation.addresses.clone(), notes });
                 }
                 Err(Some(why)) => notes.push(format!("gave up {}: {why}", super::engine::list(&allocation.addresses))),
@@ -176,8 +175,7 @@ impl Ipam {
             self.release(&service.key);
         }
         let (addresses, pool) = if service.request.addresses.is_empty() { self.choose(service)? } else { self.requested(service)? };
-        let missing = self.missing(service, &addresses);
-        notes.extend(missing.map(|family| format!("the pool {pool} has no free {family} address; serving without")));
+        notes.extend(lacks(service, &addresses, &pool));
         // What was probed before and is still ours need not be probed again.
         let probed = had.map(|had| had.probed).unwrap_or_default().into_iter().filter(|a| addresses.contains(a)).collect();
         self.hold(service, Allocation { addresses: addresses.clone(), pool, probed });
@@ -274,16 +272,10 @@ impl Ipam {
         }
         // A family that was added, or could not be had before, is worth another try.
         let could_have = |family| self.find(service, self.pools.iter().position(|p| p.name == allocation.pool), family).is_some();
-        if asked.is_empty() && self.missing(service, &allocation.addresses).any(could_have) {
+        if asked.is_empty() && lacking(service, &allocation.addresses).any(could_have) {
             return Err(None);
         }
         Ok(())
-    }
-
-    /// Families the Service wants and `addresses` do not have.
-    fn missing<'s>(&self, service: &'s Service, addresses: &[IpAddr]) -> impl Iterator<Item = Family> + use<'s> {
-        let have: BTreeSet<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
-        service.families.iter().copied().filter(move |family| !have.contains(family))
     }
 
     /// Whether this Service may hold this address as far as others do not, and from which pool it is.
@@ -440,6 +432,21 @@ impl Ipam {
         let size: u128 = ranges.map(|range| range.len()).fold(0, u128::saturating_add);
         Refusal::Exhausted { pools: pools.iter().map(|pool| pool.name.clone()).collect(), families: families.to_vec(), size }
     }
+}
+
+/// Families the Service wants and `addresses` do not have.
+fn lacking<'s>(service: &'s Service, addresses: &[IpAddr]) -> impl Iterator<Item = Family> + use<'s> {
+    let have: BTreeSet<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
+    service.families.iter().copied().filter(move |family| !have.contains(family))
+}
+
+/// The same in sentences. Who names addresses gets no others.
+fn lacks(service: &Service, addresses: &[IpAddr], pool: &str) -> Vec<String> {
+    let sentence = |family| match service.request.addresses.is_empty() {
+        true => format!("the pool {pool} has no free {family} address; serving without"),
+        false => format!("none of the requested addresses is of {family}; serving without"),
+    };
+    lacking(service, addresses).map(sentence).collect()
 }
 
 /// Puts the Service among the holders, or its new claim in place of the old.

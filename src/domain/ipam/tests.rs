@@ -107,6 +107,10 @@ fn both_families_or_what_there_is() {
     assert!(assignment.notes.iter().any(|note| note.contains("IPv6")), "{:?}", assignment.notes);
     both.release(&dual("a", true).key);
     assert_eq!(outcome(&mut both, &dual("b", false)), "fd00::1 10.0.0.1", "the missing family is made up for");
+    let mut named = dual("c", false);
+    named.request.addresses = vec![ip("10.0.0.2")];
+    let notes = both.assign(&named).unwrap().notes;
+    assert_eq!(notes, ["none of the requested addresses is of IPv6; serving without"], "not the pool's fault");
 }
 
 #[test]

@@ -379,10 +379,13 @@ impl Node {
     }
 
     fn tell_systemd(&mut self) {
+        let ready = !self.announced_ready && self.engine.serving();
+        if !ready && !systemd::listens() {
+            return; // counting thousands of Services after every change would be for nobody
+        }
         let summary = self.engine.summary();
         let line = systemd::serving(summary.serving, summary.addresses);
-        let ready = self.engine.serving();
-        if ready && !self.announced_ready {
+        if ready {
             self.announced_ready = true;
             info!(after = ?self.epoch.elapsed(), "ready, {line}");
             systemd::ready(&line);

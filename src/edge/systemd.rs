@@ -38,6 +38,11 @@ pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()).map(|limit| limit / 3)
 }
 
+/// Whether systemd started us and wants to be told.
+pub fn listens() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// The text of the status line.
 pub fn serving(services: usize, addresses: usize) -> String {
     let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
@@ -48,7 +53,7 @@ pub fn serving(services: usize, addresses: usize) -> String {
 /// cannot be reached must not stop the service; systemd says itself when a notification it needs is missing.
 fn notify(states: &[NotifyState<'_>]) {
     static WRITER: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if !listens() {
         return;
     }
     let Some(writer) = WRITER.get_or_init(start) else { return };

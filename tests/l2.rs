@@ -197,8 +197,8 @@ impl Node {
 }
 
 fn desire(wish: &Wish, interfaces: &Interfaces) -> l2::Desired {
-    let on = interfaces.values().filter(|interface| wish.interfaces.contains(&&*interface.name)).map(|interface| interface.index).collect();
-    let announcement = Announcement { interfaces: on, probe: wish.probe, standby: false, quiet: false };
+    let on = interfaces.values().filter(|interface| wish.interfaces.contains(&&*interface.name)).map(|interface| interface.index);
+    let announcement = Announcement { interfaces: Arc::new(on.collect()), probe: wish.probe, standby: false, quiet: false };
     let announcements: BTreeMap<IpAddr, Announcement> = wish.vips.iter().map(|vip| (*vip, announcement.clone())).collect();
     l2::Desired { announcements: Arc::new(announcements), interfaces: Arc::new(interfaces.clone()), ..l2::Desired::default() }
 }
@@ -415,7 +415,7 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
     };
     let interfaces = Interfaces::from([(999, interface(999, "ghost", [2, 0, 0, 0, 0, 9])), (index, interface(index, "eth0", bytes(&mac)))]);
     let mut first = desire(&wish(&["ghost", "eth0"], false), &interfaces);
-    let ghost_only = Announcement { interfaces: [999].into(), probe: true, standby: false, quiet: false };
+    let ghost_only = Announcement { interfaces: Arc::new([999].into()), probe: true, standby: false, quiet: false };
     Arc::make_mut(&mut first.announcements).insert(ip(FREE[0]), ghost_only);
     let (desired_in, desired) = watch::channel(first);
     let (events_in, mut events) = mpsc::channel(64);

@@ -16,6 +16,7 @@ mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::model::Interfaces;
@@ -48,9 +49,10 @@ pub struct Announcer {
     links: BTreeMap<u32, Link>,
     /// Hardware addresses of all interfaces, usable or not.
     own: BTreeSet<Mac>,
-    vips: BTreeMap<IpAddr, Vip>,
+    // Boxed, as in the engine.
+    vips: BTreeMap<IpAddr, Box<Vip>>,
     /// Where a VIP is announced at present.
-    places: BTreeMap<(IpAddr, u32), Place>,
+    places: BTreeMap<(IpAddr, u32), Box<Place>>,
     recent: Recent,
     /// Questions that are to be put: to whom, and since when they wait.
     asks: BTreeMap<IpAddr, (Option<Mac>, Duration)>,
@@ -63,7 +65,7 @@ pub struct Announcer {
 
 #[derive(Debug)]
 struct Vip {
-    interfaces: BTreeSet<u32>,
+    interfaces: Arc<BTreeSet<u32>>,
     standing: Standing,
     standby: bool,
     quiet: bool,
@@ -181,7 +183,7 @@ impl Announcer {
         let probe = wanted.probe && !self.config.probe_time.is_zero();
         let may_probe = !wanted.quiet;
         let (standing, before, heard, quiet_before) = match self.vips.remove(&vip) {
-            None => (if probe { Standing::Waiting } else { Standing::Clear }, BTreeSet::new(), None, false),
+            None => (if probe { Standing::Waiting } else { Standing::Clear }, Arc::default(), None, false),
             Some(old) => (old.standing, old.interfaces, old.heard, old.quiet),
         };
         // A usable interface that takes part and did not a moment ago.
@@ -218,7 +220,8 @@ impl Announcer {
             }
         }
         let heard = heard.filter(|_| wanted.standby);
-        self.vips.insert(vip, Vip { interfaces: wanted.interfaces, standing, standby: wanted.standby, quiet: wanted.quiet, heard });
+        let known = Vip { interfaces: wanted.interfaces, standing, standby: wanted.standby, quiet: wanted.quiet, heard };
+        self.vips.insert(vip, Box::new(known));
     }
 
     fn forget(&mut self, vip: IpAddr) {
@@ -228,7 +231,7 @@ impl Announcer {
         }
         if let Some(old) = self.vips.remove(&vip) {
             self.cancel(vip, &old.standing);
-            for ifindex in old.interfaces {
+            for &ifindex in old.interfaces.iter() {
                 self.leave(vip, ifindex);
             }
         }
@@ -244,7 +247,8 @@ impl Announcer {
     fn enter(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
         self.leave(vip, ifindex);
         self.timers.add(now, Timer::Announce(vip, ifindex));
-        self.places.insert((vip, ifindex), Place { burst: None, step: 0, due: now, contested: None, rival: None, defended: None });
+        let place = Place { burst: None, step: 0, due: now, contested: None, rival: None, defended: None };
+        self.places.insert((vip, ifindex), Box::new(place));
     }
 
     fn leave(&mut self, vip: IpAddr, ifindex: u32) {
@@ -375,7 +379,7 @@ impl Announcer {
 
     fn retry(&mut self, vip: IpAddr, now: Duration) {
         let usable = self.links_of(vip).next().is_some();
-        if !matches!(self.vips.get(&vip), Some(Vip { standing: Standing::Refused { .. }, .. })) {
+        if !self.vips.get(&vip).is_some_and(|known| matches!(known.standing, Standing::Refused { .. })) {
             return;
         }
         let standing = if usable { self.start_probing(vip, now) } else { Standing::Waiting };

@@ -175,8 +175,9 @@ pub struct Engine {
     told_ipv6_off: bool,
     ipam: Ipam,
     node_ports: NodePorts,
-    placements: BTreeMap<ObjectKey, Placement>,
-    vips: BTreeMap<IpAddr, Vip>,
+    // Boxed: nodes of a map are half empty, and thousands of large values would be as much air.
+    placements: BTreeMap<ObjectKey, Box<Placement>>,
+    vips: BTreeMap<IpAddr, Box<Vip>>,
     announcements: BTreeMap<IpAddr, Announcement>,
     dirty: BTreeSet<ObjectKey>,
     /// Refused for want of something another Service may give up.

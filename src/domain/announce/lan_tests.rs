@@ -98,7 +98,7 @@ proptest! {
                 Step::Set { vips: mask, probe, links, macs, standby } => {
                     let of = |n: usize, mask: u8| mask >> n & 1 == 1;
                     let desired: BTreeMap<IpAddr, Announcement> = vips.iter().enumerate().filter(|(n, _)| of(*n, mask)).map(|(n, vip)| {
-                        let interfaces = (0..3u32).filter(|i| of(*i as usize, probe.rotate_left(n as u32))).collect();
+                        let interfaces = Arc::new((0..3u32).filter(|i| of(*i as usize, probe.rotate_left(n as u32))).collect());
                         (*vip, Announcement { interfaces, probe: of(n, probe), standby: of(n, standby), quiet: false })
                     }).collect();
                     silent = desired.iter().filter(|(_, wish)| wish.standby).map(|(vip, _)| *vip).collect();

@@ -28,6 +28,6 @@ impl Announcer {
     /// The usable interfaces of a VIP.
     pub(super) fn links_of(&self, vip: IpAddr) -> impl Iterator<Item = (u32, Mac)> + '_ {
         let interfaces = self.vips.get(&vip).map(|known| &known.interfaces);
-        interfaces.into_iter().flatten().filter_map(|ifindex| Some((*ifindex, self.links.get(ifindex)?.mac)))
+        interfaces.into_iter().flat_map(|set| set.iter()).filter_map(|ifindex| Some((*ifindex, self.links.get(ifindex)?.mac)))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::wire::ethernet::Mac;
@@ -30,7 +31,7 @@ impl Default for Config {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announcement {
     /// Indexes of the interfaces on which to answer; those that do not exist, or are down, are waited for.
-    pub interfaces: BTreeSet<u32>,
+    pub interfaces: Arc<BTreeSet<u32>>,
     /// Newly allocated: make sure that nobody has it before claiming it. Without effect once the VIP is announced; turned off
     /// while probing, the VIP is claimed at once.
     pub probe: bool,

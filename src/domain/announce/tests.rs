@@ -41,7 +41,7 @@ pub(super) fn interfaces(list: &[Interface]) -> Interfaces {
 
 pub(super) fn wish(vips: &[&str], on: &[u32], probe: bool) -> BTreeMap<IpAddr, Announcement> {
     vips.iter()
-        .map(|vip| (ip(vip), Announcement { interfaces: on.iter().copied().collect(), probe, standby: false, quiet: false }))
+        .map(|vip| (ip(vip), Announcement { interfaces: Arc::new(on.iter().copied().collect()), probe, standby: false, quiet: false }))
         .collect()
 }
 

@@ -88,7 +88,7 @@ impl Engine {
                 plan.notices.push(Notice { warning: false, service: Some(key.clone()), node: None, reason: "Ignored", message });
             }
             let reasons = vec![reason];
-            self.placements.insert(key.clone(), Placement { verdict: Verdict::Foreign, reasons, ..Placement::default() });
+            self.placements.insert(key.clone(), Box::new(Placement { verdict: Verdict::Foreign, reasons, ..Placement::default() }));
         }
         freed
     }
@@ -215,7 +215,7 @@ impl Engine {
         }
         self.publish(&service, &mut next, plan);
         tell(key, &before, &next, plan);
-        self.placements.insert(key.clone(), next);
+        self.placements.insert(key.clone(), Box::new(next));
         freed
     }
 

@@ -139,7 +139,7 @@ impl Engine {
                     if phase == Phase::Serving {
                         phase = Phase::Pending;
                     }
-                    let who = self.vips.get(address).map(stranger).unwrap_or_default();
+                    let who = self.vips.get(address).map(|vip| stranger(vip)).unwrap_or_default();
                     reasons.push(Reason::new("AddressInUse", format!("{address} is not announced by this node: {who}")));
                 }
                 _ => {}
@@ -204,7 +204,7 @@ impl Engine {
         let names = announced
             .filter(|announcement| !announcement.standby)
             .into_iter()
-            .flat_map(|a| &a.interfaces)
+            .flat_map(|a| a.interfaces.iter())
             .filter_map(|index| self.interfaces.as_deref()?.get(index));
         let phase = match &vip.candidacy {
             _ if matches!(vip.seat.holder(), Holder::Me) && vip.candidacy.is_err() => AddressPhase::Announced,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::announce::{Announcement, AnnouncerEvent};
@@ -65,7 +66,7 @@ impl Engine {
                 seat: self.new_seat(),
                 deadline: None,
             };
-            self.vips.insert(address, vip);
+            self.vips.insert(address, Box::new(vip));
         }
         self.vips.get_mut(&address).is_some_and(|vip| {
             if let Err(at) = vip.holders.binary_search(key) {
@@ -90,6 +91,8 @@ impl Engine {
     pub(super) fn review_vips(&mut self, addresses: impl IntoIterator<Item = IpAddr>, plan: &mut Plan) {
         let mut announcements_changed = false;
         let mut vips_changed = false;
+        // Mostly the same for all of them, so one allocation serves all.
+        let mut shared = Arc::<BTreeSet<u32>>::default();
         for address in addresses {
             let held = self.vips.get(&address).is_some_and(|vip| !vip.holders.is_empty());
             if !held {
@@ -120,12 +123,16 @@ impl Engine {
             // Once clear, it stays so for as long as somebody holds it.
             vips_changed |= vip.clear && self.told_vips.insert(address);
             let standby = *vip.seat.holder() != Holder::Me;
-            if interfaces.is_empty() || standby && alone && !asks {
+            if *shared != interfaces {
+                shared = Arc::new(interfaces);
+            }
+            if shared.is_empty() || standby && alone && !asks {
                 announcements_changed |= self.announcements.remove(&address).is_some();
             } else {
                 // Probing is for who is about to claim.
                 let probe = vip.probe && !(standby && vip.clear);
-                let announcement = Announcement { interfaces, probe, standby, quiet: standby && !asks || vip.seat.leaving() };
+                let quiet = standby && !asks || vip.seat.leaving();
+                let announcement = Announcement { interfaces: shared.clone(), probe, standby, quiet };
                 if self.announcements.get(&address) != Some(&announcement) {
                     self.announcements.insert(address, announcement);
                     announcements_changed = true;

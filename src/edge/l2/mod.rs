@@ -246,7 +246,7 @@ impl Task {
     fn open(&mut self) {
         let mut wanted: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
         for (vip, announcement) in self.desired.announcements.iter() {
-            for ifindex in &announcement.interfaces {
+            for ifindex in announcement.interfaces.iter() {
                 if self.desired.interfaces.get(ifindex).is_some_and(|interface| interface.up && interface.mac.is_some()) {
                     wanted.entry(*ifindex).or_default().insert(*vip);
                 }

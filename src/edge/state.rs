@@ -117,10 +117,11 @@ impl StateDir {
         }
         self.written = None;
         let header = Header { version: VERSION, length: body.len(), checksum: format!("{digest:016x}") };
-        let header = serde_json::to_vec(&header).map_err(|e| failed(e.into()))?;
+        let mut header = serde_json::to_vec(&header).map_err(|e| failed(e.into()))?;
+        header.push(b'\n');
         let beside = self.path.join(format!(".{STATE}.new"));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(failed)?;
-        file.write_all(&[&header[..], b"\n", &body].concat()).and_then(|()| file.sync_all()).map_err(failed)?;
+        file.write_all(&header).and_then(|()| file.write_all(&body)).and_then(|()| file.sync_all()).map_err(failed)?;
         fs::rename(&beside, &path).and_then(|()| File::open(&self.path)?.sync_all()).map_err(failed)?;
         self.written = Some(digest);
         Ok(())

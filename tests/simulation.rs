@@ -230,6 +230,21 @@ fn a_stall_that_nobody_noticed_changes_nothing() {
     }
 }
 
+/// Sessions stay up, but a fifth of all frames is lost for five minutes: of the questions to who has an address several in a row go
+/// unanswered. Nobody takes it for that, not even for a moment.
+#[test]
+fn lost_frames_alone_move_nothing() {
+    for seed in 1..=40 {
+        let mut world = quiet(seed, 2 + seed as usize % 4);
+        world.loss = 20;
+        world.bounds = (Duration::ZERO, Duration::ZERO);
+        let before = world.moves.clone();
+        world.run(ms(320_000));
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+        assert_eq!(world.moves, before, "seed {seed}");
+    }
+}
+
 #[test]
 fn when_power_returns_to_all_nodes_no_two_of_them_own_an_address() {
     for seed in 1..=60 {

@@ -6,8 +6,8 @@
 //! within a step, and the next one does.
 //!
 //! A holder keeps the address while it lives, whatever its rank. It is doubted, and asked (an ARP or ND probe), when it has not been
-//! heard for long; six questions without an answer, for some may be lost, and the address is free. A holder that gives up asks for itself: a probe out of
-//! its mouth says that it no longer has the address.
+//! heard for long; several questions without an answer, for some may be lost, and the address is free. A holder that gives up asks for itself: a
+//! probe out of its mouth says that it no longer has the address.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -27,6 +27,9 @@ pub const SILENCE: Duration = Duration::from_millis(3500);
 pub const ASK: Duration = Duration::from_millis(100);
 /// See [`ASK`].
 pub const ASKS: u8 = 6;
+/// The same for a holder whose session is up: it lives, and what is lost in all likelihood is frames. Where a tenth of them is lost, six
+/// questions in a row go unanswered every day or two, and an address would move for nothing; twelve do once in some decades.
+pub const ASKS_ALIVE: u8 = 12;
 /// For how long a node that hands over goes on answering, when nobody is heard to take over.
 pub const HANDOVER: Duration = Duration::from_secs(1);
 /// For how long a holder that gave up is not believed to be one: its last words may be under way.
@@ -126,8 +129,15 @@ impl Ballot<'_> {
 /// A question that is being put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Check {
-    sent: u8,
+    /// How many times more.
+    left: u8,
     due: Duration,
+}
+
+impl Check {
+    fn new(times: u8, now: Duration) -> Check {
+        Check { left: times, due: now }
+    }
 }
 
 /// See the head of this file.
@@ -151,7 +161,7 @@ pub struct Seat {
 impl Seat {
     /// Nobody is known to hold the address. Who does is listened for from `now` to `until`.
     pub fn new(now: Duration, until: Duration) -> Seat {
-        let check = (until > now).then_some(Check { sent: 0, due: now });
+        let check = (until > now).then_some(Check::new(ASKS, now));
         Seat {
             holder: Holder::Nobody { since: now },
             station: None,
@@ -200,7 +210,7 @@ impl Seat {
     /// After [`Seat::suspend`], when what was believed before is void: asks, and claims nothing before there was time to answer.
     pub fn inquire(&mut self, now: Duration) {
         self.listen = (now, self.listen.1.max(now + ASK * 4));
-        self.check = Some(Check { sent: 0, due: now });
+        self.check = Some(Check::new(ASKS, now));
     }
 
     /// Nothing happened meanwhile: what was held is held on, unless somebody was heard.
@@ -214,7 +224,7 @@ impl Seat {
     /// Some node died: it may have been the holder although another was heard last.
     pub fn doubt(&mut self, now: Duration) {
         if matches!(self.holder, Holder::Peer { .. }) && now < self.moved + YOUNG && self.check.is_none() {
-            self.check = Some(Check { sent: 0, due: now });
+            self.check = Some(Check::new(ASKS, now));
         }
     }
 
@@ -246,12 +256,12 @@ impl Seat {
             (Stance::Eligible, _) => self.leaving = None,
             (Stance::Leave, None) if ballot.others() => {
                 self.leaving = Some(now + HANDOVER);
-                self.check = Some(Check { sent: 0, due: now });
+                self.check = Some(Check::new(ASKS, now));
             }
             (Stance::Leave, Some(until)) if now < until => {}
             (Stance::Leave | Stance::Barred, _) => {
                 self.vacate(now);
-                self.check = Some(Check { sent: 0, due: now });
+                self.check = Some(Check::new(ASKS, now));
             }
         }
     }
@@ -260,11 +270,12 @@ impl Seat {
         if let Some(due) = self.next_check(ballot)
             && now >= due
         {
-            self.check = Some(Check { sent: 0, due: now });
+            let alive = matches!(&self.holder, Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Alive);
+            self.check = Some(Check::new(if alive { ASKS_ALIVE } else { ASKS }, now));
         }
         match &mut self.check {
-            Some(check) if now >= check.due && check.sent < ASKS => {
-                check.sent += 1;
+            Some(check) if now >= check.due && check.left > 0 => {
+                check.left -= 1;
                 check.due = now + ASK;
                 true
             }

@@ -31,6 +31,7 @@ fn ballot<'a>(me: &'a str, nodes: &[&'a str], standing: &'a dyn Fn(&str) -> Stan
 }
 
 const ALIVE: &dyn Fn(&str) -> Standing = &|_| Standing::Alive;
+const UNSEEN: &dyn Fn(&str) -> Standing = &|_| Standing::Unseen;
 const GONE: &dyn Fn(&str) -> Standing = &|_| Standing::Gone;
 
 /// When the seat is claimed, stepping by its own deadlines.
@@ -97,11 +98,27 @@ fn preference_is_stronger_than_possession() {
 #[test]
 fn a_holder_that_falls_silent_is_asked_and_replaced() {
     let names = ranked();
+    // With a session it is asked later and more often: its silence may as well be lost frames.
+    for (standing, first, asks) in [(ALIVE, super::super::CHECK, ASKS_ALIVE), (UNSEEN, SILENCE - ASK * (u32::from(ASKS) + 1), ASKS)] {
+        let mut seat = Seat::new(T(0), T(0));
+        let mine = ballot(names[0], &names, standing);
+        seat.heard(Some(names[1]), STATION, &mine, T(0));
+        let asked: Vec<Duration> = (0..=70).map(|n| T(n * 100)).filter(|now| seat.decide(&mine, *now)).collect();
+        assert_eq!((asked[0], asked.len(), seat.holder()), (first, usize::from(asks), &Holder::Me));
+    }
+}
+
+#[test]
+fn a_holder_whose_session_is_up_keeps_the_address_when_the_last_question_alone_is_answered() {
+    let names = ranked();
     let mut seat = Seat::new(T(0), T(0));
     let mine = ballot(names[0], &names, ALIVE);
     seat.heard(Some(names[1]), STATION, &mine, T(0));
-    let asked = (0..=60).filter(|n| seat.decide(&mine, T(n * 100))).count();
-    assert_eq!((asked, seat.holder()), (usize::from(ASKS), &Holder::Me));
+    let asked: Vec<Duration> = (0..=61).map(|n| T(n * 100)).filter(|now| seat.decide(&mine, *now)).collect();
+    assert_eq!(asked.last(), Some(&T(6_100)), "the twelfth");
+    seat.heard(Some(names[1]), STATION, &mine, T(6_150));
+    assert!(!seat.decide(&mine, T(6_200)));
+    assert_eq!(*seat.holder(), Holder::Peer { node: names[1].into(), insists: false });
 }
 
 #[test]

@@ -22,6 +22,9 @@ pub const LEFT: Duration = Duration::from_secs(2);
 /// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
 
+/// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not run there, or the machine is off.
+pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
+
 /// Why a session is not up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DownReason {
@@ -106,6 +109,8 @@ pub enum Standing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Peer {
     addresses: BTreeSet<IpAddr>,
+    /// When its Node was first seen.
+    known: Duration,
     /// Session states; no entry: never seen.
     sessions: BTreeMap<IpAddr, Liveness>,
     /// Since when it lives, and since when not: None before it ever did.
@@ -120,6 +125,13 @@ struct Peer {
 impl Peer {
     fn alive(&self) -> bool {
         self.up_since.is_some()
+    }
+
+    /// When there was the last sign of it.
+    fn last_sign(&self) -> Duration {
+        let down = self.down.map(|(_, since)| since);
+        let heard = self.heard.map(|(_, last)| last);
+        down.max(heard).map_or(self.known, |sign| sign.max(self.known))
     }
 
     /// It announced a planned stop and was not heard since.
@@ -164,7 +176,7 @@ impl Membership {
 
     /// Takes the Node objects and this host's own addresses. An address that two objects claim belongs to the one whose name comes
     /// first, on every node alike; the others are refused and named.
-    pub fn set_nodes<'a>(&mut self, nodes: impl Iterator<Item = &'a Node>, own: &BTreeSet<IpAddr>) -> Changed {
+    pub fn set_nodes<'a>(&mut self, nodes: impl Iterator<Item = &'a Node>, own: &BTreeSet<IpAddr>, now: Duration) -> Changed {
         let before = self.sessions();
         let mut claims: BTreeMap<IpAddr, BTreeSet<Box<str>>> = BTreeMap::new();
         let mut names = BTreeSet::new();
@@ -199,6 +211,7 @@ impl Membership {
             let addresses = self.owners.iter().filter(|(_, owner)| **owner == name).map(|(address, _)| *address).collect();
             let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
                 addresses: BTreeSet::new(),
+                known: now,
                 sessions: BTreeMap::new(),
                 up_since: None,
                 down: None,
@@ -337,9 +350,17 @@ impl Membership {
         self.peers.values().all(|peer| peer.alive() || peer.left())
     }
 
-    /// A peer that is not seen and has not said that it leaves.
-    pub fn missing(&self, node: &str) -> bool {
-        self.peers.get(node).is_some_and(|peer| !peer.alive() && !peer.left())
+    /// A peer that may be there without being seen: it has not said that it leaves, and there was a sign of it not long ago. One that is
+    /// known to be behind a filter may be there at any time.
+    pub fn missing(&self, node: &str, now: Duration) -> bool {
+        let recent = |peer: &Peer| now < peer.last_sign() + ABSENT_AFTER || self.blocked.contains(node);
+        self.peers.get(node).is_some_and(|peer| !peer.alive() && !peer.left() && recent(peer))
+    }
+
+    /// When the next missing peer will not be waited for any more, if nothing is heard of it.
+    pub fn next_absence(&self, now: Duration) -> Option<Duration> {
+        let missing = self.peers.iter().filter(|(name, peer)| !peer.alive() && !peer.left() && !self.blocked.contains(*name));
+        missing.map(|(_, peer)| peer.last_sign() + ABSENT_AFTER).filter(|due| *due > now).min()
     }
 
     /// Nodes that died: the detection time ran out on the last of their sessions, and they have not been back. A planned stop is

@@ -23,7 +23,7 @@ fn node(name: &str, internal: &[u8]) -> Node {
 
 fn members(nodes: &[Node]) -> Membership {
     let mut members = Membership::new("me");
-    members.set_nodes(nodes.iter(), &[ip(1)].into());
+    members.set_nodes(nodes.iter(), &[ip(1)].into(), T(0));
     members
 }
 
@@ -91,18 +91,37 @@ fn who_stopped_as_planned_and_is_heard_later_runs_again() {
     members.heard("b", T(2_500));
     assert_eq!((members.standing("b", T(2_500)), members.complete()), (Standing::Gone, true), "its last words");
     members.heard("b", T(4_000));
-    assert_eq!((members.standing("b", T(4_000)), members.missing("b")), (Standing::Unseen, true), "it is back, behind a filter");
+    assert_eq!((members.standing("b", T(4_000)), members.missing("b", T(4_000))), (Standing::Unseen, true), "it is back, behind a filter");
 }
 
 #[test]
 fn that_peers_dropped_a_node_that_was_deleted_is_no_stop_of_theirs() {
     let mut members = members(&[node("me", &[1]), node("b", &[2])]);
     members.liveness(ip(2), Liveness::Up, T(0));
-    members.set_nodes([node("b", &[2])].iter(), &[ip(1)].into());
+    members.set_nodes([node("b", &[2])].iter(), &[ip(1)].into(), T(0));
     members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(1_000));
     assert_eq!(members.standing("b", T(5_000)), Standing::Gone);
-    members.set_nodes([node("me", &[1]), node("b", &[2])].iter(), &[ip(1)].into());
+    members.set_nodes([node("me", &[1]), node("b", &[2])].iter(), &[ip(1)].into(), T(0));
     assert_eq!((members.standing("b", T(5_000)), members.complete()), (Standing::Unseen, false));
+}
+
+#[test]
+fn a_peer_without_a_sign_of_life_is_not_waited_for_without_end() {
+    let mut members = members(&[node("me", &[1]), node("never", &[2]), node("off", &[3]), node("filtered", &[4])]);
+    let missing = |members: &Membership, now| ["never", "off", "filtered"].map(|name| members.missing(name, now));
+    let day = Duration::from_secs(86_400);
+    members.liveness(ip(3), Liveness::Up, T(0));
+    assert_eq!(missing(&members, T(1_000)), [true, false, true]);
+    members.liveness(ip(3), Liveness::Down(DownReason::DetectionTimeout), T(60_000));
+    members.heard("filtered", T(1_000));
+    assert!(members.heard("filtered", T(5_000)), "that is when a filter is suspected");
+    assert_eq!(members.next_absence(T(100_000)), Some(ABSENT_AFTER));
+    assert_eq!(missing(&members, ABSENT_AFTER), [false, true, true]);
+    assert_eq!(members.next_absence(ABSENT_AFTER), Some(T(60_000) + ABSENT_AFTER));
+    assert_eq!(missing(&members, day), [false, false, true], "behind a filter it may be there at any time");
+    assert_eq!(members.next_absence(day), None);
+    members.heard("never", day);
+    assert_eq!(missing(&members, day), [true, false, true], "one sign is enough");
 }
 
 #[test]

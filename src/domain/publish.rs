@@ -110,7 +110,8 @@ struct Memory {
 /// The writer's memory: what it wrote, and who wrote over it.
 #[derive(Debug, Default)]
 pub struct Publisher {
-    memory: BTreeMap<ObjectKey, Memory>,
+    // Boxed, as the engine's large values are.
+    memory: BTreeMap<ObjectKey, Box<Memory>>,
     retries: BTreeMap<ObjectKey, Retry>,
 }
 
@@ -139,7 +140,7 @@ impl Publisher {
     pub fn decide(&mut self, key: &ObjectKey, record: &Record, wanted: Option<Vec<Ingress>>, now: Duration) -> Decision {
         let memory = self.memory.entry(key.clone()).or_default();
         if memory.uid != record.uid {
-            *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
+            **memory = Memory { uid: record.uid.clone(), ..Memory::default() };
         }
         let claimed = memory.unclaimed && record.cleanup_finalizer;
         memory.unclaimed = !record.cleanup_finalizer;

@@ -72,9 +72,10 @@ impl Engine {
         let suspension = self.election.suspended.as_ref().map(|suspension| suspension.until);
         let ages = self.membership.alive().map(|(_, since)| since + elect::HOLD_OFF).chain([self.election.fresh_until]);
         let ages = ages.filter(|due| *due > self.now && !self.membership.is_empty()).min();
+        let absence = self.membership.next_absence(self.now);
         let retry = self.publisher.next_retry();
         let dead = self.election.died.values().min().filter(|_| self.judges_death()).map(|died| *died + DEAD_FOR);
-        [seats, suspension, ages, retry, dead].into_iter().flatten().min()
+        [seats, suspension, ages, absence, retry, dead].into_iter().flatten().min()
     }
 
     /// After [`super::Event::Drain`]: nothing is answered here any more.
@@ -85,7 +86,7 @@ impl Engine {
     /// Node objects or our own addresses changed.
     pub(super) fn nodes_changed(&mut self, interfaces: &Interfaces) {
         let own = interfaces.values().flat_map(|interface| &interface.addresses).map(|subnet| subnet.addr()).collect();
-        self.membership.set_nodes(self.index.nodes(), &own);
+        self.membership.set_nodes(self.index.nodes(), &own, self.now);
         self.election.member |= self.index.node(&self.settings.node).is_some();
         self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
         self.mark_dead();
@@ -214,7 +215,7 @@ impl Engine {
         let missing = !self.membership.complete()
             && self.index.nodes().any(|node| {
                 let other = node.name != self.settings.node && node.excluded.is_none();
-                other && self.membership.missing(&node.name)
+                other && self.membership.missing(&node.name, self.now)
             });
         fresh || missing
     }

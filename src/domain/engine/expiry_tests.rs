@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::announce::AnnouncerEvent;
 use super::super::fixtures::service;
 use super::super::ipam::Allocations;
-use super::super::membership::{DownReason, Liveness, PeerEvent};
+use super::super::membership::{ABSENT_AFTER, DownReason, Liveness, PeerEvent};
 use super::super::status::AddressPhase;
 use super::election::DEAD_FOR;
 use super::tests::{T0, links, node, put, settings, slice, source, vip};
@@ -70,6 +70,18 @@ fn while_nobody_can_say_better_the_dead_stay_dead() {
     assert_eq!(endpoints(&engine), 1, "it has to find out first");
     wait(&mut engine, back + DEAD_FOR);
     assert_eq!(endpoints(&engine), 2);
+}
+
+#[test]
+fn owners_do_not_announce_often_for_ever_because_of_a_node_without_pinnace() {
+    let mut engine = Engine::new(settings("10.88.0.200", false), Allocations::default());
+    engine.handle(links(true), T0);
+    let plan = engine.handle(source(vec![node(1), node(2)]), T0);
+    assert_eq!(plan.announce_interval, Some(Some(elect::WATCHFUL)));
+    wait(&mut engine, T0 + ABSENT_AFTER - MOMENT);
+    assert!(engine.next_deadline().is_some_and(|due| due <= T0 + ABSENT_AFTER), "it wakes up for that");
+    let plan = engine.handle(Event::Tick, T0 + ABSENT_AFTER);
+    assert_eq!(plan.announce_interval, Some(None), "as configured");
 }
 
 #[test]

@@ -12,6 +12,8 @@ pub struct Report {
     section: String,
     missed: usize,
     machine: Value,
+    /// See [`processor_time`].
+    before: (f64, f64),
 }
 
 /// One figure; made by [`row`].
@@ -81,7 +83,7 @@ impl Report {
         let text = |key: &str| machine[key].as_str().unwrap_or_default().to_string();
         println!("{} × {}, kernel {}, {}, {}", cores, text("cpu"), text("kernel"), text("nft"), text("iptables"));
         println!("commit {}, {}, load before {}, {mode}", text("commit"), text("date"), text("load"));
-        Report { rows: Vec::new(), section: String::new(), missed: 0, machine }
+        Report { rows: Vec::new(), section: String::new(), missed: 0, machine, before: processor_time() }
     }
 
     /// Opens a group of rows.
@@ -124,12 +126,25 @@ impl Report {
     /// Writes the JSON file.
     pub fn write(self, path: &str) -> Result<(), String> {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let all = json!({ "machine": self.machine, "finished": at, "goals_missed": self.missed, "results": self.rows });
+        let (after, before) = (processor_time(), self.before);
+        let stolen = (after.0 - before.0) / (after.1 - before.1) * 100.0;
+        let all = json!({
+            "machine": self.machine, "finished": at, "goals_missed": self.missed, "stolen_percent": stolen, "results": self.rows,
+        });
         let text = serde_json::to_string_pretty(&all).map_err(|e| e.to_string())?;
         std::fs::write(path, text + "\n").map_err(|e| format!("{path}: {e}"))?;
-        println!("\n{} goals missed; written to {path}", self.missed);
+        println!("\nof the processor time that was wanted, others on the host of this machine took {} %", short(stolen));
+        println!("{} goals missed; written to {path}", self.missed);
         Ok(())
     }
+}
+
+/// What the hypervisor gave to others although we wanted it, and all that was wanted, in ticks since boot (proc_stat(5)).
+fn processor_time() -> (f64, f64) {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: Vec<f64> = text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    let tick = |n: usize| ticks.get(n).copied().unwrap_or_default();
+    (tick(7), [0, 1, 2, 5, 6, 7].into_iter().map(tick).sum())
 }
 
 /// Three significant digits or so.

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::ethernet::{self, BROADCAST, HEADER_LEN, Mac};
-use super::{BufferTooShort, ParseError, array, byte, word};
+use super::{ParseError, array, byte, word};
 
 /// Length of a frame in bytes, without padding (drivers pad to 60).
 pub const FRAME_LEN: usize = HEADER_LEN + 28;
@@ -134,13 +134,6 @@ impl Repr {
         bytes
     }
 
-    /// Writes the frame into the first [`FRAME_LEN`] bytes of `buffer` and returns its length.
-    pub fn emit(&self, buffer: &mut [u8]) -> Result<usize, BufferTooShort> {
-        let have = buffer.len();
-        buffer.get_mut(..FRAME_LEN).ok_or(BufferTooShort { needed: FRAME_LEN, have })?.copy_from_slice(&self.to_bytes());
-        Ok(FRAME_LEN)
-    }
-
     /// The frame, allocated.
     pub fn to_vec(&self) -> Vec<u8> {
         self.to_bytes().to_vec()
@@ -171,10 +164,6 @@ mod tests {
             let mut frame = repr.to_vec();
             frame.resize(FRAME_LEN + padding, 0);
             prop_assert_eq!(Repr::parse(&frame), Ok(repr));
-            let mut buffer = [0xee; FRAME_LEN + 1];
-            prop_assert_eq!(repr.emit(&mut buffer), Ok(FRAME_LEN));
-            prop_assert_eq!(&buffer[..FRAME_LEN], &frame[..FRAME_LEN]);
-            prop_assert_eq!(buffer[FRAME_LEN], 0xee);
         }
 
         #[test]
@@ -213,7 +202,6 @@ mod tests {
         for len in 0..FRAME_LEN {
             assert!(matches!(Repr::parse(&good[..len]), Err(ParseError::Truncated { have, .. }) if have == len), "{len} bytes");
         }
-        assert_eq!(Repr::parse(&good).unwrap().emit(&mut [0; 41]), Err(BufferTooShort { needed: 42, have: 41 }));
     }
 
     /// Bytes as another implementation (arping -U, RFC 5227 figure) puts them on the wire.

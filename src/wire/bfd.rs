@@ -7,8 +7,6 @@ use std::fmt;
 use sha1::{Digest as _, Sha1};
 use thiserror::Error;
 
-use super::BufferTooShort;
-
 /// UDP destination port of sessions over one hop (RFC 5881 §4).
 pub const PORT: u16 = 3784;
 /// UDP destination port of sessions over several hops (RFC 5883 §5).
@@ -259,22 +257,8 @@ impl Repr {
     }
 
     /// Length in bytes.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         if self.authentication.is_some() { MAX_LEN } else { HEADER_LEN }
-    }
-
-    /// Never: there is always the mandatory section.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
-    /// Writes the packet into the first [`Repr::len`] bytes of `buffer` and returns its length.
-    pub fn emit(&self, buffer: &mut [u8]) -> Result<usize, BufferTooShort> {
-        let (needed, have) = (self.len(), buffer.len());
-        let (bytes, _) = self.to_bytes();
-        let source = bytes.get(..needed).ok_or(BufferTooShort { needed, have })?;
-        buffer.get_mut(..needed).ok_or(BufferTooShort { needed, have })?.copy_from_slice(source);
-        Ok(needed)
     }
 
     /// The packet at the start of an array, and its length.

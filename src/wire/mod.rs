@@ -1,4 +1,4 @@
-//! Packet codecs as `Repr` pairs of `parse` and `emit`. PURE: bytes in, values out.
+//! Packet codecs as `Repr` pairs of `parse` and `to_vec` or `to_bytes`. PURE: bytes in, values out.
 //!
 //! `parse` never panics and never reads beyond what it was given; what it refuses it names in a [`ParseError`].
 
@@ -94,14 +94,4 @@ fn byte(frame: &[u8], offset: usize) -> Result<u8, ParseError> {
 
 fn word(frame: &[u8], offset: usize) -> Result<u16, ParseError> {
     array(frame, offset).map(u16::from_be_bytes)
-}
-
-/// The buffer given to `emit` is shorter than `len()`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the buffer holds {have} bytes, the frame needs {needed}")]
-pub struct BufferTooShort {
-    /// `len()` of the frame.
-    pub needed: usize,
-    /// Length of the buffer.
-    pub have: usize,
 }

@@ -4,7 +4,7 @@
 use std::net::Ipv6Addr;
 
 use super::ethernet::{self, HEADER_LEN, Mac};
-use super::{BufferTooShort, ParseError, array, byte, word};
+use super::{ParseError, array, byte, word};
 
 /// ff02::1
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -216,14 +216,6 @@ impl Repr {
         frame.extend_from_slice(&self.destination.octets());
         frame.extend_from_slice(&icmp);
         frame
-    }
-
-    /// Writes the frame to the start of `buffer` and returns its length (at most 94 bytes).
-    pub fn emit(&self, buffer: &mut [u8]) -> Result<usize, BufferTooShort> {
-        let frame = self.to_vec();
-        let have = buffer.len();
-        buffer.get_mut(..frame.len()).ok_or(BufferTooShort { needed: frame.len(), have })?.copy_from_slice(&frame);
-        Ok(frame.len())
     }
 }
 

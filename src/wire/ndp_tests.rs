@@ -42,9 +42,6 @@ proptest! {
                   message in message(), padding in 0usize..20) {
         let repr = Repr { source_mac, destination_mac, source, destination, target, message };
         let mut frame = repr.to_vec();
-        let mut buffer = [0; 94];
-        let written = repr.emit(&mut buffer).unwrap();
-        prop_assert_eq!(&buffer[..written], &frame[..]);
         frame.resize(frame.len() + padding, 0);
         prop_assert_eq!(Repr::parse(&frame), Ok(repr));
     }
@@ -142,7 +139,6 @@ fn every_defect_has_its_error() {
     let solicited = Message::Advertisement { router: false, solicited: true, overriding: true, link_layer: None };
     let advertisement = Repr { message: solicited, ..Repr::announcement(A, address("fd00::1")) };
     assert_eq!(Repr::parse(&advertisement.to_vec()), Err(ParseError::SolicitedMulticast));
-    assert_eq!(probe.emit(&mut [0; 85]), Err(BufferTooShort { needed: 86, have: 85 }));
 }
 
 /// Unknown options and nonces of another length do not hide what we read.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::manifests::web;
+use lab::manifests::{node, web};
 use lab::{Capture, Heard, Host, Lab, Running, ensure, eventually, patient};
 use pinnace::domain::model::Family;
 
@@ -64,6 +64,8 @@ fn mac(node: &Host, interface: &str) -> String {
 }
 
 fn serve(lab: &Lab) -> (Running, [IpAddr; 2]) {
+    // No other node: for one that is not seen, owners would announce all the time.
+    lab.apply("nodes.yaml", &node(1));
     lab.apply("web.yaml", &web("web").with_pods(&lab.pods));
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/web");

@@ -29,8 +29,8 @@ pub fn excluded(node: &str, exclusion: Exclusion) -> String {
     }
 }
 
-/// How often owners announce while a session is missing, or has just come up: whoever sits on the other side of a filter, or of a split
-/// that heals, hears it within a second.
+/// How often owners announce while a peer is missing ([`super::membership::Membership::missing`]), or has just appeared: whoever sits on
+/// the other side of a filter, or of a split that heals, hears it within a second.
 pub const WATCHFUL: Duration = Duration::from_millis(700);
 /// How long a holder may be silent before it is asked; longer when there are many addresses, see [`check_interval`].
 pub const CHECK: Duration = Duration::from_secs(5);

@@ -21,7 +21,6 @@ pub const GRACE: Duration = Duration::from_millis(300);
 pub const LEFT: Duration = Duration::from_secs(2);
 /// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
-
 /// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not run there, or the machine is off.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
 
@@ -109,8 +108,8 @@ pub enum Standing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Peer {
     addresses: BTreeSet<IpAddr>,
-    /// When its Node was first seen.
-    known: Duration,
+    /// When its Node was first seen, or said something that makes it worth waiting for anew.
+    expected: Duration,
     /// Session states; no entry: never seen.
     sessions: BTreeMap<IpAddr, Liveness>,
     /// Since when it lives, and since when not: None before it ever did.
@@ -127,11 +126,10 @@ impl Peer {
         self.up_since.is_some()
     }
 
-    /// When there was the last sign of it.
+    /// When there was the last sign of it, while no session is up.
     fn last_sign(&self) -> Duration {
-        let down = self.down.map(|(_, since)| since);
-        let heard = self.heard.map(|(_, last)| last);
-        down.max(heard).map_or(self.known, |sign| sign.max(self.known))
+        let (down, heard) = (self.down.map(|(_, since)| since), self.heard.map(|(_, last)| last));
+        [down, heard].into_iter().flatten().fold(self.expected, Duration::max)
     }
 
     /// It announced a planned stop and was not heard since.
@@ -211,7 +209,7 @@ impl Membership {
             let addresses = self.owners.iter().filter(|(_, owner)| **owner == name).map(|(address, _)| *address).collect();
             let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
                 addresses: BTreeSet::new(),
-                known: now,
+                expected: now,
                 sessions: BTreeMap::new(),
                 up_since: None,
                 down: None,
@@ -223,14 +221,14 @@ impl Membership {
                 peer.sessions.retain(|address, _| peer.addresses.contains(address));
                 if peer.alive() && !peer.sessions.values().any(|state| *state == Liveness::Up) {
                     // It moved: to be seen anew at its new address. Nobody died.
-                    (peer.up_since, peer.down) = (None, None);
+                    (peer.up_since, peer.down, peer.expected) = (None, None, now);
                     changed.nodes.insert(name);
                 }
             }
         }
         if listed && !self.listed {
             // They ended their sessions because we were none of them any more. That was no stop.
-            self.peers.values_mut().filter(|peer| peer.left()).for_each(|peer| peer.down = None);
+            self.peers.values_mut().filter(|peer| peer.left()).for_each(|peer| (peer.down, peer.expected) = (None, now));
         }
         self.listed = listed;
         self.stations.retain(|address, _| self.owners.contains_key(address));
@@ -353,14 +351,19 @@ impl Membership {
     /// A peer that may be there without being seen: it has not said that it leaves, and there was a sign of it not long ago. One that is
     /// known to be behind a filter may be there at any time.
     pub fn missing(&self, node: &str, now: Duration) -> bool {
-        let recent = |peer: &Peer| now < peer.last_sign() + ABSENT_AFTER || self.blocked.contains(node);
-        self.peers.get(node).is_some_and(|peer| !peer.alive() && !peer.left() && recent(peer))
+        self.peers.get(node).is_some_and(|peer| self.missing_until(node, peer).is_some_and(|until| now < until))
     }
 
     /// When the next missing peer will not be waited for any more, if nothing is heard of it.
     pub fn next_absence(&self, now: Duration) -> Option<Duration> {
-        let missing = self.peers.iter().filter(|(name, peer)| !peer.alive() && !peer.left() && !self.blocked.contains(*name));
-        missing.map(|(_, peer)| peer.last_sign() + ABSENT_AFTER).filter(|due| *due > now).min()
+        let until = self.peers.iter().filter_map(|(name, peer)| self.missing_until(name, peer));
+        until.filter(|until| now < *until && *until < Duration::MAX).min()
+    }
+
+    /// Until when a peer that is not seen may be there; [`Duration::MAX`]: without end.
+    fn missing_until(&self, name: &str, peer: &Peer) -> Option<Duration> {
+        let until = if self.blocked.contains(name) { Duration::MAX } else { peer.last_sign() + ABSENT_AFTER };
+        (!peer.alive() && !peer.left()).then_some(until)
     }
 
     /// Nodes that died: the detection time ran out on the last of their sessions, and they have not been back. A planned stop is

@@ -120,8 +120,12 @@ fn a_peer_without_a_sign_of_life_is_not_waited_for_without_end() {
     assert_eq!(members.next_absence(ABSENT_AFTER), Some(T(60_000) + ABSENT_AFTER));
     assert_eq!(missing(&members, day), [false, false, true], "behind a filter it may be there at any time");
     assert_eq!(members.next_absence(day), None);
+    members.liveness(ip(3), Liveness::Up, day);
+    let moved = [node("never", &[2]), node("off", &[5]), node("filtered", &[4])];
+    members.set_nodes(moved.iter(), &[ip(1)].into(), day);
+    assert_eq!(missing(&members, day), [false, true, true], "it has another address: to be seen there");
     members.heard("never", day);
-    assert_eq!(missing(&members, day), [true, false, true], "one sign is enough");
+    assert_eq!(missing(&members, day), [true, true, true], "one sign is enough");
 }
 
 #[test]

@@ -32,8 +32,12 @@ use manifests::Size;
 use report::{Report, row};
 use scale::Goals;
 
-const SIZES: [Size; 3] =
-    [Size { services: 100, endpoints: 300 }, Size { services: 1_000, endpoints: 3_000 }, Size { services: 5_000, endpoints: 50_000 }];
+/// With the memory, in MiB, that the process should keep to.
+const SIZES: [(Size, Option<f64>); 3] = [
+    (Size { services: 100, endpoints: 300 }, Some(8.0)),
+    (Size { services: 1_000, endpoints: 3_000 }, None),
+    (Size { services: 5_000, endpoints: 50_000 }, Some(32.0)),
+];
 
 fn main() -> ExitCode {
     match run() {
@@ -50,14 +54,14 @@ fn run() -> Result<(), String> {
     let has = |word: &str| args.iter().any(|a| a == word);
     let (quick, pinnace) = (has("quick"), !has("controls"));
     let output = args.iter().find(|a| a.ends_with(".json")).map_or("bench.json", |s| s);
-    let sizes = match (quick, has("large")) {
-        (true, _) => &SIZES[..1],
-        (_, true) => &SIZES[2..],
-        _ => &SIZES[..],
+    let (mode, sizes, ends) = match (quick, has("large")) {
+        (true, _) => ("quick", &SIZES[..1], &SIZES[..1]),
+        (_, true) => ("large", &SIZES[2..], &SIZES[2..]),
+        _ => ("full", &SIZES[..], &[SIZES[0], SIZES[2]][..]),
     };
     let prefix = std::env::var("BENCH_PREFIX").unwrap_or_else(|_| format!("pb{}", std::process::id()));
 
-    let mut report = Report::begin(if quick { "quick" } else { "full" });
+    let mut report = Report::begin(mode);
     if pinnace {
         let bytes = std::fs::metadata(daemon::binary()).map_err(|e| format!("{}: {e}", daemon::binary()))?.len();
         report.add(row("the binary", bytes as f64 / f64::from(1 << 20), "MiB"));
@@ -69,20 +73,14 @@ fn run() -> Result<(), String> {
     }
     if has("api") {
         let effort = api::Effort { changes: if quick { 30 } else { 150 }, idle: Duration::from_secs(if quick { 10 } else { 30 }) };
-        let ends = if quick { &SIZES[..1] } else { &[SIZES[0], SIZES[2]][..] };
-        for (size, memory) in ends.iter().zip([8.0, 32.0]) {
-            api::measure(&mut report, *size, &effort, Some(memory))?;
+        for (size, memory) in ends {
+            api::measure(&mut report, *size, &effort, *memory)?;
         }
         return report.write(output);
     }
     if !has("packets") {
-        for size in sizes {
-            let memory = match size.services {
-                100 => Some(8.0),
-                5_000 => Some(32.0),
-                _ => None,
-            };
-            let goals = Goals { change: Some(2.0), start: Some(1000.0), kernel: Some(150.0), memory, idle: Some(0.5) };
+        for (size, memory) in sizes {
+            let goals = Goals { change: Some(2.0), start: Some(1000.0), kernel: Some(150.0), memory: *memory, idle: Some(0.5) };
             let effort = if quick {
                 scale::Effort { starts: 2, changes: 60, idle: Duration::from_secs(5) }
             } else {
@@ -92,7 +90,7 @@ fn run() -> Result<(), String> {
         }
     }
     if !has("scale") {
-        let ends = if quick { vec![SIZES[0]] } else { vec![SIZES[0], SIZES[2]] };
+        let ends: Vec<Size> = ends.iter().map(|(size, _)| *size).collect();
         let effort = if quick {
             packets::Effort { syns: 50_000, rounds: 2, stream: Duration::from_millis(300) }
         } else {

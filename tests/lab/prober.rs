@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pinnace::edge::bfd::realtime;
 use rustix::event::epoll;
 use rustix::event::{Timespec, epoll::EventFlags};
 use socket2::{Domain, Socket, Type};
@@ -75,7 +76,8 @@ impl Drop for Prober {
 }
 
 fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
-    realtime();
+    // It must not be late because the machine is busy: its own lateness would look like a gap. Where that is not permitted, it is not.
+    let _ = realtime::enter(1);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
     let mut trace = Trace::default();
     let mut waiting: VecDeque<UdpSocket> = VecDeque::new();
@@ -151,15 +153,6 @@ fn allow_many_files() {
     let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
     // Where even that is not enough, opening a socket says so.
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
-}
-
-/// The prober must not be late because the machine is busy: its own lateness would look like a gap. Where it is not permitted, it is not.
-fn realtime() {
-    // SAFETY: plain integers, some of them with musl only, for all of which zero is valid.
-    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    parameters.sched_priority = 1;
-    // SAFETY: takes a pointer to a live local and concerns this thread alone.
-    let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
 }
 
 impl Trace {

@@ -12,7 +12,7 @@
 mod counters;
 mod filter;
 mod holder;
-mod realtime;
+pub mod realtime;
 pub mod secret;
 mod socket;
 mod task;

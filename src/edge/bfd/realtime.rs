@@ -12,7 +12,7 @@ pub enum Realtime {
 }
 
 /// Puts the calling thread under SCHED_FIFO; processes and threads that it starts do not inherit it.
-pub(super) fn enter(priority: i32) -> Realtime {
+pub fn enter(priority: i32) -> Realtime {
     // What the kernel reads is one integer, whatever structure the C library has; and by number, for the wrapper of musl refuses: POSIX means
     // the process, Linux the thread.
     // SAFETY: the pointer is that of `priority`, which outlives the call.

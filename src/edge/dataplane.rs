@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::conntrack;
 use super::nft::Writer;
@@ -179,6 +179,13 @@ impl Worker {
 
     /// True when all of it is in the kernel; else what is not stays in `changes`.
     fn apply(&mut self, changes: &mut Changes, since: Option<Instant>) -> bool {
+        if changes.reset && changes.forwardings.len() > STEP {
+            match self.writer.found(changes) {
+                Ok(founded) => changes.reset = !founded,
+                // The same goes wrong again below, and is told there.
+                Err(error) => debug!(%error, "cannot make empty tables"),
+            }
+        }
         loop {
             let step = changes.step(STEP);
             let last = changes.is_empty();

@@ -38,6 +38,8 @@ pub struct Batch {
     pub adds: BTreeMap<(Family, SetId), Vec<Element>>,
     /// Frontends all of whose elements come, in a load: made one frontend at a time, as they take several times the room.
     pub loads: Vec<(FrontendKey, Arc<Forwarding>)>,
+    /// With `reset`: about how many elements each set is made for; source ranges are not counted.
+    pub room: BTreeMap<(Family, SetId), usize>,
 }
 
 impl Batch {
@@ -72,8 +74,7 @@ impl Batch {
         (count(&self.adds) + loads, count(&self.deletes))
     }
 
-    /// About how many elements come to each set; source ranges of a load are not counted.
-    pub fn sizes(&self) -> BTreeMap<(Family, SetId), usize> {
+    fn sizes(&self) -> BTreeMap<(Family, SetId), usize> {
         let mut sizes: BTreeMap<_, usize> = self.adds.iter().map(|(set, elements)| (*set, elements.len())).collect();
         for (frontend, forwarding) in &self.loads {
             for (set, count) in element::counts(frontend, forwarding) {
@@ -164,6 +165,21 @@ impl Compiler {
             }
         }
         batch.classes.extend(classes.0.keys().filter(|class| !before.classes.contains_key(class)));
+        if batch.reset {
+            batch.room = batch.sizes();
+        }
+        staged
+    }
+
+    /// The tables that a change will fill, without its frontends: sets with room for them, and the chains they lead to, which would
+    /// cost more later (see `classes`).
+    pub fn foundation(&self, changes: &Changes) -> Staged {
+        let mut staged = self.stage(Changes { reset: true, ..changes.clone() });
+        staged.batch.loads.clear();
+        staged.batch.adds.clear();
+        staged.changes = Changes { reset: true, ..Changes::default() };
+        staged.locals.0.clear();
+        staged.classes.0.values_mut().for_each(|count| *count = 0);
         staged
     }
 

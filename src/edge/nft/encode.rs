@@ -115,9 +115,8 @@ impl Transaction {
     pub fn batch(batch: &Batch, families: &[Family], alive: Duration) -> Transaction {
         let mut transaction = Transaction::begin();
         if batch.reset {
-            let sizes = batch.sizes();
             for &family in families {
-                let room = |set| room(set, sizes.get(&(family, set)).copied().unwrap_or(0));
+                let room = |set| room(set, batch.room.get(&(family, set)).copied().unwrap_or(0));
                 transaction.reset(family, alive, room);
             }
         }

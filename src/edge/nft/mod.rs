@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::domain::model::Family;
 use crate::domain::plan::Changes;
-use crate::ruleset::{Batch, Compiler, Element, SetId, TABLE, Table};
+use crate::ruleset::{Batch, Compiler, Element, SetId, Staged, TABLE, Table};
 use encode::{Label, Object, SUBSYSTEM, Transaction, kind, number};
 use netlink::{Messages, Socket, be32, find, flag};
 
@@ -138,13 +138,27 @@ impl Writer {
         self.carry_out(all)
     }
 
+    /// Where the kernel has no tables of ours yet: makes them, empty, with room for these changes, which can then come in steps, as
+    /// there is nothing that all of them together would have to replace. Says whether it did.
+    pub fn found(&mut self, changes: &Changes) -> Result<bool, Error> {
+        for family in Family::ALL {
+            if self.loaded || matches!(self.handle(family), Ok(Some(_))) {
+                return Ok(false);
+            }
+        }
+        self.carry(self.compiler.foundation(changes)).map(|_| true)
+    }
+
     /// Builds everything anew from memory: the repair after somebody flushed us.
     pub fn reload(&mut self) -> Result<Applied, Error> {
         self.carry_out(self.compiler.everything())
     }
 
     fn carry_out(&mut self, changes: Changes) -> Result<Applied, Error> {
-        let staged = self.compiler.stage(changes);
+        self.carry(self.compiler.stage(changes))
+    }
+
+    fn carry(&mut self, staged: Staged) -> Result<Applied, Error> {
         let batch = &staged.batch;
         if batch.is_empty() {
             self.compiler.commit(staged);

@@ -174,7 +174,7 @@ struct Node {
     desired: watch::Sender<Desired>,
     announcer: std::thread::JoinHandle<()>,
     counters: Arc<l2::Counters>,
-    saver: Saver<Allocations>,
+    saver: Saver<Arc<Allocations>>,
     /// Of the snapshot; None where manifests are on disk anyway.
     keeper: Option<Keeper>,
     metrics: Arc<Metrics>,

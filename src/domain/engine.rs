@@ -340,7 +340,7 @@ impl Engine {
     }
 
     /// What must survive a restart.
-    pub fn allocations(&self) -> &Allocations {
+    pub fn allocations(&self) -> &Arc<Allocations> {
         self.ipam.allocations()
     }
 

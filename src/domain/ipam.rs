@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ pub struct Allocation {
     pub pool: Box<str>,
     /// Those of them that nobody on the network objected to.
     #[serde(default)]
-    pub probed: BTreeSet<IpAddr>,
+    pub probed: Vec<IpAddr>,
 }
 
 /// The answer to a Service.
@@ -57,7 +58,8 @@ pub struct Options {
 pub struct Ipam {
     pools: Vec<Pool>,
     options: Options,
-    allocations: Allocations,
+    /// Shared with whoever writes it down.
+    allocations: Arc<Allocations>,
     /// Address → holders, mostly one. None: remembered from before a restart, the Service has not been seen yet.
     holders: BTreeMap<IpAddr, Vec<(ObjectKey, Option<Claim>)>>,
     reserved: BTreeMap<IpAddr, Reserved>,
@@ -83,7 +85,7 @@ impl Ipam {
         Ipam {
             pools,
             options,
-            allocations: saved,
+            allocations: Arc::new(saved),
             holders,
             reserved: BTreeMap::new(),
             conflicts: BTreeMap::new(),
@@ -95,7 +97,7 @@ impl Ipam {
     }
 
     /// Everything given out.
-    pub fn allocations(&self) -> &Allocations {
+    pub fn allocations(&self) -> &Arc<Allocations> {
         &self.allocations
     }
 
@@ -142,8 +144,12 @@ impl Ipam {
     /// Nobody objected.
     pub fn mark_probed(&mut self, address: IpAddr) {
         for (key, _) in self.holders.get(&address).into_iter().flatten() {
-            if let Some(allocation) = self.allocations.get_mut(key) {
-                self.changed |= allocation.probed.insert(address);
+            if self.allocations.get(key).is_none_or(|allocation| allocation.probed.contains(&address)) {
+                continue;
+            }
+            if let Some(allocation) = Arc::make_mut(&mut self.allocations).get_mut(key) {
+                allocation.probed.push(address);
+                self.changed = true;
             }
         }
     }
@@ -152,7 +158,9 @@ impl Ipam {
     pub fn release(&mut self, key: &ObjectKey) -> bool {
         let retired = self.retiring.remove(key);
         retired.iter().flatten().for_each(|address| self.drop_holder(key, *address));
-        let Some(allocation) = self.allocations.remove(key) else { return retired.is_some() };
+        // Asked first, for the map is copied when it is written to while somebody writes it down.
+        let held = self.allocations.contains_key(key);
+        let Some(allocation) = held.then(|| Arc::make_mut(&mut self.allocations).remove(key)).flatten() else { return retired.is_some() };
         allocation.addresses.iter().for_each(|address| self.drop_holder(key, *address));
         self.changed = true;
         true
@@ -225,8 +233,7 @@ impl Ipam {
         if addresses.is_empty() {
             return (refusal.map_or(Ok(Assignment { addresses: Vec::new(), notes: Vec::new() }), Err), evicted);
         }
-        let probed = addresses.iter().copied().collect();
-        self.hold(service, Allocation { addresses: addresses.clone(), pool: pool_name, probed });
+        self.hold(service, Allocation { addresses: addresses.clone(), pool: pool_name, probed: addresses.clone() });
         (Ok(Assignment { addresses, notes }), evicted)
     }
 
@@ -249,7 +256,7 @@ impl Ipam {
             self.reclaimed |= add_holder(self.holders.entry(*address).or_default(), &service.key, Some(Claim::of(service)));
         }
         if self.allocations.get(&service.key) != Some(&allocation) {
-            self.allocations.insert(service.key.clone(), allocation);
+            Arc::make_mut(&mut self.allocations).insert(service.key.clone(), allocation);
             self.changed = true;
         }
     }

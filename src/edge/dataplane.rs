@@ -179,6 +179,7 @@ impl Worker {
 
     /// True when all of it is in the kernel; else what is not stays in `changes`.
     fn apply(&mut self, changes: &mut Changes, since: Option<Instant>) -> bool {
+        let mut start = Instant::now();
         if changes.reset && changes.forwardings.len() > STEP {
             match self.writer.found(changes) {
                 Ok(founded) => changes.reset = !founded,
@@ -189,7 +190,7 @@ impl Worker {
         loop {
             let step = changes.step(STEP);
             let last = changes.is_empty();
-            if !self.transact(&step, since.filter(|_| last)) {
+            if !self.transact(&step, since.filter(|_| last), start) {
                 let later = std::mem::replace(changes, step);
                 changes.merge(later);
                 return false;
@@ -197,11 +198,11 @@ impl Worker {
             if last {
                 return true;
             }
+            start = Instant::now();
         }
     }
 
-    fn transact(&mut self, changes: &Changes, since: Option<Instant>) -> bool {
-        let start = Instant::now();
+    fn transact(&mut self, changes: &Changes, since: Option<Instant>, start: Instant) -> bool {
         let result = self.writer.apply(changes);
         let end = Instant::now();
         if self.writer.absent().len() > self.absences_told {

@@ -384,8 +384,10 @@ fn diff(
 
 /// Says what changed for the people who made the Service; silence when nothing did.
 fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) {
-    let mut notice =
-        |warning, reason, message| plan.notices.push(Notice { warning, service: Some(key.clone()), node: None, reason, message });
+    let mut notice = |warning, reason, mut message: String| {
+        message.shrink_to_fit(); // a start makes thousands
+        plan.notices.push(Notice { warning, service: Some(key.clone()), node: None, reason, message })
+    };
     if before.addresses != next.addresses && next.verdict != Verdict::Refused {
         let message = format!("Updated LoadBalancer with new IPs: [{}] -> [{}]", list(&before.addresses), list(&next.addresses));
         notice(false, "UpdatedLoadBalancer", message);

@@ -276,7 +276,7 @@ fn carrier_loss_withdraws_the_announcement_and_keeps_the_rules() {
 fn addresses_survive_a_restart_and_stay_with_their_services() {
     let objects = |names: &[&str]| names.iter().map(|n| put(service(n))).collect::<Vec<_>>();
     let (first, _) = started(settings("10.88.0.200-10.88.0.210", false), Allocations::default(), objects(&["b", "c"]));
-    let saved = first.allocations().clone();
+    let saved = Allocations::clone(first.allocations());
     // "a" sorts first but is new; it must not take what the others have.
     let (second, _) = started(settings("10.88.0.200-10.88.0.210", false), saved, objects(&["a", "b", "c"]));
     let addresses = |engine: &Engine, name: &str| engine.placements[&key(name)].addresses.clone();

@@ -164,7 +164,7 @@ fn a_smaller_pool_withdraws_and_says_so() {
     assert_eq!(outcome(&mut before, &asking("a", &["10.0.0.7"])), "10.0.0.7");
     assert_eq!(outcome(&mut before, &service("b", |s| s.published = vec![ip("10.0.0.8")])), "10.0.0.8");
     before.mark_probed(ip("10.0.0.8"));
-    let mut after = Ipam::new(parse_pools("10.0.0.1-10.0.0.3").unwrap(), Options::default(), before.allocations().clone());
+    let mut after = Ipam::new(parse_pools("10.0.0.1-10.0.0.3").unwrap(), Options::default(), Allocations::clone(before.allocations()));
     assert!(after.probed(ip("10.0.0.8")));
     assert_eq!(outcome(&mut after, &asking("a", &["10.0.0.7"])), "AddressOutsidePools");
     let assignment = after.assign(&plain("b")).unwrap();

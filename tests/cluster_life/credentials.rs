@@ -8,18 +8,19 @@ use std::process::Command;
 use pinnace::domain::model::Family;
 use serde_json::json;
 
+use super::certificates::{Authority, a_certificate_that_ends_is_named_and_its_successor_used};
 use super::lab::control_plane::{Component, ControlPlane, Options};
 use super::lab::manifests::web;
 use super::lab::{Lab, Pinnace, Running, ensure, eventually};
 use super::{PATIENCE, TAKEOVER, address};
 
-fn replace(file: &Path, text: &str) {
+pub fn replace(file: &Path, text: &str) {
     let beside = file.with_extension("new");
     fs::write(&beside, text).expect("a file");
     fs::rename(&beside, file).expect("renamed");
 }
 
-fn field(kubeconfig: &Path, name: &str) -> String {
+pub fn field(kubeconfig: &Path, name: &str) -> String {
     let text = fs::read_to_string(kubeconfig).expect("a kubeconfig");
     text.split_once(&format!("{name}: \"")).expect("a field").1.split('"').next().expect("a quote").to_owned()
 }
@@ -95,7 +96,9 @@ fn in_pod(lab: &Lab, plane: &ControlPlane, account: &Account) -> Pinnace {
 #[test]
 fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_serving() {
     let lab = Lab::new(2, 0);
-    let mut plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    let authority = Authority::new(&lab);
+    let options = Options::on(&lab.client2).without_controllers();
+    let mut plane = ControlPlane::start(options.argument(Component::ApiServer, &authority.argument()));
     plane.node_of(&lab.node);
     plane.apply(&web("web").with_pods(&lab.pods[..1]));
     let first = token(&plane, "first");
@@ -129,7 +132,8 @@ fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_servin
     assert!(running.terminate().success());
 
     a_broken_kubeconfig_keeps_no_node_from_serving(&lab, &plane);
-    a_server_without_streamed_lists_is_read_in_pages(&lab, &mut plane);
+    a_certificate_that_ends_is_named_and_its_successor_used(&lab, &mut plane, &authority);
+    a_server_without_streamed_lists_is_read_in_pages(&lab, &plane);
 }
 
 fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlane) {
@@ -164,13 +168,9 @@ fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlan
     assert!(!empty.exists(), "not even the state directory was made");
 }
 
-fn a_server_without_streamed_lists_is_read_in_pages(lab: &Lab, plane: &mut ControlPlane) {
+/// The API server was started without them by the part before, which needed a new one anyway.
+fn a_server_without_streamed_lists_is_read_in_pages(lab: &Lab, plane: &ControlPlane) {
     const SERVICES: usize = 510;
-    let arguments = plane.directory().join("kube-apiserver.arguments");
-    let text = fs::read_to_string(&arguments).expect("arguments");
-    fs::write(&arguments, format!("{text}--feature-gates=WatchList=false\n")).expect("arguments");
-    plane.stop(Component::ApiServer);
-    plane.resume(Component::ApiServer);
     let service = |number: usize| {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("page-{number}")},
             "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}})

@@ -374,8 +374,12 @@ fn a_thousand_services_made_at_once_are_each_written_once_and_disturb_nobody() {
     let earlier = addresses(&plane, "earlier", PATIENCE);
     let before = versions(&plane)["earlier"].clone();
 
+    // It is stopped while they are made: however long that takes here, it meets all of them in one instant.
     let mark = plane.mark();
+    running.signal(Signal::STOP);
     let took = storm(&lab, &plane, COUNT);
+    assert!(written(&plane, mark, "patch", "services/status").is_empty(), "it knows of none of them yet");
+    running.signal(Signal::CONT);
     let since = Instant::now();
     eventually("all have addresses", Duration::from_secs(60), || {
         let found = written(&plane, mark, "patch", "services/status").len();

@@ -63,9 +63,10 @@ async fn ask(connection: &Connection, namespace: &str) -> Result<Vec<Finding>, S
     let (mut unread, mut unwritten) = (Vec::new(), Vec::new());
     for (rights, missing) in [(READ, &mut unread), (WRITE, &mut unwritten)] {
         for right in rights {
-            let answer = reviews.create(&PostParams::default(), &review(right, namespace)).await.map_err(|error| {
-                Failure::of(&error).sentence(&connection.server(), &connection.credentials().to_string(), "its own access rights")
-            })?;
+            let answer = reviews
+                .create(&PostParams::default(), &review(right, namespace))
+                .await
+                .map_err(|error| connection.sentence(&Failure::of(&error), "its own access rights"))?;
             if !answer.status.is_some_and(|status| status.allowed) {
                 missing.push(shown(right));
             }

@@ -10,6 +10,8 @@ mod election;
 mod exclusion;
 #[cfg(test)]
 mod expiry_tests;
+#[cfg(test)]
+mod ignored_tests;
 mod place;
 mod report;
 #[cfg(test)]

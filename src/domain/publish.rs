@@ -113,6 +113,16 @@ pub struct Publisher {
     // Boxed, as the engine's large values are.
     memory: BTreeMap<ObjectKey, Box<Memory>>,
     retries: BTreeMap<ObjectKey, Retry>,
+    withdrawals: BTreeMap<ObjectKey, Withdrawal>,
+}
+
+/// A Service that is to be ignored from now on, with addresses of ours in its status.
+#[derive(Debug)]
+struct Withdrawal {
+    /// What is to be taken out of it.
+    stood: Vec<Ingress>,
+    /// The version that it was taken out of, as far as is known; empty: none yet.
+    written_to: Box<str>,
 }
 
 /// A publication came to nothing.
@@ -172,7 +182,7 @@ impl Publisher {
         if memory.until.is_some_and(|until| now < until) || memory.written_to == record.resource_version {
             return Decision::default();
         }
-        if retries.get(key).is_some_and(|retry| retry.version == record.resource_version && retry.due.is_some()) {
+        if waits(retries, key, record) {
             return Decision::default();
         }
         let corrected = memory.stood;
@@ -232,11 +242,46 @@ impl Publisher {
             memory.written_to = Box::default();
             memory.written.pop_back();
         }
+        if let Some(withdrawal) = self.withdrawals.get_mut(key).filter(|withdrawal| *withdrawal.written_to == *version) {
+            withdrawal.written_to = Box::default();
+        }
         let retry = self.retries.entry(key.clone()).or_default();
         retry.version = version.into();
         retry.due = Some(now + (RETRY * (1 << retry.failures.min(16))).min(LONGEST_RETRY));
         retry.failures = retry.failures.saturating_add(1);
         retry.failures == 1
+    }
+
+    /// The Service is to be ignored from now on. What stands in its status is ours and must not stay: another Service may be given the
+    /// addresses.
+    pub fn withdraw(&mut self, key: &ObjectKey, record: &Record) {
+        self.withdrawals.insert(key.clone(), Withdrawal { stood: record.ingress.clone(), written_to: Box::default() });
+    }
+
+    /// Whether it still stands there. This is over with the first status that is anything else: what comes then is another's.
+    pub fn withdraws(&mut self, key: &ObjectKey, record: &Record) -> bool {
+        let Some(withdrawal) = self.withdrawals.get(key) else { return false };
+        let stands = withdrawal.stood == record.ingress;
+        if !stands {
+            self.withdrawals.remove(key);
+        }
+        stands
+    }
+
+    /// What takes it out, unless that is under way or its time has not come. Until it is known to be lost nothing more is written: the same
+    /// in a later version may be another's.
+    pub fn withdrawal(&mut self, key: &ObjectKey, record: &Record) -> Option<Publication> {
+        let withdrawal = self.withdrawals.get_mut(key)?;
+        if !withdrawal.written_to.is_empty() || waits(&self.retries, key, record) {
+            return None;
+        }
+        withdrawal.written_to.clone_from(&record.resource_version);
+        Some(publication(record, Some(Vec::new()), false))
+    }
+
+    /// The Service is not to be ignored, or gone.
+    pub fn keep(&mut self, key: &ObjectKey) {
+        self.withdrawals.remove(key);
     }
 
     /// When a Service is to be looked at again because a publication was lost.
@@ -254,7 +299,14 @@ impl Publisher {
     pub fn clear(&mut self) {
         self.memory.clear();
         self.retries.clear();
+        // The next writer has seen the same and takes them back, be it another node or this one again.
+        self.withdrawals.values_mut().for_each(|withdrawal| withdrawal.written_to = Box::default());
     }
+}
+
+/// Whether a publication for this version was lost and its time has not come.
+fn waits(retries: &BTreeMap<ObjectKey, Retry>, key: &ObjectKey, record: &Record) -> bool {
+    retries.get(key).is_some_and(|retry| retry.version == record.resource_version && retry.due.is_some())
 }
 
 /// For a Service of ours that is being deleted or is no load balancer any more: the standard service controllers leave a finalizer that

@@ -1,4 +1,5 @@
-//! Credentials of a pod that are rotated under it, a kubeconfig that a power cut has broken, and a server without streamed lists.
+//! Credentials of a pod that are rotated under it, beside those of a host; a kubeconfig that a power cut has broken; a server without
+//! streamed lists.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,18 +9,19 @@ use std::process::Command;
 use pinnace::domain::model::Family;
 use serde_json::json;
 
+use super::certificates::{Authority, a_certificate_that_ends_is_named_and_its_successor_used};
 use super::lab::control_plane::{Component, ControlPlane, Options};
 use super::lab::manifests::web;
 use super::lab::{Lab, Pinnace, Running, ensure, eventually};
-use super::{PATIENCE, TAKEOVER, address};
+use super::{PATIENCE, TAKEOVER, USER, address};
 
-fn replace(file: &Path, text: &str) {
+pub fn replace(file: &Path, text: &str) {
     let beside = file.with_extension("new");
     fs::write(&beside, text).expect("a file");
     fs::rename(&beside, file).expect("renamed");
 }
 
-fn field(kubeconfig: &Path, name: &str) -> String {
+pub fn field(kubeconfig: &Path, name: &str) -> String {
     let text = fs::read_to_string(kubeconfig).expect("a kubeconfig");
     text.split_once(&format!("{name}: \"")).expect("a field").1.split('"').next().expect("a quote").to_owned()
 }
@@ -94,13 +96,15 @@ fn in_pod(lab: &Lab, plane: &ControlPlane, account: &Account) -> Pinnace {
 
 #[test]
 fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_serving() {
-    let lab = Lab::new(2, 0);
-    let mut plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    let lab = Lab::new(2, 1);
+    let authority = Authority::new(&lab);
+    let options = Options::on(&lab.client2).without_controllers();
+    let mut plane = ControlPlane::start(options.argument(Component::ApiServer, &authority.argument()));
     plane.node_of(&lab.node);
     plane.apply(&web("web").with_pods(&lab.pods[..1]));
     let first = token(&plane, "first");
     let mut account = Account::new(&lab, &plane, &first);
-    let mut running = in_pod(&lab, &plane, &account).start_ready();
+    let running = in_pod(&lab, &plane, &account).start_ready();
     running.wait_log("with the pod's service account");
     address(&plane, "web", PATIENCE);
     running.wait_serving("default/web");
@@ -126,10 +130,48 @@ fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_servin
     running.recovers();
     plane.apply(&web("later").with_pods(&lab.pods));
     address(&plane, "later", TAKEOVER);
-    assert!(running.terminate().success());
 
+    a_pod_and_a_host_share_one_lease(&lab, &plane, running);
     a_broken_kubeconfig_keeps_no_node_from_serving(&lab, &plane);
-    a_server_without_streamed_lists_is_read_in_pages(&lab, &mut plane);
+    a_certificate_that_ends_is_named_and_its_successor_used(&lab, &mut plane, &authority);
+    a_server_without_streamed_lists_is_read_in_pages(&lab, &plane);
+}
+
+/// Two installations in one cluster, each with what it has by default: a DaemonSet, and a service of the host with a kubeconfig.
+fn a_pod_and_a_host_share_one_lease(lab: &Lab, plane: &ControlPlane, mut pod: Running) {
+    let node2 = lab.node2.as_ref().expect("a lab with far pods has a second node");
+    plane.node_of(node2);
+    let host = lab.pinnace_on(node2).unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display());
+    let mut host = host.start_ready();
+    let writer = |running: &Running| running.pinnace().status().map(|status| status.0["writer"].clone());
+    eventually("both know the writer", PATIENCE, || {
+        let both = (writer(&pod)?, writer(&host)?);
+        ensure(both == (json!({"node": "node-1", "here": true}), json!({"node": "node-1", "here": false})), || format!("{both:?}"))
+    });
+    let mark = plane.mark();
+    plane.apply(&web("shared").with_pods(&lab.pods));
+    address(plane, "shared", PATIENCE);
+    host.wait_serving("default/shared");
+
+    // A pod that ends gives the Lease back; nobody waits until it has expired.
+    assert!(pod.terminate().success());
+    host.wait_log("gives addresses to Services");
+    assert_eq!(writer(&host).expect("a status"), json!({"node": "node-2", "here": true}));
+    plane.apply(&web("handed-on").with_pods(&lab.pods));
+    address(plane, "handed-on", PATIENCE);
+    for name in ["shared", "handed-on"] {
+        let patches = plane
+            .requests(mark)
+            .into_iter()
+            .filter(|r| (&*r.user, &*r.verb, &*r.resource, &*r.name) == (USER, "patch", "services/status", name));
+        assert_eq!(patches.count(), 1, "one of the two wrote the status of {name}, once");
+    }
+    let leases = plane.get_json(&["leases", "-A", "--field-selector", "metadata.name=pinnace"]);
+    let namespaces: Vec<_> = leases["items"].as_array().into_iter().flatten().map(|lease| &lease["metadata"]["namespace"]).collect();
+    assert_eq!(namespaces, ["kube-system"]);
+    assert!(host.terminate().success());
+    plane.kubectl(&["delete", "service", "shared", "handed-on"]);
+    plane.kubectl(&["delete", "node", "node-2"]);
 }
 
 fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlane) {
@@ -164,13 +206,9 @@ fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlan
     assert!(!empty.exists(), "not even the state directory was made");
 }
 
-fn a_server_without_streamed_lists_is_read_in_pages(lab: &Lab, plane: &mut ControlPlane) {
+/// The API server was started without them by the part before, which needed a new one anyway.
+fn a_server_without_streamed_lists_is_read_in_pages(lab: &Lab, plane: &ControlPlane) {
     const SERVICES: usize = 510;
-    let arguments = plane.directory().join("kube-apiserver.arguments");
-    let text = fs::read_to_string(&arguments).expect("arguments");
-    fs::write(&arguments, format!("{text}--feature-gates=WatchList=false\n")).expect("arguments");
-    plane.stop(Component::ApiServer);
-    plane.resume(Component::ApiServer);
     let service = |number: usize| {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("page-{number}")},
             "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}})

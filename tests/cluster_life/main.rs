@@ -10,6 +10,7 @@ use serde_json::Value;
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod certificates;
 mod credentials;
 mod failure;
 mod nodes;

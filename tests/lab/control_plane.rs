@@ -62,6 +62,7 @@ pub struct Options {
     namespace: Option<Arc<Namespace>>,
     address: IpAddr,
     flags: Vec<String>,
+    arguments: Vec<(Component, String)>,
     components: Vec<Component>,
 }
 
@@ -69,7 +70,7 @@ impl Options {
     /// On 127.0.0.1 of the tester's own machine.
     pub fn loopback() -> Options {
         let components = vec![Component::Etcd, Component::ApiServer, Component::Faults, Component::ControllerManager];
-        Options { namespace: None, address: Ipv4Addr::LOCALHOST.into(), flags: Vec::new(), components }
+        Options { namespace: None, address: Ipv4Addr::LOCALHOST.into(), flags: Vec::new(), arguments: Vec::new(), components }
     }
 
     /// On a machine of a lab, at its IPv4 address, for every other machine there.
@@ -92,6 +93,12 @@ impl Options {
     /// One more flag of `prepare`, like `--node-grace-period=4s`.
     pub fn flag(mut self, flag: &str) -> Options {
         self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// One more argument of a component.
+    pub fn argument(mut self, component: Component, argument: &str) -> Options {
+        self.arguments.push((component, argument.to_owned()));
         self
     }
 }
@@ -119,6 +126,9 @@ impl ControlPlane {
         let mut prepare = Command::new(&plane.program);
         prepare.args(["prepare", &format!("--address={}", options.address)]).args(&options.flags).arg(&plane.directory);
         expect("prepare", &plane.nursery.output(prepare, ""));
+        for (component, argument) in options.arguments {
+            plane.add_argument(component, &argument);
+        }
         for component in options.components {
             plane.resume(component);
         }
@@ -139,6 +149,13 @@ impl ControlPlane {
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{complaint}\n{}", started.last_words());
         self.running.insert(component, started);
+    }
+
+    /// One more argument for a component, from its next start on.
+    pub fn add_argument(&self, component: Component, argument: &str) {
+        let path = self.directory.join(format!("{}.arguments", component.name()));
+        let arguments = fs::read_to_string(&path).expect("prepared arguments");
+        fs::write(path, format!("{arguments}{argument}\n")).expect("a writable file");
     }
 
     /// `kill -9`: connections end at once, data stays.

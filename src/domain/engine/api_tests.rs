@@ -16,14 +16,14 @@ use super::*;
 
 /// The API server's part: Services, and writes to their status that are refused unless they name the newest version.
 #[derive(Default)]
-struct Api {
-    services: BTreeMap<ObjectKey, Service>,
+pub(super) struct Api {
+    pub(super) services: BTreeMap<ObjectKey, Service>,
     version: u64,
     writes: usize,
 }
 
 impl Api {
-    fn put(&mut self, mut service: Service, ingress: Vec<Ingress>) {
+    pub(super) fn put(&mut self, mut service: Service, ingress: Vec<Ingress>) {
         self.version += 1;
         service.published = ingress.iter().filter_map(|entry| entry.ip).collect();
         let uid = service.key.to_string().into();
@@ -32,7 +32,7 @@ impl Api {
         self.services.insert(service.key.clone(), service);
     }
 
-    fn write(&mut self, key: &ObjectKey, publication: &Publication) {
+    pub(super) fn write(&mut self, key: &ObjectKey, publication: &Publication) {
         let Some(service) = self.services.get(key).cloned() else { return };
         let current = service.record.as_ref().is_some_and(|record| record.resource_version == publication.resource_version);
         if let Some(ingress) = publication.ingress.clone().filter(|_| current) {
@@ -41,31 +41,31 @@ impl Api {
         }
     }
 
-    fn write_all(&mut self, plan: &Plan) {
+    pub(super) fn write_all(&mut self, plan: &Plan) {
         plan.publications.iter().for_each(|(key, publication)| self.write(key, publication));
     }
 
-    fn events(&self) -> Event {
+    pub(super) fn events(&self) -> Event {
         source(self.services.values().cloned().map(put).collect())
     }
 
-    fn says(&self, name: &str) -> Vec<IpAddr> {
+    pub(super) fn says(&self, name: &str) -> Vec<IpAddr> {
         self.services[&key(name)].published.clone()
     }
 }
 
-fn node(role: Role) -> Engine {
+pub(super) fn node(role: Role) -> Engine {
     let mut engine = Engine::new(Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", false) }, Allocations::default());
     engine.handle(links(true), T0);
     engine.handle(Event::Role(role), T0);
     engine
 }
 
-fn entry(address: IpAddr) -> Ingress {
+pub(super) fn entry(address: IpAddr) -> Ingress {
     Ingress { ip: Some(address), ..Ingress::default() }
 }
 
-fn served(engine: &Engine, name: &str) -> Vec<IpAddr> {
+pub(super) fn served(engine: &Engine, name: &str) -> Vec<IpAddr> {
     engine.state().services.into_iter().find(|service| service.key == key(name)).map(|service| service.addresses).unwrap_or_default()
 }
 
@@ -455,29 +455,4 @@ fn an_excluded_node_is_named_by_the_writer_and_by_itself() {
     assert_eq!(told(&plan), [("node-2".to_owned(), "NodeIncluded")]);
     let warnings = engine.state().warnings;
     assert!(warnings.len() == 1 && warnings[0].message.contains("node node-1 has the label"), "{warnings:?}");
-}
-
-#[test]
-fn a_service_to_be_ignored_is_given_up_with_its_address_and_says_why() {
-    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
-    api.put(service("web"), vec![]);
-    api.write_all(&writer.handle(api.events(), T0));
-    writer.handle(api.events(), T0);
-    assert_eq!(served(&writer, "web"), [vip(200)]);
-    let mut ignored = service("web");
-    ignored.request.ignore = true;
-    let ingress = api.services[&key("web")].record.as_ref().expect("a record").ingress.clone();
-    api.put(ignored.clone(), ingress);
-    let plan = writer.handle(api.events(), T0);
-    api.write_all(&plan);
-    assert_eq!(api.says("web"), Vec::<IpAddr>::new(), "another Service may be given the address");
-    assert!(plan.notices.iter().any(|notice| notice.reason == "Ignored"));
-    let status = writer.state().services.remove(0);
-    assert_eq!((status.addresses.len(), &*status.reasons[0].code), (0, "Ignored"));
-    // What others write there from now on is theirs, even an address of our pools.
-    api.put(ignored, vec![entry(vip(201))]);
-    assert!(writer.handle(api.events(), T0).publications.is_empty());
-    api.put(service("web"), vec![]);
-    api.write_all(&writer.handle(api.events(), T0));
-    assert_eq!(api.says("web"), [vip(200)]);
 }

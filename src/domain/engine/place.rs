@@ -43,7 +43,9 @@ impl Engine {
         dirty.retain(|(_, _, key)| {
             let leaving = |s: &Service| s.record.as_ref().is_some_and(|record| record.deleting);
             let stays = self.index.service(key).is_some_and(|s| self.ours(s) && !leaving(s));
-            if !stays {
+            if stays {
+                self.publisher.keep(key);
+            } else {
                 self.bid_farewell(key, plan);
                 freed |= self.retract(key, plan, &mut touched_vips, &mut gone);
             }
@@ -96,24 +98,36 @@ impl Engine {
     /// What the writer does about a Service that is no longer served.
     fn bid_farewell(&mut self, key: &ObjectKey, plan: &mut Plan) {
         let leaving = self.index.service(key).and_then(|service| service.record.as_ref()).is_some_and(|record| record.cleanup_finalizer);
-        self.publisher.forget(key, !leaving);
-        let service = self.index.service(key).filter(|service| self.role == Role::Writer && self.ours(service));
-        if let Some(publication) = service.and_then(|service| publish::farewell(service.record.as_deref()?)) {
+        let withdrawing = self.withdraws(key);
+        self.publisher.forget(key, !leaving && !withdrawing);
+        let Some(service) = self.index.service(key).filter(|_| self.role == Role::Writer) else { return };
+        let Some(record) = service.record.as_deref() else { return };
+        let publication = match withdrawing {
+            true => self.publisher.withdrawal(key, record),
+            false => publish::farewell(record).filter(|_| self.ours(service)),
+        };
+        if let Some(publication) = publication {
             plan.publications.insert(key.clone(), publication);
         }
-        self.take_back(key, plan);
     }
 
     /// A Service that is to be ignored from now on must not keep an address of our pools, which another one may be given. What others wrote
-    /// stays.
-    fn take_back(&mut self, key: &ObjectKey, plan: &mut Plan) {
-        let Some(service) = self.index.service(key).filter(|service| service.request.ignore && self.role == Role::Writer) else { return };
-        let Some(record) = service.record.as_deref().filter(|record| !record.deleting) else { return };
-        // Once, when it ceases to be ours: whoever serves it now may use the same addresses.
-        let Some(placement) = self.placements.get(key).filter(|placement| placement.verdict != Verdict::Foreign) else { return };
-        if !service.published.is_empty() && service.published == placement.addresses {
-            plan.publications.insert(key.clone(), publish::publication(record, Some(Vec::new()), false));
+    /// stays. Every node keeps account, as the writer may end before it has been taken back.
+    fn withdraws(&mut self, key: &ObjectKey) -> bool {
+        let service = self.index.service(key).filter(|service| service.request.ignore);
+        let record = service.and_then(|service| service.record.as_deref()).filter(|record| !record.deleting);
+        let (Some(service), Some(record)) = (service, record) else {
+            self.publisher.keep(key);
+            return false;
+        };
+        // When it ceases to be ours: whoever serves it later may use the same addresses.
+        if let Some(placement) = self.placements.get(key).filter(|placement| placement.verdict != Verdict::Foreign) {
+            let held = placement.held();
+            if !service.published.is_empty() && service.published.iter().all(|address| held.contains(address)) {
+                self.publisher.withdraw(key, record);
+            }
         }
+        self.publisher.withdraws(key, record)
     }
 
     /// What the writer does about a Service that is served, or refused: its status says which, and nothing in between.

@@ -23,12 +23,14 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ConfigExt};
 use kube::{Client, Config};
+use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
 use tower::util::BoxCloneService;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use tracing::{info, warn};
 
 use super::credentials::{self, Credentials, Loaded, stamps};
+use super::failure::{self, Failure};
 
 /// For TCP and TLS together: a server that is frozen accepts connections all the same.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -103,6 +105,19 @@ impl Connection {
     /// Where the credentials come from, for messages.
     pub fn credentials(&self) -> &Credentials {
         &self.shared.credentials
+    }
+
+    /// A sentence about a request about `what` that failed.
+    pub fn sentence(&self, failure: &Failure, what: &str) -> String {
+        let own = (*failure == Failure::Unauthorized).then(|| self.dates()).flatten().map(Failure::OwnCertificate);
+        own.as_ref().unwrap_or(failure).sentence(&self.server(), &self.credentials().to_string(), what)
+    }
+
+    /// What is wrong with the dates of our client certificate, if we have one.
+    fn dates(&self) -> Option<String> {
+        let tls = self.shared.state().loaded.config.rustls_client_config().ok()?;
+        let chain = tls.client_auth_cert_resolver.resolve(&[], &[])?;
+        failure::dates(chain.cert.first()?, UnixTime::now())
     }
 
     /// The namespace of the credentials: in a pod, the pod's own.

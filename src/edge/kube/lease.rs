@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::Client;
 use kube::api::{Api, PostParams};
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use super::client::Connection;
 use super::failure::Failure;
 use crate::domain::lease::{DURATION, Machine, Observed, Outcome, REQUEST_TIMEOUT, Request};
 
@@ -82,8 +82,8 @@ impl Ends {
 }
 
 /// Holds or awaits the Lease until it is told to stop, then releases it.
-pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends) -> io::Result<()> {
-    let api: Api<Lease> = Api::namespaced(client, &namespace);
+pub async fn run(connection: Connection, namespace: String, node: String, mut ends: Ends) -> io::Result<()> {
+    let api: Api<Lease> = Api::namespaced(connection.client(), &namespace);
     let epoch = Instant::now();
     // A restarted process must not take itself for the holder it was: its view may be older than what it wrote.
     let identity = format!("{node}_{}", random());
@@ -148,7 +148,10 @@ pub async fn run(client: Client, namespace: String, node: String, mut ends: Ends
             }
             Err(failure) => {
                 debug!(?failure, "no answer about the Lease");
-                trouble = Some(unanswered(&format!("{failure:?}")));
+                trouble = Some(match failure {
+                    Failure::Unauthorized | Failure::OwnCertificate(_) | Failure::Certificate(_) => connection.sentence(&failure, "leases"),
+                    failure => unanswered(&format!("{failure:?}")),
+                });
                 Outcome::Failed
             }
         };

@@ -203,8 +203,7 @@ impl<K: Watched> Follower<K> {
             }
             let mut pause = self.pause.next();
             if let Some(failure) = failure {
-                let credentials = self.connection.credentials().to_string();
-                let sentence = failure.sentence(&self.connection.server(), &credentials, K::NAME);
+                let sentence = self.connection.sentence(&failure, K::NAME);
                 debug!(kind = K::NAME, %sentence, ?pause, "trying again");
                 self.healthy = false;
                 self.tell(Told::Health(K::KIND, Err(sentence))).await;

@@ -43,7 +43,7 @@ impl Writer {
         tokio::spawn(status::run(client.clone(), wanted, right, writing.clone(), losses_in, forbidden_in));
         let events = events::start(client.clone(), &node, dropped.clone());
         let ends = Ends { tenures: tenures_in, right: right_in, writing, forbidden, renewals: connection.renewals(), stop: stopped };
-        let lease = tokio::spawn(lease::run(client, namespace, node, ends));
+        let lease = tokio::spawn(lease::run(connection.clone(), namespace, node, ends));
         Writer { tenures, publications, events, dropped, losses, stop, lease }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pinnace::domain::model::Family;
 
+mod gateway;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod names;

@@ -12,6 +12,7 @@ mod gateway;
 mod lab;
 mod names;
 mod pressure;
+mod splits;
 
 use lab::trio::{Blow, Cluster, NODES};
 use lab::{Trace, ensure, eventually, patient};

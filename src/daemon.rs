@@ -26,7 +26,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
 use crate::config::{OnExit, Settings};
-use crate::domain::announce;
+use crate::domain::announce::{self, Gateways};
 use crate::domain::elect::seat;
 use crate::domain::engine::{self, Engine, Event};
 use crate::domain::ipam::Allocations;
@@ -34,6 +34,7 @@ use crate::domain::membership::PeerEvent;
 use crate::domain::model::Interfaces;
 use crate::domain::plan::{Notice, Plan};
 use crate::edge::dataplane::{DataPlane, Report};
+use crate::edge::gateways;
 use crate::edge::http::{self, Query};
 use crate::edge::l2::{self, Desired};
 use crate::edge::links::{self, LinksError};
@@ -97,6 +98,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut source = Started::new(source, &settings, QUEUE).map_err(|e| Error::Io("cannot use the source of Services", e))?;
     let (mut node, mut inputs) = Node::start(&settings, rules, state_dir, allocations, listener)?;
     let (interfaces_in, mut interfaces) = watch::channel(Interfaces::new());
+    let (gateways_in, mut gateways) = watch::channel(Gateways::new());
+    tokio::spawn(gateways::run(interfaces.clone(), node.announcing.subscribe(), gateways_in));
     let mut links = tokio::spawn(links::run(interfaces_in));
     node.bridge(&mut source, &settings).await;
     node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
@@ -123,6 +126,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 let snapshot = Arc::new(interfaces.borrow_and_update().clone());
                 node.interfaces_changed(snapshot);
             },
+            Ok(()) = gateways.changed() => node.gateways_changed(gateways.borrow_and_update().clone()),
             heard = inputs.heard.recv() => match heard {
                 Some(heard) => node.heard(heard),
                 None => break Some(Error::Ended("that answers ARP and NDP")),
@@ -172,6 +176,8 @@ struct Node {
     epoch: Instant,
     data_plane: DataPlane,
     desired: watch::Sender<Desired>,
+    /// Whether there are addresses to announce, or to take over.
+    announcing: watch::Sender<bool>,
     announcer: std::thread::JoinHandle<()>,
     counters: Arc<l2::Counters>,
     saver: Saver<Arc<Allocations>>,
@@ -217,6 +223,7 @@ impl Node {
             epoch: Instant::now(),
             data_plane,
             desired,
+            announcing: watch::Sender::new(false),
             announcer,
             counters,
             saver,
@@ -329,6 +336,10 @@ impl Node {
         self.handle(Event::Interfaces(interfaces));
     }
 
+    fn gateways_changed(&self, gateways: Gateways) {
+        self.desired.send_modify(|desired| desired.gateways = Arc::new(gateways));
+    }
+
     fn tick(&mut self) {
         self.handle(Event::Tick);
         self.metrics.announcer(self.counters.totals());
@@ -343,6 +354,8 @@ impl Node {
         if plan.announcements.is_some() || plan.announce_interval.is_some() || !plan.asks.is_empty() {
             self.desired.send_modify(|desired| {
                 if let Some(announcements) = plan.announcements {
+                    let some = !announcements.is_empty();
+                    self.announcing.send_if_modified(|known| std::mem::replace(known, some) != some);
                     desired.announcements = Arc::new(announcements);
                 }
                 if let Some(interval) = plan.announce_interval {

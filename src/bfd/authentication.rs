@@ -75,3 +75,14 @@ impl Sequence {
         Ok(())
     }
 }
+
+/// Whether a packet was made by somebody who knows the secret, at whatever time.
+pub(super) fn is_authentic(packet: &Repr, payload: &[u8], configured: Option<&Authentication>) -> bool {
+    match (&packet.authentication, configured) {
+        (None, None) => true,
+        (Some(section), Some(configured)) => {
+            (section.kind, section.key_id) == (configured.kind, configured.key_id) && bfd::is_signed(payload, &configured.key)
+        }
+        _ => false,
+    }
+}

@@ -21,6 +21,15 @@ pub enum Event {
         /// When.
         at: Duration,
     },
+    /// Two machines speak as one, which was copied with its address. Told again each second while it goes on.
+    Double {
+        /// The session that shows it.
+        peer: PeerKey,
+        /// Who was copied: this machine, and another speaks to the peer in its place; or else the peer.
+        ours: bool,
+        /// When.
+        at: Duration,
+    },
     /// After [`Event::Stalled`]: every session that is still up has been heard since.
     CaughtUp {
         /// When.

@@ -6,12 +6,15 @@
 //!   └ Session      the state machine of one peer (§6.8.6), its timers (§6.8.4, §6.8.7)
 //!       ├ Parameters    intervals and Poll Sequences (§6.5, §6.8.3)
 //!       ├ Sequence      authentication sequence numbers (§6.7.4)
-//!       └ Tolerance     what lateness has taught
+//!       ├ Tolerance     what lateness has taught
+//!       └ Double        two machines that speak as one
 //! ```
 //!
 //! Times are counted from an epoch that the caller chooses; they must not go back.
 
 mod authentication;
+mod config;
+mod double;
 mod event;
 mod parameters;
 mod random;
@@ -20,9 +23,12 @@ mod sessions;
 mod tolerance;
 
 pub use authentication::Authentication;
+pub use config::Config;
 pub use event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
-pub use sessions::{Config, Effects, Outgoing, Peer, PeerKey, Received, SessionStatus, Sessions};
+pub use sessions::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus, Sessions};
 
+#[cfg(test)]
+mod double_tests;
 #[cfg(test)]
 mod session_tests;
 #[cfg(test)]

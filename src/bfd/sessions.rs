@@ -4,32 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::authentication::Authentication;
+use super::authentication::{self, Authentication};
+use super::config::Config;
+use super::double::Double;
 use super::event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
 use super::random::Random;
 use super::session::{SLOW, Session, Target};
 use super::tolerance::{MAX_LEVEL, Tolerance};
 use crate::wire::bfd::{self, Diagnostic, MAX_LEN, Repr, State};
-
-/// What holds for all sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Base of Desired Min TX and Required Min RX Interval; 3 ms to 1 s.
-    pub interval: Duration,
-    /// Detect Mult; at least 1.
-    pub multiplier: u8,
-    /// None: packets carry no authentication section, and none is accepted.
-    pub authentication: Option<Authentication>,
-    /// Packets per second that all sessions together send on average when they are up, and receive. With more sessions the interval grows.
-    pub packet_rate: u32,
-}
-
-impl Default for Config {
-    /// 50 ms × 3, and the load of 21 such sessions.
-    fn default() -> Config {
-        Config { interval: Duration::from_millis(50), multiplier: 3, authentication: None, packet_rate: 500 }
-    }
-}
 
 /// Names a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,6 +100,7 @@ struct Entry {
     peer: PeerKey,
     settings: Peer,
     session: Session,
+    double: Double,
     refused: Option<Discard>,
     /// No longer wanted: told AdminDown until then.
     leaving: Option<Duration>,
@@ -217,7 +200,8 @@ impl Sessions {
         let discriminator = self.free_discriminator();
         let session = Session::new(discriminator, self.target(), &mut self.random);
         self.discriminators.insert(key, discriminator);
-        self.entries.insert(discriminator, Entry { peer: key, settings, session, refused: None, leaving: None, unheard: false });
+        let double = Double::new(now);
+        self.entries.insert(discriminator, Entry { peer: key, settings, session, double, refused: None, leaving: None, unheard: false });
     }
 
     /// Random, so that a packet for a session of an earlier life finds none.
@@ -257,13 +241,19 @@ impl Sessions {
         }
         let packet = Repr::parse(received.payload).map_err(Discard::Malformed)?;
         let discriminator = self.select(&packet, received).ok_or(Discard::NoSession)?;
-        let entry = self.entries.get_mut(&discriminator).ok_or(Discard::NoSession)?;
+        let Some(entry) = self.entries.get_mut(&discriminator) else {
+            self.foreign(&packet, received, now, effects);
+            return Err(Discard::NoSession);
+        };
         if entry.settings.multihop != received.multihop {
             return Err(Discard::WrongPort);
         }
         if let Err(reason) = entry.session.sequence.check(&packet, received.payload, self.config.authentication.as_ref()) {
             entry.refused = Some(reason);
             return Err(reason);
+        }
+        if entry.double.heard(packet.my_discriminator, packet.your_discriminator != 0, now) {
+            effects.events.push(Event::Double { peer: entry.peer, ours: false, at: now });
         }
         let reception = entry.session.receive(&packet, now);
         entry.tell(reception.cause, now, effects);
@@ -301,9 +291,20 @@ impl Sessions {
 
     /// By our discriminator alone when the peer knows it, whatever source and interface are (§6.3); else by interface and source.
     fn select(&self, packet: &Repr, received: &Received<'_>) -> Option<u32> {
-        if packet.your_discriminator != 0 {
-            return Some(packet.your_discriminator);
+        if packet.your_discriminator != 0 { Some(packet.your_discriminator) } else { self.of_source(received) }
+    }
+
+    /// Another machine may have the session that the packet names.
+    fn foreign(&mut self, packet: &Repr, received: &Received<'_>, now: Duration, effects: &mut Effects) {
+        let Some(entry) = self.of_source(received).and_then(|discriminator| self.entries.get_mut(&discriminator)) else { return };
+        let authentic = authentication::is_authentic(packet, received.payload, self.config.authentication.as_ref());
+        let expected = entry.leaving.is_none() && entry.settings.multihop == received.multihop;
+        if expected && authentic && entry.double.foreign(now) {
+            effects.events.push(Event::Double { peer: entry.peer, ours: true, at: now });
         }
+    }
+
+    fn of_source(&self, received: &Received<'_>) -> Option<u32> {
         let key = |interface| PeerKey { interface, address: received.source };
         self.discriminators.get(&key(Some(received.interface))).or_else(|| self.discriminators.get(&key(None))).copied()
     }

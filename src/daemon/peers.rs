@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::bfd::{Adaptation, Authentication, Config, Event, Peer, PeerKey, Reason};
 use crate::config::Settings;
-use crate::domain::membership::{DownReason, Liveness, PeerEvent};
+use crate::domain::membership::{DOUBLED_FOR, DownReason, Liveness, PeerEvent};
 use crate::domain::model::Interfaces;
 use crate::edge::bfd::{self, Handle, Options, Realtime};
 use crate::edge::metrics::Metrics;
@@ -38,6 +38,8 @@ pub(super) struct Peers {
     stations: mpsc::UnboundedReceiver<(IpAddr, Mac)>,
     /// Of peers, as the neighbour table says.
     known: BTreeMap<IpAddr, Mac>,
+    /// Sessions that come and go because two machines speak as this one (None), or as the peer, and when the last sign of it was.
+    doubled: BTreeMap<Option<IpAddr>, Instant>,
 }
 
 impl Peers {
@@ -63,6 +65,7 @@ impl Peers {
             stations_wanted,
             stations,
             known: BTreeMap::new(),
+            doubled: BTreeMap::new(),
         }
     }
 
@@ -70,6 +73,7 @@ impl Peers {
     pub fn want(&mut self, sessions: BTreeMap<IpAddr, Box<str>>) {
         self.wanted = sessions;
         self.known.retain(|address, _| self.wanted.contains_key(address));
+        self.doubled.retain(|peer, _| peer.is_none_or(|address| self.wanted.contains_key(&address)));
         self.stations_wanted.send_replace(self.on_link());
         self.apply();
     }
@@ -152,15 +156,19 @@ impl Peers {
     }
 
     /// What the engine is to know of it; people are told here.
-    fn translate(&self, event: Event) -> Option<PeerEvent> {
+    fn translate(&mut self, event: Event) -> Option<PeerEvent> {
         if let Event::Adapted(change) = &event {
             adapted(change, change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node));
         }
         let told = PeerEvent::of(&event)?;
+        if let PeerEvent::Doubled { address, ours } = &told {
+            self.doubled.insert(Some(*address).filter(|_| !ours), Instant::now());
+        }
         if let PeerEvent::Liveness { address, state } = &told {
             self.metrics.bfd_session(*state == Liveness::Up);
             let node = self.wanted.get(address).map_or("?", |node| node);
             match state {
+                _ if self.is_doubled(*address) => debug!(node, %address, ?state, "a session of two machines that are one"),
                 Liveness::Up => {
                     info!(node, %address, "node is up");
                     // Its station may have changed while it was away.
@@ -174,6 +182,10 @@ impl Peers {
             }
         }
         Some(told)
+    }
+
+    fn is_doubled(&self, address: IpAddr) -> bool {
+        [None, Some(address)].iter().any(|key| self.doubled.get(key).is_some_and(|last| last.elapsed() < DOUBLED_FOR))
     }
 
     /// The engine has decided what a stall means, and those who answer have been told.

@@ -12,6 +12,7 @@ mod link;
 mod receive;
 mod recent;
 mod schedule;
+mod tell;
 mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,7 +26,7 @@ use crate::wire::{arp, ndp};
 use link::Link;
 use recent::Recent;
 use schedule::{Jitter, Pacer, Timers};
-pub use terms::{Announcement, AnnouncerEvent, Config, Counters, Transmission};
+pub use terms::{Announcement, AnnouncerEvent, Config, Counters, Gateways, Transmission};
 
 /// How long an address found in use is left alone before it is probed again (RFC 5227 §1.1, RATE_LIMIT_INTERVAL); up to a quarter is
 /// added at random, or two hosts that refused each other would do so forever.
@@ -54,6 +55,7 @@ pub struct Announcer {
     /// Where a VIP is announced at present.
     places: BTreeMap<(IpAddr, u32), Box<Place>>,
     recent: Recent,
+    gateways: Arc<Gateways>,
     /// Questions that are to be put: to whom, and since when they wait.
     asks: BTreeMap<IpAddr, (Option<Mac>, Duration)>,
     timers: Timers,
@@ -119,6 +121,7 @@ impl Announcer {
             vips: BTreeMap::new(),
             places: BTreeMap::new(),
             recent: Recent::default(),
+            gateways: Arc::default(),
             asks: BTreeMap::new(),
             timers: Timers::default(),
             pacer: Pacer::default(),
@@ -410,36 +413,16 @@ impl Announcer {
             Some(&offset) => burst + offset,
             None => now + self.jitter.refresh(now, self.config.announce_interval.max(Config::MIN_INTERVAL)),
         };
-        // Twice to each client: once at once, once more when the first may have been lost.
-        let personal = matches!(place.step, 1 | 3);
+        let step = place.step;
         self.timers.add(place.due, Timer::Announce(vip, ifindex));
         self.send_announcement(vip, ifindex);
-        if personal {
-            self.tell_recent(vip, ifindex, now);
+        // Twice to each: once soon, once more when the first may have been lost. The gateways have a turn of their own, or thousands of VIPs
+        // that move at once would be broadcast later for it.
+        match step {
+            1 | 3 => self.tell_askers(vip, ifindex, now),
+            2 | 4 => self.tell_gateways(vip, ifindex, now),
+            _ => {}
         }
-    }
-
-    /// The same, to each of those who asked lately. Gratuitous also when sent to one: Linux may ignore a plain reply for a second
-    /// after the last change (`locktime`).
-    fn tell_recent(&mut self, vip: IpAddr, ifindex: u32, now: Duration) {
-        let Some(mac) = self.links.get(&ifindex).map(|link| link.mac) else { return };
-        let frames: Vec<Transmission> = self
-            .recent
-            .of(vip, ifindex, now)
-            .filter_map(|asker| {
-                let frame = match (vip, asker.address) {
-                    (IpAddr::V4(vip), _) => arp::Repr { destination: asker.mac, ..arp::Repr::announcement(mac, vip) }.to_vec(),
-                    (IpAddr::V6(vip), IpAddr::V6(client)) => {
-                        ndp::Repr { destination_mac: asker.mac, destination: client, ..ndp::Repr::announcement(mac, vip) }.to_vec()
-                    }
-                    (IpAddr::V6(_), IpAddr::V4(_)) => return None,
-                };
-                Some(Transmission { ifindex, frame })
-            })
-            .collect();
-        self.pacer.count(frames.len());
-        self.counters.announcements_sent += frames.len() as u64;
-        self.transmissions.extend(frames);
     }
 
     /// Both forms of gratuitous ARP: some systems heed only the request, some only the reply.

@@ -4,6 +4,8 @@
 //! A node with several addresses has a session to each. It lives as long as one of them is up: a broken cable on one of its networks
 //! does not take the others' traffic. What it may answer for on the broken one, it knows best itself, and says so on the wire.
 
+mod doubled;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use super::status::{PeerStatus, Reason};
 use crate::bfd::{self, Cause};
 use crate::wire::bfd::State;
 use crate::wire::ethernet::{self, Mac};
+pub use doubled::DOUBLED_FOR;
 
 /// A frame from a peer whose session has timed out is believed from then on: before, it may have been under way.
 pub const GRACE: Duration = Duration::from_millis(300);
@@ -63,6 +66,13 @@ pub enum PeerEvent {
         /// Its station.
         mac: Mac,
     },
+    /// Two machines speak as one, in the session to this address.
+    Doubled {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+        /// They speak as this node; or else as the peer.
+        ours: bool,
+    },
     /// This process did not run for so long that peers may have declared it dead.
     Stalled {
         /// For how long.
@@ -79,6 +89,7 @@ impl PeerEvent {
         let event = match event {
             bfd::Event::Peer(event) => event,
             bfd::Event::Adapted(_) => return None,
+            bfd::Event::Double { peer, ours, .. } => return Some(PeerEvent::Doubled { address: peer.address, ours: *ours }),
             bfd::Event::Stalled { late, .. } => return Some(PeerEvent::Stalled { late: *late }),
             bfd::Event::CaughtUp { .. } => return Some(PeerEvent::CaughtUp),
         };
@@ -119,6 +130,8 @@ struct Peer {
     seen: bool,
     /// First and last announcement heard of it while no session was up.
     heard: Option<(Duration, Duration)>,
+    /// Two machines speak as it: from which address, and until when that counts.
+    doubled: Option<(IpAddr, Duration)>,
 }
 
 impl Peer {
@@ -164,6 +177,10 @@ pub struct Membership {
     blocked: BTreeSet<Box<str>>,
     /// There is a Node object of our own.
     listed: bool,
+    /// Our addresses in it.
+    homes: BTreeSet<IpAddr>,
+    /// Another machine has it too: which, and until when that counts.
+    copied: Option<(IpAddr, Duration)>,
 }
 
 impl Membership {
@@ -179,10 +196,11 @@ impl Membership {
         let mut claims: BTreeMap<IpAddr, BTreeSet<Box<str>>> = BTreeMap::new();
         let mut names = BTreeSet::new();
         let mut doubles = BTreeMap::new();
-        let mut listed = false;
+        let (mut listed, mut homes) = (false, BTreeSet::new());
         for node in nodes {
             if node.name == self.me {
                 listed = true;
+                homes = node.internal.iter().filter(|address| own.contains(*address)).copied().collect();
                 for address in node.internal.iter().filter(|address| !own.is_empty() && !own.contains(*address)) {
                     doubles.insert(*address, self.doubles.get(address).copied().unwrap_or(false));
                 }
@@ -215,6 +233,7 @@ impl Membership {
                 down: None,
                 seen: false,
                 heard: None,
+                doubled: None,
             });
             if peer.addresses != addresses {
                 peer.addresses = addresses;
@@ -230,7 +249,7 @@ impl Membership {
             // They ended their sessions because we were none of them any more. That was no stop.
             self.peers.values_mut().filter(|peer| peer.left()).for_each(|peer| (peer.down, peer.expected) = (None, now));
         }
-        self.listed = listed;
+        (self.listed, self.homes) = (listed, homes);
         self.stations.retain(|address, _| self.owners.contains_key(address));
         self.blocked.retain(|name| self.peers.contains_key(name));
         changed.sessions = self.sessions() != before;
@@ -259,6 +278,9 @@ impl Membership {
         let Some(peer) = self.peers.get_mut(name) else { return changed };
         let before = (peer.alive(), peer.down.map(|(reason, _)| reason));
         peer.sessions.insert(address, state);
+        if peer.doubled.is_some() {
+            return changed;
+        }
         let up = peer.sessions.values().any(|state| *state == Liveness::Up);
         match (up, peer.alive(), state) {
             (true, false, _) => {
@@ -308,7 +330,7 @@ impl Membership {
     /// Notes that a peer was heard to answer for an address, or to ask for it. True when this shows, for the first time, that its BFD
     /// is blocked.
     pub fn heard(&mut self, node: &str, now: Duration) -> bool {
-        let Some(peer) = self.peers.get_mut(node).filter(|peer| !peer.alive()) else { return false };
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| !peer.alive() && peer.doubled.is_none()) else { return false };
         match peer.down {
             Some((DownReason::AdminDown, since)) if now < since + LEFT => return false,
             Some((DownReason::AdminDown, _)) => (peer.down, peer.heard) = (None, None),
@@ -373,17 +395,13 @@ impl Membership {
         self.peers.iter().filter(move |(_, peer)| dead(peer)).map(|(name, _)| &**name)
     }
 
-    /// The address at which another machine answers under our name.
-    pub fn double(&self) -> Option<IpAddr> {
-        self.doubles.iter().find(|(_, answers)| **answers).map(|(address, _)| *address)
-    }
-
     /// What somebody should look at, by name.
     pub fn warnings(&self) -> Vec<Reason> {
         let mut warnings = Vec::new();
         if let Some(address) = self.double() {
-            warnings.push(Reason::new("DuplicateNode", duplicate(&self.me, address)));
+            warnings.push(Reason::new("DuplicateNode", self.double_message(address)));
         }
+        warnings.extend(self.doubled_warnings());
         for (address, names) in &self.disputed {
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let message = format!(
@@ -414,6 +432,7 @@ impl Membership {
             addresses: peer.addresses.iter().copied().collect(),
             alive: peer.alive(),
             state: match (peer.up_since, peer.down.map(|(reason, _)| reason)) {
+                _ if peer.doubled.is_some() => "two machines have its name and address",
                 (Some(_), _) => "up",
                 (None, Some(DownReason::DetectionTimeout)) => "lost: nothing heard for the detection time",
                 (None, Some(DownReason::AdminDown)) => "stopped as planned",
@@ -425,13 +444,6 @@ impl Membership {
         };
         self.peers.iter().map(|(name, peer)| status(name, peer)).collect()
     }
-}
-
-/// For people: two machines under one name.
-pub fn duplicate(name: &str, address: IpAddr) -> String {
-    format!(
-        "another machine at {address} runs as node {name} too, and the Node object names its address: this one answers for nothing; give one of them another name (PINNACE_NODE_NAME) and, if it was cloned, another machine-id"
-    )
 }
 
 #[cfg(test)]

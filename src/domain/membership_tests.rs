@@ -52,6 +52,49 @@ fn one_session_of_several_is_enough_and_only_silence_is_death() {
 }
 
 #[test]
+fn two_machines_that_are_one_peer_are_none_until_the_signs_end() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2])]);
+    members.liveness(ip(2), Liveness::Up, T(0));
+    let changed = members.doubled(ip(2), false, T(1000));
+    assert!(changed.died && changed.nodes.contains("b"));
+    assert_eq!((members.alive().count(), members.dead().count()), (0, 1));
+    for (n, state) in [Liveness::Down(DownReason::DetectionTimeout), Liveness::Up].into_iter().cycle().take(20).enumerate() {
+        assert!(members.liveness(ip(2), state, T(1100 + n as u64)).nodes.is_empty(), "what either says is nothing new");
+    }
+    assert!(!members.heard("b", T(9000)), "it is no filter that keeps its sessions down");
+    let warnings = members.warnings();
+    assert_eq!(warnings.iter().map(|warning| &*warning.code).collect::<Vec<_>>(), ["DuplicateNode"]);
+    assert!(warnings[0].message.contains("node b ") && warnings[0].message.contains("10.0.0.2"), "{warnings:?}");
+
+    assert!(members.doubled(ip(2), false, T(20_000)).nodes.is_empty(), "known");
+    assert_eq!(members.next_single(), Some(T(20_000) + DOUBLED_FOR));
+    assert!(members.singled(T(49_999)).nodes.is_empty());
+    assert!(members.singled(T(50_000)).nodes.contains("b"));
+    assert_eq!((members.alive().count(), members.dead().count(), members.next_single()), (1, 0, None), "a session is up");
+    assert!(members.warnings().is_empty());
+}
+
+#[test]
+fn several_addresses_in_one_subnet_look_like_two_machines_and_are_none() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2, 3]), node("c", &[4])]);
+    assert!(members.doubled(ip(2), false, T(0)).nodes.is_empty() && members.doubled(ip(2), true, T(0)).nodes.is_empty());
+    assert!(!members.doubled(ip(4), false, T(0)).nodes.is_empty());
+}
+
+#[test]
+fn who_was_copied_knows_and_forgets() {
+    let mut here = members(&[node("me", &[1]), node("b", &[2])]);
+    assert!(here.doubled(ip(2), true, T(1000)).nodes.contains("me"));
+    assert!(here.doubled(ip(2), true, T(2000)).nodes.is_empty(), "known");
+    assert_eq!(here.double(), Some(ip(1)));
+    assert!(here.warnings()[0].message.contains("its address 10.0.0.1 too"), "{:?}", here.warnings());
+    assert!(here.singled(T(31_999)).nodes.is_empty());
+    assert!(here.singled(T(32_000)).nodes.contains("me"));
+    assert_eq!(here.double(), None);
+    assert!(members(&[node("b", &[2])]).doubled(ip(2), true, T(0)).nodes.is_empty(), "without a Node object it answers for nothing anyway");
+}
+
+#[test]
 fn an_address_of_two_nodes_belongs_to_the_first_name_and_is_said() {
     let members = members(&[node("me", &[1]), node("c", &[2]), node("b", &[2])]);
     assert_eq!(members.sessions(), [(ip(2), "b".into())].into());

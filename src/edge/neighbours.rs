@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::wire::ethernet::Mac;
 
 /// How soon to look again while a station is not known, doubled each time (it may be switched off for days), and how often when all are.
-const SEEK: Duration = Duration::from_millis(500);
+pub(super) const SEEK: Duration = Duration::from_millis(500);
 const REVIEW: Duration = Duration::from_secs(30);
 
 /// Reports the station of each wanted address when it becomes known and when it changes, until the receiver is gone. A change of the
@@ -57,7 +57,7 @@ pub async fn run(mut wanted: watch::Receiver<BTreeSet<IpAddr>>, found: mpsc::Unb
     }
 }
 
-fn longer(seek: Duration) -> Duration {
+pub(super) fn longer(seek: Duration) -> Duration {
     (seek * 2).min(REVIEW)
 }
 
@@ -78,7 +78,8 @@ async fn dump(handle: &Handle, wanted: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpA
     Ok(stations)
 }
 
-fn station(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+/// The address and the station of an entry; None while there is none.
+pub(super) fn station(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
     if matches!(entry.header.state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None) {
         return None;
     }

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use pinnace::domain::model::Family;
 
+mod gateway;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod names;
 mod pressure;
+mod splits;
 
 use lab::trio::{Blow, Cluster, NODES};
 use lab::{Trace, ensure, eventually, patient};

@@ -6,6 +6,7 @@ use std::mem;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use pinnace::wire::ethernet::{self, Mac};
 use pinnace::wire::{arp, ndp};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -57,11 +58,26 @@ impl Capture {
     /// What was heard of this address since the last call.
     pub fn heard(&self, address: IpAddr) -> Vec<Heard> {
         let mut heard = Vec::new();
+        self.frames(|frame| heard.extend(about(frame, address)));
+        heard
+    }
+
+    /// The stations to which announcements of this address went since the last call; a group is everybody.
+    pub fn announced_to(&self, address: IpAddr) -> Vec<Mac> {
+        let mut stations = Vec::new();
+        self.frames(|frame| {
+            if about(frame, address) == Some(Heard::Announcement) {
+                stations.extend(ethernet::Repr::parse(frame).map(|header| header.destination));
+            }
+        });
+        stations
+    }
+
+    fn frames(&self, mut each: impl FnMut(&[u8])) {
         let mut buffer = [0; 2048];
         while let Ok((length, _)) = rustix::net::recv(&self.0, &mut buffer, rustix::net::RecvFlags::empty()) {
-            heard.extend(about(buffer.get(..length).unwrap_or_default(), address));
+            each(buffer.get(..length).unwrap_or_default());
         }
-        heard
     }
 
     /// How many questions and answers there were of this address since the last call, `time` from now.

@@ -26,6 +26,8 @@ use super::{COUNT, Host, Prober, Reply, bridge_netfilter, ensure, eventually, la
 
 /// How many nodes.
 pub const NODES: usize = 3;
+/// How many parts the LAN can fall into.
+const SIDES: usize = 3;
 /// The port of the Service that is probed.
 pub const PORT: u16 = 53;
 /// For so long a node that returned comes last among the candidates; a little more.
@@ -38,7 +40,7 @@ pub struct Trio {
     pub nodes: Vec<Host>,
     /// One behind each node.
     pub pods: Vec<Host>,
-    /// The switch: a bridge `br0` with one port per machine, named like it, and `br1`, to which a machine can be moved.
+    /// The switch: a bridge `br0` with one port per machine, named like it, and `br1` and `br2`, to which machines can be moved.
     pub lan: Arc<Namespace>,
     directory: PathBuf,
 }
@@ -107,10 +109,8 @@ impl Trio {
             sysctl(&host.ns, &values);
             sysctl(&host.ns, &[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")]);
         }
-        let mut links = vec![
-            format!("link add name br0 netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name),
-            format!("link add name br1 netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name),
-        ];
+        let bridge = |side| format!("link add name br{side} netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name);
+        let mut links: Vec<String> = (0..SIDES).map(bridge).collect();
         for host in machines() {
             links.push(format!("link add name {} netns {} type veth peer name eth0 netns {}", host.name, self.lan.name, host.ns.name));
         }
@@ -120,7 +120,7 @@ impl Trio {
             links.push(format!("link add name v-{} netns {} type veth peer name eth0 netns {}", pod.name, node.ns.name, pod.ns.name));
         }
         netns::ip(None, &links);
-        let mut lan = vec!["link set br0 up".to_owned(), "link set br1 up".to_owned()];
+        let mut lan: Vec<String> = (0..SIDES).map(|side| format!("link set br{side} up")).collect();
         lan.extend(machines().map(|host| format!("link set {} master br0 up", host.name)));
         self.lan.ip(&lan);
         bridge_netfilter(&self.lan, "0");
@@ -154,7 +154,16 @@ impl Trio {
 
     /// Moves a node to a LAN of its own (its link stays up), or back.
     pub fn part(&self, node: usize, away: bool) {
-        self.lan.ip(&[format!("link set {} master {}", self.nodes[node].name, if away { "br1" } else { "br0" })]);
+        self.split(&if away { vec![vec![], vec![node]] } else { vec![vec![node]] });
+    }
+
+    /// Moves nodes at once, each to the LAN of its side; the client is on the first. Links stay up.
+    pub fn split(&self, sides: &[Vec<usize>]) {
+        let mut moves = Vec::new();
+        for (side, nodes) in sides.iter().enumerate() {
+            moves.extend(nodes.iter().map(|node| format!("link set {} master br{side}", self.nodes[*node].name)));
+        }
+        self.lan.ip(&moves);
     }
 
     /// The node through which a question went: its address is what a pod on another node sees, and the pod behind it sees the client.
@@ -197,7 +206,12 @@ impl Cluster {
 
     /// The same with more nodes than three.
     pub fn of(count: usize, settings: &[(&'static str, &str)], change: impl Fn(usize, Pinnace) -> Pinnace) -> Cluster {
-        let trio = Trio::of(count);
+        Cluster::on(Trio::of(count), settings, change)
+    }
+
+    /// The same on machines that were made before.
+    pub fn on(trio: Trio, settings: &[(&'static str, &str)], change: impl Fn(usize, Pinnace) -> Pinnace) -> Cluster {
+        let count = trio.nodes.len();
         let endpoints: Vec<Endpoint> = trio.pods.iter().zip(&trio.nodes).map(|(pod, node)| Endpoint::ready(pod).on(&node.name)).collect();
         let probe = service("probe").port("udp", "UDP", PORT.into()).port("tcp", "TCP", PORT.into());
         let ports = [("udp", "UDP", super::POD_PORTS[0]), ("tcp", "TCP", super::POD_PORTS[0])];
@@ -238,6 +252,18 @@ impl Cluster {
 
     /// Who answers for an address, if these nodes agree about it and that one says so itself.
     pub fn owner(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
+        let views = self.views(address, among)?;
+        let owner = one(address, &views)?;
+        ensure(views.iter().all(|view| view.1 == Some(owner)), || complaint(address, &views))?;
+        Ok(owner)
+    }
+
+    /// The one of these nodes that answers for an address, whatever the others have heard of it by now.
+    pub fn answering(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
+        one(address, &self.views(address, among)?)
+    }
+
+    fn views(&self, address: IpAddr, among: &[usize]) -> Result<Vec<View>, String> {
         let mut views = Vec::new();
         for node in among {
             let state = self.state(*node)?;
@@ -247,11 +273,7 @@ impl Cluster {
             let announces = entry["announcedOn"].as_array().is_some_and(|interfaces| !interfaces.is_empty());
             views.push((*node, owner, announces));
         }
-        let announcers: Vec<usize> = views.iter().filter(|view| view.2).map(|view| view.0).collect();
-        match announcers.as_slice() {
-            [owner] if views.iter().all(|view| view.1 == Some(*owner)) => Ok(*owner),
-            _ => Err(format!("{address}: (node, whom it takes for the owner, whether it announces), counted from 0: {views:?}")),
-        }
+        Ok(views)
     }
 
     /// Waits until these nodes agree about both addresses.
@@ -314,6 +336,23 @@ impl Cluster {
         self.running[victim] = Some(self.pinnace(victim).start());
     }
 
+    /// Replaces a node by a copy of another, with its name, addresses and MAC, as a virtual machine is copied. Its pod goes with it.
+    pub fn replace_by_copy(&mut self, node: usize, original: usize) {
+        self.strike(node, Blow::PowerLoss);
+        self.running[node].as_mut().expect("it runs").kill();
+        let host = &self.trio.nodes[original];
+        let commands = [
+            "address flush dev eth0".to_owned(),
+            format!("link set eth0 address {}", host.mac()),
+            format!("address add {}/24 dev eth0", host.v4),
+            format!("address add {}/64 dev eth0 nodad", host.v6),
+        ];
+        self.trio.nodes[node].ns.ip(&commands);
+        self.trio.nodes[node].ns.output("nft", &["flush", "ruleset"]);
+        self.trio.cable(node, true);
+        self.running[node] = Some(self.pinnace(node).set("PINNACE_NODE_NAME", &host.name).start());
+    }
+
     /// For how long each node has had its sessions with the others, in seconds; an error names the one that has not.
     pub fn sessions(&self) -> Result<u64, String> {
         let mut youngest = u64::MAX;
@@ -338,4 +377,19 @@ impl Cluster {
     pub fn probe(&self, family: Family) -> Prober {
         Prober::start(&self.trio.client, self.vip(family), PORT)
     }
+}
+
+/// A node, whom it takes for the owner, and whether it announces.
+type View = (usize, Option<usize>, bool);
+
+fn one(address: IpAddr, views: &[View]) -> Result<usize, String> {
+    let mut announcers = views.iter().filter(|view| view.2).map(|view| view.0);
+    match (announcers.next(), announcers.next()) {
+        (Some(owner), None) => Ok(owner),
+        _ => Err(complaint(address, views)),
+    }
+}
+
+fn complaint(address: IpAddr, views: &[View]) -> String {
+    format!("{address}: (node, whom it takes for the owner, whether it announces), counted from 0: {views:?}")
 }

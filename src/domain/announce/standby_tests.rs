@@ -74,6 +74,47 @@ fn taking_over_tells_everybody_at_once_and_those_who_asked_in_person() {
     }
 }
 
+/// Also when they never asked here; on the interface and in the family in which they are gateways.
+#[test]
+fn gateways_are_told_of_a_takeover_in_person_and_of_nothing_else() {
+    const ROUTER: Mac = [2, 0, 0, 0, 0, 8];
+    let gateways = Arc::new(Gateways::from([
+        (1, [("192.0.2.1", CLIENT), ("192.0.2.2", ROUTER), ("fe80::1", ROUTER), ("192.0.2.3", OURS)].map(|(a, mac)| (ip(a), mac)).into()),
+        (2, [("192.0.2.1", OTHER), ("fe80::1", OTHER)].map(|(a, mac)| (ip(a), mac)).into()),
+    ]));
+    let links = interfaces(&[interface(1, OURS), interface(2, [2, 0, 0, 0, 0, 3])]);
+    for vip in [V4, V6] {
+        let mut a = announcer();
+        a.set(standby(&[vip], false), &links, ms(0));
+        a.set_gateways(gateways.clone());
+        hear(&mut a, 1, &question(vip), ms(500));
+        a.set(wish(&[vip], &[1], false), &links, ms(1000));
+        let log = run(&mut a, ms(1000), ms(300_000));
+        let to = |mac: Mac| log.frames.iter().filter(move |(_, sent)| sent.frame[..6] == mac);
+        let times = |mac: Mac| to(mac).map(|(at, _)| at.as_millis() as u64).collect::<Vec<_>>();
+        assert_eq!(times(ROUTER), [1010, 1200], "{vip}: not in refreshes");
+        assert_eq!(times(CLIENT), [1000, 1050], "{vip}: one that asked is told once, and first");
+        assert_eq!((times(OTHER).len(), times(OURS).len()), (0, 0), "{vip}");
+        for (_, sent) in to(ROUTER) {
+            match ip(vip) {
+                IpAddr::V4(vip) => {
+                    assert_eq!(arp::Repr::parse(&sent.frame), Ok(arp::Repr { destination: ROUTER, ..arp::Repr::announcement(OURS, vip) }))
+                }
+                IpAddr::V6(vip) => {
+                    let told = ndp::Repr { destination_mac: ROUTER, destination: v6("fe80::1"), ..ndp::Repr::announcement(OURS, vip) };
+                    assert_eq!(ndp::Repr::parse(&sent.frame), Ok(told));
+                }
+            }
+        }
+        // It comes and goes again.
+        let now = ms(300_000);
+        a.set(standby(&[vip], false), &links, now);
+        a.set(wish(&[vip], &[1], false), &links, now);
+        let log = run(&mut a, now, now + ms(1000));
+        assert_eq!(log.frames.iter().filter(|(_, sent)| sent.frame[..6] == ROUTER).count(), 2, "{vip}: each time");
+    }
+}
+
 #[test]
 fn who_becomes_a_standby_is_silent_at_once() {
     let (mut a, now) = settled(&[V4, V6]);

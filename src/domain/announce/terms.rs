@@ -1,6 +1,6 @@
 //! What goes into an announcer and what comes out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,9 @@ pub struct Announcement {
     /// answered unless on standby: so a node hands over.
     pub quiet: bool,
 }
+
+/// The stations of the default gateways, by interface and address: through them come the questions of everybody outside the LAN.
+pub type Gateways = BTreeMap<u32, BTreeMap<IpAddr, Mac>>;
 
 /// A frame to send.
 #[derive(Clone, Debug, PartialEq, Eq)]

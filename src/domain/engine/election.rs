@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::super::elect::seat::{self, Ballot, Candidate, Holder, Seat, Stance};
 use super::super::elect::{self, Ineligible};
 use super::super::endpoints::{self, Dead, Here};
-use super::super::membership::{self, PeerEvent, Standing};
+use super::super::membership::{Changed, PeerEvent, Standing};
 use super::super::model::{Family, Interfaces, TrafficPolicy};
 use super::super::plan::{Notice, Plan};
 use super::{Engine, Role};
@@ -72,7 +72,7 @@ impl Engine {
         let suspension = self.election.suspended.as_ref().map(|suspension| suspension.until);
         let ages = self.membership.alive().map(|(_, since)| since + elect::HOLD_OFF).chain([self.election.fresh_until]);
         let ages = ages.filter(|due| *due > self.now && !self.membership.is_empty()).min();
-        let absence = self.membership.next_absence(self.now);
+        let absence = self.membership.next_absence(self.now).into_iter().chain(self.membership.next_single()).min();
         let retry = self.publisher.next_retry();
         let dead = self.election.died.values().min().filter(|_| self.judges_death()).map(|died| *died + DEAD_FOR);
         [seats, suspension, ages, absence, retry, dead].into_iter().flatten().min()
@@ -100,24 +100,36 @@ impl Engine {
             }
             PeerEvent::Liveness { address, state } => {
                 let changed = self.membership.liveness(address, state, self.now);
-                if changed.nodes.is_empty() {
-                    return;
-                }
-                self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
-                if changed.died {
-                    let now = self.now;
-                    match &mut self.election.suspended {
-                        Some(suspension) => suspension.lost = true,
-                        None => self.vips.values_mut().for_each(|vip| vip.seat.doubt(now)),
-                    }
-                }
-                self.mark_dead();
-                self.review_all(plan);
+                self.members_changed(changed, plan);
+            }
+            PeerEvent::Doubled { address, ours } => {
+                let changed = self.membership.doubled(address, ours, self.now);
+                // Of itself it is said below, with the other ways to be one of two.
+                let messages = changed.nodes.iter().filter_map(|node| self.membership.doubled_message(node));
+                let notice = |message| Notice { warning: true, service: None, node: None, reason: "DuplicateNode", message };
+                plan.notices.extend(messages.map(notice));
+                self.members_changed(changed, plan);
             }
             PeerEvent::Stalled { .. } if self.membership.is_empty() => {}
             PeerEvent::Stalled { late } => self.stalled(late, plan),
             PeerEvent::CaughtUp => self.look_again(plan),
         }
+    }
+
+    fn members_changed(&mut self, changed: Changed, plan: &mut Plan) {
+        if changed.nodes.is_empty() {
+            return;
+        }
+        self.election.complete = self.membership.complete().then(|| self.election.complete.unwrap_or(self.now));
+        if changed.died {
+            let now = self.now;
+            match &mut self.election.suspended {
+                Some(suspension) => suspension.lost = true,
+                None => self.vips.values_mut().for_each(|vip| vip.seat.doubt(now)),
+            }
+        }
+        self.mark_dead();
+        self.review_all(plan);
     }
 
     fn review_all(&mut self, plan: &mut Plan) {
@@ -188,11 +200,17 @@ impl Engine {
         }
         self.review_vips(due, plan);
 
+        let single = self.membership.singled(now);
+        for node in &single.nodes {
+            let message = format!("node {node} is one machine again");
+            plan.notices.push(Notice { warning: false, service: None, node: None, reason: "SingleNode", message });
+        }
+        self.members_changed(single, plan);
         let double = self.membership.double();
         if double != self.election.double {
             self.election.double = double;
             if let Some(address) = double {
-                let message = membership::duplicate(&self.settings.node, address);
+                let message = self.membership.double_message(address);
                 plan.notices.push(Notice { warning: true, service: None, node: None, reason: "DuplicateNode", message });
             }
             self.review_all(plan);

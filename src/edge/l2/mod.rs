@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::vigil::Vigil;
-use crate::domain::announce::{self, Announcement, Announcer, AnnouncerEvent, Config};
+use crate::domain::announce::{self, Announcement, Announcer, AnnouncerEvent, Config, Gateways};
 use crate::domain::model::Interfaces;
 use crate::wire::ethernet::Mac;
 use socket::Port;
@@ -50,6 +50,8 @@ pub struct Desired {
     pub interfaces: Arc<Interfaces>,
     /// Between refreshes; None: as configured.
     pub interval: Option<Duration>,
+    /// Who is told of a takeover in person.
+    pub gateways: Arc<Gateways>,
     /// The latest question about each VIP, numbered in ascending order: whose holder is to be asked, and where.
     pub asks: BTreeMap<IpAddr, (u64, Option<Mac>)>,
     /// The number of the last one.
@@ -220,6 +222,7 @@ impl Task {
     fn apply(&mut self, desired: Desired) {
         self.desired = desired;
         self.announcer.set_interval(self.desired.interval, self.epoch.elapsed());
+        self.announcer.set_gateways(Arc::clone(&self.desired.gateways));
         self.open();
         let now = self.now();
         for (vip, (_, station)) in self.desired.asks.iter().filter(|(_, (number, _))| *number > self.asked) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pinnace::bfd::{Cause, Config, Discard, Event, Peer, PeerKey};
 use pinnace::edge::bfd::{self, Options, StartError};
 use pinnace::wire::bfd::{Diagnostic, State};
+use rustix::process::Signal;
 
 use super::lab::Namespace;
 use super::others::{Bird, Frr};
@@ -69,8 +70,8 @@ fn frr_over_both_families() {
     let totals = speaker.handle.counters().totals();
     assert_eq!((totals.discarded, totals.send_failed, totals.receive_failed), (Default::default(), 0, 0), "{totals:?}");
 
-    frozen_is_detected(&speaker, || frr.0.signal("-STOP"));
-    frr.0.signal("-CONT");
+    frozen_is_detected(&speaker, || frr.0.signal(Signal::STOP));
+    frr.0.signal(Signal::CONT);
     speaker.wait_up();
     frr_up(&frr);
 
@@ -109,8 +110,8 @@ fn bird_over_both_families(password: Option<&str>) {
     let speaker = Speaker::start(&link, config.clone(), both(&link));
     bird_says(&bird, "Up");
     speaker.wait_up();
-    frozen_is_detected(&speaker, || bird.0.signal("-STOP"));
-    bird.0.signal("-CONT");
+    frozen_is_detected(&speaker, || bird.0.signal(Signal::STOP));
+    bird.0.signal(Signal::CONT);
     speaker.wait_up();
     bird_says(&bird, "Up");
     drop(speaker);
@@ -212,7 +213,7 @@ fn frr_behind_a_router() {
         });
     }
     speaker.wait_up();
-    frozen_is_detected(&speaker, || frr.0.signal("-STOP"));
+    frozen_is_detected(&speaker, || frr.0.signal(Signal::STOP));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use pinnace::bfd::{Cause, Config, Peer, PeerKey};
 use pinnace::edge::bfd::{self, Options};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::speaker::{Speaker, both};
 use super::{ENDS, Link, ip};
@@ -57,8 +58,8 @@ impl Process {
         Process { child, events }
     }
 
-    fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
     }
 
     /// Events until one that contains the word.
@@ -92,10 +93,10 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
         thread::sleep(Duration::from_millis(500));
         while process.events.try_recv().is_ok() {}
         drop(speaker.take());
-        process.signal("-STOP");
+        process.signal(Signal::STOP);
         speaker.both_say(Cause::DetectionTimeExpired);
         thread::sleep(stopped.saturating_sub(Duration::from_millis(200)));
-        process.signal("-CONT");
+        process.signal(Signal::CONT);
         speaker.wait_up();
         let events = process.until("CaughtUp");
         assert!(events[0].starts_with("Stalled { late: "), "{events:#?}");
@@ -112,11 +113,11 @@ fn who_died_meanwhile_is_found_dead_after_waking_up() {
     speaker.wait_up();
     thread::sleep(Duration::from_millis(500));
     while process.events.try_recv().is_ok() {}
-    process.signal("-STOP");
+    process.signal(Signal::STOP);
     // As after a crash, before it notices anything.
     drop(speaker);
     thread::sleep(Duration::from_secs(1));
-    process.signal("-CONT");
+    process.signal(Signal::CONT);
     let events = process.until("CaughtUp");
     assert!(events[0].starts_with("Stalled"), "{events:#?}");
     assert_eq!(events.iter().filter(|event| event.contains("cause: DetectionTimeExpired")).count(), 2, "{events:#?}");

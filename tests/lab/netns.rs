@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::{fs, panic, thread};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Where iproute2 keeps named namespaces.
@@ -109,7 +110,7 @@ fn remove_all_leftovers() {
         }
         if let Ok(output) = Command::new("ip").args(["netns", "pids", &name]).output() {
             for pid in String::from_utf8_lossy(&output.stdout).split_whitespace() {
-                let _ = Command::new("kill").args(["-9", pid]).status();
+                let _ = pid.parse().ok().and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL));
             }
         }
         let _ = Command::new("ip").args(["netns", "del", &name]).status();

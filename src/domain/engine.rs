@@ -15,6 +15,8 @@ mod ignored_tests;
 mod place;
 mod report;
 #[cfg(test)]
+mod stall_tests;
+#[cfg(test)]
 mod tests;
 mod vips;
 

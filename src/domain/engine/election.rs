@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::super::elect::seat::{self, Ballot, Candidate, Holder, Seat, Stance};
 use super::super::elect::{self, Ineligible};
 use super::super::endpoints::{self, Dead, Here};
-use super::super::membership::{Changed, PeerEvent, Standing};
+use super::super::membership::{Changed, DownReason, Liveness, PeerEvent, Standing};
 use super::super::model::{Family, Interfaces, TrafficPolicy};
 use super::super::plan::{Notice, Plan};
 use super::{Engine, Role};
@@ -50,7 +50,7 @@ struct Suspension {
     until: Duration,
     /// What this node held.
     held: BTreeSet<IpAddr>,
-    /// A peer was lost meanwhile, so others may have taken over.
+    /// A session with a peer was lost meanwhile, so others may have taken over.
     lost: bool,
 }
 
@@ -99,6 +99,10 @@ impl Engine {
                 self.judge_strangers(plan);
             }
             PeerEvent::Liveness { address, state } => {
+                // Each session counts: while one of a peer's is told of its end, another may not have read that far.
+                if let (Liveness::Down(reason), Some(suspension)) = (state, &mut self.election.suspended) {
+                    suspension.lost |= reason != DownReason::AdminDown;
+                }
                 let changed = self.membership.liveness(address, state, self.now);
                 self.members_changed(changed, plan);
             }

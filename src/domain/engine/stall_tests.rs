@@ -1,0 +1,77 @@
+//! A node that did not run for a while: what it held may be another's since, and its peers' sessions say so.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use super::super::elect::seat::ASK;
+use super::super::fixtures::service;
+use super::super::ipam::Allocations;
+use super::super::membership::{DownReason, Liveness, PeerEvent};
+use super::tests::{T0, links, node, put, settings, source, vip};
+use super::*;
+
+/// The addresses of node-2.
+const PEER: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(10, 88, 0, 12)), IpAddr::V6(Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 0x12))];
+const LATE: Duration = Duration::from_secs(6);
+
+fn tell(engine: &mut Engine, now: Duration, address: IpAddr, state: Liveness) {
+    engine.handle(Event::Peer(PeerEvent::Liveness { address, state }), now);
+}
+
+/// This node holds the address, sees node-2 over two sessions, and then does not run for a while.
+fn stalled() -> (Engine, Duration) {
+    let mut engine = Engine::new(settings("10.88.0.200", false), Allocations::default());
+    engine.handle(links(true), T0);
+    let SourceChange::Node(name, Some(mut other)) = node(2) else { unreachable!("a node") };
+    other.internal = PEER.to_vec();
+    engine.handle(source(vec![node(1), SourceChange::Node(name, Some(other)), put(service("web"))]), T0);
+    engine.handle(Event::Peer(PeerEvent::Neighbour { address: PEER[0], mac: [2, 0, 0, 0, 0, 2] }), T0);
+    let mut now = T0;
+    while !announces(&engine) && now < T0 + Duration::from_secs(30) {
+        now += Duration::from_millis(50);
+        engine.handle(Event::Tick, now);
+    }
+    assert!(announces(&engine), "nobody else is there");
+    for address in PEER {
+        tell(&mut engine, now, address, Liveness::Up);
+    }
+    now += LATE;
+    engine.handle(Event::Peer(PeerEvent::Stalled { late: LATE }), now);
+    assert!(!announces(&engine), "it answers for nothing until it has looked");
+    (engine, now)
+}
+
+fn announces(engine: &Engine) -> bool {
+    engine.state().addresses.iter().any(|address| address.address == vip(200) && address.owner.as_deref() == Some("node-1"))
+}
+
+#[test]
+fn what_was_held_is_held_on_where_nobody_noticed() {
+    let (mut engine, now) = stalled();
+    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    assert!(announces(&engine));
+}
+
+#[test]
+fn whoever_was_given_up_by_a_peer_asks_first_whichever_session_says_so_and_when() {
+    for reason in [DownReason::NeighbourDown, DownReason::DetectionTimeout] {
+        let (mut engine, now) = stalled();
+        // One session after the other ends and is there again: the peer is never without one.
+        for address in PEER {
+            tell(&mut engine, now, address, Liveness::Down(reason));
+            tell(&mut engine, now, address, Liveness::Up);
+        }
+        engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+        assert!(!announces(&engine), "{reason:?}");
+        engine.handle(Event::Tick, now + ASK * 2);
+        assert!(!announces(&engine), "{reason:?}: the other has time to answer");
+    }
+}
+
+#[test]
+fn a_planned_stop_of_a_peer_takes_nothing_away() {
+    let (mut engine, now) = stalled();
+    tell(&mut engine, now, PEER[1], Liveness::Down(DownReason::AdminDown));
+    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    assert!(announces(&engine));
+}

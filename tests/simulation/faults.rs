@@ -120,7 +120,11 @@ impl World {
         for other in (0..self.hosts.len()).filter(|other| self.up.contains(&(node, *other))).collect::<Vec<_>>() {
             if !self.up.contains(&(other, node)) {
                 let at = self.now + self.random.time(1, 50);
-                self.at(at, Happening::Neighbour(node, other));
+                if stalled && self.hears(node, other) && self.hears(other, node) && self.random.below(2) == 0 {
+                    self.come_back(node, other, at);
+                } else {
+                    self.at(at, Happening::Neighbour(node, other));
+                }
                 caught_up = caught_up.max(at + ms(4));
             } else if !self.hears(node, other) {
                 caught_up = caught_up.max(self.now + ms(165));

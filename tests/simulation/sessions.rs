@@ -66,6 +66,19 @@ impl World {
         self.say(b, a, Liveness::Up);
     }
 
+    /// `b` had given `a` up, which hears of it and is believed again at once, in one session after the other: it never sees both of them down.
+    pub(super) fn come_back(&mut self, a: usize, b: usize, at: Duration) {
+        let life = self.hosts[a].life;
+        for (n, address) in addresses(b).into_iter().enumerate() {
+            for (m, state) in [Liveness::Down(DownReason::NeighbourDown), Liveness::Up].into_iter().enumerate() {
+                let at = at + Duration::from_micros((2 * n + m) as u64 * 100);
+                self.at(at, Happening::Peer(a, life, PeerEvent::Liveness { address, state }));
+            }
+        }
+        self.up.insert((b, a));
+        self.say(b, a, Liveness::Up);
+    }
+
     /// Both addresses' sessions fare alike.
     pub(super) fn say(&mut self, to: usize, about: usize, state: Liveness) {
         if self.trace {

@@ -162,7 +162,7 @@ impl Peers {
         }
         let told = PeerEvent::of(&event)?;
         if let PeerEvent::Doubled { address, ours } = &told {
-            self.doubled.insert(Some(*address).filter(|_| !ours), Instant::now());
+            self.doubled.insert((!ours).then_some(*address), Instant::now());
         }
         if let PeerEvent::Liveness { address, state } = &told {
             self.metrics.bfd_session(*state == Liveness::Up);

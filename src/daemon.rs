@@ -431,9 +431,7 @@ impl Node {
         systemd::stopping("withdrawing");
         self.writer.stop().await;
         drop(self.desired);
-        if self.announcer.join().is_err() {
-            error!("the announcer had panicked");
-        }
+        let _ = self.announcer.join();
         let how = match on_exit {
             OnExit::Remove => crate::edge::dataplane::OnExit::Remove,
             OnExit::Keep => crate::edge::dataplane::OnExit::Keep,

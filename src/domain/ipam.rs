@@ -158,9 +158,9 @@ impl Ipam {
     pub fn release(&mut self, key: &ObjectKey) -> bool {
         let retired = self.retiring.remove(key);
         retired.iter().flatten().for_each(|address| self.drop_holder(key, *address));
-        // Asked first, for the map is copied when it is written to while somebody writes it down.
-        let held = self.allocations.contains_key(key);
-        let Some(allocation) = held.then(|| Arc::make_mut(&mut self.allocations).remove(key)).flatten() else { return retired.is_some() };
+        // Looked up first: the whole map is copied when it changes while somebody writes it down.
+        let Some(allocation) = self.allocations.get(key).cloned() else { return retired.is_some() };
+        Arc::make_mut(&mut self.allocations).remove(key);
         allocation.addresses.iter().for_each(|address| self.drop_holder(key, *address));
         self.changed = true;
         true

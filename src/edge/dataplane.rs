@@ -101,9 +101,7 @@ impl DataPlane {
     pub fn stop(self, how: OnExit) {
         self.shared.with(|pending| pending.stop = Some(how));
         self.shared.wake.notify_one();
-        if self.thread.join().is_err() {
-            error!("the rule set thread had panicked; the tables stay until the dead man's switch turns them off");
-        }
+        let _ = self.thread.join();
     }
 }
 
@@ -181,8 +179,8 @@ impl Worker {
     fn apply(&mut self, changes: &mut Changes, since: Option<Instant>) -> bool {
         let mut start = Instant::now();
         if changes.reset && changes.forwardings.len() > STEP {
-            match self.writer.found(changes) {
-                Ok(founded) => changes.reset = !founded,
+            match self.writer.lay_foundation(changes) {
+                Ok(laid) => changes.reset = !laid,
                 // The same goes wrong again below, and is told there.
                 Err(error) => debug!(%error, "cannot make empty tables"),
             }

@@ -35,15 +35,8 @@ fn lost(plan: &Plan, refusal: Option<&str>) -> Event {
 
 #[test]
 fn a_service_to_be_ignored_is_given_up_with_its_address_and_says_why() {
-    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
-    api.put(service("web"), vec![]);
-    api.write_all(&writer.handle(api.events(), T0));
-    writer.handle(api.events(), T0);
-    assert_eq!(served(&writer, "web"), [vip(200)]);
-    let mut ignored = service("web");
-    ignored.request.ignore = true;
-    let ingress = api.services[&key("web")].record.as_ref().expect("a record").ingress.clone();
-    api.put(ignored.clone(), ingress);
+    let mut writer = node(Role::Writer);
+    let mut api = ignored(&mut writer);
     let plan = writer.handle(api.events(), T0);
     api.write_all(&plan);
     assert_eq!(api.says("web"), Vec::<IpAddr>::new(), "another Service may be given the address");
@@ -51,7 +44,8 @@ fn a_service_to_be_ignored_is_given_up_with_its_address_and_says_why() {
     let status = writer.state().services.remove(0);
     assert_eq!((status.addresses.len(), &*status.reasons[0].code), (0, "Ignored"));
     // What others write there from now on is theirs, even an address of our pools.
-    api.put(ignored, vec![entry(vip(201))]);
+    let taken = api.services[&key("web")].clone();
+    api.put(taken, vec![entry(vip(201))]);
     assert!(writer.handle(api.events(), T0).publications.is_empty());
     api.put(service("web"), vec![]);
     api.write_all(&writer.handle(api.events(), T0));

@@ -140,11 +140,9 @@ impl Writer {
 
     /// Where the kernel has no tables of ours yet: makes them, empty, with room for these changes, which can then come in steps, as
     /// there is nothing that all of them together would have to replace. Says whether it did.
-    pub fn found(&mut self, changes: &Changes) -> Result<bool, Error> {
-        for family in Family::ALL {
-            if self.loaded || matches!(self.handle(family), Ok(Some(_))) {
-                return Ok(false);
-            }
+    pub fn lay_foundation(&mut self, changes: &Changes) -> Result<bool, Error> {
+        if self.loaded || Family::ALL.into_iter().any(|family| matches!(self.handle(family), Ok(Some(_)))) {
+            return Ok(false);
         }
         self.carry(self.compiler.foundation(changes)).map(|_| true)
     }

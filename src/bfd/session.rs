@@ -6,7 +6,7 @@ use super::authentication::Sequence;
 use super::event::Cause;
 use super::parameters::{Intervals, Parameters};
 use super::random::Random;
-use super::tolerance::{MAX_LEVEL, Tolerance};
+use super::tolerance::Tolerance;
 use crate::wire::bfd::{Diagnostic, Repr, State};
 
 /// Below this rate nobody is burdened by a neighbour that is not there (§6.8.3).
@@ -59,6 +59,10 @@ pub(super) struct Session {
     parameters: Parameters,
     /// When the last packet was taken; detection counts from here.
     last_received: Option<Duration>,
+    /// For how long we have slept since although something was due.
+    overslept: Duration,
+    /// What was sent while we slept is waited for until then.
+    grace: Option<Duration>,
     /// The detection time has passed since, and that has been dealt with.
     expired: bool,
     last_sent: Option<Duration>,
@@ -105,6 +109,8 @@ impl Session {
             target,
             parameters: Parameters::new(intervals),
             last_received: None,
+            overslept: Duration::ZERO,
+            grace: None,
             expired: false,
             last_sent: None,
             told_multiplier: target.multiplier,
@@ -127,7 +133,7 @@ impl Session {
 
     fn wanted(&self) -> Intervals {
         let base = self.target.interval;
-        let rx = (base * (1 << self.arrivals.level().min(MAX_LEVEL))).min(LONGEST.max(base));
+        let rx = self.arrivals.stretch(base).min(LONGEST.max(base));
         let tx = if self.state == State::Up { base } else { base.max(SLOW) };
         Intervals { tx, rx }
     }
@@ -139,9 +145,7 @@ impl Session {
     /// A packet that belongs here and is authentic (§6.8.6, from "Set bfd.RemoteDiscr" on). In AdminDown nothing but the record changes.
     pub fn receive(&mut self, packet: &Repr, now: Duration) -> Reception {
         let mut reception = Reception::default();
-        if let Some(last) = self.last_received {
-            reception.raised = self.observe(now.saturating_sub(last), now);
-        }
+        let was_up = self.remote.state == State::Up;
         let changed = self.remote.state != packet.state;
         self.remote = Remote {
             discriminator: packet.my_discriminator,
@@ -153,6 +157,11 @@ impl Session {
             demand: packet.demand,
         };
         self.parameters.received(packet.finished);
+        if let Some(last) = self.last_received.filter(|_| was_up) {
+            // After we slept it is not known when the packet came.
+            reception.raised = self.observe(now.saturating_sub(last + self.overslept), now);
+        }
+        (self.overslept, self.grace) = (Duration::ZERO, None);
         self.request();
         if self.state == State::AdminDown {
             // It has not heard of it yet.
@@ -174,9 +183,10 @@ impl Session {
         reception
     }
 
-    /// How close to failure the other side's packets come. Only gaps that the negotiated rate makes meaningful count.
+    /// How close to failure the other side's packets come, by what the last of them promises: who has woken up late and asks for more patience
+    /// himself need not be given it twice. Only gaps that the negotiated rate makes meaningful count.
     fn observe(&mut self, gap: Duration, now: Duration) -> Option<Duration> {
-        if self.remote.state != State::Up || self.remote.demand {
+        if self.remote.demand {
             return None;
         }
         let detection = self.detection_time()?;
@@ -185,8 +195,17 @@ impl Session {
             2 => detection * 5 / 8,
             _ => detection * 3 / 4,
         };
-        let limit = self.target.interval * u32::from(self.remote.multiplier) * (1 << MAX_LEVEL);
+        let limit = Tolerance::longest(self.target.interval * u32::from(self.remote.multiplier));
         self.arrivals.observe(gap, threshold, limit, now).then_some(gap)
+    }
+
+    /// We woke up this much too late. What the other side sent meanwhile has been waiting for us; if nothing has, it may have slept as well, as
+    /// virtual machines of one host do, and is given one interval to be heard, once.
+    pub fn woke(&mut self, late: Duration, now: Duration) {
+        self.overslept += late;
+        if late >= self.target.interval {
+            self.grace.get_or_insert(now + self.target.interval);
+        }
     }
 
     /// §6.8.4: what has passed without a packet. Only Init and Up fall, but in every state the other side's discriminator is void then, and
@@ -252,7 +271,7 @@ impl Session {
     fn detection_deadline(&self) -> Option<Duration> {
         let (last, detection) = (self.last_received?, self.detection_time()?);
         match (self.expired, self.sequence.is_known()) {
-            (false, _) => Some(last + detection),
+            (false, _) => Some((last + detection).max(self.grace.unwrap_or_default())),
             (true, true) => Some(last + detection * 2),
             (true, false) => None,
         }

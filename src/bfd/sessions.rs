@@ -10,7 +10,7 @@ use super::double::Double;
 use super::event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
 use super::random::Random;
 use super::session::{SLOW, Session, Target};
-use super::tolerance::{MAX_LEVEL, Tolerance};
+use super::tolerance::Tolerance;
 use crate::wire::bfd::{self, Diagnostic, MAX_LEN, Repr, State};
 
 /// Names a session.
@@ -371,10 +371,11 @@ impl Sessions {
     /// that has let the time pass for which some peer waits for us ([`Sessions::expected_by`]) it may have declared us dead, and that is told.
     pub fn woke(&mut self, late: Duration, now: Duration) -> Effects {
         let mut effects = Effects::default();
+        self.entries.values_mut().for_each(|entry| entry.session.woke(late, now));
         let ours = self.interval * u32::from(multiplier(&self.config, &self.wakes));
         let stalled = now >= self.expected_by(now.saturating_sub(late));
         // The silence that peers have heard.
-        let limit = self.interval * u32::from(self.config.multiplier) * (1 << MAX_LEVEL);
+        let limit = Tolerance::longest(self.interval * u32::from(self.config.multiplier));
         if self.wakes.observe(late + self.interval, ours * 3 / 4, limit, now) {
             self.aim();
             self.tell_all(Reason::LateWakes(late), now, &mut effects);
@@ -458,7 +459,7 @@ impl Sessions {
 }
 
 fn multiplier(config: &Config, wakes: &Tolerance) -> u8 {
-    config.multiplier.max(1).saturating_mul(1 << wakes.level().min(MAX_LEVEL))
+    wakes.multiply(config.multiplier)
 }
 
 impl Entry {

@@ -95,12 +95,11 @@ fn settings() -> Settings {
 
 const NOW: Duration = Duration::from_secs(1);
 
-/// An engine with an uplink and the first `services` Services, and what giving them addresses cost.
-fn started(services: u32) -> (Engine, Work) {
-    let eth0 = Interface {
-        index: 2,
-        name: "eth0".into(),
-        mac: Some([2, 0, 0, 0, 0, 1]),
+fn interface(index: u32, name: &str, addresses: &[&str]) -> (u32, Interface) {
+    let interface = Interface {
+        index,
+        name: name.into(),
+        mac: Some([2, 0, 0, 0, 0, index as u8]),
         kind: "".into(),
         up: true,
         carrier_changes: 0,
@@ -108,10 +107,23 @@ fn started(services: u32) -> (Engine, Work) {
         master: None,
         active_ports: Default::default(),
         ipv6: true,
-        addresses: ["10.88.255.11/16".parse().expect("subnet")].into(),
+        addresses: addresses.iter().map(|address| address.parse().expect("subnet")).collect(),
     };
+    (index, interface)
+}
+
+fn interfaces(list: impl IntoIterator<Item = (u32, Interface)>) -> Event {
+    Event::Interfaces(Arc::new(BTreeMap::from_iter(list)))
+}
+
+fn eth0() -> (u32, Interface) {
+    interface(2, "eth0", &["10.88.255.11/16"])
+}
+
+/// An engine with an uplink and the first `services` Services, and what giving them addresses cost.
+fn started(services: u32) -> (Engine, Work) {
     let mut engine = Engine::new(settings(), Allocations::new());
-    engine.handle(Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)]))), NOW);
+    engine.handle(interfaces([eth0()]), NOW);
     let event = source((0..services).map(|n| service(n, 80)).collect());
     let work = work(|| engine.handle(event, NOW));
     assert_eq!(engine.allocations().len(), services as usize);
@@ -163,4 +175,18 @@ fn many_services_added_at_once() {
         })
     };
     at_most_linear("250 and 1,000 Services more beside 4,000", add(250), add(1000));
+}
+
+/// Every pod comes with an interface. No Service has to do with it.
+#[test]
+fn the_interface_of_a_pod() {
+    let mut engine = started(5000).0;
+    let plain = work(|| engine.handle(interfaces([eth0()]), NOW));
+    let pod = (9, Interface { kind: "veth".into(), ..interface(9, "veth1a2b", &[]).1 });
+    let come = work(|| engine.handle(interfaces([eth0(), pod.clone()]), NOW));
+    let went = work(|| engine.handle(interfaces([eth0()]), NOW));
+    println!("nothing: {plain:?}, a pod comes: {come:?}, goes: {went:?}");
+    assert!(come.allocations + went.allocations < 500.0, "{come:?}, {went:?}");
+    let moved = engine.handle(interfaces([interface(2, "eth0", &["10.99.255.11/16"])]), NOW);
+    assert!(moved.announcements.is_some(), "but an address that moves does matter");
 }

@@ -376,7 +376,14 @@ impl Engine {
     }
 
     fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>, plan: &mut Plan) {
-        self.interfaces = Some(interfaces);
+        let uplinks = self.judged(&interfaces);
+        let before = self.interfaces.replace(interfaces);
+        if let (Some(before), Some(after)) = (before, &self.interfaces)
+            && uplinks::same(&before, &self.uplinks, after, &uplinks)
+        {
+            self.uplinks = uplinks;
+            return;
+        }
         self.surroundings_changed(plan);
         let all: Vec<IpAddr> = self.vips.keys().copied().collect();
         if self.started {
@@ -388,19 +395,10 @@ impl Engine {
     /// not change makes no difference to the plan.
     fn surroundings_changed(&mut self, plan: &mut Plan) {
         let Some(interfaces) = self.interfaces.clone() else { return };
-        let node = self.index.node(&self.settings.node);
-        let pools = &self.settings.pools;
-        let pooled = |subnet: &ipnet::IpNet| {
-            let subnet = AddressRange::new(subnet.network(), subnet.broadcast());
-            subnet.is_ok_and(|subnet| pools.iter().flat_map(|pool| &pool.ranges).any(|range| range.overlaps(&subnet)))
-        };
-        let patterns = &self.settings.interfaces;
-        let named = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
-        let named: Option<&dyn Fn(&str) -> bool> = if patterns.is_empty() { None } else { Some(&named) };
-        self.uplinks = uplinks::uplinks(&interfaces, node, pooled, named);
+        self.uplinks = self.judged(&interfaces);
         self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
         self.ipam.set_reserved(self.reserved(&interfaces));
-        let wanted = pools.iter().any(|pool| pool.has(Family::V6));
+        let wanted = self.settings.pools.iter().any(|pool| pool.has(Family::V6));
         let off = wanted && elect::ipv6_off(&interfaces, &self.uplinks);
         if off && !self.told_ipv6_off {
             let message = format!("{}: IPv6 addresses of the pools are not announced here, IPv4 is served", elect::IPV6_OFF);
@@ -409,6 +407,19 @@ impl Engine {
         self.told_ipv6_off = off;
         self.nodes_changed(&interfaces);
         self.dirty.extend(self.index.services().map(|s| s.key.clone()));
+    }
+
+    /// Which of the interfaces are uplinks.
+    fn judged(&self, interfaces: &Interfaces) -> uplinks::Uplinks {
+        let ranges = || self.settings.pools.iter().flat_map(|pool| &pool.ranges);
+        let pooled = |subnet: &ipnet::IpNet| {
+            let subnet = AddressRange::new(subnet.network(), subnet.broadcast());
+            subnet.is_ok_and(|subnet| ranges().any(|range| range.overlaps(&subnet)))
+        };
+        let patterns = &self.settings.interfaces;
+        let named = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
+        let named: Option<&dyn Fn(&str) -> bool> = if patterns.is_empty() { None } else { Some(&named) };
+        uplinks::uplinks(interfaces, self.index.node(&self.settings.node), pooled, named)
     }
 
     /// Addresses that no pool may hand out, whatever its ranges say.

@@ -182,7 +182,8 @@ impl Ipam {
             }
             self.release(&service.key);
         }
-        let (addresses, pool) = if service.request.addresses.is_empty() { self.choose(service)? } else { self.requested(service)? };
+        let kept = had.as_ref().map_or(&[][..], |had| &had.addresses);
+        let (addresses, pool) = if service.request.addresses.is_empty() { self.choose(service, kept)? } else { self.requested(service)? };
         notes.extend(lacks(service, &addresses, &pool));
         // What was probed before and is still ours need not be probed again.
         let probed = had.map(|had| had.probed).unwrap_or_default().into_iter().filter(|a| addresses.contains(a)).collect();
@@ -278,7 +279,7 @@ impl Ipam {
             }
         }
         // A family that was added, or could not be had before, is worth another try.
-        let could_have = |family| self.find(service, self.pools.iter().position(|p| p.name == allocation.pool), family).is_some();
+        let could_have = |family| self.find(service, &[], self.pools.iter().position(|p| p.name == allocation.pool), family).is_some();
         if asked.is_empty() && lacking(service, &allocation.addresses).any(could_have) {
             return Err(None);
         }
@@ -342,16 +343,17 @@ impl Ipam {
         Ok((addresses, name.unwrap_or_default()))
     }
 
-    /// Free addresses out of the first pool that has them all, else out of the first that has some.
-    fn choose(&self, service: &Service) -> Result<(Vec<IpAddr>, Box<str>), Refusal> {
-        let candidates = self.candidates(service)?;
+    /// Free addresses out of the first pool that has them all, else out of the first that has some. Those that it has had, `kept`, come first.
+    fn choose(&self, service: &Service, kept: &[IpAddr]) -> Result<(Vec<IpAddr>, Box<str>), Refusal> {
+        let mut candidates = self.candidates(service)?;
+        candidates.sort_by_key(|index| !kept.iter().any(|address| self.pools[*index].contains(*address)));
         let mut best: Option<(Vec<IpAddr>, Box<str>)> = None;
         for index in &candidates {
             let pool = &self.pools[*index];
             let first_family = Family::ALL.into_iter().find(|family| pool.has(*family));
             let families: Vec<Family> =
                 if service.families.is_empty() { first_family.into_iter().collect() } else { service.families.clone() };
-            let found: Vec<IpAddr> = families.iter().filter_map(|family| self.find(service, Some(*index), *family)).collect();
+            let found: Vec<IpAddr> = families.iter().filter_map(|family| self.find(service, kept, Some(*index), *family)).collect();
             let complete = found.len() == families.len();
             if found.len() > best.as_ref().map_or(0, |(addresses, _)| addresses.len()) {
                 best = Some((found, pool.name.clone()));
@@ -388,12 +390,12 @@ impl Ipam {
         if all.is_empty() { Err(Refusal::NoPoolForNamespace { namespace: namespace.into() }) } else { Ok(all) }
     }
 
-    /// A free address: the one it had according to its status, else one it may share, else the first that is free.
-    fn find(&self, service: &Service, pool: Option<usize>, family: Family) -> Option<IpAddr> {
+    /// A free address: the one it had, by what is kept or according to its status, else one it may share, else the first that is free.
+    fn find(&self, service: &Service, kept: &[IpAddr], pool: Option<usize>, family: Family) -> Option<IpAddr> {
         let index = pool?;
         let pool = self.pools.get(index)?;
         let fits = |address: &IpAddr| Family::of(*address) == family && pool.contains(*address) && self.usable(service, *address).is_ok();
-        if let Some(address) = service.published.iter().find(|a| fits(a)) {
+        if let Some(address) = kept.iter().chain(&service.published).find(|a| fits(a)) {
             return Some(*address);
         }
         if service.request.sharing.is_some()

@@ -139,6 +139,19 @@ fn not_pods(interface: &Interface, node: Option<&Node>) -> Result<(), NotUplink>
     }
 }
 
+/// Whether nothing follows from the difference between two looks at the interfaces: the uplinks are as they were, and the others have the
+/// same addresses. Every pod comes and goes with an interface, which has none.
+pub fn same(before: &Interfaces, uplinks_before: &Uplinks, after: &Interfaces, uplinks_after: &Uplinks) -> bool {
+    /// All of an uplink; name and addresses of any other interface that has some.
+    type Relevant<'a> = (Option<&'a Interface>, &'a str, &'a BTreeSet<IpNet>);
+    fn relevant<'a>(interfaces: &'a Interfaces, uplinks: &'a Uplinks) -> impl Iterator<Item = Relevant<'a>> {
+        let uplink = |interface: &Interface| matches!(uplinks.get(&interface.index), Some(Ok(())));
+        let all = interfaces.values().map(move |interface| (Some(interface).filter(|i| uplink(i)), &*interface.name, &interface.addresses));
+        all.filter(|(uplink, _, addresses)| uplink.is_some() || !addresses.is_empty())
+    }
+    relevant(before, uplinks_before).eq(relevant(after, uplinks_after))
+}
+
 /// The addresses by which the LAN reaches this node: the frontends of node mode.
 pub fn node_addresses(interfaces: &Interfaces, uplinks: &Uplinks) -> BTreeSet<IpAddr> {
     let up = interfaces.values().filter(|interface| matches!(uplinks.get(&interface.index), Some(Ok(()))));

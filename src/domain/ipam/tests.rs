@@ -106,11 +106,26 @@ fn both_families_or_what_there_is() {
     assert_eq!(assignment.addresses, [ip("10.0.0.2")]);
     assert!(assignment.notes.iter().any(|note| note.contains("IPv6")), "{:?}", assignment.notes);
     both.release(&dual("a", true).key);
-    assert_eq!(outcome(&mut both, &dual("b", false)), "fd00::1 10.0.0.1", "the missing family is made up for");
+    assert_eq!(outcome(&mut both, &dual("b", false)), "fd00::1 10.0.0.2", "the missing family is made up for, the other stays");
     let mut named = dual("c", false);
-    named.request.addresses = vec![ip("10.0.0.2")];
+    named.request.addresses = vec![ip("10.0.0.1")];
     let notes = both.assign(&named).unwrap().notes;
     assert_eq!(notes, ["none of the requested addresses is of IPv6; serving without"], "not the pool's fault");
+}
+
+/// An address is in clients' configurations and in DNS: what a Service has stays, whatever is added beside it.
+#[test]
+fn the_address_that_a_service_has_stays_when_a_family_comes() {
+    let dual = |name: &str| service(name, |s| s.families = vec![Family::V4, Family::V6]);
+    let mut before = ipam("lan=10.0.0.1;more=10.0.1.1-10.0.1.9");
+    assert_eq!(outcome(&mut before, &plain("a")), "10.0.0.1");
+    assert_eq!(outcome(&mut before, &dual("b")), "10.0.1.1", "the first pool is full");
+    assert_eq!(outcome(&mut before, &dual("c")), "10.0.1.2");
+    let mut allocations = Allocations::clone(before.allocations());
+    allocations.retain(|key, _| &*key.name == "c");
+    let pools = parse_pools("lan=10.0.0.1,fd00::1-fd00::9;more=10.0.1.1-10.0.1.9,fd00:1::1").expect("pools of the test");
+    let mut after = Ipam::new(pools, Options::default(), allocations);
+    assert_eq!(outcome(&mut after, &dual("c")), "10.0.1.2 fd00:1::1", "although addresses before it, and the first pool, are free");
 }
 
 #[test]

@@ -63,10 +63,14 @@ pub fn service(object: &core::Service) -> Option<Service> {
     if headless {
         problems.push("spec.clusterIP: a headless Service (None) cannot be a load balancer; it is not served".into());
     }
-    let families = match spec.ip_families.as_deref() {
+    let mut families = match spec.ip_families.as_deref() {
         Some(list) if !list.is_empty() => list.iter().filter_map(|name| family("spec.ipFamilies", name, &mut problems)).collect(),
         _ => cluster_ips.iter().filter_map(|ip| ip.parse().ok()).map(Family::of).collect::<Vec<_>>(),
     };
+    // The API server completes the list by what the cluster has; a manifest is taken at its word.
+    if record.is_none() && matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack")) {
+        families.extend(Family::ALL);
+    }
     let external = match spec.external_traffic_policy.as_deref() {
         None | Some("" | "Cluster") => TrafficPolicy::Cluster,
         Some("Local") => TrafficPolicy::Local,

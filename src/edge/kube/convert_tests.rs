@@ -112,6 +112,12 @@ fn families_follow_the_cluster_addresses_when_unsaid() {
     assert_eq!(spec(json!({"clusterIPs": ["fd43::1", "10.43.0.1"]})).families, [Family::V6, Family::V4]);
     assert_eq!(spec(json!({"clusterIP": "10.43.0.1"})).families, [Family::V4]);
     assert_eq!(spec(json!({"ipFamilies": ["IPv4"], "clusterIPs": ["fd43::1"]})).families, [Family::V4]);
+    let families = |policy: &str, families: &[&str]| spec(json!({"ipFamilyPolicy": policy, "ipFamilies": families})).families;
+    for policy in ["PreferDualStack", "RequireDualStack"] {
+        assert_eq!(families(policy, &[]), [Family::V4, Family::V6]);
+        assert_eq!(families(policy, &["IPv6"]), [Family::V6, Family::V4], "the first one said stays first");
+    }
+    assert_eq!(families("SingleStack", &[]), []);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
-use crate::config::{OnExit, Settings};
+use crate::config::{OnExit, Settings, Warning};
 use crate::domain::announce::{self, Gateways};
 use crate::domain::elect::seat;
 use crate::domain::engine::{self, Engine, Event};
@@ -83,8 +83,8 @@ pub enum Error {
     Io(&'static str, #[source] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
-pub async fn run(settings: Settings) -> Result<(), Error> {
+/// Serves until SIGTERM or SIGINT. `read_again` is called at SIGHUP; its error says everything that is wrong with the settings.
+pub async fn run(mut settings: Settings, read_again: impl Fn() -> Result<(Settings, Vec<Warning>), String>) -> Result<(), Error> {
     let source = Source::choose(&settings)?.open(&settings).await?;
     let (state_dir, allocations) = open_state(&settings)?;
     let rules = nft::Writer::with_timeout(settings.dead_man)?;
@@ -94,6 +94,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::Io("cannot handle SIGTERM", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::Io("cannot handle SIGINT", e))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| Error::Io("cannot handle SIGHUP", e))?;
 
     let mut source = Started::new(source, &settings, QUEUE).map_err(|e| Error::Io("cannot use the source of Services", e))?;
     let (mut node, mut inputs) = Node::start(&settings, rules, state_dir, allocations, listener)?;
@@ -113,6 +114,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         tokio::select! {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
+            _ = hangup.recv() => node.settings_changed(&mut settings, read_again()),
             events = source.next() => match events {
                 Ok(events) => {
                     // The credentials may be usable only now.
@@ -253,6 +255,24 @@ impl Node {
                 keeper.seen(self.engine.revision());
             }
         }
+    }
+
+    /// Pools may change while everything goes on. All else is made from the settings once, at the start.
+    fn settings_changed(&mut self, settings: &mut Settings, read: Result<(Settings, Vec<Warning>), String>) {
+        let (read, warnings) = match read {
+            Ok(read) => read,
+            Err(why) => return error!("the settings stay as they were, for those that were read again at SIGHUP cannot be used: {why}"),
+        };
+        warnings.iter().for_each(|warning| warn!("{warning}"));
+        let pools = std::mem::replace(&mut settings.pools, read.pools.clone());
+        if *settings != read {
+            warn!("settings other than pools have changed as well: they count from the next start on");
+        }
+        if pools == settings.pools {
+            return info!("SIGHUP: the pools are as they were");
+        }
+        info!("SIGHUP: the pools have changed");
+        self.handle(Event::Pools(read.pools));
     }
 
     fn tenure_changed(&mut self, events: Vec<Event>) {

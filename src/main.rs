@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
-    finish(run(&invocation.command, &settings, &warnings))
+    finish(run(&invocation, &settings, &warnings))
 }
 
 fn finish(outcome: Result<ExitCode, String>) -> ExitCode {
@@ -71,14 +71,14 @@ fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn run(command: &Command, settings: &Settings, warnings: &[Warning]) -> Result<ExitCode, String> {
-    match command {
+fn run(invocation: &Invocation, settings: &Settings, warnings: &[Warning]) -> Result<ExitCode, String> {
+    match &invocation.command {
         Command::Run => {
             let _log = logging::init_logging(settings).map_err(|error| format!("cannot start a thread: {error}"))?;
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            match runtime()?.block_on(daemon::run(settings.clone())) {
+            match runtime()?.block_on(daemon::run(settings.clone(), || self::settings(invocation))) {
                 Ok(()) => Ok(ExitCode::SUCCESS),
                 Err(daemon::Error::NoSource(error)) => {
                     eprintln!("error: {error}");

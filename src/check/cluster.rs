@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 
@@ -13,6 +14,7 @@ use crate::daemon::{NoSource, Source, lease_namespace};
 use crate::edge::kube::client::Connection;
 use crate::edge::kube::failure::Failure;
 use crate::edge::kube::lease;
+use crate::edge::manifests::kube_vip;
 
 /// For all questions together.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -93,6 +95,7 @@ async fn ask(connection: &Connection, namespace: &str) -> Result<Vec<Finding>, S
         );
     }
     findings.extend(servicelb(connection).await);
+    findings.extend(ranges_of_kube_vip(connection).await);
     Ok(findings)
 }
 
@@ -104,6 +107,13 @@ async fn servicelb(connection: &Connection) -> Option<Finding> {
     let (first, more) = (found.first()?, found.len() - 1);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     Some(others::servicelb(format!("K3s ServiceLB serves in this cluster (DaemonSet {first}{more} in kube-system)")))
+}
+
+/// The pools of kube-vip's cloud provider, in our words. Credentials that may not look say nothing about them.
+async fn ranges_of_kube_vip(connection: &Connection) -> Option<Finding> {
+    let maps: Api<ConfigMap> = Api::namespaced(connection.client(), "kube-system");
+    let found = maps.get_opt(kube_vip::NAME).await.ok()??;
+    Some(Finding::note("kube-vip", kube_vip::advice(&found)))
 }
 
 fn review((verb, group, resource, subresource): &Right, namespace: &str) -> SelfSubjectAccessReview {

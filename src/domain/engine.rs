@@ -83,6 +83,8 @@ pub enum Event {
     },
     /// The interfaces of this host, all of them.
     Interfaces(Arc<Interfaces>),
+    /// Other pools than so far: what left them is withdrawn.
+    Pools(Vec<Pool>),
     /// The announcer learned something on the wire.
     Announcer(AnnouncerEvent),
     /// What became of the rules.
@@ -257,6 +259,7 @@ impl Engine {
         match event {
             Event::Source { changes, problems, synced } => self.source_changed(changes, problems, synced, &mut plan),
             Event::Interfaces(interfaces) => self.interfaces_changed(interfaces, &mut plan),
+            Event::Pools(pools) => self.pools_changed(pools, &mut plan),
             Event::Announcer(event) => self.heard(event, &mut plan),
             Event::RuleSet { error, generation } => {
                 if error.is_none() {
@@ -385,14 +388,16 @@ impl Engine {
             return;
         }
         self.surroundings_changed(plan);
-        let all: Vec<IpAddr> = self.vips.keys().copied().collect();
-        if self.started {
-            self.review_vips(all, plan);
-        }
     }
 
-    /// Nodes or interfaces changed: rare, and nearly everything may follow from it, so every Service is looked at again. What did
-    /// not change makes no difference to the plan.
+    fn pools_changed(&mut self, pools: Vec<Pool>, plan: &mut Plan) {
+        self.ipam.set_pools(pools.clone());
+        self.settings.pools = pools;
+        self.surroundings_changed(plan);
+    }
+
+    /// Nodes, interfaces or pools changed: rare, and nearly everything may follow from it, so every Service is looked at again. What
+    /// did not change makes no difference to the plan.
     fn surroundings_changed(&mut self, plan: &mut Plan) {
         let Some(interfaces) = self.interfaces.clone() else { return };
         self.uplinks = self.judged(&interfaces);
@@ -407,6 +412,9 @@ impl Engine {
         self.told_ipv6_off = off;
         self.nodes_changed(&interfaces);
         self.dirty.extend(self.index.services().map(|s| s.key.clone()));
+        if self.started {
+            self.review_vips(self.vips.keys().copied().collect::<Vec<IpAddr>>(), plan);
+        }
     }
 
     /// Which of the interfaces are uplinks.

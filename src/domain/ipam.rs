@@ -111,6 +111,12 @@ impl Ipam {
         std::mem::take(&mut self.reclaimed)
     }
 
+    /// Other pools than so far. As after a restart, Services are told when they are asked about.
+    pub fn set_pools(&mut self, pools: Vec<Pool>) {
+        self.pools = pools;
+        self.taken.clear();
+    }
+
     /// Addresses that are never given out, whatever the pools say.
     pub fn set_reserved(&mut self, reserved: BTreeMap<IpAddr, Reserved>) {
         if self.reserved != reserved {

@@ -73,8 +73,10 @@ fn servicelb_and_others_are_named_and_no_status_is_fought_over() {
         let output = pinnace.clone().set("PINNACE_KUBECONFIG", file.display()).run(&["check"]);
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
+    plane.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kubevip, namespace: kube-system}\ndata: {range-global: 10.88.0.200-10.88.0.220}\n");
     let (_, said) = check(&plane.kubeconfig("admin"));
-    for line in ["K3s ServiceLB serves in this cluster (DaemonSet svclb-web-1234abcd in kube-system)", "disable: servicelb"] {
+    let servicelb = "K3s ServiceLB serves in this cluster (DaemonSet svclb-web-1234abcd in kube-system)";
+    for line in [servicelb, "disable: servicelb", "PINNACE_POOLS=\"10.88.0.200-10.88.0.220\""] {
         assert!(said.contains(line), "{line} is missing:\n{said}");
     }
     let (_, said) = check(&plane.kubeconfig("pinnace"));

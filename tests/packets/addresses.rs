@@ -1,7 +1,10 @@
 //! Which address a Service gets, who else has it, and how it goes.
 
 use super::*;
+use std::fs;
 use std::net::IpAddr;
+
+use rustix::process::Signal;
 
 const ADDRESSES: &str = "pinnace.dev/addresses";
 const SHARED: &str = "pinnace.dev/allow-shared-ip";
@@ -139,6 +142,36 @@ fn a_smaller_pool_withdraws_what_left_it() {
     for family in Family::ALL {
         assert_eq!(lab.client.neighbour(lab::lan(family, 213)), None);
     }
+}
+
+/// The same without a restart: the file of settings is read again at SIGHUP, and what cannot be used changes nothing.
+#[test]
+fn pools_change_while_everything_goes_on() {
+    let lab = Lab::new(1, 0);
+    lab.apply("services.yaml", &(requesting("web", 213).with_pods(&lab.pods) + &requesting("other", 205).with_pods(&lab.pods)));
+    let file = lab.directory().join("pinnace.yaml");
+    let settings = |pools: &str| fs::write(&file, pools).expect("write the settings");
+    settings("pools: 10.88.0.200-10.88.0.220,fd88::200-fd88::220");
+    let running = lab.pinnace().unset("PINNACE_POOLS").set("PINNACE_CONFIG", file.display()).start_ready();
+    running.wait_serving("default/web");
+    running.wait_serving("default/other");
+    settings("pools: 10.88.0.220-10.88.0.200");
+    running.signal(Signal::HUP);
+    running.wait_log("the settings stay as they were");
+    assert_from(&lab.client.tcp(lab::lan(Family::V4, 213), 80), &["pod-1"]);
+    settings("pools: 10.88.0.200-10.88.0.210,fd88::200-fd88::210");
+    running.signal(Signal::HUP);
+    running.wait_phase("default/web", "Refused");
+    running.wait_reason("default/web", "10.88.0.213");
+    running.wait_serving("default/other");
+    for family in Family::ALL {
+        assert_eq!(lab.client.neighbour(lab::lan(family, 213)), None);
+        assert_from(&lab.client.tcp(lab::lan(family, 205), 80), &["pod-1"]);
+    }
+    settings("pools: 10.88.0.200-10.88.0.220,fd88::200-fd88::220\nmode: node");
+    running.signal(Signal::HUP);
+    running.wait_log("count from the next start on");
+    running.wait_serving("default/web");
 }
 
 #[test]

@@ -8,11 +8,11 @@ use super::super::kube::convert::quoted;
 use crate::domain::pool::parse_pools;
 
 /// What it is called.
-pub(super) const NAME: &str = "kubevip";
+pub(crate) const NAME: &str = "kubevip";
 const GLOBAL: &str = "global";
 
 /// What to write in its place.
-pub(super) fn advice(object: &ConfigMap) -> String {
+pub(crate) fn advice(object: &ConfigMap) -> String {
     let mut pools: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut remarks = Vec::new();
     for (key, value) in object.data.iter().flatten() {

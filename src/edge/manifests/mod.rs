@@ -6,7 +6,7 @@
 //! of an object is who it is and a digest.
 
 mod block;
-mod kube_vip;
+pub(crate) mod kube_vip;
 pub mod parse;
 pub mod split;
 pub mod store;

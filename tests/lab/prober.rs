@@ -158,12 +158,18 @@ fn allow_many_files() {
 impl Trace {
     /// The longest time without an answer.
     pub fn gap(&self) -> Duration {
+        self.silence().map_or(Duration::ZERO, |(begin, end)| end - begin)
+    }
+
+    /// When it began and when it ended.
+    pub fn silence(&self) -> Option<(Instant, Instant)> {
         let mut answers: Vec<Instant> = self.probes.iter().filter_map(|probe| Some(probe.answer.as_ref()?.0)).collect();
         answers.sort();
         let begin = self.probes.first().map(|probe| probe.sent);
         let end = self.probes.last().map(|probe| probe.sent);
         let all: Vec<Instant> = begin.into_iter().chain(answers).chain(end).collect();
-        all.windows(2).map(|pair| pair[1].saturating_duration_since(pair[0])).max().unwrap_or_default()
+        // The last answer may have come after the last question.
+        all.windows(2).map(|pair| (pair[0], pair[1].max(pair[0]))).max_by_key(|(begin, end)| *end - *begin)
     }
 
     /// Questions that were never answered.

@@ -71,7 +71,16 @@ struct Pending {
 
 #[derive(Debug, Default)]
 struct File {
-    pieces: Vec<Remembered>,
+    pieces: Box<[Remembered]>,
+    /// As given by [`ManifestStore::set_version`]; 0 before.
+    version: u64,
+    /// Apart, for there may be ten thousand files and nothing wrong with any.
+    trouble: Option<Box<Trouble>>,
+}
+
+/// What keeps a file from being read, or a part of it.
+#[derive(Debug, Default)]
+struct Trouble {
     /// Objects kept because a broken piece may be about them.
     retained: Vec<Arc<ObjectId>>,
     /// Why the file as a whole could not be read.
@@ -100,31 +109,30 @@ enum State {
 
 impl File {
     fn ids(&self) -> impl Iterator<Item = &Arc<ObjectId>> {
-        self.pieces.iter().filter_map(|piece| piece.id.as_ref().filter(|_| piece.state == State::Defines)).chain(&self.retained)
+        let retained = self.trouble.iter().flat_map(|trouble| &trouble.retained);
+        self.pieces.iter().filter_map(|piece| piece.id.as_ref().filter(|_| piece.state == State::Defines)).chain(retained)
     }
 }
 
 impl ManifestStore {
-    /// The file now has this text. Pieces whose text is unchanged are not parsed again, unless `afresh` asks for every value. Returns the
-    /// file's name, to be shared.
-    pub fn put(&mut self, file: &str, format: Format, text: &str, afresh: bool) -> Arc<str> {
+    /// The file now has this text. Pieces whose text is unchanged are not parsed again, unless `afresh` asks for every value.
+    pub fn put(&mut self, file: &str, format: Format, text: &str, afresh: bool) {
         let name: Arc<str> = self.files.get_key_value(file).map_or_else(|| file.into(), |(name, _)| name.clone());
-        let mut old = self.files.remove(&name).unwrap_or_default();
+        let old = self.files.remove(&name).unwrap_or_default();
         let old_ids: BTreeSet<Arc<ObjectId>> = old.ids().cloned().collect();
         let mut known: HashMap<u64, Remembered> = HashMap::new();
         if !afresh {
             let reusable = |piece: &Remembered| matches!(piece.state, State::Defines | State::Foreign(_) | State::Noted(_));
-            known.extend(old.pieces.drain(..).filter(reusable).map(|piece| (piece.text, piece)));
+            known.extend(old.pieces.into_iter().filter(reusable).map(|piece| (piece.text, piece)));
         }
-        drop(old);
-        let mut new = File::default();
+        let mut pieces = Vec::new();
         let mut defined: BTreeSet<Arc<ObjectId>> = BTreeSet::new();
         split(text, format, &mut |piece| {
             let piece = match piece {
                 Ok(piece) => piece,
                 Err(fault) => {
                     let (line, fault) = (fault.line, Fault { line: 1, ..fault });
-                    return new.pieces.push(Remembered { text: 0, line, id: None, state: State::Broken, faults: Box::new([fault]) });
+                    return pieces.push(Remembered { text: 0, line, id: None, state: State::Broken, faults: Box::new([fault]) });
                 }
             };
             let text = text_digest(&piece);
@@ -132,8 +140,8 @@ impl ManifestStore {
                 Some(remembered) => (Remembered { line: piece.line, ..remembered }, None),
                 None => self.read(&piece, text),
             };
-            new.pieces.push(remembered);
-            let Some(remembered) = new.pieces.last_mut().filter(|piece| piece.state == State::Defines) else { return };
+            pieces.push(remembered);
+            let Some(remembered) = pieces.last_mut().filter(|piece| piece.state == State::Defines) else { return };
             let Some(id) = remembered.id.clone() else { return };
             if defined.insert(id.clone()) {
                 self.claim(id, &name, value);
@@ -141,25 +149,38 @@ impl ManifestStore {
                 remembered.state = State::Duplicate;
             }
         });
-        self.retain_broken(&mut new, &old_ids, &mut defined);
+        let retained = retain_broken(&mut pieces, &old_ids, &mut defined);
         for gone in old_ids.difference(&defined) {
             self.release(gone, &name);
         }
-        new.pieces.shrink_to_fit();
-        if new.pieces.iter().any(|piece| piece.state != State::Defines || !piece.faults.is_empty()) {
+        if pieces.iter().any(|piece| piece.state != State::Defines || !piece.faults.is_empty()) {
             self.noteworthy.insert(name.clone());
         } else {
             self.noteworthy.remove(&name);
         }
-        self.files.insert(name.clone(), new);
-        name
+        let trouble = (!retained.is_empty()).then(|| Box::new(Trouble { retained, fault: None }));
+        self.files.insert(name, File { pieces: pieces.into(), version: 0, trouble });
+    }
+
+    /// Which version of a known file was read last: any number that tells it from the next, not 0.
+    pub fn set_version(&mut self, file: &str, version: u64) {
+        if let Some(file) = self.files.get_mut(file) {
+            file.version = version;
+        }
+    }
+
+    /// The version that was read last; None when it is not known, or could not be read.
+    pub fn version(&self, file: &str) -> Option<u64> {
+        self.files.get(file).map(|file| file.version).filter(|version| *version != 0)
     }
 
     /// The file cannot be read: what it defined goes on serving.
     pub fn fail(&mut self, file: &str, reason: String) {
         let name: Arc<str> = file.into();
         self.noteworthy.insert(name.clone());
-        self.files.entry(name).or_default().fault = Some(reason);
+        let file = self.files.entry(name).or_default();
+        file.version = 0;
+        file.trouble.get_or_insert_default().fault = Some(reason);
     }
 
     /// The file is gone, and what it defined with it.
@@ -217,7 +238,7 @@ impl ManifestStore {
                     more += 1;
                 }
             };
-            if let Some(fault) = &file.fault {
+            if let Some(fault) = file.trouble.as_ref().and_then(|trouble| trouble.fault.as_ref()) {
                 tell(None, fault.clone(), None, Severity::Error);
             }
             for piece in &file.pieces {
@@ -277,31 +298,6 @@ impl ManifestStore {
             Parsed::Broken { fault, about } => (about.map(Arc::new), State::Broken, vec![fault], None),
         };
         (Remembered { text, line: piece.line, id, state, faults: faults.into() }, value)
-    }
-
-    /// A broken piece keeps the object it is about. Where that cannot be told, or the file never had such an object (its name may be what is
-    /// being edited), everything the file had and no longer defines is kept.
-    fn retain_broken(&mut self, new: &mut File, old_ids: &BTreeSet<Arc<ObjectId>>, defined: &mut BTreeSet<Arc<ObjectId>>) {
-        const KEPT: &str = "its last good version goes on serving";
-        let mut all = false;
-        for piece in new.pieces.iter_mut().filter(|piece| piece.state == State::Broken) {
-            let id = piece.id.as_ref().and_then(|id| old_ids.get(id));
-            match id {
-                Some(id) if defined.insert(id.clone()) => {
-                    for fault in &mut piece.faults {
-                        fault.reason = format!("{}; {KEPT}", fault.reason).into();
-                    }
-                    new.retained.push(id.clone());
-                }
-                Some(_) => {}
-                None => all = true,
-            }
-        }
-        if all {
-            let kept: Vec<_> = old_ids.difference(defined).cloned().collect();
-            defined.extend(kept.iter().cloned());
-            new.retained.extend(kept);
-        }
     }
 
     /// The file defines the object. `value` is None when the definition is the one already known.
@@ -377,6 +373,36 @@ impl ManifestStore {
         self.contested.get(id)?;
         self.held.get(id).filter(|held| held.file != *file).map(|held| &*held.file)
     }
+}
+
+/// A broken piece keeps the object it is about. Where that cannot be told, or the file never had such an object (its name may be what is
+/// being edited), everything the file had and no longer defines is kept.
+fn retain_broken(
+    pieces: &mut [Remembered],
+    old_ids: &BTreeSet<Arc<ObjectId>>,
+    defined: &mut BTreeSet<Arc<ObjectId>>,
+) -> Vec<Arc<ObjectId>> {
+    const KEPT: &str = "its last good version goes on serving";
+    let (mut retained, mut all) = (Vec::new(), false);
+    for piece in pieces.iter_mut().filter(|piece| piece.state == State::Broken) {
+        let id = piece.id.as_ref().and_then(|id| old_ids.get(id));
+        match id {
+            Some(id) if defined.insert(id.clone()) => {
+                for fault in &mut piece.faults {
+                    fault.reason = format!("{}; {KEPT}", fault.reason).into();
+                }
+                retained.push(id.clone());
+            }
+            Some(_) => {}
+            None => all = true,
+        }
+    }
+    if all {
+        let kept: Vec<_> = old_ids.difference(defined).cloned().collect();
+        defined.extend(kept.iter().cloned());
+        retained.extend(kept);
+    }
+    retained
 }
 
 fn foreign_note(kind: &str) -> String {

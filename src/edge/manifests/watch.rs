@@ -80,7 +80,7 @@ pub async fn watch(dir: PathBuf, out: mpsc::Sender<ManifestUpdate>) -> io::Resul
     Ok(())
 }
 
-/// What tells one version of a file from the next without reading it: a digest of its times, size and place.
+/// What tells one version of a file from the next without reading it: a digest of its times, size and place; not 0.
 type Stamp = u64;
 /// So many files are read at the start before what they define is handed on, so that it need not all be kept here.
 const PART: usize = 250;
@@ -90,7 +90,6 @@ struct Watcher {
     out: mpsc::Sender<ManifestUpdate>,
     store: ManifestStore,
     inotify: Option<Inotify>,
-    stamps: BTreeMap<Arc<str>, Stamp>,
     /// Files somebody is writing: since when.
     writing: BTreeMap<String, Instant>,
     /// Files to read.
@@ -127,7 +126,6 @@ impl Watcher {
             out,
             store: ManifestStore::default(),
             inotify: None,
-            stamps: BTreeMap::new(),
             writing: BTreeMap::new(),
             dirty: BTreeSet::new(),
             gone: BTreeSet::new(),
@@ -299,7 +297,6 @@ impl Watcher {
         } else if now >= self.gone_due {
             for name in std::mem::take(&mut self.gone) {
                 if fs::symlink_metadata(self.dir.join(&name)).is_err() {
-                    self.stamps.remove(&*name);
                     self.store.remove(&name);
                 }
             }
@@ -415,7 +412,7 @@ impl Watcher {
                 continue;
             }
             self.has_links |= kind.is_ok_and(|kind| kind.is_symlink());
-            let unchanged = fs::metadata(entry.path()).is_ok_and(|metadata| self.stamps.get(&*name) == Some(&stamp(&metadata)));
+            let unchanged = fs::metadata(entry.path()).is_ok_and(|metadata| self.store.version(&name) == Some(stamp(&metadata)));
             if !unchanged && !self.writing.contains_key(&name) {
                 self.dirty.insert(name.clone());
             }
@@ -435,14 +432,13 @@ impl Watcher {
         match read_text(&self.dir.join(name)) {
             Ok((text, stamp)) => {
                 self.has_links |= fs::symlink_metadata(self.dir.join(name)).is_ok_and(|metadata| metadata.is_symlink());
-                let name = self.store.put(name, format, &text, afresh);
-                self.stamps.insert(name, stamp);
+                self.store.put(name, format, &text, afresh);
+                self.store.set_version(name, stamp);
             }
             Err(Unreadable::Gone) => {
                 self.withdraw_soon([name.to_owned()], DELETION_QUIET);
             }
             Err(Unreadable::Because(reason)) => {
-                self.stamps.remove(name);
                 self.store.fail(name, reason);
             }
         }
@@ -452,7 +448,7 @@ impl Watcher {
 fn stamp(metadata: &Metadata) -> Stamp {
     let mut hasher = SipHasher13::new();
     (metadata.mtime(), metadata.mtime_nsec(), metadata.size(), metadata.ino(), metadata.dev()).hash(&mut hasher);
-    hasher.finish()
+    hasher.finish().max(1)
 }
 
 enum Unreadable {

@@ -10,6 +10,7 @@ use pinnace::domain::model::Family;
 mod gateway;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod leaving;
 mod names;
 mod pressure;
 mod splits;

@@ -13,6 +13,7 @@
 
 mod peers;
 mod source;
+mod stop;
 mod writer;
 
 use std::io;
@@ -27,7 +28,6 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{OnExit, Settings, Warning};
 use crate::domain::announce::{self, Gateways};
-use crate::domain::elect::seat;
 use crate::domain::engine::{self, Engine, Event};
 use crate::domain::ipam::Allocations;
 use crate::domain::membership::PeerEvent;
@@ -149,9 +149,9 @@ pub async fn run(mut settings: Settings, read_again: impl Fn() -> Result<(Settin
             })),
         }
     };
-    node.hand_over(&mut inputs.heard).await;
+    node.hand_over(&mut inputs).await;
     // Whoever starts us again finds connections going on. Only a stop that was asked for takes the rules away.
-    node.stop(if failure.is_some() { OnExit::Keep } else { settings.on_exit }).await;
+    node.stop(if failure.is_some() { OnExit::Keep } else { settings.on_exit }, inputs.queries).await;
     failure.map_or(Ok(()), Err)
 }
 
@@ -324,21 +324,6 @@ impl Node {
         }
     }
 
-    /// Answers on until others are heard to take over, a second at most; at once where there is nobody.
-    async fn hand_over(&mut self, heard: &mut mpsc::Receiver<announce::AnnouncerEvent>) {
-        self.handle(Event::Drain);
-        let end = tokio::time::Instant::now() + seat::HANDOVER;
-        while !self.engine.drained() {
-            let deadline = self.deadline();
-            tokio::select! {
-                Some(event) = heard.recv() => self.handle(Event::Announcer(event)),
-                event = self.peers.next() => self.peer(event),
-                () = deadline => self.handle(Event::Tick),
-                () = tokio::time::sleep_until(end) => break,
-            }
-        }
-    }
-
     fn heard(&mut self, event: announce::AnnouncerEvent) {
         if let announce::AnnouncerEvent::Conflict { mac, .. }
         | announce::AnnouncerEvent::Contested { mac, .. }
@@ -427,40 +412,26 @@ impl Node {
         }
     }
 
-    /// A client that went away does not want its answer any more.
     fn answer(&self, query: Query) {
-        match query {
-            Query::State(reply) => {
-                let mut state = self.engine.state();
-                state.peers = self.engine.peers(self.epoch.elapsed());
-                state.version = env!("CARGO_PKG_VERSION").to_string();
-                state.pid = std::process::id();
-                state.uptime_seconds = self.epoch.elapsed().as_secs();
-                drop(reply.send(state));
-            }
-            Query::Summary(reply) => drop(reply.send(self.engine.summary())),
-            Query::Conditions(reply) => drop(reply.send(self.engine.conditions())),
-            Query::Health(reply) => drop(reply.send(self.engine.healthy())),
-            Query::Service(key, reply) => drop(reply.send(self.engine.service_health(&key))),
-        }
+        answer(&self.engine, self.epoch, query);
     }
+}
 
-    /// Announcements end first, so that nobody is sent here while the rules go.
-    async fn stop(self, on_exit: OnExit) {
-        info!("stopping");
-        systemd::stopping("withdrawing");
-        self.writer.stop().await;
-        drop(self.desired);
-        let _ = self.announcer.join();
-        let how = match on_exit {
-            OnExit::Remove => crate::edge::dataplane::OnExit::Remove,
-            OnExit::Keep => crate::edge::dataplane::OnExit::Keep,
-        };
-        self.data_plane.stop(how);
-        self.saver.finish();
-        if let Some(keeper) = self.keeper {
-            keeper.finish(self.engine.index());
+/// A client that went away does not want its answer any more.
+fn answer(engine: &Engine, epoch: Instant, query: Query) {
+    match query {
+        Query::State(reply) => {
+            let mut state = engine.state();
+            state.peers = engine.peers(epoch.elapsed());
+            state.version = env!("CARGO_PKG_VERSION").to_string();
+            state.pid = std::process::id();
+            state.uptime_seconds = epoch.elapsed().as_secs();
+            drop(reply.send(state));
         }
+        Query::Summary(reply) => drop(reply.send(engine.summary())),
+        Query::Conditions(reply) => drop(reply.send(engine.conditions())),
+        Query::Health(reply) => drop(reply.send(engine.healthy())),
+        Query::Service(key, reply) => drop(reply.send(engine.service_health(&key))),
     }
 }
 

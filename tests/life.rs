@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use lab::manifests::{nodes, web};
+use lab::manifests::{nodes, service, web};
 use lab::{Failure, Lab, ensure, eventually, patient};
 use pinnace::domain::model::Family;
 
@@ -106,6 +106,44 @@ fn rules_that_somebody_flushed_come_back() {
     eventually("the rules are back", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
     let (_, metrics) = running.pinnace().http("/metrics").unwrap();
     assert!(metrics.contains("pinnace_ruleset_repairs_total 1"), "{metrics}");
+}
+
+/// As `systemctl restart nftables` does it where a firewall tracks connections: the host's own rules are back at once, ours a moment later. A flow
+/// that began in between has been tracked, untranslated, and lives for as long as the client goes on.
+#[test]
+fn flows_that_began_while_the_rules_were_flushed_are_served_once_they_are_back() {
+    let lab = Lab::new(1, 0);
+    let dns = service("dns").port("udp", "UDP", 53).port("tcp", "TCP", 53);
+    lab.apply("dns.yaml", &dns.with_pods(&lab.pods));
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/dns");
+    let vips = Family::ALL.map(|family| running.address("default/dns", family));
+    for vip in vips {
+        assert!(lab.client.udp(vip, 53).is_ok() && lab.client.tcp(vip, 53).is_ok(), "{vip} is served");
+        // Somebody takes the packets, so that no host on the way says that they do not arrive.
+        lab.node.ns.ip(&[format!("neigh replace {vip} dev eth0 lladdr 02:00:00:00:00:99 nud permanent")]);
+    }
+    let firewall = "flush ruleset; add table inet host; add chain inet host input { type filter hook prerouting priority 0; }; \
+                    add rule inet host input ct state invalid drop";
+    // Pinnace looks every two seconds: seldom, but possibly, in the moment between.
+    let mut port = 5000;
+    let connections = eventually("clients begin while the rules are gone", PATIENCE, || {
+        port += 1;
+        lab.node.ns.output("nft", &[firewall]);
+        let connections = vips.map(|vip| {
+            lab.client.send_from(port, vip, 53);
+            lab.client.connecting(vip, 53)
+        });
+        let tables = tables(&lab);
+        ensure(!tables.contains("pinnace"), || tables).map(|()| connections)
+    });
+    for (vip, connection) in vips.into_iter().zip(connections) {
+        eventually("the datagrams of the same client are answered", PATIENCE, || {
+            lab.client.udp_from(port, vip, 53).map_err(|failure| format!("{vip}: {failure}"))
+        });
+        let connected = connection.join().expect("no panic");
+        assert_eq!(connected, Ok(()), "{vip}: a connection that the client still tries to open");
+    }
 }
 
 #[test]

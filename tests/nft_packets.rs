@@ -343,3 +343,29 @@ fn udp_clients_leave_backends_that_went_away() {
         assert_eq!(ask(&net), Ok(format!("pod2 {}", net.node_at[2])));
     }
 }
+
+/// A program on the node may have the address and port of a frontend: its connections are left alone.
+#[test]
+fn flows_that_nobody_translated_are_forgotten_unless_they_are_connections() {
+    let lab = Lab::new("q");
+    let _writer = lab.inside("node", || {
+        serve("node");
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&Changes { reset: true, ..Changes::default() }).unwrap();
+        writer
+    });
+    let mut frontends = Vec::new();
+    for net in nets() {
+        let (vip, node) = (SocketAddr::new(net.vip, 1), SocketAddr::new(net.node_at[0], 8080));
+        let answer = Ok(format!("node {}", net.client));
+        assert_eq!((lab.ask("client", node), lab.ask_udp("client", node)), (answer.clone(), answer));
+        assert!(lab.ask("client", vip).is_err() && lab.ask_udp("client", vip).is_err());
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            frontends.extend([vip, node].map(|at| FrontendKey { address: at.ip(), protocol, port: at.port() }));
+        }
+    }
+    let delete = |frontends: Vec<FrontendKey>| lab.inside("node", move || conntrack::delete_untranslated(frontends)).unwrap();
+    assert_eq!(delete(frontends.iter().map(|key| FrontendKey { port: key.port + 1, ..*key }).collect()), 0, "other ports");
+    assert_eq!(delete(frontends.clone()), 6, "in each family one of TCP that was never answered, and two of UDP");
+    assert_eq!(delete(frontends), 0, "connections stay");
+}

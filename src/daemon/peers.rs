@@ -12,6 +12,7 @@ use crate::bfd::{Adaptation, Authentication, Config, Event, Peer, PeerKey, Reaso
 use crate::config::Settings;
 use crate::domain::membership::{DOUBLED_FOR, DownReason, Liveness, PeerEvent};
 use crate::domain::model::Interfaces;
+use crate::domain::plan::Sessions;
 use crate::edge::bfd::{self, Handle, Options, Realtime};
 use crate::edge::metrics::Metrics;
 use crate::edge::neighbours;
@@ -29,6 +30,8 @@ pub(super) struct Peers {
     /// Why there are no sessions although there should be.
     failed: Option<String>,
     wanted: BTreeMap<IpAddr, Box<str>>,
+    /// See [`Sessions::homes`].
+    homes: BTreeSet<IpAddr>,
     interfaces: Arc<Interfaces>,
     vigil: Arc<Vigil>,
     metrics: Arc<Metrics>,
@@ -57,6 +60,7 @@ impl Peers {
             handle: None,
             failed: None,
             wanted: BTreeMap::new(),
+            homes: BTreeSet::new(),
             interfaces: Arc::default(),
             vigil,
             metrics,
@@ -69,9 +73,9 @@ impl Peers {
         }
     }
 
-    /// The addresses to have sessions with, and whose they are.
-    pub fn want(&mut self, sessions: BTreeMap<IpAddr, Box<str>>) {
-        self.wanted = sessions;
+    /// Makes the set of sessions this one.
+    pub fn want(&mut self, sessions: Sessions) {
+        (self.wanted, self.homes) = (sessions.peers, sessions.homes);
         self.known.retain(|address, _| self.wanted.contains_key(address));
         self.doubled.retain(|peer, _| peer.is_none_or(|address| self.wanted.contains_key(&address)));
         self.stations_wanted.send_replace(self.on_link());
@@ -88,7 +92,7 @@ impl Peers {
 
     /// The peers that are neighbours: the kernel knows no station of one behind a router.
     fn on_link(&self) -> BTreeSet<IpAddr> {
-        self.wanted.keys().copied().filter(|address| session(*address, &self.interfaces).0.interface.is_some()).collect()
+        self.wanted.keys().copied().filter(|address| session(*address, &self.interfaces, &self.homes).0.interface.is_some()).collect()
     }
 
     /// A station was heard to have an address of ours. It may be a peer's that is back after so long that it is rarely looked for.
@@ -103,7 +107,7 @@ impl Peers {
             self.start();
         }
         if let Some(handle) = &self.handle {
-            handle.set_peers(self.wanted.keys().map(|address| session(*address, &self.interfaces)).collect());
+            handle.set_peers(self.wanted.keys().map(|address| session(*address, &self.interfaces, &self.homes)).collect());
         }
     }
 
@@ -216,12 +220,66 @@ fn adapted(change: &Adaptation, node: Option<&str>) {
     }
 }
 
-/// Over one hop, bound to the interface, where the peer is in one of our subnets; through routers otherwise (RFC 5883).
-fn session(address: IpAddr, interfaces: &Interfaces) -> (PeerKey, Peer) {
-    let near = interfaces.values().filter(|interface| !interface.loopback).find_map(|interface| {
-        let own = interface.addresses.iter().find(|subnet| subnet.contains(&address) && subnet.addr() != address)?;
-        Some((interface.index, own.addr()))
+/// Over one hop, bound to the interface, where the peer is in one of our subnets; through routers otherwise (RFC 5883). The source is one of
+/// the addresses by which the peer knows this node, if it can be: of several in the subnet (an alias, another program's virtual address), and
+/// through routers where there is only one.
+fn session(address: IpAddr, interfaces: &Interfaces, homes: &BTreeSet<IpAddr>) -> (PeerKey, Peer) {
+    let near = interfaces.values().filter(|interface| !interface.loopback).flat_map(|interface| {
+        let subnets = interface.addresses.iter().filter(|subnet| subnet.contains(&address) && subnet.addr() != address);
+        subnets.map(|subnet| (interface.index, subnet.addr()))
     });
+    // The first of those that are equally good.
+    let near = near.min_by_key(|(_, own)| !homes.contains(own));
+    let mut same_family = homes.iter().copied().filter(|home| home.is_ipv4() == address.is_ipv4());
+    let only_home = same_family.next().filter(|_| same_family.next().is_none());
     let key = PeerKey { interface: near.map(|(index, _)| index), address };
-    (key, Peer { local: near.map(|(_, own)| own), multihop: near.is_none() })
+    (key, Peer { local: near.map(|(_, own)| own).or(only_home), multihop: near.is_none() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::model::Interface;
+
+    fn interface(index: u32, subnets: &[&str]) -> (u32, Interface) {
+        let interface = Interface {
+            index,
+            name: format!("eth{index}").into(),
+            mac: None,
+            kind: "".into(),
+            up: true,
+            carrier_changes: 0,
+            loopback: false,
+            master: None,
+            active_ports: Default::default(),
+            ipv6: true,
+            addresses: subnets.iter().map(|subnet| subnet.parse().expect("a subnet")).collect(),
+        };
+        (index, interface)
+    }
+
+    #[test]
+    fn packets_come_from_the_address_by_which_the_peer_knows_this_node() {
+        let interfaces = Interfaces::from([
+            interface(2, &["10.0.0.5/24", "10.0.0.11/24", "fd00::5/64", "fd00::11/64"]),
+            interface(3, &["10.0.0.4/24", "10.1.0.5/24", "10.1.0.6/24"]),
+        ]);
+        let cases = [
+            ("10.0.0.12", "10.0.0.11 fd00::11", Some(2), Some("10.0.0.11")),
+            ("fd00::12", "10.0.0.11 fd00::11", Some(2), Some("fd00::11")),
+            ("10.0.0.12", "10.0.0.4", Some(3), Some("10.0.0.4")),
+            ("10.0.0.12", "", Some(2), Some("10.0.0.5")),
+            // A second network, of which the Node object says nothing.
+            ("10.1.0.12", "10.0.0.11", Some(3), Some("10.1.0.5")),
+            ("10.2.0.12", "10.0.0.11 fd00::11", None, Some("10.0.0.11")),
+            ("10.2.0.12", "10.0.0.11 10.1.0.6", None, None),
+            ("10.2.0.12", "fd00::11", None, None),
+        ];
+        for (peer, homes, index, local) in cases {
+            let homes = homes.split_whitespace().map(|home| home.parse().expect("an address")).collect();
+            let (key, settings) = session(peer.parse().expect("an address"), &interfaces, &homes);
+            let local = local.map(|local| local.parse().expect("an address"));
+            assert_eq!((key.interface, settings.local, settings.multihop), (index, local, index.is_none()), "{peer}, known as {homes:?}");
+        }
+    }
 }

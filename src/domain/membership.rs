@@ -262,6 +262,11 @@ impl Membership {
         self.owners.iter().map(|(address, name)| (*address, name.clone())).chain(doubles).collect()
     }
 
+    /// Our own addresses that our Node object names: what other nodes have their sessions with.
+    pub fn homes(&self) -> &BTreeSet<IpAddr> {
+        &self.homes
+    }
+
     /// Takes in the state of a session.
     pub fn liveness(&mut self, address: IpAddr, state: Liveness, now: Duration) -> Changed {
         let mut changed = Changed::default();

@@ -25,12 +25,21 @@ pub struct Plan {
     pub asks: Vec<(IpAddr, Option<Mac>)>,
     /// For the announcer: how often to refresh announcements (None inside: as configured); None: as before.
     pub announce_interval: Option<Option<Duration>>,
-    /// For BFD: addresses to have a session with, all of them, and whose they are; None: as before.
-    pub sessions: Option<BTreeMap<IpAddr, Box<str>>>,
+    /// For BFD: all sessions to be kept; None: as before.
+    pub sessions: Option<Sessions>,
     /// For BFD: tell every peer that this is a planned stop (AdminDown).
     pub leave: bool,
     /// For people, in the order in which it happened.
     pub notices: Vec<Notice>,
+}
+
+/// The BFD sessions of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sessions {
+    /// Addresses to have a session with, and whose they are.
+    pub peers: BTreeMap<IpAddr, Box<str>>,
+    /// Addresses of this host by which its peers know it: they discard what comes from any other.
+    pub homes: BTreeSet<IpAddr>,
 }
 
 /// What the writer wants the API server to keep about a Service. It is written only onto the version it was decided for: an answer

@@ -1,11 +1,11 @@
-//! Deletes conntrack entries of UDP clients whose backend went away: without a connection to end, they would go on to where nobody
-//! answers. TCP and SCTP end by themselves.
+//! Deletes conntrack entries that keep a client from being served: of UDP clients whose backend went away (without a connection to end, they
+//! would go on to where nobody answers; TCP and SCTP end by themselves), and of clients who began while the rules were away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::nft::netlink::{Messages, Socket, attributes, find, flag};
+use super::nft::netlink::{Messages, Socket, attributes, be32, find, flag};
 use crate::domain::forwarding::FrontendKey;
 use crate::domain::model::{Family, Protocol};
 
@@ -32,12 +32,16 @@ const GET: u16 = SUBSYSTEM << 8 | 1;
 const DELETE: u16 = SUBSYSTEM << 8 | 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
 const FILTER: u16 = 25;
 const FILTER_ORIGINAL: u16 = 1;
 const FILTER_REPLY: u16 = 2;
 const ZONE: u16 = 18;
 /// `CTA_FILTER_FLAG_CTA_PROTO_NUM`: compare the protocol.
 const FILTER_PROTOCOL: u32 = 1 << 4;
+
+/// `IPS_SEEN_REPLY` (linux/netfilter/nf_conntrack_common.h): there were packets in both directions.
+const SEEN_REPLY: u32 = 1 << 1;
 
 /// Entries deleted per datagram.
 const BATCH: usize = 256;
@@ -53,16 +57,38 @@ pub fn delete_stale(frontends: &[(FrontendKey, Vec<SocketAddr>)]) -> Result<usiz
         .filter(|(key, _)| key.protocol == Protocol::Udp)
         .map(|(key, backends)| (SocketAddr::new(key.address, key.port), backends.as_slice()))
         .collect();
-    if serving.is_empty() {
+    let families = families(serving.keys());
+    delete_where(&families, Some(Protocol::Udp), |body| stale(body, &serving))
+}
+
+/// Deletes the entries whose original destination is one of the frontends and that nobody translated. A translation is chosen for the first
+/// packet of a flow and never again, so one that began while the rules were away passes them by for as long as it goes on. Of TCP and SCTP
+/// only unanswered ones are deleted, whose client still tries: what was answered is a connection, with a program on this host. Returns
+/// how many were deleted.
+///
+/// The table is listed once per address family concerned, whatever the number of frontends.
+pub fn delete_untranslated(frontends: impl IntoIterator<Item = FrontendKey>) -> Result<usize, Error> {
+    let frontends: BTreeSet<(SocketAddr, u8)> =
+        frontends.into_iter().map(|key| (SocketAddr::new(key.address, key.port), key.protocol.number())).collect();
+    let families = families(frontends.iter().map(|(frontend, _)| frontend));
+    delete_where(&families, None, |body| untranslated(body, &frontends))
+}
+
+fn families<'a>(frontends: impl Iterator<Item = &'a SocketAddr> + Clone) -> Vec<Family> {
+    let concerned = |family: &Family| frontends.clone().any(|frontend| Family::of(frontend.ip()) == *family);
+    Family::ALL.into_iter().filter(concerned).collect()
+}
+
+/// Deletes the entries that are picked from a listing: of one protocol, or of all.
+fn delete_where(families: &[Family], protocol: Option<Protocol>, pick: impl Fn(&[u8]) -> Option<Entry>) -> Result<usize, Error> {
+    if families.is_empty() {
         return Ok(0);
     }
     let socket = Socket::open()?;
     let mut deleted = 0;
-    for family in Family::ALL {
-        if serving.keys().any(|frontend| Family::of(frontend.ip()) == family) {
-            let stale = list(&socket, family, &serving)?;
-            deleted += delete(&socket, family, &stale)?;
-        }
+    for family in families {
+        let entries = list(&socket, *family, protocol, &pick)?;
+        deleted += delete(&socket, *family, &entries)?;
     }
     Ok(deleted)
 }
@@ -73,24 +99,30 @@ struct Entry {
     zone: Option<Vec<u8>>,
 }
 
-fn list(socket: &Socket, family: Family, serving: &BTreeMap<SocketAddr, &[SocketAddr]>) -> io::Result<Vec<Entry>> {
-    let mut stale = Vec::new();
-    let mut each = |body: &[u8]| stale.extend(judge(body, serving));
-    match socket.query(&dump(family, true), &mut each) {
+impl Entry {
+    fn new(original: &[u8], body: &[u8]) -> Entry {
+        Entry { original: original.to_vec(), zone: find(body, ZONE).map(<[u8]>::to_vec) }
+    }
+}
+
+fn list(socket: &Socket, family: Family, protocol: Option<Protocol>, pick: impl Fn(&[u8]) -> Option<Entry>) -> io::Result<Vec<Entry>> {
+    let mut picked = Vec::new();
+    let mut each = |body: &[u8]| picked.extend(pick(body));
+    match socket.query(&dump(family, protocol), &mut each) {
         // Kernels before 5.8 know no filter; what they list is judged in full anyway.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-            socket.query(&dump(family, false), &mut each)?;
+        Err(error) if protocol.is_some() && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            socket.query(&dump(family, None), &mut each)?;
         }
         other => other?,
     }
-    Ok(stale)
+    Ok(picked)
 }
 
-fn dump(family: Family, filtered: bool) -> Messages {
+fn dump(family: Family, protocol: Option<Protocol>) -> Messages {
     let mut m = Messages::default();
     m.begin(GET, flag::DUMP, number(family), 0);
-    if filtered {
-        m.nest(TUPLE_ORIGINAL, |m| m.nest(2, |m| m.put(1, &[Protocol::Udp.number()])));
+    if let Some(protocol) = protocol {
+        m.nest(TUPLE_ORIGINAL, |m| m.nest(2, |m| m.put(1, &[protocol.number()])));
         m.nest(FILTER, |m| {
             m.put(FILTER_ORIGINAL, &FILTER_PROTOCOL.to_ne_bytes());
             m.put(FILTER_REPLY, &0u32.to_ne_bytes());
@@ -107,20 +139,29 @@ fn number(family: Family) -> u8 {
     }
 }
 
-/// The entry, if it is stale.
-fn judge(body: &[u8], serving: &BTreeMap<SocketAddr, &[SocketAddr]>) -> Option<Entry> {
+/// The entry, if its backend does not serve any more.
+fn stale(body: &[u8], serving: &BTreeMap<SocketAddr, &[SocketAddr]>) -> Option<Entry> {
     let original = find(body, TUPLE_ORIGINAL)?;
     let to = Tuple::parse(original).filter(|tuple| tuple.protocol == Protocol::Udp.number())?;
     let backends = serving.get(&to.destination)?;
     let reply = Tuple::parse(find(body, TUPLE_REPLY)?)?;
-    let zone = find(body, ZONE).map(<[u8]>::to_vec);
-    (!backends.contains(&reply.source)).then(|| Entry { original: original.to_vec(), zone })
+    (!backends.contains(&reply.source)).then(|| Entry::new(original, body))
 }
 
-fn delete(socket: &Socket, family: Family, stale: &[Entry]) -> Result<usize, Error> {
+/// The entry, if it is a frontend's that was not translated.
+fn untranslated(body: &[u8], frontends: &BTreeSet<(SocketAddr, u8)>) -> Option<Entry> {
+    let original = find(body, TUPLE_ORIGINAL)?;
+    let to = Tuple::parse(original).filter(|tuple| frontends.contains(&(tuple.destination, tuple.protocol)))?;
+    let reply = Tuple::parse(find(body, TUPLE_REPLY)?)?;
+    let answered = find(body, STATUS).and_then(be32)? & SEEN_REPLY != 0;
+    let connection = answered && to.protocol != Protocol::Udp.number();
+    (reply.source == to.destination && !connection).then(|| Entry::new(original, body))
+}
+
+fn delete(socket: &Socket, family: Family, entries: &[Entry]) -> Result<usize, Error> {
     let (mut deleted, mut failed) = (0, 0);
     let mut reason = None;
-    for entries in stale.chunks(BATCH) {
+    for entries in entries.chunks(BATCH) {
         let mut m = Messages::default();
         for entry in entries {
             m.begin(DELETE, flag::ACK, number(family), 0);

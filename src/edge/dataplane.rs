@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use super::conntrack;
 use super::nft::Writer;
-use crate::domain::forwarding::{Forwarding, Target};
+use crate::domain::forwarding::{Forwarding, FrontendKey, Target};
 use crate::domain::model::Protocol;
 use crate::domain::plan::Changes;
 
@@ -40,7 +40,7 @@ pub struct Report {
     pub generation: u64,
     /// Somebody had changed our tables and they were written anew.
     pub repaired: bool,
-    /// Conntrack entries of removed UDP endpoints that were deleted.
+    /// Conntrack entries that were deleted: of removed UDP endpoints, and after a repair of flows that began while the rules were away.
     pub conntrack_deleted: usize,
 }
 
@@ -231,7 +231,8 @@ impl Worker {
                 let start = Instant::now();
                 let error = self.writer.reload().err().map(|e| e.to_string());
                 let (took, elements) = (start.elapsed(), self.writer.elements());
-                (self.report)(Report { error, took, latency: None, elements, generation: 0, repaired: true, conntrack_deleted: 0 });
+                let conntrack_deleted = if error.is_none() { forget_untranslated(self.writer.compiler().forwardings().keys()) } else { 0 };
+                (self.report)(Report { error, took, latency: None, elements, generation: 0, repaired: true, conntrack_deleted });
             }
             Err(error) => warn!(%error, "cannot ask the kernel whether the rules are still there"),
         }
@@ -261,6 +262,14 @@ fn forget_removed(changes: &Changes) -> usize {
     }
     conntrack::delete_stale(&udp).unwrap_or_else(|error| {
         warn!(%error, "cannot delete conntrack entries of removed UDP endpoints; such flows end when they time out");
+        0
+    })
+}
+
+/// Deletes the conntrack entries of flows that began while the rules were away: they would pass by those that are back.
+fn forget_untranslated<'a>(frontends: impl Iterator<Item = &'a FrontendKey>) -> usize {
+    conntrack::delete_untranslated(frontends.copied()).unwrap_or_else(|error| {
+        warn!(%error, "cannot delete conntrack entries made while the rules were away; such flows are served when they have timed out");
         0
     })
 }

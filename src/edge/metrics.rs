@@ -146,7 +146,8 @@ impl Metrics {
         r.register("ruleset_errors", "Batches that the kernel refused", metrics.errors.clone());
         r.register("ruleset_repairs", "Times that another program had changed our tables", metrics.repairs.clone());
         r.register("ruleset_elements", "Set elements in the kernel", metrics.elements.clone());
-        r.register("conntrack_entries_deleted", "Flows of removed UDP endpoints that were ended", metrics.conntrack.clone());
+        let help = "Flows that were ended because their UDP endpoint was removed, or because they began while the rules were away";
+        r.register("conntrack_entries_deleted", help, metrics.conntrack.clone());
         r.register("packets_received", "ARP and NDP packets received", metrics.received.clone());
         r.register("packets_sent", "ARP and NDP packets sent", metrics.sent.clone());
         r.register("announcements_sent", "Gratuitous ARP and unsolicited NA sent", metrics.announced_frames.clone());

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use pinnace::domain::model::Family;
 
+mod clients;
 mod gateway;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod leaving;
 mod names;
 mod pressure;
 mod splits;
 
+use lab::manifests::{Endpoint, Service};
 use lab::trio::{Blow, Cluster, NODES};
 use lab::{Trace, ensure, eventually, patient};
 
@@ -51,6 +54,12 @@ fn struck(blow: Blow, mut judge: impl FnMut(&Cluster, Seen)) {
 
 fn others(victim: usize) -> Vec<usize> {
     ALL.into_iter().filter(|node| *node != victim).collect()
+}
+
+/// The manifest of a Service with the pods of these nodes.
+fn with_pods_on(cluster: &Cluster, service: &Service, nodes: &[usize]) -> String {
+    let endpoint = |node: &usize| Endpoint::ready(&cluster.trio.pods[*node]).on(&cluster.trio.nodes[*node].name);
+    service.with_endpoints(&nodes.iter().map(endpoint).collect::<Vec<_>>())
 }
 
 /// Somebody else answers within the bound, and to the end.

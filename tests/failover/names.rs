@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use pinnace::domain::model::Family;
 
-use super::lab::trio::Cluster;
-use super::lab::{ensure, eventually};
+use super::ALL;
+use super::lab::trio::{Cluster, Trio};
+use super::lab::{ensure, eventually, lan};
 
 fn vips(cluster: &Cluster) -> [std::net::IpAddr; 2] {
     Family::ALL.map(|family| cluster.vip(family))
@@ -96,5 +97,27 @@ fn a_copied_machine_is_named_and_the_others_go_on() {
     for (node, before) in before.into_iter().enumerate() {
         let said = lines(node) - before;
         assert!(said <= 5, "node-{} says the same again and again, {said} lines in 5 s: {}", node + 1, cluster.running(node).log());
+    }
+}
+
+/// An alias, or the virtual address of another program: whatever else a node has in the subnet, the others hear it under the address they know.
+#[test]
+fn lower_addresses_beside_those_of_the_nodes_cost_no_session() {
+    let trio = Trio::new();
+    let alias = |node: usize| Family::ALL.map(|family| lan(family, 4 + node as u16));
+    for node in [0, 1] {
+        alias(node).iter().for_each(|address| trio.nodes[node].add_address(*address));
+    }
+    let cluster = Cluster::on(trio, &[], |_, pinnace| pinnace);
+    eventually("every node sees the others", Duration::from_secs(10), || cluster.sessions());
+    // One that comes later costs none, either.
+    alias(2).iter().for_each(|address| cluster.trio.nodes[2].add_address(*address));
+    thread::sleep(Duration::from_secs(2));
+    let youngest = cluster.sessions().expect("sessions");
+    assert!(youngest >= 1, "a session was lost: the youngest has {youngest} s");
+    cluster.wait_owners(&ALL, Duration::from_secs(10));
+    for node in ALL {
+        let warnings = cluster.state(node).expect("its state")["warnings"].to_string();
+        assert!(!warnings.contains("BfdBlocked"), "node-{}: {warnings}", node + 1);
     }
 }

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pinnace::domain::model::Family;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::netns::Namespace;
@@ -112,6 +113,31 @@ impl Host {
                 }
             }
             Reply::parse(&String::from_utf8_lossy(buffer.get(..result?).unwrap_or_default()))
+        })
+    }
+
+    /// One datagram from this source port; nobody waits for an answer.
+    pub fn send_from(&self, source_port: u16, address: IpAddr, port: u16) {
+        let source = SocketAddr::new(self.address(Family::of(address)), source_port);
+        self.ns.enter(|| UdpSocket::bind(source).and_then(|socket| socket.send_to(b"who\n", (address, port)))).expect("send a datagram");
+    }
+
+    /// Begins to open a connection, whose first SYN has been sent, and tries for as long as three more take: 7 s and then some.
+    pub fn connecting(&self, address: IpAddr, port: u16) -> thread::JoinHandle<Result<(), Failure>> {
+        let target = SocketAddr::new(address, port);
+        let socket = self.ns.enter(|| {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+            socket.set_nonblocking(true).expect("a socket");
+            let _ = socket.connect(&target.into()); // in progress
+            socket
+        });
+        thread::spawn(move || {
+            let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
+            let patience = Timespec { tv_sec: patient(Duration::from_secs(10)).as_secs() as _, tv_nsec: 0 };
+            match poll(&mut fds, Some(&patience)) {
+                Ok(0) => Err(Failure::TimedOut),
+                _ => socket.take_error()?.map_or(Ok(()), |error| Err(error.into())),
+            }
         })
     }
 

@@ -114,9 +114,13 @@ impl Service {
 
     /// The Service together with slices that send every port to 8080 of these pods.
     pub fn with_pods<'a>(&self, pods: impl IntoIterator<Item = &'a Host>) -> String {
+        self.with_endpoints(&pods.into_iter().map(Endpoint::ready).collect::<Vec<_>>())
+    }
+
+    /// The same with endpoints that are not simply ready pods.
+    pub fn with_endpoints(&self, endpoints: &[Endpoint]) -> String {
         let ports: Vec<_> = self.ports.iter().map(|(name, protocol, _)| (name.as_str(), protocol.as_str(), POD_PORTS[0])).collect();
-        let endpoints: Vec<Endpoint> = pods.into_iter().map(Endpoint::ready).collect();
-        self.yaml() + &slices(&self.name, &ports, &endpoints)
+        self.yaml() + &slices(&self.name, &ports, endpoints)
     }
 }
 

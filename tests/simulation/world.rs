@@ -346,13 +346,13 @@ impl World {
             let life = self.hosts[node].life;
             let found: Vec<_> = (0..self.hosts.len())
                 .flat_map(|other| addresses(other).map(|address| (address, mac(other))))
-                .filter(|(address, _)| sessions.contains_key(address))
+                .filter(|(address, _)| sessions.peers.contains_key(address))
                 .collect();
             for (address, mac) in found {
                 let at = self.now + self.random.time(1, 5);
                 self.at(at, Happening::Peer(node, life, PeerEvent::Neighbour { address, mac }));
             }
-            self.want_sessions(node, sessions.keys().copied().collect());
+            self.want_sessions(node, sessions.peers.keys().copied().collect());
         }
         let Some(process) = self.hosts[node].process.as_mut() else { return };
         if let Some(announcements) = plan.announcements {

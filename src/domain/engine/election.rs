@@ -14,7 +14,7 @@ use super::super::elect::{self, Ineligible};
 use super::super::endpoints::{self, Dead, Here};
 use super::super::membership::{Changed, DownReason, Liveness, PeerEvent, Standing};
 use super::super::model::{Family, Interfaces, TrafficPolicy};
-use super::super::plan::{Notice, Plan};
+use super::super::plan::{Notice, Plan, Sessions};
 use super::{Engine, Role};
 use crate::wire::ethernet::Mac;
 
@@ -34,7 +34,7 @@ pub(super) struct Election {
     suspended: Option<Suspension>,
     deadlines: BTreeSet<(Duration, IpAddr)>,
     told_interval: Option<Duration>,
-    told_sessions: BTreeMap<IpAddr, Box<str>>,
+    told_sessions: Sessions,
     double: Option<IpAddr>,
     /// There was a Node object of this node's.
     pub member: bool,
@@ -224,7 +224,7 @@ impl Engine {
             self.election.told_interval = interval;
             plan.announce_interval = Some(interval);
         }
-        let sessions = self.membership.sessions();
+        let sessions = Sessions { peers: self.membership.sessions(), homes: self.membership.homes().clone() };
         if sessions != self.election.told_sessions {
             plan.sessions = Some(sessions.clone());
             self.election.told_sessions = sessions;

@@ -30,8 +30,9 @@ pub async fn status(settings: &Settings) -> Result<State, String> {
 fn not_running(settings: &Settings, error: String) -> String {
     let saved = state::read::<Allocations>(&settings.state_dir).value.unwrap_or_default();
     let lines = saved.iter().map(|(key, allocation)| {
-        let addresses: Vec<String> = allocation.addresses.iter().map(ToString::to_string).collect();
-        format!("\n  {key}: {}", addresses.join(", "))
+        let addresses = allocation.addresses.iter().map(ToString::to_string);
+        let nodes = allocation.ports.iter().flat_map(|held| held.nodes.keys()).map(|node| format!("ports of node {node}"));
+        format!("\n  {key}: {}", addresses.chain(nodes).collect::<Vec<_>>().join(", "))
     });
     let remembered: String = lines.collect();
     match remembered.is_empty() {

@@ -12,6 +12,9 @@ mod exclusion;
 mod expiry_tests;
 #[cfg(test)]
 mod ignored_tests;
+mod node_mode;
+#[cfg(test)]
+mod node_mode_tests;
 mod place;
 mod report;
 #[cfg(test)]
@@ -491,6 +494,10 @@ impl Engine {
     fn here(&self) -> Here<'_> {
         let zone = self.index.node(&self.settings.node).and_then(|n| n.zone.as_deref());
         Here { node: &self.settings.node, zone, dead: &self.election.dead }
+    }
+
+    fn mode(&self, service: &Service) -> Mode {
+        service.request.mode.unwrap_or(self.settings.mode)
     }
 
     fn ours(&self, service: &Service) -> bool {

@@ -3,6 +3,8 @@
 
 mod claim;
 mod ports;
+#[cfg(test)]
+mod ports_tests;
 mod refusal;
 mod retiring;
 #[cfg(test)]
@@ -19,7 +21,7 @@ use super::model::{Family, ObjectKey, Service};
 use super::pool::Pool;
 use crate::wire::ethernet::Mac;
 use claim::Claim;
-pub use ports::NodePorts;
+pub use ports::{Contender, HeldPorts, NodePorts, Port, refusals};
 pub use refusal::{Refusal, Reserved};
 
 /// What Services have been given, for the next start.
@@ -35,6 +37,9 @@ pub struct Allocation {
     /// Those of them that nobody on the network objected to.
     #[serde(default)]
     pub probed: Vec<IpAddr>,
+    /// Of a Service in node mode, which has no addresses of its own: its ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Box<HeldPorts>>,
 }
 
 /// The answer to a Service.
@@ -193,7 +198,7 @@ impl Ipam {
         notes.extend(lacks(service, &addresses, &pool));
         // What was probed before and is still ours need not be probed again.
         let probed = had.map(|had| had.probed).unwrap_or_default().into_iter().filter(|a| addresses.contains(a)).collect();
-        self.hold(service, Allocation { addresses: addresses.clone(), pool, probed });
+        self.hold(service, Allocation { addresses: addresses.clone(), pool, probed, ports: None });
         addresses.iter().for_each(|address| self.is_taken(*address));
         Ok(Assignment { addresses, notes })
     }
@@ -240,7 +245,7 @@ impl Ipam {
         if addresses.is_empty() {
             return (refusal.map_or(Ok(Assignment { addresses: Vec::new(), notes: Vec::new() }), Err), evicted);
         }
-        self.hold(service, Allocation { addresses: addresses.clone(), pool: pool_name, probed: addresses.clone() });
+        self.hold(service, Allocation { addresses: addresses.clone(), pool: pool_name, probed: addresses.clone(), ports: None });
         (Ok(Assignment { addresses, notes }), evicted)
     }
 

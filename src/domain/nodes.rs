@@ -16,19 +16,26 @@ pub fn serving_nodes<'a>(nodes: impl Iterator<Item = &'a Node> + Clone, service:
     })
 }
 
+/// The families at which it is served.
+pub fn families(service: &Service) -> &[Family] {
+    if service.families.is_empty() { &Family::ALL } else { &service.families }
+}
+
 /// What clients are told: external addresses if any serving node has one, else internal ones; grouped in the order of the Service's
-/// families, numerically within. `admits` says which of the nodes count (for policy Local those with a ready endpoint).
+/// families, numerically within. `admits` says which of the nodes count for which family (for policy Local those with a ready endpoint).
 pub fn published_addresses<'a>(
     nodes: impl Iterator<Item = &'a Node> + Clone,
     service: &Service,
-    admits: impl Fn(&str) -> bool,
+    admits: impl Fn(&str, Family) -> bool,
 ) -> Vec<IpAddr> {
-    let serving: Vec<&Node> = serving_nodes(nodes, service).filter(|node| admits(&node.name)).collect();
-    let external: BTreeSet<IpAddr> = serving.iter().flat_map(|node| &node.external).copied().collect();
-    let internal = || serving.iter().flat_map(|node| &node.internal).copied().collect();
-    let addresses: BTreeSet<IpAddr> = if external.is_empty() { internal() } else { external };
-    let families = if service.families.is_empty() { &Family::ALL[..] } else { &service.families };
-    families.iter().flat_map(|family| addresses.iter().filter(move |address| Family::of(**address) == *family)).copied().collect()
+    let serving: Vec<&Node> = serving_nodes(nodes, service).collect();
+    let admitted = |of: fn(&Node) -> &[IpAddr]| {
+        let all = serving.iter().flat_map(|node| of(node).iter().map(move |address| (node, *address)));
+        all.filter(|(node, address)| admits(&node.name, Family::of(*address))).map(|(_, address)| address).collect::<BTreeSet<IpAddr>>()
+    };
+    let external = admitted(|node| &node.external);
+    let addresses = if external.is_empty() { admitted(|node| &node.internal) } else { external };
+    families(service).iter().flat_map(|family| addresses.iter().filter(move |address| Family::of(**address) == *family)).copied().collect()
 }
 
 #[cfg(test)]
@@ -56,7 +63,7 @@ mod tests {
     }
 
     fn addresses(nodes: &[Node], service: &Service) -> String {
-        published_addresses(nodes.iter(), service, |_| true).iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
+        published_addresses(nodes.iter(), service, |_, _| true).iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
     }
 
     #[test]

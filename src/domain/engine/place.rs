@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::super::elect;
 use super::super::endpoints;
 use super::super::forwarding::{Forwarding, FrontendKey};
 use super::super::ipam::{Assignment, Refusal};
-use super::super::model::{Family, Mode, ObjectKey, Service, TrafficPolicy};
-use super::super::nodes;
+use super::super::model::{Family, Mode, ObjectKey, Service};
 use super::super::plan::{Notice, Plan};
 use super::super::publish;
 use super::super::status::Reason;
@@ -51,6 +49,7 @@ impl Engine {
             }
             stays
         });
+        self.contend_for_ports(&mut dirty);
         for (_, _, key) in &dirty {
             freed |= self.place(key, plan, &mut touched_vips, &mut gone);
         }
@@ -170,10 +169,10 @@ impl Engine {
 
     /// Gives back what a Service held.
     fn release(&mut self, key: &ObjectKey, plan: &mut Plan) -> bool {
-        let address = self.ipam.release(key);
-        plan.save |= address;
-        let ports = self.node_ports.release(key);
-        address | ports
+        let released = self.ipam.release(key);
+        plan.save |= released;
+        self.node_ports.release(key);
+        released
     }
 
     /// Allocations of Services that were deleted while we were away.
@@ -187,7 +186,7 @@ impl Engine {
     fn place(&mut self, key: &ObjectKey, plan: &mut Plan, vips: &mut BTreeSet<IpAddr>, gone: &mut BTreeSet<FrontendKey>) -> bool {
         let Some(service) = self.index.service(key).cloned() else { return false };
         self.forget_dead(key);
-        let mode = service.request.mode.unwrap_or(self.settings.mode);
+        let mode = self.mode(&service);
         let before = self.placements.remove(key).unwrap_or_default();
         let mut freed = false;
         let mut next = Placement { mode: Some(mode), ..Placement::default() };
@@ -195,7 +194,6 @@ impl Engine {
         self.waiting.remove(key);
         let frontend_addresses = match mode {
             Mode::Vip => {
-                freed |= self.node_ports.release(key);
                 let mut carrying = self.place_on_vips(&service, &mut next, plan, vips);
                 freed |= self.ipam.take_reclaimed();
                 self.retire(&service, &before, &mut next);
@@ -203,13 +201,10 @@ impl Engine {
                 carrying
             }
             Mode::Node => {
-                let released = self.ipam.release(key);
+                let released = self.ipam.release_addresses(key);
                 plan.save |= released;
                 freed |= released;
-                let ports = self.node_ports.held(key).to_vec();
-                let carrying = self.place_on_node(&service, &mut next);
-                freed |= ports.iter().any(|port| !self.node_ports.held(key).contains(port));
-                carrying
+                self.place_on_node(&service, &mut next, plan)
             }
         };
         let held = next.held();
@@ -224,7 +219,8 @@ impl Engine {
         next.frontends = self.frontends(&service, &frontend_addresses);
         let changed = diff(&before.frontends, &mut next.frontends, plan, gone);
         next.generation = if changed { self.generation } else { before.generation };
-        if next.verdict == Verdict::Refused {
+        // Who waits for a port is told, see `contend_for_ports`.
+        if next.verdict == Verdict::Refused && mode == Mode::Vip {
             self.waiting.insert(key.clone());
         }
         self.publish(&service, &mut next, plan);
@@ -299,52 +295,6 @@ impl Engine {
             (Role::Follower, Some(result)) => result,
             _ => self.ipam.assign(service),
         }
-    }
-
-    /// The nodes' own addresses: returns those of this node, if it is one of the nodes that serve.
-    fn place_on_node(&mut self, service: &Service, next: &mut Placement) -> Vec<IpAddr> {
-        let claimed = match self.role {
-            Role::Alone => self.node_ports.claim(service),
-            Role::Follower | Role::Writer => {
-                let (claimed, evicted) = self.node_ports.contend(service);
-                self.dirty.extend(evicted);
-                claimed
-            }
-        };
-        if let Err(refusal) = claimed {
-            next.verdict = Verdict::Refused;
-            next.reasons.push(Reason::new(refusal.code(), refusal.to_string()));
-            return Vec::new();
-        }
-        let families = |address: &IpAddr| service.families.is_empty() || service.families.contains(&Family::of(*address));
-        let own: Vec<IpAddr> = self.node_addresses.iter().copied().filter(families).collect();
-        let serving: Vec<&str> = nodes::serving_nodes(self.index.nodes(), service).map(|n| &*n.name).collect();
-        let known = self.index.nodes().next().is_some();
-        next.addresses = if known {
-            let ready = self.nodes_with_ready_endpoints(service);
-            let local = service.external == TrafficPolicy::Local;
-            nodes::published_addresses(self.index.nodes(), service, |node| !local || ready.contains(node))
-        } else {
-            own.clone()
-        };
-        if next.addresses.is_empty() {
-            next.verdict = Verdict::Pending;
-            let mut message =
-                "There are no available nodes for LoadBalancer: none has a usable address, is not excluded and, for policy Local, a ready endpoint"
-                    .to_string();
-            for node in self.index.nodes() {
-                if let Some(exclusion) = node.excluded {
-                    message += &format!("; {}", elect::excluded(&format!("node {}", node.name), exclusion));
-                }
-            }
-            next.reasons.push(Reason::new("UnAvailableLoadBalancer", message));
-        }
-        let here = !known || self.index.node(&self.settings.node).is_none() || serving.contains(&&*self.settings.node);
-        if here { own } else { Vec::new() }
-    }
-
-    fn nodes_with_ready_endpoints(&self, service: &Service) -> BTreeSet<Arc<str>> {
-        self.index.slices(&service.key).flat_map(|s| &s.endpoints).filter(|e| e.ready).filter_map(|e| e.node.clone()).collect()
     }
 
     fn frontends(&self, service: &Service, addresses: &[IpAddr]) -> Vec<(FrontendKey, Arc<Forwarding>)> {

@@ -158,7 +158,7 @@ impl Engine {
             key: key.clone(),
             mode: placement.mode,
             addresses: placement.addresses.clone(),
-            pool: self.ipam.allocations().get(key).map(|allocation| allocation.pool.to_string()),
+            pool: self.ipam.allocations().get(key).filter(|a| !a.addresses.is_empty()).map(|allocation| allocation.pool.to_string()),
             ports,
             policy: service.map(|s| s.external).unwrap_or_default(),
             client_affinity: service.is_some_and(|s| s.client_affinity),

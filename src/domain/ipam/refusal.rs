@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use super::super::model::{Family, ObjectKey, Protocol};
 use crate::wire::ethernet::{Mac, display as mac_text};
 
+/// So many nodes are named; of more, the number is told.
+const NODES: usize = 8;
+
 /// Why an address is never given out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserved {
@@ -34,7 +37,7 @@ pub enum Refusal {
     WrongFamily { address: IpAddr },
     DualStack,
     Exhausted { pools: Vec<Box<str>>, families: Vec<Family>, size: u128 },
-    PortTaken { protocol: Protocol, port: u16, holder: ObjectKey },
+    PortTaken { protocol: Protocol, port: u16, holder: ObjectKey, family: Option<Family>, nodes: Vec<Box<str>> },
 }
 
 impl Refusal {
@@ -89,8 +92,16 @@ impl fmt::Display for Refusal {
                 let family = families.first().map(|family| format!("{family} ")).unwrap_or_default();
                 write!(f, "no free {family}address in pool {} ({size} addresses); enlarge it, or delete a Service", pools.join(", "))
             }
-            Refusal::PortTaken { protocol, port, holder } => {
-                write!(f, "port {port}/{protocol} of the nodes is held by {holder}; choose another port, or mode vip")
+            Refusal::PortTaken { protocol, port, holder, family, nodes } => {
+                let over = family.map(|family| format!(" over {family}")).unwrap_or_default();
+                let s = if nodes.len() == 1 { "" } else { "s" };
+                let shown = nodes[..nodes.len().min(NODES)].join(", ");
+                let more = nodes.len().saturating_sub(NODES);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                write!(
+                    f,
+                    "port {port}/{protocol}{over} is held by {holder} on node{s} {shown}{more}; choose another port, other nodes or mode vip"
+                )
             }
         }
     }

@@ -199,24 +199,6 @@ fn buggy_addresses_are_avoided_but_may_be_asked_for() {
 }
 
 #[test]
-fn a_port_of_the_nodes_has_one_holder() {
-    let mut ports = NodePorts::default();
-    assert_eq!(ports.claim(&plain("a")), Ok(()));
-    assert_eq!(ports.claim(&plain("a")), Ok(()), "again");
-    let refusal = ports.claim(&plain("b")).unwrap_err();
-    assert!(refusal.to_string().contains("default/a"), "{refusal}");
-    assert_eq!(ports.claim(&service("u", |s| s.ports[0].protocol = Protocol::Udp)), Ok(()), "another protocol is another port");
-    assert!(ports.release(&plain("a").key));
-    assert!(!ports.release(&plain("a").key), "there is nothing left");
-    assert_eq!(ports.claim(&plain("b")), Ok(()));
-    let moved = service("b", |s| s.ports[0].port = 8443);
-    assert_eq!(ports.claim(&moved), Ok(()), "another port now");
-    assert_eq!(ports.claim(&plain("a")), Ok(()), "the one it left is free");
-    assert!(ports.claim(&plain("b")).is_err(), "back again: taken, and what it had is free");
-    assert_eq!(ports.claim(&service("c", |s| s.ports[0].port = 8443)), Ok(()));
-}
-
-#[test]
 fn five_thousand_services_do_not_search_five_thousand_times() {
     let mut ipam = ipam("10.0.0.0-10.0.255.255,fd00::/64");
     for number in 0..5_000 {

@@ -7,12 +7,16 @@ use pinnace::domain::model::Family;
 
 use super::{Host, POD_PORTS};
 
+/// ServiceLB's label of Services and Nodes.
+const NODE_POOL: &str = "svccontroller.k3s.cattle.io/lbpool";
+
 /// A Service of type LoadBalancer, dual-stack unless told otherwise.
 #[derive(Clone)]
 pub struct Service {
     namespace: String,
     name: String,
     annotations: Vec<(String, String)>,
+    labels: Vec<(String, String)>,
     ports: Vec<(String, String, u32)>,
     families: Vec<Family>,
     spec: Vec<String>,
@@ -24,6 +28,7 @@ pub fn service(name: &str) -> Service {
         namespace: "default".to_owned(),
         name: name.to_owned(),
         annotations: Vec::new(),
+        labels: Vec::new(),
         ports: Vec::new(),
         families: Family::ALL.to_vec(),
         spec: Vec::new(),
@@ -50,6 +55,12 @@ impl Service {
     /// One more annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Service {
         self.annotations.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// For the nodes of this ServiceLB pool only.
+    pub fn node_pool(mut self, pool: &str) -> Service {
+        self.labels.push((NODE_POOL.to_owned(), pool.to_owned()));
         self
     }
 
@@ -91,11 +102,13 @@ impl Service {
     /// The document, beginning with `---`.
     pub fn yaml(&self) -> String {
         let mut text = format!("---\napiVersion: v1\nkind: Service\nmetadata:\n  namespace: {}\n  name: {}\n", self.namespace, self.name);
-        if !self.annotations.is_empty() {
-            text.push_str("  annotations:\n");
-        }
-        for (key, value) in &self.annotations {
-            writeln!(text, "    {key}: \"{value}\"").expect("writing to a string");
+        for (field, entries) in [("annotations", &self.annotations), ("labels", &self.labels)] {
+            if !entries.is_empty() {
+                writeln!(text, "  {field}:").expect("writing to a string");
+            }
+            for (key, value) in entries {
+                writeln!(text, "    {key}: \"{value}\"").expect("writing to a string");
+            }
         }
         let families: Vec<String> = self.families.iter().map(Family::to_string).collect();
         let policy = if families.len() == 2 { "PreferDualStack" } else { "SingleStack" };
@@ -200,4 +213,10 @@ pub fn node(number: u8) -> String {
         "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: node-{number}\nspec:\n  podCIDRs: [\"10.42.{net}.0/24\", \"fd42:{net}::/64\"]\nstatus:\n  \
          addresses:\n    - {{type: InternalIP, address: 10.88.0.1{number}}}\n    - {{type: InternalIP, address: \"fd88::1{number}\"}}\n"
     )
+}
+
+/// The same with the labels of ServiceLB, in this pool.
+pub fn node_in_pool(number: u8, pool: &str) -> String {
+    let labels = format!("  labels:\n    svccontroller.k3s.cattle.io/enablelb: \"true\"\n    {NODE_POOL}: {pool}\nspec:\n");
+    node(number).replacen("spec:\n", &labels, 1)
 }

@@ -203,3 +203,69 @@ fn a_node_port_conflict_names_the_service_that_holds_it() {
         assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-1"]);
     }
 }
+
+#[test]
+fn two_services_have_one_port_in_two_pools_of_nodes() {
+    let lab = Lab::new(1, 1);
+    lab.apply("nodes.yaml", &(manifests::node_in_pool(1, "one") + &manifests::node_in_pool(2, "two")));
+    let services =
+        web("one").node_mode().node_pool("one").with_pods(&lab.pods) + &web("two").node_mode().node_pool("two").with_pods(&lab.far);
+    lab.apply("services.yaml", &services);
+    let node2 = lab.node2.as_ref().expect("node-2");
+    let first = lab.pinnace().start_ready();
+    first.wait_serving("default/one");
+    first.wait_serving("default/two");
+    let second = lab.pinnace_on(node2).start_ready();
+    second.wait_serving("default/one");
+    second.wait_serving("default/two");
+    for family in Family::ALL {
+        assert_eq!(
+            (first.address("default/one", family), first.address("default/two", family)),
+            (lab::lan(family, 11), lab::lan(family, 12))
+        );
+        for _ in 0..5 {
+            assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-1"]);
+            assert_from(&lab.client.tcp(node2.address(family), 80), &["far-1"]);
+        }
+    }
+    // A node that changes sides, where both are then: who has the port there keeps it.
+    lab.apply("nodes.yaml", &(manifests::node_in_pool(1, "one") + &manifests::node_in_pool(2, "one")));
+    for running in [&first, &second] {
+        eventually("the Service of the pool has both nodes", PATIENCE, || {
+            let status = running.pinnace().status()?;
+            ensure(status.addresses("default/one").len() == 4 && status.addresses("default/two").is_empty(), || status.0.to_string())
+        });
+    }
+    for family in Family::ALL {
+        eventually("the Service of its new pool", PATIENCE, || {
+            let reply = lab.client.tcp(node2.address(family), 80);
+            ensure(matches!(&reply, Ok(reply) if reply.pod == "pod-1"), || format!("{reply:?}"))
+        });
+    }
+}
+
+#[test]
+fn a_contested_node_port_is_whose_it_was_before_a_restart() {
+    let lab = Lab::new(2, 0);
+    lab.apply("first.yaml", &web("zeta").node_mode().with_pods(&lab.pods[..1]));
+    let mut running = lab.pinnace().start_ready();
+    running.wait_serving("default/zeta");
+    lab.apply("second.yaml", &web("alpha").node_mode().with_pods(&lab.pods[1..]));
+    running.wait_reason("default/alpha", "default/zeta");
+    for stop in [Running::kill as fn(&mut Running), |running| assert!(running.terminate().success())] {
+        stop(&mut running);
+        drop(running);
+        running = lab.pinnace().start_ready();
+        running.wait_serving("default/zeta");
+        running.wait_phase("default/alpha", "Refused");
+        running.wait_reason("default/alpha", "default/zeta on node node-1");
+        for family in Family::ALL {
+            assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-1"]);
+        }
+    }
+    lab.delete("first.yaml");
+    running.wait_serving("default/alpha");
+    for family in Family::ALL {
+        assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-2"]);
+    }
+}

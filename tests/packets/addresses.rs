@@ -258,7 +258,7 @@ fn a_contested_node_port_is_whose_it_was_before_a_restart() {
         running = lab.pinnace().start_ready();
         running.wait_serving("default/zeta");
         running.wait_phase("default/alpha", "Refused");
-        running.wait_reason("default/alpha", "default/zeta on node node-1");
+        running.wait_reason("default/alpha", "default/zeta on nodes node-1, node-2");
         for family in Family::ALL {
             assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-1"]);
         }
@@ -268,4 +268,21 @@ fn a_contested_node_port_is_whose_it_was_before_a_restart() {
     for family in Family::ALL {
         assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-2"]);
     }
+}
+
+#[test]
+fn a_node_address_on_an_interface_that_is_no_uplink_is_said() {
+    let lab = Lab::new(1, 0);
+    lab.node.ns.ip(&["link add wg0 type bridge", "address add 10.99.0.1/24 dev wg0", "link set wg0 up"]);
+    lab.apply("nodes.yaml", &manifests::node(1).replace("10.88.0.11", "10.99.0.1"));
+    lab.apply("services.yaml", &web("web").only(Family::V4).node_mode().with_pods(&lab.pods));
+    let running = lab.pinnace().start_ready();
+    running.wait_phase("default/web", "Pending");
+    running.wait_reason("default/web", "10.99.0.1 is on wg0");
+    running.wait_reason("default/web", "PINNACE_INTERFACES=");
+    drop(running);
+    let running = lab.pinnace().set("PINNACE_INTERFACES", "eth0,wg0").start_ready();
+    running.wait_serving("default/web");
+    lab.client.ns.ip(&["route add 10.99.0.0/24 via 10.88.0.11"]);
+    assert_from(&lab.client.tcp("10.99.0.1".parse().expect("an address"), 80), &["pod-1"]);
 }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use super::super::elect;
 use super::super::index::Index;
 use super::super::ipam::{Contender, HeldPorts, Ipam, Port, refusals};
-use super::super::model::{Family, Mode, ObjectKey, Service, TrafficPolicy};
+use super::super::model::{Family, Interface, Mode, ObjectKey, Service, TrafficPolicy};
 use super::super::nodes;
 use super::super::plan::Plan;
 use super::super::status::Reason;
+use super::super::uplinks::NotUplink;
 use super::{Engine, Placement, Role, Verdict};
 
 impl Engine {
@@ -59,6 +60,11 @@ impl Engine {
             next.verdict = Verdict::Pending;
             next.reasons.push(self.no_node());
         }
+        let closed = self.closed(&next.addresses, &own);
+        if !closed.is_empty() && next.verdict == Verdict::Serving && !next.addresses.iter().any(|address| own.contains(address)) {
+            next.verdict = Verdict::Pending;
+        }
+        next.reasons.extend(closed);
         let me = &*self.settings.node;
         let serves = self.index.node(me).is_none() || nodes::serving_nodes(self.index.nodes(), service).any(|node| *node.name == *me);
         if serves { own } else { Vec::new() }
@@ -77,6 +83,39 @@ impl Engine {
         let hinder = losses.iter().flat_map(|loss| &loss.nodes).any(|node| !known || admits(node));
         let reasons = refusals(losses, nodes::families(service)).into_iter();
         (reasons.map(|refusal| Reason::new(refusal.code(), refusal.to_string())).collect(), hinder)
+    }
+
+    /// Addresses of this node among those that clients are told, on interfaces that are no uplinks: no rule is for what comes in there. One that is
+    /// on no interface at all is translated on the way here.
+    fn closed(&self, published: &[IpAddr], own: &[IpAddr]) -> Vec<Reason> {
+        let (Some(node), Some(interfaces)) = (self.index.node(&self.settings.node), &self.interfaces) else { return Vec::new() };
+        let mine = node.internal.iter().chain(&node.external).filter(|address| published.contains(address) && !own.contains(address));
+        let mut closed = Vec::new();
+        for address in mine {
+            let has = |interface: &&Interface| interface.addresses.iter().any(|subnet| subnet.addr() == *address);
+            let Some(interface) = interfaces.values().find(has) else { continue };
+            let Some(Err(why)) = self.uplinks.get(&interface.index) else { continue };
+            let advice = match why {
+                NotUplink::Loopback => "give the node an address on another one".to_string(),
+                _ => format!("name it among the uplinks: PINNACE_INTERFACES={}", self.named_with(&interface.name)),
+            };
+            let message = format!(
+                "this node's address {address} is on {}, which is no uplink ({why}): connections to it are not served here; {advice}",
+                interface.name
+            );
+            closed.push(Reason::new("NodeAddressNotOnUplink", message));
+        }
+        closed
+    }
+
+    /// What PINNACE_INTERFACES has to say for this interface to be an uplink as well.
+    fn named_with(&self, interface: &str) -> String {
+        let mut names: BTreeSet<String> = self.settings.interfaces.iter().map(ToString::to_string).collect();
+        if names.is_empty() {
+            names.extend(self.uplink_names().into_iter().map(String::from));
+        }
+        names.insert(interface.to_owned());
+        names.into_iter().collect::<Vec<_>>().join(",")
     }
 
     fn no_node(&self) -> Reason {

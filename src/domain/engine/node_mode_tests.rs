@@ -10,7 +10,7 @@ use super::super::model::*;
 use super::super::plan::Plan;
 use super::super::status::Phase;
 use super::api_tests::{Api, served};
-use super::tests::{T0, key, links, put, settings, source, vip};
+use super::tests::{T0, interface, key, links, put, settings, slice, source, vip};
 use super::*;
 
 /// An IPv4 Service on port 80 of the nodes of this pool, of all nodes without one.
@@ -200,4 +200,30 @@ fn a_contested_port_is_whose_it_was_before_a_restart() {
     assert!(refused(&third, "zeta") && !refused(&third, "alpha"), "who had it last");
     let (fourth, _) = alone(1, saved, vec![put(pooled("alpha", 0, None))]);
     assert!(!refused(&fourth, "alpha"), "the holder was deleted while we were away");
+}
+
+#[test]
+fn a_node_address_on_an_interface_that_is_no_uplink_is_told_with_the_setting() {
+    let (mut engine, _) = alone(1, Allocations::default(), vec![put(pooled("web", 1, None)), slice("web", &[("10.42.0.5", "node-1")])]);
+    let mut tailnet = node(1, None);
+    if let SourceChange::Node(_, Some(node)) = &mut tailnet {
+        node.internal = vec!["100.64.0.5".parse().unwrap()];
+        node.external = vec!["203.0.113.5".parse().unwrap()];
+    }
+    let eth0 = interface("eth0", 2, "10.88.0.11/24");
+    let interfaces = |name| Event::Interfaces(Arc::new([(2, eth0.clone()), (3, interface(name, 3, "100.64.0.5/32"))].into()));
+    engine.handle(interfaces("tailscale0"), T0);
+    engine.handle(source(vec![tailnet.clone()]), T0);
+    engine.handle(Event::RuleSet { error: None, generation: u64::MAX }, T0);
+    assert_eq!(verdict(&engine, "web"), (Phase::Serving, String::new()), "what clients are told is translated on the way here");
+    if let SourceChange::Node(_, Some(node)) = &mut tailnet {
+        node.external.clear();
+    }
+    engine.handle(source(vec![tailnet]), T0);
+    let (phase, why) = verdict(&engine, "web");
+    assert_eq!(phase, Phase::Pending);
+    assert!(why.contains("100.64.0.5") && why.contains("on tailscale0") && why.contains("PINNACE_INTERFACES=tailscale0"), "{why}");
+    engine.handle(interfaces("eth1"), T0);
+    engine.handle(Event::RuleSet { error: None, generation: u64::MAX }, T0);
+    assert_eq!(verdict(&engine, "web"), (Phase::Serving, String::new()));
 }

@@ -68,7 +68,7 @@ pub(super) fn links(up: bool) -> Event {
     Event::Interfaces(Arc::new(BTreeMap::from([(2, eth0)])))
 }
 
-fn interface(name: &str, index: u32, address: &str) -> Interface {
+pub(super) fn interface(name: &str, index: u32, address: &str) -> Interface {
     Interface {
         index,
         name: name.into(),

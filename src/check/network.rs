@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::{Finding, Host};
 use crate::config::Settings;
+use crate::domain::ipam::{Reserved, ReservedAddresses, reserve_ends, reserved_sentence};
 use crate::domain::model::Family;
 use crate::domain::pool::AddressRange;
 
@@ -135,7 +136,13 @@ pub(super) fn examine(host: &Host, settings: &Settings) -> Vec<Finding> {
     }
     let routes = routes(host);
     let eligible = |r: &&Route| r.on_link && if settings.interfaces.is_empty() { is_uplink(&r.interface) } else { named(&r.interface) };
+    let reserved = reserved(host, &routes, settings);
     for pool in &settings.pools {
+        findings.extend(reserved_sentence(pool, &reserved).map(|sentence| {
+            Finding::warning("pool-reserved", sentence)
+                .why("the pool has that many addresses fewer; a Service that asks for one of them is refused")
+                .fix("leave them out of PINNACE_POOLS, or take it for granted")
+        }));
         for range in &pool.ranges {
             let attached: BTreeSet<&str> = routes.iter().filter(eligible).filter(|r| within(range, &r.to)).map(|r| &*r.interface).collect();
             findings.push(if attached.is_empty() {
@@ -149,6 +156,44 @@ pub(super) fn examine(host: &Host, settings: &Settings) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// The addresses of this host, and the ends of the subnets that it is in. Those of other nodes only the running pinnace knows.
+fn reserved(host: &Host, routes: &[Route], settings: &Settings) -> ReservedAddresses {
+    // kube-proxy in IPVS mode has an interface on which every address stands that the status of a Service names: these are no node's.
+    let ipvs = host.interfaces().contains("kube-ipvs0");
+    let v4 = if ipvs { BTreeSet::new() } else { host.read("proc/net/fib_trie").map(|trie| local_v4(&trie)).unwrap_or_default() };
+    let v6 = host.read("proc/net/if_inet6").map(|list| local_v6(&list)).unwrap_or_default();
+    let mut reserved = ReservedAddresses::new();
+    for subnet in routes.iter().filter(|route| route.on_link && route.to.prefix_len() > 0).map(|route| &route.to) {
+        reserve_ends(subnet, &mut reserved);
+    }
+    reserved.extend(v4.into_iter().chain(v6).map(|address| (address, Reserved::NodeAddress(settings.node_name.clone()))));
+    reserved
+}
+
+/// A leaf `|-- address`, and below it what it is (net/ipv4/fib_trie.c).
+fn local_v4(trie: &str) -> BTreeSet<IpAddr> {
+    let mut leaf: Option<IpAddr> = None;
+    let mut found = BTreeSet::new();
+    for line in trie.lines().map(str::trim) {
+        match line.strip_prefix("|-- ") {
+            Some(address) => leaf = address.parse().ok(),
+            None if line == "/32 host LOCAL" => found.extend(leaf),
+            None => {}
+        }
+    }
+    found
+}
+
+/// `address index length scope flags interface` (net/ipv6/addrconf.c).
+fn local_v6(list: &str) -> BTreeSet<IpAddr> {
+    let line = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let address = u128::from_str_radix(fields.next()?, 16).ok()?;
+        (fields.next_back()? != "kube-ipvs0").then(|| Ipv6Addr::from_bits(address).into())
+    };
+    list.lines().filter_map(line).collect()
 }
 
 /// Link-local and default routes contain no pool: their prefix says nothing about neighbours.

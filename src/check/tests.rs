@@ -103,6 +103,17 @@ fn healthy() -> Fixture {
 }
 
 #[test]
+fn addresses_of_a_pool_that_are_never_given_out_are_named() {
+    let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     |-- 192.168.1.7\n        /32 host LOCAL\n\
+                Local:\n     |-- 192.168.1.255\n        /32 link BROADCAST\n     |-- 192.168.1.9\n        /32 link UNICAST\n";
+    let fixture = Fixture::new(&[("PINNACE_POOLS", "lan=192.168.1.0/28,fd00:1::/120")]).with(&[("proc/net/fib_trie", trie)]);
+    let complaints = fixture.complaints();
+    let expected = "warning pool-reserved: pool lan contains addresses that are never given out: 192.168.1.0 (the network address of its subnet), \
+                    192.168.1.7 (an address of node node-a), fd00:1::5 (an address of node node-a)";
+    assert_eq!(complaints, [expected]);
+}
+
+#[test]
 fn a_healthy_node_raises_no_alarm() {
     let fixture = Fixture::new(&[("PINNACE_POOLS", "192.168.1.200-192.168.1.220,fd00:1::100-fd00:1::1ff")]);
     assert_eq!(fixture.complaints(), Vec::<String>::new());
@@ -171,7 +182,7 @@ fn each_obstacle_is_found_and_nothing_else() {
             "warning pool-subnet: no uplink has a subnet that contains all of 192.168.9.1 (pool default)",
         ),
         (Fixture::new(&[("PINNACE_POOLS", "10.42.0.7")]), "warning pool-subnet: "),
-        (Fixture::new(&[("PINNACE_POOLS", "192.168.1.250-192.168.2.5")]), "warning pool-subnet: "),
+        (Fixture::new(&[("PINNACE_POOLS", "fd00:1::ffff:ffff:ffff:fff0-fd00:1:0:1::5")]), "warning pool-subnet: "),
         (Fixture::new(&[("PINNACE_INTERFACES", "wlan*")]), "warning interfaces: pinnace_interfaces names wlan*"),
     ];
     for (fixture, expected) in cases {

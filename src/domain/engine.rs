@@ -17,6 +17,7 @@ mod node_mode;
 mod node_mode_tests;
 mod place;
 mod report;
+mod reserved;
 #[cfg(test)]
 mod stall_tests;
 #[cfg(test)]
@@ -33,7 +34,7 @@ use super::elect;
 use super::endpoints::Here;
 use super::forwarding::{Forwarding, FrontendKey};
 use super::index::{Index, Touched};
-use super::ipam::{Allocations, Ipam, NodePorts, Options, Reserved};
+use super::ipam::{Allocations, Ipam, NodePorts, Options};
 use super::membership::{Membership, PeerEvent};
 use super::model::{Family, Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::{Notice, Plan};
@@ -44,6 +45,7 @@ use super::uplinks::{self, InterfacePattern, Uplinks};
 use election::Election;
 use exclusion::Exclusions;
 pub(in crate::domain) use place::list;
+use reserved::Reservations;
 use vips::Vip;
 
 /// The reason of notices about objects of the API server that cannot be used, or not wholly.
@@ -209,6 +211,7 @@ pub struct Engine {
     membership: Membership,
     election: Election,
     exclusions: Exclusions,
+    reservations: Reservations,
 }
 
 impl Engine {
@@ -250,6 +253,7 @@ impl Engine {
             writer_health: Ok(()),
             election: Election::default(),
             exclusions: Exclusions::default(),
+            reservations: Reservations::default(),
         }
     }
 
@@ -301,6 +305,7 @@ impl Engine {
             self.settle(&mut plan);
         }
         self.tell_exclusions(&mut plan);
+        self.tell_reserved(&mut plan);
         self.keep_election(&mut plan);
         plan.rule_set.generation = self.generation;
         plan.save &= self.role == Role::Alone;
@@ -396,6 +401,7 @@ impl Engine {
     fn pools_changed(&mut self, pools: Vec<Pool>, plan: &mut Plan) {
         self.ipam.set_pools(pools.clone());
         self.settings.pools = pools;
+        self.reservations.stale = true;
         self.surroundings_changed(plan);
     }
 
@@ -405,7 +411,7 @@ impl Engine {
         let Some(interfaces) = self.interfaces.clone() else { return };
         self.uplinks = self.judged(&interfaces);
         self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
-        self.ipam.set_reserved(self.reserved(&interfaces));
+        self.reservations.stale |= self.ipam.set_reserved(self.reserved(&interfaces));
         let wanted = self.settings.pools.iter().any(|pool| pool.has(Family::V6));
         let off = wanted && elect::ipv6_off(&interfaces, &self.uplinks);
         if off && !self.told_ipv6_off {
@@ -431,28 +437,6 @@ impl Engine {
         let named = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
         let named: Option<&dyn Fn(&str) -> bool> = if patterns.is_empty() { None } else { Some(&named) };
         uplinks::uplinks(interfaces, self.index.node(&self.settings.node), pooled, named)
-    }
-
-    /// Addresses that no pool may hand out, whatever its ranges say.
-    fn reserved(&self, interfaces: &Interfaces) -> BTreeMap<IpAddr, Reserved> {
-        let mut reserved = BTreeMap::new();
-        // kube-proxy in IPVS mode puts every address that a status names on an interface of its own.
-        let ours = interfaces.values().filter(|interface| &*interface.name != "kube-ipvs0");
-        for subnet in ours.flat_map(|interface| &interface.addresses) {
-            reserved.insert(subnet.addr(), Reserved::NodeAddress(self.settings.node.clone()));
-            if let ipnet::IpNet::V4(subnet) = subnet
-                && subnet.prefix_len() < 31
-            {
-                reserved.insert(subnet.network().into(), Reserved::Network);
-                reserved.insert(subnet.broadcast().into(), Reserved::Broadcast);
-            }
-        }
-        for node in self.index.nodes() {
-            for address in node.internal.iter().chain(&node.external) {
-                reserved.insert(*address, Reserved::NodeAddress(node.name.clone()));
-            }
-        }
-        reserved
     }
 
     /// Decides about everything that was touched. Nothing goes out before the source has been read and the interfaces are known:

@@ -6,6 +6,7 @@ mod ports;
 #[cfg(test)]
 mod ports_tests;
 mod refusal;
+mod reserved;
 mod retiring;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,9 @@ use super::pool::Pool;
 use crate::wire::ethernet::Mac;
 use claim::Claim;
 pub use ports::{Contender, HeldPorts, NodePorts, Port, refusals};
-pub use refusal::{Refusal, Reserved};
+pub use refusal::Refusal;
+use reserved::Count;
+pub use reserved::{Reserved, ReservedAddresses, reserve_ends, sentence as reserved_sentence, usable};
 
 /// What Services have been given, for the next start.
 pub type Allocations = BTreeMap<ObjectKey, Allocation>;
@@ -67,7 +70,7 @@ pub struct Ipam {
     allocations: Arc<Allocations>,
     /// Address → holders, mostly one. None: remembered from before a restart, the Service has not been seen yet.
     holders: BTreeMap<IpAddr, Vec<(ObjectKey, Option<Claim>)>>,
-    reserved: BTreeMap<IpAddr, Reserved>,
+    reserved: ReservedAddresses,
     conflicts: BTreeMap<IpAddr, (Mac, Duration)>,
     /// Pool index and family → how many of its first addresses are known to be free for nobody: of 5,000 Services each would
     /// otherwise search through what all before it were given.
@@ -92,7 +95,7 @@ impl Ipam {
             options,
             allocations: Arc::new(saved),
             holders,
-            reserved: BTreeMap::new(),
+            reserved: ReservedAddresses::new(),
             conflicts: BTreeMap::new(),
             taken: BTreeMap::new(),
             retiring: BTreeMap::new(),
@@ -122,12 +125,19 @@ impl Ipam {
         self.taken.clear();
     }
 
-    /// Addresses that are never given out, whatever the pools say.
-    pub fn set_reserved(&mut self, reserved: BTreeMap<IpAddr, Reserved>) {
-        if self.reserved != reserved {
+    /// Addresses that are never given out, whatever the pools say. True when they are others than before.
+    pub fn set_reserved(&mut self, reserved: ReservedAddresses) -> bool {
+        let changed = self.reserved != reserved;
+        if changed {
             self.reserved = reserved;
             self.taken.clear();
         }
+        changed
+    }
+
+    /// The same.
+    pub fn reserved(&self) -> &ReservedAddresses {
+        &self.reserved
     }
 
     /// Another machine uses this address: it is left alone until `until`, and taken from whoever had just been given it.
@@ -421,10 +431,7 @@ impl Ipam {
 
     /// Whether no Service can be given this address unless it asks for it.
     fn free_for_nobody(&self, address: IpAddr) -> bool {
-        let buggy = match address {
-            IpAddr::V4(a) => self.options.avoid_buggy_ips && matches!(a.octets()[3], 0 | 255),
-            IpAddr::V6(_) => false,
-        };
+        let buggy = self.options.avoid_buggy_ips && reserved::is_buggy(address);
         buggy || self.holders.contains_key(&address) || self.reserved.contains_key(&address) || self.conflicts.contains_key(&address)
     }
 
@@ -446,11 +453,12 @@ impl Ipam {
     }
 
     fn exhausted(&self, candidates: &[usize], families: &[Family]) -> Refusal {
-        let wanted = |family: Family| families.is_empty() || families.contains(&family);
         let pools: Vec<&Pool> = candidates.iter().map(|i| &self.pools[*i]).collect();
-        let ranges = pools.iter().flat_map(|pool| &pool.ranges).filter(|range| wanted(range.family()));
-        let size: u128 = ranges.map(|range| range.len()).fold(0, u128::saturating_add);
-        Refusal::Exhausted { pools: pools.iter().map(|pool| pool.name.clone()).collect(), families: families.to_vec(), size }
+        let ranges = reserved::ranges(&pools, families);
+        let in_use = self.conflicts.keys().copied();
+        let Count { usable: size, withheld, in_use } = reserved::count(&ranges, &self.reserved, self.options.avoid_buggy_ips, in_use);
+        let names = pools.iter().map(|pool| pool.name.clone()).collect();
+        Refusal::Exhausted { pools: names, families: families.to_vec(), size, withheld, in_use }
     }
 }
 

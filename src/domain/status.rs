@@ -215,7 +215,7 @@ pub struct PoolStatus {
     pub name: String,
     /// As configured.
     pub ranges: Vec<String>,
-    /// Addresses in it.
+    /// Addresses in it that can be given out.
     pub size: u128,
     /// Of these, given out.
     pub used: usize,

@@ -271,6 +271,23 @@ fn a_contested_node_port_is_whose_it_was_before_a_restart() {
 }
 
 #[test]
+fn addresses_of_a_pool_that_are_never_given_out_are_said_and_not_counted() {
+    let lab = Lab::new(1, 0);
+    lab.apply("services.yaml", &["one", "two"].map(|name| web(name).only(Family::V4).with_pods(&lab.pods)).concat());
+    let running = lab.pinnace().set("PINNACE_POOLS", "10.88.0.10-10.88.0.12").start_ready();
+    let warning = "pool default contains addresses that are never given out: 10.88.0.11 (an address of node node-1), 10.88.0.12 (an address of node node-2)";
+    running.wait_log(warning);
+    eventually("the second finds no address", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        let reasons = status.reasons("default/one") + &status.reasons("default/two");
+        ensure(reasons.contains("(1 addresses, and 2 that are never given out)"), || status.0.to_string())
+    });
+    assert_eq!(running.log().matches("never given out: 10.88").count(), 1, "said once:\n{}", running.log());
+    let check = String::from_utf8_lossy(&running.pinnace().run(&["check"]).stdout).into_owned();
+    assert!(check.contains("never given out: 10.88.0.11 (an address of node node-1)"), "{check}");
+}
+
+#[test]
 fn a_node_address_on_an_interface_that_is_no_uplink_is_said() {
     let lab = Lab::new(1, 0);
     lab.node.ns.ip(&["link add wg0 type bridge", "address add 10.99.0.1/24 dev wg0", "link set wg0 up"]);

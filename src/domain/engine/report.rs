@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::super::elect::Ineligible;
 use super::super::elect::seat::Holder;
 use super::super::endpoints;
+use super::super::ipam::usable;
 use super::super::model::{Family, ObjectKey, Service};
 use super::super::status::{
     AddressPhase, AddressStatus, Condition, InterfaceStatus, PeerStatus, Phase, PoolStatus, PortStatus, Reason, ServiceHealth,
@@ -37,7 +38,7 @@ impl Engine {
             peers: self.peers(self.now),
             writer: (self.settings.role != Role::Alone)
                 .then(|| WriterStatus { node: self.holder.as_deref().map(str::to_owned), here: self.role == Role::Writer }),
-            warnings: self.membership.warnings().into_iter().chain(self.exclusion_warnings()).collect(),
+            warnings: self.membership.warnings().into_iter().chain(self.exclusion_warnings()).chain(self.reserved_warnings()).collect(),
             ..State::default()
         }
     }
@@ -248,7 +249,7 @@ impl Engine {
         let pool = |pool: &super::super::pool::Pool| PoolStatus {
             name: pool.name.to_string(),
             ranges: pool.ranges.iter().map(ToString::to_string).collect(),
-            size: pool.ranges.iter().map(|range| range.len()).sum(),
+            size: usable(pool, self.ipam.reserved(), self.settings.avoid_buggy_ips),
             used: self.vips.keys().filter(|address| pool.contains(**address)).count(),
         };
         self.settings.pools.iter().map(pool).collect()

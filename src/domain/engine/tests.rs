@@ -328,3 +328,20 @@ fn an_address_that_kube_proxy_keeps_on_its_own_interface_is_not_a_nodes() {
     engine.handle(Event::Interfaces(Arc::new(both)), T0);
     assert_ne!(phase(&mut engine, "web").0, Phase::Refused);
 }
+
+#[test]
+fn addresses_of_a_pool_that_are_never_given_out_are_named_once() {
+    let (mut engine, plan) = started(settings("lan=10.88.0.0-10.88.0.12", false), Allocations::default(), vec![put(service("web"))]);
+    let said =
+        |plan: &Plan| plan.notices.iter().filter(|n| n.reason == "PoolAddressReserved").map(|n| n.message.clone()).collect::<Vec<_>>();
+    let first = said(&plan);
+    assert!(first.len() == 1 && first[0].contains("pool lan"), "{first:?}");
+    assert!(
+        first[0].contains("10.88.0.0 (the network address") && first[0].contains("10.88.0.11 (an address of node node-1)"),
+        "{first:?}"
+    );
+    assert!(said(&engine.handle(links(false), T0)).is_empty(), "nothing new");
+    let state = engine.state();
+    assert!(state.warnings.iter().any(|warning| warning.message == first[0]));
+    assert_eq!(state.pools[0].size, 11);
+}

@@ -4,21 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::super::model::{Family, ObjectKey, Protocol};
+use super::Reserved;
 use crate::wire::ethernet::{Mac, display as mac_text};
 
 /// So many nodes are named; of more, the number is told.
 const NODES: usize = 8;
-
-/// Why an address is never given out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reserved {
-    /// It is this node's own.
-    NodeAddress(Box<str>),
-    /// The network address of a subnet.
-    Network,
-    /// The broadcast address of a subnet.
-    Broadcast,
-}
 
 /// See the head of this file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +26,7 @@ pub enum Refusal {
     TwoOfOneFamily { family: Family },
     WrongFamily { address: IpAddr },
     DualStack,
-    Exhausted { pools: Vec<Box<str>>, families: Vec<Family>, size: u128 },
+    Exhausted { pools: Vec<Box<str>>, families: Vec<Family>, size: u128, withheld: u128, in_use: usize },
     PortTaken { protocol: Protocol, port: u16, holder: ObjectKey, family: Option<Family>, nodes: Vec<Box<str>> },
 }
 
@@ -75,9 +65,7 @@ impl fmt::Display for Refusal {
             Refusal::PoolReserved { pool, namespace } => write!(f, "pool {pool} is not open to namespace {namespace}"),
             Refusal::OutsidePools { address } => write!(f, "{address} is in no pool; add it to PINNACE_POOLS or ask for another"),
             Refusal::NotInPool { address, pool } => write!(f, "{address} is not in the pool {pool} that is asked for as well"),
-            Refusal::Reserved { address, reserved: Reserved::NodeAddress(node) } => write!(f, "{address} is an address of node {node}"),
-            Refusal::Reserved { address, reserved: Reserved::Network } => write!(f, "{address} is the network address of its subnet"),
-            Refusal::Reserved { address, reserved: Reserved::Broadcast } => write!(f, "{address} is the broadcast address of its subnet"),
+            Refusal::Reserved { address, reserved } => write!(f, "{address} is {reserved}"),
             Refusal::InUse { address, mac } => {
                 write!(f, "{address} is in use by another machine ({}); free it there or take it out of the pool", mac_text(*mac))
             }
@@ -88,9 +76,16 @@ impl fmt::Display for Refusal {
             Refusal::TwoOfOneFamily { family } => write!(f, "two {family} addresses are asked for; a Service has one of each family"),
             Refusal::WrongFamily { address } => write!(f, "{address} is not of a family in spec.ipFamilies"),
             Refusal::DualStack => f.write_str("ipFamilyPolicy is RequireDualStack and no pool has a free address of both families"),
-            Refusal::Exhausted { pools, families, size } => {
+            Refusal::Exhausted { pools, families, size, withheld, in_use } => {
                 let family = families.first().map(|family| format!("{family} ")).unwrap_or_default();
-                write!(f, "no free {family}address in pool {} ({size} addresses); enlarge it, or delete a Service", pools.join(", "))
+                write!(f, "no free {family}address in pool {} ({size} addresses", pools.join(", "))?;
+                if *withheld > 0 {
+                    write!(f, ", and {withheld} that are never given out")?;
+                }
+                if *in_use > 0 {
+                    write!(f, ", and {in_use} in use by other machines")?;
+                }
+                f.write_str("); enlarge it, or delete a Service")
             }
             Refusal::PortTaken { protocol, port, holder, family, nodes } => {
                 let over = family.map(|family| format!(" over {family}")).unwrap_or_default();

@@ -199,6 +199,27 @@ fn buggy_addresses_are_avoided_but_may_be_asked_for() {
 }
 
 #[test]
+fn an_exhausted_pool_counts_what_it_can_give() {
+    let full = |buggy, pools: &str, given: usize| {
+        let mut ipam = Ipam::new(parse_pools(pools).unwrap(), Options { avoid_buggy_ips: buggy }, Allocations::new());
+        let node = Reserved::NodeAddress("n1".into());
+        ipam.set_reserved([(ip("10.0.0.9"), node), (ip("10.0.0.0"), Reserved::Network), (ip("10.0.0.255"), Reserved::Broadcast)].into());
+        ipam.conflict(ip("10.0.0.5"), [2, 0, 0, 0, 0, 7], Duration::from_secs(300));
+        (0..given).for_each(|number| assert_ne!(outcome(&mut ipam, &plain(&format!("s{number}"))), "PoolExhausted"));
+        ipam.assign(&plain("last")).unwrap_err().to_string()
+    };
+    let said = full(false, "lan=10.0.0.0-10.0.0.9", 7);
+    assert!(said.contains("(7 addresses, and 2 that are never given out, and 1 in use by other machines)"), "{said}");
+    let said = full(true, "lan=10.0.0.250-10.0.1.1", 6);
+    assert!(said.contains("(6 addresses, and 2 that are never given out)"), "{said}");
+    let pools = parse_pools("lan=10.0.0.0-10.0.0.9;other=10.1.0.1").unwrap();
+    let reserved = [(ip("10.0.0.9"), Reserved::NodeAddress("n1".into())), (ip("10.0.0.0"), Reserved::Network)].into();
+    let said = reserved_sentence(&pools[0], &reserved).unwrap();
+    assert!(said.contains("10.0.0.0 (the network address of its subnet), 10.0.0.9 (an address of node n1)"), "{said}");
+    assert_eq!((reserved_sentence(&pools[1], &reserved), usable(&pools[0], &reserved, false)), (None, 8));
+}
+
+#[test]
 fn five_thousand_services_do_not_search_five_thousand_times() {
     let mut ipam = ipam("10.0.0.0-10.0.255.255,fd00::/64");
     for number in 0..5_000 {

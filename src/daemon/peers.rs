@@ -162,7 +162,11 @@ impl Peers {
     /// What the engine is to know of it; people are told here.
     fn translate(&mut self, event: Event) -> Option<PeerEvent> {
         if let Event::Adapted(change) = &event {
-            adapted(change, change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node));
+            let node = change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node);
+            match change.peer {
+                Some(peer) if self.is_doubled(peer.address) => debug!(node, ?change, "a session of two machines that are one"),
+                _ => adapted(change, node),
+            }
         }
         let told = PeerEvent::of(&event)?;
         if let PeerEvent::Doubled { address, ours } = &told {

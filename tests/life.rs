@@ -104,8 +104,11 @@ fn rules_that_somebody_flushed_come_back() {
     lab.node.ns.output("nft", &["flush", "ruleset"]);
     assert!(lab.client.tcp(vip, 80).is_err(), "they are gone");
     eventually("the rules are back", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
-    let (_, metrics) = running.pinnace().http("/metrics").unwrap();
-    assert!(metrics.contains("pinnace_ruleset_repairs_total 1"), "{metrics}");
+    // It is counted when conntrack has been looked through as well.
+    eventually("the repair is counted", PATIENCE, || {
+        let (_, metrics) = running.pinnace().http("/metrics")?;
+        ensure(metrics.contains("pinnace_ruleset_repairs_total 1"), || metrics)
+    });
 }
 
 /// As `systemctl restart nftables` does it where a firewall tracks connections: the host's own rules are back at once, ours a moment later. A flow

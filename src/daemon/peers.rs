@@ -243,31 +243,15 @@ fn session(address: IpAddr, interfaces: &Interfaces, homes: &BTreeSet<IpAddr>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::model::Interface;
-
-    fn interface(index: u32, subnets: &[&str]) -> (u32, Interface) {
-        let interface = Interface {
-            index,
-            name: format!("eth{index}").into(),
-            mac: None,
-            kind: "".into(),
-            up: true,
-            carrier_changes: 0,
-            loopback: false,
-            master: None,
-            active_ports: Default::default(),
-            ipv6: true,
-            addresses: subnets.iter().map(|subnet| subnet.parse().expect("a subnet")).collect(),
-        };
-        (index, interface)
-    }
+    use crate::domain::fixtures::interface;
 
     #[test]
     fn packets_come_from_the_address_by_which_the_peer_knows_this_node() {
-        let interfaces = Interfaces::from([
-            interface(2, &["10.0.0.5/24", "10.0.0.11/24", "fd00::5/64", "fd00::11/64"]),
-            interface(3, &["10.0.0.4/24", "10.1.0.5/24", "10.1.0.6/24"]),
-        ]);
+        let all = [
+            interface(2, "eth0", "10.0.0.5/24 10.0.0.11/24 fd00::5/64 fd00::11/64"),
+            interface(3, "eth1", "10.0.0.4/24 10.1.0.5/24 10.1.0.6/24"),
+        ];
+        let interfaces: Interfaces = all.into_iter().map(|interface| (interface.index, interface)).collect();
         let cases = [
             ("10.0.0.12", "10.0.0.11 fd00::11", Some(2), Some("10.0.0.11")),
             ("fd00::12", "10.0.0.11 fd00::11", Some(2), Some("fd00::11")),

@@ -163,6 +163,7 @@ pub fn rank(address: IpAddr, node: &str, preferred: &[Box<str>]) -> Rank {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures;
     use super::super::model::Interface;
     use super::*;
 
@@ -186,19 +187,7 @@ mod tests {
 
     #[test]
     fn an_address_is_announced_where_its_subnet_is_and_the_link_is_up() {
-        let interface = |index, up, subnet: &str| Interface {
-            index,
-            name: format!("eth{index}").into(),
-            mac: None,
-            kind: "".into(),
-            up,
-            carrier_changes: 0,
-            loopback: false,
-            master: None,
-            active_ports: Default::default(),
-            ipv6: true,
-            addresses: [subnet.parse().unwrap()].into(),
-        };
+        let interface = |index, up, subnet: &str| Interface { up, ..fixtures::interface(index, &format!("eth{index}"), subnet) };
         let all = [interface(1, true, "10.0.0.1/24"), interface(2, false, "10.0.0.2/24"), interface(3, false, "fd00::1/64")];
         let interfaces: Interfaces = all.into_iter().map(|i| (i.index, i)).collect();
         let uplinks: Uplinks = interfaces.keys().map(|index| (*index, Ok(()))).collect();

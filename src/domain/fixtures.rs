@@ -1,6 +1,6 @@
 //! Objects for the tests of this room.
 
-use super::model::{Family, ObjectKey, Protocol, Request, Service, ServicePort, TrafficPolicy};
+use super::model::{Family, Interface, ObjectKey, Protocol, Request, Service, ServicePort, TrafficPolicy};
 
 /// `default/<name>`: IPv4, policy Cluster, one unnamed port 80/TCP, and nothing else asked for.
 pub fn service(name: &str) -> Service {
@@ -20,5 +20,22 @@ pub fn service(name: &str) -> Service {
         published: Vec::new(),
         problems: Vec::new(),
         record: None,
+    }
+}
+
+/// A network card that is up, with a hardware address that ends in its index; `subnets` are its addresses, separated by spaces.
+pub fn interface(index: u32, name: &str, subnets: &str) -> Interface {
+    Interface {
+        index,
+        name: name.into(),
+        mac: Some([2, 0, 0, 0, 0, index as u8]),
+        kind: "".into(),
+        up: true,
+        carrier_changes: 0,
+        loopback: false,
+        master: None,
+        active_ports: Default::default(),
+        ipv6: true,
+        addresses: subnets.split_whitespace().map(|subnet| subnet.parse().expect("a subnet")).collect(),
     }
 }

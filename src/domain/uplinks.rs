@@ -205,22 +205,11 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures;
     use super::*;
 
     fn interface(index: u32, name: &str, kind: &str, address: &str) -> Interface {
-        Interface {
-            index,
-            name: name.into(),
-            mac: Some([2, 0, 0, 0, 0, index as u8]),
-            kind: kind.into(),
-            up: true,
-            carrier_changes: 0,
-            loopback: name == "lo",
-            master: None,
-            active_ports: Default::default(),
-            ipv6: true,
-            addresses: address.split_whitespace().map(|a| a.parse().unwrap()).collect(),
-        }
+        Interface { kind: kind.into(), loopback: name == "lo", ..fixtures::interface(index, name, address) }
     }
 
     fn node(internal: &str, pod_cidr: &str) -> Node {

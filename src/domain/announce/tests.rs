@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::schedule::{BURST, FRAMES_PER_SLICE, SLICE};
 use super::*;
+use crate::domain::fixtures;
 use crate::domain::model::Interface;
 
 pub(super) const OURS: Mac = [2, 0, 0, 0, 0, 1];
@@ -20,19 +21,7 @@ pub(super) fn ip(text: &str) -> IpAddr {
 }
 
 pub(super) fn interface(index: u32, mac: Mac) -> Interface {
-    Interface {
-        index,
-        name: format!("eth{index}").into(),
-        mac: Some(mac),
-        kind: "".into(),
-        up: true,
-        carrier_changes: 0,
-        loopback: false,
-        master: None,
-        active_ports: Default::default(),
-        ipv6: true,
-        addresses: BTreeSet::new(),
-    }
+    Interface { mac: Some(mac), ..fixtures::interface(index, &format!("eth{index}"), "") }
 }
 
 pub(super) fn interfaces(list: &[Interface]) -> Interfaces {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::fixtures::service;
+use super::super::fixtures::{self, service};
 use super::super::forwarding::{FrontendKey, Target};
 use super::super::ipam::Allocations;
 use super::super::model::*;
@@ -69,19 +69,7 @@ pub(super) fn links(up: bool) -> Event {
 }
 
 pub(super) fn interface(name: &str, index: u32, address: &str) -> Interface {
-    Interface {
-        index,
-        name: name.into(),
-        mac: Some([2, 0, 0, 0, 0, 1]),
-        kind: "".into(),
-        up: true,
-        carrier_changes: 0,
-        loopback: false,
-        master: None,
-        active_ports: Default::default(),
-        ipv6: true,
-        addresses: [address.parse().expect("subnet")].into(),
-    }
+    Interface { mac: Some([2, 0, 0, 0, 0, 1]), ..fixtures::interface(index, name, address) }
 }
 
 pub(super) fn vip(n: u8) -> IpAddr {

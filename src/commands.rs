@@ -62,8 +62,8 @@ pub async fn planned(settings: &Settings) -> Result<Vec<Table>, String> {
     let mut changes = engine.handle(Event::Interfaces(interfaces.into()), Duration::ZERO).rule_set;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !engine.synced() {
-        let events = tokio::time::timeout_at(deadline, source.next()).await;
-        for event in events.map_err(|_| unread(&engine))?.map_err(|error| error.to_string())? {
+        let told = tokio::time::timeout_at(deadline, source.next()).await;
+        for event in told.map_err(|_| unread(&engine))?.map_err(|error| error.to_string())?.events {
             changes.merge(engine.handle(event, Duration::ZERO).rule_set);
         }
     }

@@ -18,7 +18,7 @@ mod writer;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,7 +33,7 @@ use crate::domain::ipam::Allocations;
 use crate::domain::membership::PeerEvent;
 use crate::domain::model::Interfaces;
 use crate::domain::plan::{Notice, Plan};
-use crate::edge::dataplane::{DataPlane, Report};
+use crate::edge::dataplane::{DataPlane, Origin, Report};
 use crate::edge::gateways;
 use crate::edge::http::{self, Query};
 use crate::edge::l2::{self, Desired};
@@ -45,6 +45,7 @@ use crate::edge::state::{Saver, StateDir, StateError};
 use crate::edge::systemd;
 use crate::edge::vigil::Vigil;
 use peers::Peers;
+use source::Told;
 pub use source::{NoSource, Source};
 pub(crate) use source::{Opened, Started};
 use writer::Writer;
@@ -116,10 +117,10 @@ pub async fn run(mut settings: Settings, read_again: impl Fn() -> Result<(Settin
             _ = interrupt.recv() => break None,
             _ = hangup.recv() => node.settings_changed(&mut settings, read_again()),
             events = source.next() => match events {
-                Ok(events) => {
+                Ok(told) => {
                     // The credentials may be usable only now.
                     node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
-                    node.source_changed(events);
+                    node.source_changed(told);
                 }
                 Err(error) => break Some(Error::Io("the source of Services ended", error)),
             },
@@ -239,17 +240,22 @@ impl Node {
     }
 
     fn handle(&mut self, event: Event) {
-        let since = Instant::now();
-        let plan = self.engine.handle(event, since - self.epoch);
-        self.carry_out(plan, since);
+        self.handle_change(event, None);
     }
 
-    fn source_changed(&mut self, events: Vec<Event>) {
-        for event in events {
+    /// `last_change`: see [`Origin`].
+    fn handle_change(&mut self, event: Event, last_change: Option<SystemTime>) {
+        let heard = Instant::now();
+        let plan = self.engine.handle(event, heard - self.epoch);
+        self.carry_out(plan, Origin { heard, last_change });
+    }
+
+    fn source_changed(&mut self, told: Told) {
+        for event in told.events {
             if let Event::SourceHealth(Err(why)) = &event {
                 warn!("{why}");
             }
-            self.handle(event);
+            self.handle_change(event, told.last_change);
             // Half of a first listing must not replace the whole one on disk.
             if let Some(keeper) = self.keeper.as_mut().filter(|_| self.engine.synced()) {
                 keeper.seen(self.engine.revision());
@@ -310,7 +316,7 @@ impl Node {
             Ok(Some(snapshot)) => {
                 let health = source.bridge(snapshot.taken);
                 self.handle(Event::Source { changes: snapshot.changes, problems: Vec::new(), synced: true });
-                self.source_changed(vec![health]);
+                self.source_changed(vec![health].into());
             }
             Ok(None) => info!("the API server has not told everything yet, and there is no snapshot from before: waiting"),
             Err(problem) => warn!("{problem}"),
@@ -352,9 +358,9 @@ impl Node {
         self.tell_systemd();
     }
 
-    fn carry_out(&mut self, plan: Plan, since: Instant) {
+    fn carry_out(&mut self, plan: Plan, origin: Origin) {
         if !plan.rule_set.is_empty() {
-            self.data_plane.submit(plan.rule_set, since);
+            self.data_plane.submit(plan.rule_set, origin);
         }
         if plan.announcements.is_some() || plan.announce_interval.is_some() || !plan.asks.is_empty() {
             self.desired.send_modify(|desired| {

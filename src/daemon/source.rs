@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::Uri;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -104,6 +104,19 @@ pub(crate) struct Started {
     health: Result<(), String>,
 }
 
+/// What the source says at once.
+pub(crate) struct Told {
+    pub(crate) events: Vec<Event>,
+    /// When the oldest change of an endpoint among it happened, if that is said.
+    pub(crate) last_change: Option<SystemTime>,
+}
+
+impl From<Vec<Event>> for Told {
+    fn from(events: Vec<Event>) -> Told {
+        Told { events, last_change: None }
+    }
+}
+
 enum Updates {
     Manifests(mpsc::Receiver<ManifestUpdate>, tokio::task::JoinHandle<io::Result<()>>),
     Api(mpsc::Receiver<ApiUpdate>),
@@ -165,10 +178,10 @@ impl Started {
     ///
     /// # Errors
     /// When the source has ended, which it must not.
-    pub(crate) async fn next(&mut self) -> io::Result<Vec<Event>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Told> {
         match &mut self.updates {
             Updates::Manifests(updates, task) => tokio::select! {
-                Some(update) = updates.recv() => Ok(vec![manifest_event(update)]),
+                Some(update) = updates.recv() => Ok(vec![manifest_event(update)].into()),
                 ended = task => Err(match ended {
                     Ok(Err(error)) => error,
                     Ok(Ok(())) => io::ErrorKind::UnexpectedEof.into(),
@@ -177,12 +190,12 @@ impl Started {
             },
             Updates::Api(updates) => {
                 let update = updates.recv().await.ok_or(io::ErrorKind::UnexpectedEof)?;
-                Ok(self.api_events(update))
+                Ok(Told { last_change: update.last_change, events: self.api_events(update) })
             }
             Updates::Awaited(usable) => {
                 let connection = usable.await.map_err(io::Error::other)?;
                 self.connect(connection)?;
-                Ok(vec![Event::SourceHealth(self.shown_health())])
+                Ok(vec![Event::SourceHealth(self.shown_health())].into())
             }
         }
     }

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, error, info, warn};
 
@@ -34,6 +34,8 @@ pub struct Report {
     pub took: Duration,
     /// From the oldest event in the batch to now; None for repairs.
     pub latency: Option<Duration>,
+    /// From the oldest change of an endpoint to now, by two clocks; None where nobody says when that was.
+    pub since_last_change: Option<Duration>,
     /// Set elements in the kernel now.
     pub elements: usize,
     /// Number of the last event whose changes were in the batch; 0 for repairs.
@@ -42,6 +44,23 @@ pub struct Report {
     pub repaired: bool,
     /// Conntrack entries that were deleted: of removed UDP endpoints, and after a repair of flows that began while the rules were away.
     pub conntrack_deleted: usize,
+}
+
+/// Where a change began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// When this process heard of it.
+    pub heard: Instant,
+    /// When an endpoint changed, as its EndpointSlice says (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub last_change: Option<SystemTime>,
+}
+
+impl Origin {
+    /// Of two changes that are carried out together.
+    fn oldest(self, other: Origin) -> Origin {
+        let last_change = self.last_change.into_iter().chain(other.last_change).min();
+        Origin { heard: self.heard.min(other.heard), last_change }
+    }
 }
 
 /// What to do with the tables at the end.
@@ -56,7 +75,7 @@ pub enum OnExit {
 #[derive(Default)]
 struct Pending {
     changes: Changes,
-    since: Option<Instant>,
+    origin: Option<Origin>,
     stop: Option<OnExit>,
 }
 
@@ -64,6 +83,12 @@ struct Pending {
 struct Shared {
     pending: Mutex<Pending>,
     wake: Condvar,
+}
+
+impl Pending {
+    fn began(&mut self, origin: Origin) {
+        self.origin = Some(self.origin.map_or(origin, |known| known.oldest(origin)));
+    }
 }
 
 impl Shared {
@@ -88,11 +113,11 @@ impl DataPlane {
         Ok(DataPlane { shared, thread })
     }
 
-    /// Hands over a change. `since` is when the event behind it arrived.
-    pub fn submit(&self, changes: Changes, since: Instant) {
+    /// Hands over a change.
+    pub fn submit(&self, changes: Changes, origin: Origin) {
         self.shared.with(|pending| {
             pending.changes.merge(changes);
-            pending.since.get_or_insert(since);
+            pending.began(origin);
         });
         self.shared.wake.notify_one();
     }
@@ -126,11 +151,11 @@ impl Worker {
             let deadline = if loaded { next_refresh.min(next_look) } else { now + Duration::from_secs(3600) };
             let mut pending = self.wait(deadline.min(again.unwrap_or(deadline)), again);
             if !pending.changes.is_empty() {
-                if self.apply(&mut pending.changes, pending.since) {
+                if self.apply(&mut pending.changes, pending.origin) {
                     loaded = true;
                     (retry, again) = (RETRY_MIN, None);
                 } else {
-                    self.put_back(pending.changes, pending.since);
+                    self.put_back(pending.changes, pending.origin);
                     again = Some(Instant::now() + retry);
                     retry = (retry * 2).min(RETRY_MAX);
                 }
@@ -167,16 +192,16 @@ impl Worker {
     }
 
     /// What failed goes below what came meanwhile: the later word still wins.
-    fn put_back(&self, failed: Changes, since: Option<Instant>) {
+    fn put_back(&self, failed: Changes, origin: Option<Origin>) {
         self.shared.with(|pending| {
             let later = std::mem::replace(&mut pending.changes, failed);
             pending.changes.merge(later);
-            pending.since = since.or(pending.since);
+            origin.into_iter().for_each(|origin| pending.began(origin));
         });
     }
 
     /// True when all of it is in the kernel; else what is not stays in `changes`.
-    fn apply(&mut self, changes: &mut Changes, since: Option<Instant>) -> bool {
+    fn apply(&mut self, changes: &mut Changes, origin: Option<Origin>) -> bool {
         let mut start = Instant::now();
         if changes.reset && changes.forwardings.len() > STEP {
             match self.writer.lay_foundation(changes) {
@@ -188,7 +213,7 @@ impl Worker {
         loop {
             let step = changes.step(STEP);
             let last = changes.is_empty();
-            if !self.transact(&step, since.filter(|_| last), start) {
+            if !self.transact(&step, origin.filter(|_| last), start) {
                 let later = std::mem::replace(changes, step);
                 changes.merge(later);
                 return false;
@@ -200,7 +225,7 @@ impl Worker {
         }
     }
 
-    fn transact(&mut self, changes: &Changes, since: Option<Instant>, start: Instant) -> bool {
+    fn transact(&mut self, changes: &Changes, origin: Option<Origin>, start: Instant) -> bool {
         let result = self.writer.apply(changes);
         let end = Instant::now();
         if self.writer.absent().len() > self.absences_told {
@@ -214,7 +239,9 @@ impl Worker {
         (self.report)(Report {
             error,
             took: end - start,
-            latency: since.map(|since| end - since),
+            latency: origin.map(|origin| end - origin.heard),
+            // A clock that is ahead of ours says nothing.
+            since_last_change: origin.and_then(|origin| origin.last_change?.elapsed().ok()),
             elements: self.writer.elements(),
             generation: changes.generation,
             repaired: false,
@@ -232,7 +259,16 @@ impl Worker {
                 let error = self.writer.reload().err().map(|e| e.to_string());
                 let (took, elements) = (start.elapsed(), self.writer.elements());
                 let conntrack_deleted = if error.is_none() { forget_untranslated(self.writer.compiler().forwardings().keys()) } else { 0 };
-                (self.report)(Report { error, took, latency: None, elements, generation: 0, repaired: true, conntrack_deleted });
+                (self.report)(Report {
+                    error,
+                    took,
+                    latency: None,
+                    since_last_change: None,
+                    elements,
+                    generation: 0,
+                    repaired: true,
+                    conntrack_deleted,
+                });
             }
             Err(error) => warn!(%error, "cannot ask the kernel whether the rules are still there"),
         }

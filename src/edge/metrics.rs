@@ -66,6 +66,7 @@ pub struct Metrics {
     addresses: Family<Phase, Gauge>,
     problems: Gauge,
     latency: Histogram,
+    last_change: Histogram,
     apply: Histogram,
     errors: Counter,
     repairs: Counter,
@@ -104,9 +105,16 @@ impl Metrics {
         let mut registry = Registry::default();
         let r = registry.sub_registry_with_prefix("pinnace");
         let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 20));
-        let (latency, apply) = (seconds(), seconds());
+        let (latency, last_change, apply) = (seconds(), seconds(), seconds());
         r.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        r.register_with_unit("network_programming_duration", "From a change to its rules in the kernel", Unit::Seconds, latency.clone());
+        r.register_with_unit(
+            "network_programming_duration",
+            "From hearing of a change to its rules in the kernel",
+            Unit::Seconds,
+            latency.clone(),
+        );
+        let help = "From the change of an endpoint, as its EndpointSlice dates it, to its rules in the kernel";
+        r.register_with_unit("last_change_duration", help, Unit::Seconds, last_change.clone());
         r.register_with_unit("ruleset_apply_duration", "Time to put one batch of rules into the kernel", Unit::Seconds, apply.clone());
         let start: Gauge<f64, std::sync::atomic::AtomicU64> = Gauge::default();
         start.set(SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64()));
@@ -115,6 +123,7 @@ impl Metrics {
             addresses: Family::default(),
             problems: Gauge::default(),
             latency,
+            last_change,
             apply,
             errors: Counter::default(),
             repairs: Counter::default(),
@@ -182,7 +191,10 @@ impl Metrics {
         self.apply.observe(report.took.as_secs_f64());
         match &report.error {
             Some(_) => drop(self.errors.inc()),
-            None => report.latency.iter().for_each(|latency| self.latency.observe(latency.as_secs_f64())),
+            None => {
+                report.latency.iter().for_each(|latency| self.latency.observe(latency.as_secs_f64()));
+                report.since_last_change.iter().for_each(|since| self.last_change.observe(since.as_secs_f64()));
+            }
         }
         self.repairs.inc_by(u64::from(report.repaired));
         self.elements.set(signed(report.elements));
@@ -310,6 +322,7 @@ mod tests {
             error: None,
             took: Duration::from_millis(1),
             latency: Some(Duration::from_millis(3)),
+            since_last_change: Some(Duration::from_millis(500)),
             elements: 7,
             generation: 1,
             repaired: true,
@@ -334,6 +347,7 @@ mod tests {
             "pinnace_bfd_packets_discarded_total{reason=\"digest\"} 0",
             "# UNIT pinnace_bfd_latest_wake_seconds seconds",
             "pinnace_network_programming_duration_seconds_count 1",
+            "pinnace_last_change_duration_seconds_sum 0.5",
             "pinnace_ruleset_apply_duration_seconds_sum 0.001",
             "pinnace_ruleset_repairs_total 1",
             "pinnace_ruleset_elements 7",

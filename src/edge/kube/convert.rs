@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::domain::model::{
@@ -24,6 +26,7 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Keeps a Service from disappearing before its load balancer is gone; the standard service controllers set it.
 pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+const LAST_CHANGE_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -197,6 +200,12 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Converted<EndpointSl
     let mut problems = Problems::default();
     let value = convert_slice(object, &mut problems);
     Converted { value, problems: problems.into_sentences() }
+}
+
+/// When the endpoint changed that made somebody write this slice.
+pub fn last_change(object: &discovery::EndpointSlice) -> Option<SystemTime> {
+    let written = object.metadata.annotations.as_ref()?.get(LAST_CHANGE_ANNOTATION)?;
+    written.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 fn convert_slice(object: &discovery::EndpointSlice, problems: &mut Problems) -> Option<EndpointSlice> {

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1 as core;
@@ -57,6 +57,8 @@ pub struct ApiUpdate {
     pub synced: bool,
     /// How the API is, where that changed.
     pub health: Option<Result<(), String>>,
+    /// When the oldest change of an endpoint among these happened, as far as the slices say; None in lists, which tell old news.
+    pub last_change: Option<SystemTime>,
 }
 
 /// The source as the daemon sees it.
@@ -101,6 +103,10 @@ trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + S
     const LABELS: Option<&'static str> = None;
     /// The compact form, None when it is of no concern; beside it what is wrong with the object.
     fn convert(&self) -> (Option<SourceChange>, Vec<String>);
+    /// When what it says happened, if it says that.
+    fn last_change(&self) -> Option<SystemTime> {
+        None
+    }
     fn gone(&self) -> SourceChange;
 }
 
@@ -129,6 +135,10 @@ impl Watched for discovery::EndpointSlice {
         (converted.value.map(|slice| SourceChange::Slice(slice.key.clone(), Some(Box::new(slice)))), converted.problems)
     }
 
+    fn last_change(&self) -> Option<SystemTime> {
+        convert::last_change(self)
+    }
+
     fn gone(&self) -> SourceChange {
         SourceChange::Slice(convert::key(&self.metadata), None)
     }
@@ -152,6 +162,8 @@ impl Watched for core::Node {
 enum Told {
     /// With what is wrong with the object.
     Change(SourceChange, Vec<String>),
+    /// When what is told next happened.
+    LastChange(SystemTime),
     Health(Kind, Result<(), String>),
 }
 
@@ -294,6 +306,9 @@ impl<K: Watched> Follower<K> {
 
     async fn tell_object(&mut self, object: &K, listing: bool) {
         let (change, problems) = object.convert();
+        if let Some(at) = object.last_change().filter(|_| !listing) {
+            self.tell(Told::LastChange(at)).await;
+        }
         match change {
             Some(change) => self.tell(Told::Change(change, problems)).await,
             // In a list, what is not mentioned is gone.
@@ -340,13 +355,15 @@ struct Collector {
     problems: BTreeMap<(Kind, String), Vec<String>>,
     /// Problems that were not taken up for want of room.
     more: bool,
+    /// Of changes that have not been merged yet.
+    last_change: Option<SystemTime>,
 }
 
 impl Collector {
     fn new(connection: &Connection, updates: mpsc::Sender<ApiUpdate>, synced: watch::Sender<bool>) -> Collector {
         let (listed, health) = ([false; 3], [None, None, None]);
         let (told_health, problems) = (None, BTreeMap::new());
-        Collector { connection: connection.clone(), updates, synced, listed, health, told_health, problems, more: false }
+        Collector { connection: connection.clone(), updates, synced, listed, health, told_health, problems, more: false, last_change: None }
     }
 
     async fn run(mut self, mut telling: mpsc::Receiver<Told>) {
@@ -368,8 +385,12 @@ impl Collector {
                     self.note(&change, problems);
                     update.changes.push(change);
                 }
+                Told::LastChange(at) => self.last_change = Some(self.last_change.map_or(at, |known| known.min(at))),
                 Told::Health(kind, health) => self.health[index(kind)] = Some(health),
             }
+        }
+        if !update.changes.is_empty() {
+            update.last_change = self.last_change.take();
         }
         update.synced = self.listed.iter().all(|listed| *listed);
         update.problems = self.shown_problems();

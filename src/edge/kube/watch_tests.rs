@@ -68,3 +68,15 @@ fn a_list_that_was_broken_off_is_no_place_to_go_on_from() {
     let end = event("BOOKMARK", serde_json::json!({END_OF_LIST: "true"}));
     assert_eq!(reached(true, &end).as_deref(), Some("7"), "the mark of the end");
 }
+
+#[tokio::test]
+async fn the_oldest_change_dates_a_batch_and_an_old_list_dates_none() {
+    let (mut collector, _updates, _synced) = collector().await;
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let slice = || Told::Change(SourceChange::Slice(ObjectKey::new("a", "b"), None), vec![]);
+    let update = collector.merge([Told::LastChange(at(9)), slice(), Told::LastChange(at(7)), slice()].into_iter());
+    assert_eq!(update.last_change, Some(at(7)));
+    assert_eq!(collector.merge([Told::LastChange(at(8))].into_iter()).last_change, None, "its change comes in the next batch");
+    assert_eq!(collector.merge([slice()].into_iter()).last_change, Some(at(8)));
+    assert_eq!(collector.merge([slice()].into_iter()).last_change, None);
+}

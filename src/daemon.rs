@@ -40,6 +40,7 @@ use crate::edge::l2::{self, Desired};
 use crate::edge::links::{self, LinksError};
 use crate::edge::metrics::Metrics;
 use crate::edge::nft;
+use crate::edge::pages;
 use crate::edge::snapshot::{self, Keeper};
 use crate::edge::state::{Saver, StateDir, StateError};
 use crate::edge::systemd;
@@ -105,6 +106,7 @@ pub async fn run(mut settings: Settings, read_again: impl Fn() -> Result<(Settin
     let mut links = tokio::spawn(links::run(interfaces_in));
     node.bridge(&mut source, &settings).await;
     node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
+    pages::give_back();
     let mut tick = interval(TICK);
     let mut watchdog = interval(systemd::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -188,6 +190,8 @@ struct Node {
     keeper: Option<Keeper>,
     metrics: Arc<Metrics>,
     announced_ready: bool,
+    /// There was something to do since the code's pages were given back.
+    worked: bool,
     peers: Peers,
     writer: Writer,
 }
@@ -233,6 +237,7 @@ impl Node {
             keeper,
             metrics,
             announced_ready: false,
+            worked: true,
             peers,
             writer: Writer::default(),
         };
@@ -252,6 +257,9 @@ impl Node {
 
     fn source_changed(&mut self, told: Told) {
         for event in told.events {
+            if matches!(event, Event::Source { synced: true, .. }) && !self.engine.synced() {
+                pages::give_back(); // of reading, before the work that takes most room
+            }
             if let Event::SourceHealth(Err(why)) = &event {
                 warn!("{why}");
             }
@@ -356,9 +364,13 @@ impl Node {
         self.metrics.announcer(self.counters.totals());
         self.peers.retry();
         self.tell_systemd();
+        if std::mem::take(&mut self.worked) {
+            pages::give_back();
+        }
     }
 
     fn carry_out(&mut self, plan: Plan, origin: Origin) {
+        self.worked |= !plan.rule_set.is_empty() || !plan.publications.is_empty() || plan.save;
         if !plan.rule_set.is_empty() {
             self.data_plane.submit(plan.rule_set, origin);
         }
@@ -413,6 +425,7 @@ impl Node {
             self.announced_ready = true;
             info!(after = ?self.epoch.elapsed(), "ready, {line}");
             systemd::ready(&line);
+            pages::give_back();
         } else {
             systemd::status(&line);
         }

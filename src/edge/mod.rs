@@ -13,6 +13,7 @@ pub mod manifests;
 pub mod metrics;
 pub mod neighbours;
 pub mod nft;
+pub mod pages;
 pub mod snapshot;
 pub mod state;
 pub mod systemd;

@@ -49,8 +49,13 @@ impl Index {
         match change {
             SourceChange::ListStart(kind) => self.list_start(kind),
             SourceChange::ListEnd(kind) => self.list_end(kind, touched),
-            SourceChange::Service(key, service) => {
+            SourceChange::Service(mut key, mut service) => {
                 mention(&mut self.listing.services, &key);
+                self.share_namespace(&mut key);
+                if let Some(service) = &mut service {
+                    service.key = key.clone();
+                    service.shrink_to_fit();
+                }
                 if replace(&mut self.services, &key, service) {
                     touched(Touched::Service(key));
                 }
@@ -88,7 +93,16 @@ impl Index {
         }
     }
 
-    fn apply_slice(&mut self, key: ObjectKey, slice: Option<Box<EndpointSlice>>, touched: &mut impl FnMut(Touched)) {
+    /// One allocation of a text serves all who name the same.
+    fn share_namespace(&self, key: &mut ObjectKey) {
+        let below = self.services.range(..=&*key).next_back();
+        let above = self.services.range(&*key..).next();
+        if let Some((known, _)) = below.into_iter().chain(above).find(|(known, _)| known.namespace == key.namespace) {
+            key.namespace = known.namespace.clone();
+        }
+    }
+
+    fn apply_slice(&mut self, mut key: ObjectKey, slice: Option<Box<EndpointSlice>>, touched: &mut impl FnMut(Touched)) {
         let before = self.slice_services.get(&key).cloned();
         let after = slice.as_ref().map(|s| s.service.clone());
         if before != after
@@ -106,9 +120,11 @@ impl Index {
         }
         let Some(mut slice) = slice else { return };
         let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
-        // One allocation of a text serves all who name the same.
         let service = self.services.get_key_value(&service).map_or(service, |(known, _)| known.clone());
+        key.namespace = service.namespace.clone();
+        slice.key = key.clone();
         slice.service = service.name.clone();
+        slice.shrink_to_fit();
         for node in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
             if let Some(known) = self.nodes.get_key_value(node).map(|(known, _)| known).or_else(|| self.names.get(node)) {
                 *node = known.clone();

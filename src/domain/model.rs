@@ -177,6 +177,23 @@ pub struct Service {
     pub record: Option<Box<Record>>,
 }
 
+impl Service {
+    /// Gives back what its lists have room for and do not use: there are thousands, and most have one entry where four would fit.
+    pub fn shrink_to_fit(&mut self) {
+        self.families.shrink_to_fit();
+        self.ports.shrink_to_fit();
+        self.source_ranges.iter_mut().for_each(Vec::shrink_to_fit);
+        self.request.addresses.shrink_to_fit();
+        self.request.prefer_nodes.shrink_to_fit();
+        self.published.shrink_to_fit();
+        self.problems.shrink_to_fit();
+        if let Some(record) = &mut self.record {
+            record.ingress.iter_mut().for_each(|ingress| ingress.ports.shrink_to_fit());
+            record.ingress.shrink_to_fit();
+        }
+    }
+}
+
 /// The part of a Service that the writer of its status must know.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Record {
@@ -258,6 +275,14 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// In the order of the object.
     pub endpoints: Vec<Endpoint>,
+}
+
+impl EndpointSlice {
+    /// See [`Service::shrink_to_fit`].
+    pub fn shrink_to_fit(&mut self) {
+        self.ports.shrink_to_fit();
+        self.endpoints.shrink_to_fit();
+    }
 }
 
 /// One entry of a slice's `ports`.

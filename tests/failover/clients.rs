@@ -12,7 +12,7 @@ use super::lab::{Failure, ensure, eventually, lan, patient};
 use super::{ALL, others, with_pods_on};
 
 /// Both addresses of a Service, once every node agrees who answers for them.
-fn addresses(cluster: &Cluster, service: &Service) -> [IpAddr; 2] {
+pub fn addresses(cluster: &Cluster, service: &Service) -> [IpAddr; 2] {
     let vips = eventually("it has addresses", Duration::from_secs(10), || {
         let status = cluster.running(0).pinnace().status()?;
         let addresses = status.addresses(&service.key());

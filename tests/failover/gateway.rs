@@ -18,7 +18,7 @@ fn a_standby_knows_the_gateway_and_the_nodes_before_it_takes_over_and_tells_the_
     }
     let mut cluster = Cluster::on(trio, &[], |_, pinnace| pinnace);
     cluster.settle();
-    let gateway: Vec<u8> = cluster.trio.client.mac().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal")).collect();
+    let gateway = cluster.trio.client.station();
     for node in ALL {
         let neighbours = others(node).into_iter().map(|other| &cluster.trio.nodes[other]).chain([&cluster.trio.client]);
         for (neighbour, family) in neighbours.flat_map(|neighbour| Family::ALL.map(|family| (neighbour, family))) {
@@ -37,7 +37,7 @@ fn a_standby_knows_the_gateway_and_the_nodes_before_it_takes_over_and_tells_the_
         let mut heard = Vec::new();
         eventually("the gateway is told in person", Duration::from_secs(2), || {
             heard.extend(capture.announced_to(*vip));
-            ensure(heard.iter().any(|station| station[..] == gateway[..]), || format!("{vip}: announced to {heard:x?}"))
+            ensure(heard.contains(&gateway), || format!("{vip}: announced to {heard:x?}"))
         });
         assert!(heard.iter().any(|station| station[0] & 1 == 1), "{vip}: and everybody is: {heard:x?}");
     }

@@ -15,6 +15,7 @@ mod leaving;
 mod names;
 mod pressure;
 mod splits;
+mod stops;
 
 use lab::manifests::{Endpoint, Service};
 use lab::trio::{Blow, Cluster, NODES};
@@ -116,28 +117,6 @@ fn a_planned_stop_loses_nothing() {
         let through = trace.since(begin + Duration::from_secs(2)).by(|reply| cluster.trio.through(reply));
         assert!(!through.contains_key(&victim), "{family}: answers through {through:?}, stopped: {victim}");
     });
-}
-
-#[test]
-fn a_node_that_stood_still_harms_nobody() {
-    let mut cluster = Cluster::start(&[]);
-    cluster.settle();
-    let vips = Family::ALL.map(|family| cluster.vip(family));
-    let victim = cluster.owner(vips[0], &ALL).expect("an owner");
-    let probers = Family::ALL.map(|family| cluster.probe(family));
-    cluster.strike(victim, Blow::Stopped);
-    thread::sleep(Duration::from_secs(6));
-    let resumed = Instant::now();
-    cluster.heal(victim, Blow::Stopped);
-    thread::sleep(Duration::from_secs(4));
-    for (trace, vip) in probers.map(|prober| prober.stop()).iter().zip(vips) {
-        let after = trace.since(resumed);
-        let through = after.by(|reply| cluster.trio.through(reply));
-        assert!(!through.contains_key(&victim), "{vip}: through {through:?} after node {victim} ran again");
-        assert_eq!(after.lost(), 0, "{vip}: questions without an answer after node {victim} ran again");
-        assert!(cluster.trio.neighbour(vip) != Some(victim), "{vip}: the client still looks to node {victim}");
-    }
-    cluster.wait_owners(&ALL, Duration::from_secs(5));
 }
 
 #[test]

@@ -10,7 +10,11 @@ use pinnace::wire::ethernet::{self, Mac};
 use pinnace::wire::{arp, ndp};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::Host;
 use super::netns::Namespace;
+
+/// For frames that wait to be read, in bytes as the kernel counts them: a second of two thousand.
+const BUFFER: usize = 4 << 20;
 
 /// An open packet socket.
 pub struct Capture(Socket);
@@ -49,6 +53,8 @@ impl Capture {
                     Ok(())
                 })
             }?;
+            // Whoever listens does not always listen at once.
+            rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)?;
             socket.bind(&address)?;
             Ok(socket)
         };
@@ -60,6 +66,21 @@ impl Capture {
         let mut heard = Vec::new();
         self.frames(|frame| heard.extend(about(frame, address)));
         heard
+    }
+
+    /// The same, and which station sent it.
+    pub fn heard_from(&self, address: IpAddr) -> Vec<(Mac, Heard)> {
+        let mut heard = Vec::new();
+        self.frames(|frame| {
+            let station = ethernet::Repr::parse(frame).map(|header| header.source);
+            heard.extend(station.into_iter().zip(about(frame, address)));
+        });
+        heard
+    }
+
+    /// Sends a frame as it is.
+    pub fn send(&self, frame: &[u8]) {
+        assert_eq!(self.0.send(frame).expect("send a frame"), frame.len());
     }
 
     /// The stations to which announcements of this address went since the last call; a group is everybody.
@@ -86,6 +107,18 @@ impl Capture {
         let heard = self.heard(address);
         let count = |what: Heard| heard.iter().filter(|heard| **heard == what).count();
         (count(Heard::Question), count(Heard::Answer))
+    }
+}
+
+/// The question of a machine to everybody who has an address, to be answered to that machine.
+pub fn question(address: IpAddr, asker: &Host) -> Vec<u8> {
+    let mac = asker.station();
+    match address {
+        IpAddr::V4(address) => arp::Repr { sender: asker.v4, ..arp::Repr::probe(mac, address) }.to_vec(),
+        IpAddr::V6(address) => {
+            let message = ndp::Message::Solicitation { link_layer: Some(mac), nonce: None };
+            ndp::Repr { source: asker.v6, message, ..ndp::Repr::probe(mac, address, [0; 6]) }.to_vec()
+        }
     }
 }
 

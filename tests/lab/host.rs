@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pinnace::domain::model::Family;
+use pinnace::wire::ethernet::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -200,6 +201,12 @@ impl Host {
         let listed = self.ns.output("ip", &["-j", "link", "show", "eth0"]);
         let listed: serde_json::Value = serde_json::from_str(&listed).expect("ip -j prints JSON");
         listed[0]["address"].as_str().expect("a veth has a MAC").to_owned()
+    }
+
+    /// The same as bytes.
+    pub fn station(&self) -> Mac {
+        let bytes: Vec<u8> = self.mac().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal")).collect();
+        bytes.try_into().expect("six bytes")
     }
 
     /// One more address on `eth0`, with prefix length.

@@ -38,7 +38,7 @@ mod responder;
 mod sctp;
 pub mod trio;
 
-pub use capture::{Capture, Heard};
+pub use capture::{Capture, Heard, question};
 pub use host::{Connection, Failure, Host, Reply};
 pub use netns::Namespace;
 pub use patience::patient;

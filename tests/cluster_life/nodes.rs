@@ -127,6 +127,59 @@ fn addresses_of_nodes_are_published_as_servicelb_does_while_nodes_change_come_an
     metrics_tell_who_writes_and_how_bfd_does(&cluster);
 }
 
+/// As people have it who opened the ports of their Services and of Kubernetes alone. The nodes see each other at Services' addresses all the
+/// same, so each knows what is wrong and says it about itself, where administrators look.
+#[test]
+fn a_firewall_that_drops_bfd_between_the_nodes_is_named_with_its_port_in_an_event_and_in_status() {
+    let cluster = Cluster::start();
+    let (plane, trio) = (&cluster.plane, &cluster.trio);
+    plane.apply(&web("web").yaml());
+    cluster.endpoints("web", &[0, 1, 2]);
+    let vip = super::address(plane, "web", PATIENCE);
+    let served =
+        || eventually("a client is served", PATIENCE, || trio.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+    served();
+    for node in 0..NODES {
+        eventually("BFD sessions are up", PATIENCE, || {
+            let up = metric(&cluster.running[node], "pinnace_bfd_session_changes_total{state=\"up\"}");
+            ensure(up >= 4.0, || format!("{up} sessions on node-{}", node + 1))
+        });
+        assert!(cluster.warned(node, "BfdBlocked").is_err(), "nothing is blocked yet");
+    }
+
+    let wall = "add table inet wall; add chain inet wall input { type filter hook input priority 0; }; \
+                add rule inet wall input udp dport 3784 drop";
+    trio.nodes.iter().for_each(|node| drop(node.ns.output("nft", &[wall])));
+    let told = eventually("an Event about a Node", PATIENCE, || {
+        let found = plane.get_json(&["events", "--field-selector", "reason=BfdBlocked"]);
+        found["items"].get(0).cloned().ok_or_else(|| plane.kubectl(&["get", "events"]))
+    });
+    let about = |field: &str| told["involvedObject"][field].as_str().unwrap_or_default();
+    assert_eq!((&told["type"], about("kind")), (&json!("Warning"), "Node"), "{told}");
+    let witness = trio.nodes.iter().position(|node| node.name == about("name")).expect("one of the nodes says it of itself");
+    let message = told["message"].as_str().unwrap_or_default();
+    let other =
+        (0..NODES).find(|node| message.contains(&format!("node {} is heard", trio.nodes[*node].name))).expect("it names the other node");
+    assert_ne!(witness, other, "{message}");
+    for address in cluster.internal(&[other]) {
+        assert!(message.contains("UDP port 3784") && message.contains(&address.to_string()), "{address}: {message}");
+    }
+    // The same sentence wherever somebody looks.
+    cluster.running[witness].wait_log(message);
+    eventually("its status says so", PATIENCE, || cluster.warned(witness, message));
+    let status = String::from_utf8(cluster.running[witness].pinnace().run(&["status"]).stdout).expect("text");
+    assert!(status.contains("3784"), "{status}");
+    served();
+
+    trio.nodes.iter().for_each(|node| drop(node.ns.output("nft", &["delete table inet wall"])));
+    for node in 0..NODES {
+        eventually("nobody warns of it any more", PATIENCE, || {
+            ensure(cluster.warned(node, "BfdBlocked").is_err(), || format!("node-{}", node + 1))
+        });
+    }
+    served();
+}
+
 /// The number of a metric, with its labels; 0 when it is not there.
 fn metric(running: &Running, name: &str) -> f64 {
     let (_, text) = running.pinnace().http("/metrics").expect("metrics");

@@ -15,6 +15,7 @@ mod credentials;
 mod failure;
 mod nodes;
 mod others;
+mod pools;
 mod strangers;
 
 /// How long anything may take that a test waits for.

@@ -91,6 +91,14 @@ impl Index {
         for change in gone {
             self.apply(change, touched);
         }
+        match kind {
+            Kind::Service => fill_up(&mut self.services),
+            Kind::EndpointSlice => {
+                fill_up(&mut self.slices);
+                fill_up(&mut self.slice_services);
+            }
+            Kind::Node => {}
+        }
     }
 
     /// One allocation of a text serves all who name the same.
@@ -203,6 +211,11 @@ fn next_after<'a, Q: Ord + ?Sized, K: Ord + Borrow<Q>, V>(map: &'a BTreeMap<K, V
         Some(after) => map.range::<Q, _>((Bound::Excluded(after), Bound::Unbounded)).next(),
         None => map.first_key_value(),
     }
+}
+
+/// A map that grew in the order of its keys, as lists are told, is half empty; one that is made at once is full.
+fn fill_up<K: Ord, V>(map: &mut BTreeMap<K, V>) {
+    *map = std::mem::take(map).into_iter().collect();
 }
 
 fn mention<K: Ord>(unmentioned: &mut Option<BTreeSet<K>>, key: &K) {

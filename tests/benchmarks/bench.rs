@@ -68,7 +68,9 @@ fn run() -> Result<(), String> {
     }
     if has("failover") {
         let runs = std::env::var("RUNS").map(|text| text.parse().map_err(|_| format!("RUNS={text}: write a number")));
-        failover::measure(&mut report, runs.unwrap_or(Ok(if quick { 3 } else { 50 }))?, pinnace)?;
+        let some = failover::BLOWS.iter().any(|(word, _)| has(word));
+        let blows: Vec<_> = failover::BLOWS.iter().filter(|(word, _)| !some || has(word)).map(|(_, blow)| *blow).collect();
+        failover::measure(&mut report, runs.unwrap_or(Ok(if quick { 3 } else { 50 }))?, &blows, pinnace)?;
         return report.write(output);
     }
     if has("api") {

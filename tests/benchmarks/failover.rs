@@ -33,7 +33,6 @@ struct Contestant {
     make: fn() -> Lab,
     /// How long a failover may take before watching ends.
     patience: Duration,
-    blows: &'static [Blow],
     /// Power loss, in milliseconds at the 99th percentile.
     goal: Option<f64>,
 }
@@ -43,30 +42,35 @@ const CONTESTANTS: [Contestant; 4] = [
         name: "Pinnace, 50 ms × 3 (default)",
         make: || Lab::Pinnace(Cluster::start(&[])),
         patience: Duration::from_secs(2),
-        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
         goal: Some(250.0),
     },
     Contestant {
         name: "Pinnace, 10 ms × 3",
         make: || Lab::Pinnace(Cluster::start(&[("PINNACE_BFD_INTERVAL", "10ms"), ("PINNACE_BFD_MULTIPLIER", "3")])),
         patience: Duration::from_secs(2),
-        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
         goal: Some(50.0),
     },
     Contestant {
         name: "keepalived, 1 s (default)",
         make: || Lab::Keepalived(Keepalived::start("1")),
         patience: Duration::from_secs(6),
-        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
         goal: None,
     },
     Contestant {
         name: "keepalived, 30 ms",
         make: || Lab::Keepalived(Keepalived::start("0.03")),
         patience: Duration::from_secs(2),
-        blows: &[Blow::PowerLoss, Blow::Killed, Blow::CarrierLost, Blow::Terminated, Blow::Stopped],
         goal: None,
     },
+];
+
+/// With the word that asks for it alone.
+pub const BLOWS: [(&str, Blow); 5] = [
+    ("power-loss", Blow::PowerLoss),
+    ("killed", Blow::Killed),
+    ("carrier-lost", Blow::CarrierLost),
+    ("planned-stop", Blow::Terminated),
+    ("stalled", Blow::Stopped),
 ];
 
 /// Figures of one contestant under one blow; times in milliseconds.
@@ -83,13 +87,13 @@ struct Figures {
     late: Vec<f64>,
 }
 
-/// Strikes each contestant `runs` times in every way.
-pub fn measure(report: &mut Report, runs: usize, pinnace: bool) -> Result<(), String> {
+/// Strikes each contestant `runs` times in each of these ways.
+pub fn measure(report: &mut Report, runs: usize, blows: &[Blow], pinnace: bool) -> Result<(), String> {
     let mut table = Vec::new();
     for contestant in CONTESTANTS.iter().filter(|contestant| pinnace || contestant.name.starts_with("keepalived")) {
         report.section(&format!("failover: {}, {runs} runs each, a question per millisecond and family", contestant.name));
         let mut labs: Vec<Lab> = (0..LABS.min(runs)).map(|_| (contestant.make)()).collect();
-        for blow in contestant.blows {
+        for blow in blows {
             let mut figures = strike_many(&mut labs, contestant, *blow, runs);
             table.push(add(report, contestant, *blow, &mut figures));
         }

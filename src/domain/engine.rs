@@ -1,12 +1,13 @@
 //! The engine: takes events, keeps what follows from them, returns a plan of effects. It owns the index, the allocations and, per
 //! Service, what the data plane was told, so that a plan holds only what changed.
 //!
-//! `place` decides about one Service (addresses, frontends), `vips` about one virtual address (probe, announce), `report` answers
-//! questions about all of it.
+//! `event` is what it is told, `surroundings` what follows from interfaces, nodes and pools; `place` decides about one Service (addresses,
+//! frontends), `vips` about one virtual address (probe, announce), `report` answers questions about all of it.
 
 #[cfg(test)]
 mod api_tests;
 mod election;
+mod event;
 mod exclusion;
 #[cfg(test)]
 mod expiry_tests;
@@ -20,6 +21,7 @@ mod report;
 mod reserved;
 #[cfg(test)]
 mod stall_tests;
+mod surroundings;
 #[cfg(test)]
 mod tests;
 mod vips;
@@ -29,20 +31,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::announce::{Announcement, AnnouncerEvent};
-use super::elect;
+use super::announce::Announcement;
 use super::endpoints::Here;
 use super::forwarding::{Forwarding, FrontendKey};
 use super::index::{Index, Touched};
 use super::ipam::{Allocations, Ipam, NodePorts, Options};
 use super::membership::{Membership, PeerEvent};
-use super::model::{Family, Interfaces, Mode, ObjectKey, Service, SourceChange};
+use super::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
 use super::plan::{Notice, Plan};
-use super::pool::{AddressRange, Pool};
 use super::publish::Publisher;
 use super::status::{Problem, Reason};
-use super::uplinks::{self, InterfacePattern, Uplinks};
+use super::uplinks::Uplinks;
 use election::Election;
+pub use event::{Event, Role, Settings};
 use exclusion::Exclusions;
 pub(in crate::domain) use place::list;
 use reserved::Reservations;
@@ -50,91 +51,6 @@ use vips::Vip;
 
 /// The reason of notices about objects of the API server that cannot be used, or not wholly.
 pub(in crate::domain) const INVALID_OBJECT: &str = "InvalidObject";
-
-/// What the engine must know before the first event. Fixed for the life of the process.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// This node's name, as in Node objects and endpoints.
-    pub node: Box<str>,
-    /// Where addresses come from.
-    pub pools: Vec<Pool>,
-    /// Never hand out IPv4 addresses that end in .0 or .255.
-    pub avoid_buggy_ips: bool,
-    /// For Services that do not say.
-    pub mode: Mode,
-    /// The `spec.loadBalancerClass` that is ours.
-    pub class: Box<str>,
-    /// Services without a class are ours too.
-    pub claim_default: bool,
-    /// Names or patterns of the uplinks; empty: found by the rules of [`uplinks`].
-    pub interfaces: Vec<InterfacePattern>,
-    /// New addresses are probed before they are used.
-    pub probe: bool,
-    /// Alone with manifests, Follower with an API server.
-    pub role: Role,
-}
-
-/// Something that happened.
-#[derive(Debug)]
-pub enum Event {
-    /// The source of objects changed, or has now been read completely.
-    Source {
-        /// Only what differs from before.
-        changes: Vec<SourceChange>,
-        /// Everything that is wrong with the source now.
-        problems: Vec<Problem>,
-        /// All that is there has been told.
-        synced: bool,
-    },
-    /// The interfaces of this host, all of them.
-    Interfaces(Arc<Interfaces>),
-    /// Other pools than so far: what left them is withdrawn.
-    Pools(Vec<Pool>),
-    /// The announcer learned something on the wire.
-    Announcer(AnnouncerEvent),
-    /// What became of the rules.
-    RuleSet {
-        /// None when they are in the kernel, else why not.
-        error: Option<String>,
-        /// The last plan whose changes are in it.
-        generation: u64,
-    },
-    /// This node began or ceased to be the one that decides about addresses.
-    Role(Role),
-    /// The node that holds the Lease, as far as is known.
-    Holder(Option<Box<str>>),
-    /// Err says why the Lease cannot be asked for, so that nobody gives addresses.
-    WriterHealth(Result<(), String>),
-    /// What was to be published about a Service did not come to stand, and nobody tries it again.
-    Unpublished {
-        /// Which Service.
-        key: ObjectKey,
-        /// The version it was decided for.
-        resource_version: Box<str>,
-        /// The API server's words, if it will never take it.
-        refusal: Option<String>,
-    },
-    /// How the source is: Err says why nothing new may be heard from it.
-    SourceHealth(Result<(), String>),
-    /// Something was learned about another node.
-    Peer(PeerEvent),
-    /// Time has passed: conflicts are tried again, and what [`Engine::next_deadline`] waited for is done.
-    Tick,
-    /// We are about to stop: hand over, or, where nobody can take over, announce nothing more. See [`Engine::drained`].
-    Drain,
-}
-
-/// Who decides which Service has which virtual address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Role {
-    /// Manifests: every node for itself, and the state file remembers.
-    #[default]
-    Alone,
-    /// The API: what `status` of the Service says, as far as it is in our pools.
-    Follower,
-    /// The API, and this node holds the Lease: it gives addresses to Services that have none and writes them down.
-    Writer,
-}
 
 /// What was decided about one Service.
 #[derive(Debug, Default)]
@@ -386,59 +302,6 @@ impl Engine {
         }
     }
 
-    fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>, plan: &mut Plan) {
-        let uplinks = self.judged(&interfaces);
-        let before = self.interfaces.replace(interfaces);
-        if let (Some(before), Some(after)) = (before, &self.interfaces)
-            && uplinks::same(&before, &self.uplinks, after, &uplinks)
-        {
-            self.uplinks = uplinks;
-            return;
-        }
-        self.surroundings_changed(plan);
-    }
-
-    fn pools_changed(&mut self, pools: Vec<Pool>, plan: &mut Plan) {
-        self.ipam.set_pools(pools.clone());
-        self.settings.pools = pools;
-        self.reservations.stale = true;
-        self.surroundings_changed(plan);
-    }
-
-    /// Nodes, interfaces or pools changed: rare, and nearly everything may follow from it, so every Service is looked at again. What
-    /// did not change makes no difference to the plan.
-    fn surroundings_changed(&mut self, plan: &mut Plan) {
-        let Some(interfaces) = self.interfaces.clone() else { return };
-        self.uplinks = self.judged(&interfaces);
-        self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
-        self.reservations.stale |= self.ipam.set_reserved(self.reserved(&interfaces));
-        let wanted = self.settings.pools.iter().any(|pool| pool.has(Family::V6));
-        let off = wanted && elect::ipv6_off(&interfaces, &self.uplinks);
-        if off && !self.told_ipv6_off {
-            let message = format!("{}: IPv6 addresses of the pools are not announced here, IPv4 is served", elect::IPV6_OFF);
-            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "Ipv6Off", message });
-        }
-        self.told_ipv6_off = off;
-        self.nodes_changed(&interfaces);
-        self.dirty.extend(self.index.services().map(|s| s.key.clone()));
-        if self.started {
-            self.review_vips(self.vips.keys().copied().collect::<Vec<IpAddr>>(), plan);
-        }
-    }
-
-    /// Which of the interfaces are uplinks.
-    fn judged(&self, interfaces: &Interfaces) -> uplinks::Uplinks {
-        let ranges = || self.settings.pools.iter().flat_map(|pool| &pool.ranges);
-        let pooled = |subnet: &ipnet::IpNet| {
-            let subnet = AddressRange::new(subnet.network(), subnet.broadcast());
-            subnet.is_ok_and(|subnet| ranges().any(|range| range.overlaps(&subnet)))
-        };
-        let patterns = &self.settings.interfaces;
-        let named = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
-        let named: Option<&dyn Fn(&str) -> bool> = if patterns.is_empty() { None } else { Some(&named) };
-        uplinks::uplinks(interfaces, self.index.node(&self.settings.node), pooled, named)
-    }
-
     /// Decides about everything that was touched. Nothing goes out before the source has been read and the interfaces are known:
     /// half the truth would take rules away from connections that need them.
     fn settle(&mut self, plan: &mut Plan) {
@@ -467,12 +330,6 @@ impl Engine {
                 self.dirty.append(&mut self.waiting);
             }
         }
-    }
-
-    fn uplink_names(&self) -> BTreeSet<Box<str>> {
-        let interfaces = self.interfaces.as_deref();
-        let name = |index: &u32| interfaces.and_then(|all| all.get(index)).map(|interface| interface.name.clone());
-        self.uplinks.iter().filter(|(_, verdict)| verdict.is_ok()).filter_map(|(index, _)| name(index)).collect()
     }
 
     fn here(&self) -> Here<'_> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::super::ipam::{Reserved, ReservedAddresses, reserve_ends, reserved_sentence};
 use super::super::model::Interfaces;
 use super::super::plan::{Notice, Plan};
+use super::super::pool::Pool;
 use super::super::status::Reason;
 use super::Engine;
 
@@ -54,7 +55,7 @@ impl Engine {
     }
 
     fn reserved_sentences(&self) -> impl Iterator<Item = (Box<str>, String)> {
-        let sentence = |pool: &super::Pool| Some((pool.name.clone(), reserved_sentence(pool, self.ipam.reserved())?));
+        let sentence = |pool: &Pool| Some((pool.name.clone(), reserved_sentence(pool, self.ipam.reserved())?));
         self.settings.pools.iter().filter_map(sentence)
     }
 }

@@ -18,7 +18,7 @@ mod writer;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +34,7 @@ use crate::domain::membership::PeerEvent;
 use crate::domain::model::Interfaces;
 use crate::domain::plan::{Notice, Plan};
 use crate::edge::dataplane::{DataPlane, Origin, Report};
+use crate::edge::dated::Dated;
 use crate::edge::gateways;
 use crate::edge::http::{self, Query};
 use crate::edge::l2::{self, Desired};
@@ -249,7 +250,7 @@ impl Node {
     }
 
     /// `last_change`: see [`Origin`].
-    fn handle_change(&mut self, event: Event, last_change: Option<SystemTime>) {
+    fn handle_change(&mut self, event: Event, last_change: Option<Dated>) {
         let heard = Instant::now();
         let plan = self.engine.handle(event, heard - self.epoch);
         self.carry_out(plan, Origin { heard, last_change });

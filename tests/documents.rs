@@ -137,6 +137,7 @@ fn the_core_knows_no_edge_no_clock_and_no_io() {
 #[test]
 fn the_clock_on_the_wall_decides_nothing() {
     let shown = [
+        ("src/edge/dated.rs", "how long ago an endpoint changed, for a histogram"),
         ("src/edge/kube/events.rs", "firstTimestamp and lastTimestamp of Events"),
         ("src/edge/kube/lease.rs", "acquireTime and renewTime, which nobody here reads"),
         ("src/edge/metrics.rs", "process_start_time_seconds"),

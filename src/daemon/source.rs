@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::Uri;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use crate::config::Settings;
 use crate::domain::engine::Event;
 use crate::domain::status::Problem;
+use crate::edge::dated::Dated;
 use crate::edge::kube::client::Connection;
 use crate::edge::kube::credentials::{self, Credentials};
 use crate::edge::kube::watch::{self as api, ApiUpdate};
@@ -108,7 +109,7 @@ pub(crate) struct Started {
 pub(crate) struct Told {
     pub(crate) events: Vec<Event>,
     /// When the oldest change of an endpoint among it happened, if that is said.
-    pub(crate) last_change: Option<SystemTime>,
+    pub(crate) last_change: Option<Dated>,
 }
 
 impl From<Vec<Event>> for Told {

@@ -5,11 +5,12 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
 use super::conntrack;
+use super::dated::Dated;
 use super::nft::Writer;
 use crate::domain::forwarding::{Forwarding, FrontendKey, Target};
 use crate::domain::model::Protocol;
@@ -52,7 +53,7 @@ pub struct Origin {
     /// When this process heard of it.
     pub heard: Instant,
     /// When an endpoint changed, as its EndpointSlice says (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
-    pub last_change: Option<SystemTime>,
+    pub last_change: Option<Dated>,
 }
 
 impl Origin {
@@ -240,8 +241,7 @@ impl Worker {
             error,
             took: end - start,
             latency: origin.map(|origin| end - origin.heard),
-            // A clock that is ahead of ours says nothing.
-            since_last_change: origin.and_then(|origin| origin.last_change?.elapsed().ok()),
+            since_last_change: origin.and_then(|origin| origin.last_change?.age()),
             elements: self.writer.elements(),
             generation: changes.generation,
             repaired: false,

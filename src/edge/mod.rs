@@ -4,6 +4,7 @@ pub mod bfd;
 pub mod classic_bpf;
 pub mod conntrack;
 pub mod dataplane;
+pub mod dated;
 pub mod gateways;
 pub mod http;
 pub mod kube;

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use k8s_openapi::jiff::Timestamp;
 use lab::control_plane::{Component, ControlPlane, Options};
 use lab::manifests::web;
 use lab::{Lab, Pinnace, Running, ensure, eventually};
@@ -80,6 +81,19 @@ fn a_service_made_with_kubectl_is_served_and_followed() {
     served_by(&lab, &running, 0);
     api.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &running, 1);
+
+    // As the controllers date what they write.
+    let slices = api.get_json(&["endpointslices", "-l", "kubernetes.io/service-name=web"]);
+    let name = slices["items"][0]["metadata"]["name"].as_str().expect("a name");
+    let then = Timestamp::try_from(SystemTime::now() - Duration::from_secs(5)).expect("a time").to_string();
+    let dated = json!({"metadata": {"annotations": {"endpoints.kubernetes.io/last-change-trigger-time": then}}, "endpoints": []});
+    api.kubectl(&["patch", "endpointslice", name, "--type=merge", "-p", &dated.to_string()]);
+    eventually("the whole way from the change is measured", PATIENCE, || {
+        let (_, text) = running.pinnace().http("/metrics")?;
+        let number = |what| text.lines().find_map(|line| line.strip_prefix("pinnace_last_change_duration_seconds_")?.strip_prefix(what));
+        let seconds: f64 = number("sum ").and_then(|sum| sum.parse().ok()).unwrap_or_default();
+        ensure(number("count ") == Some("1") && (5.0..60.0).contains(&seconds), || format!("{:?} in {seconds} s", number("count ")))
+    });
 
     api.apply(&web("later").with_pods(&lab.pods));
     record(&api, "later", 201);

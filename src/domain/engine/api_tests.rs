@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::announce::AnnouncerEvent;
 use super::super::fixtures::service;
 use super::super::ipam::Allocations;
 use super::super::model::*;

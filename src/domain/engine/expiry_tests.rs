@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::announce::AnnouncerEvent;
+use super::super::elect;
 use super::super::fixtures::service;
 use super::super::ipam::Allocations;
 use super::super::membership::{ABSENT_AFTER, DownReason, Liveness, PeerEvent};

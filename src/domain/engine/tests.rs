@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::announce::AnnouncerEvent;
+use super::super::elect;
 use super::super::fixtures::{self, service};
 use super::super::forwarding::{FrontendKey, Target};
 use super::super::ipam::Allocations;

@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::jiff::Timestamp;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::domain::model::{
@@ -18,6 +16,7 @@ use crate::domain::model::{
     ServicePort, SlicePort, TrafficPolicy,
 };
 
+use super::super::dated::Dated;
 use super::request::request;
 
 /// Joins a slice with its Service.
@@ -203,9 +202,8 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Converted<EndpointSl
 }
 
 /// When the endpoint changed that made somebody write this slice.
-pub fn last_change(object: &discovery::EndpointSlice) -> Option<SystemTime> {
-    let written = object.metadata.annotations.as_ref()?.get(LAST_CHANGE_ANNOTATION)?;
-    written.parse::<Timestamp>().ok().map(SystemTime::from)
+pub fn last_change(object: &discovery::EndpointSlice) -> Option<Dated> {
+    Dated::parse(object.metadata.annotations.as_ref()?.get(LAST_CHANGE_ANNOTATION)?)
 }
 
 fn convert_slice(object: &discovery::EndpointSlice, problems: &mut Problems) -> Option<EndpointSlice> {

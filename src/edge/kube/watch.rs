@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1 as core;
@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
+use super::super::dated::Dated;
 use super::client::Connection;
 use super::convert::{self, SERVICE_NAME_LABEL};
 use super::failure::Failure;
@@ -58,7 +59,7 @@ pub struct ApiUpdate {
     /// How the API is, where that changed.
     pub health: Option<Result<(), String>>,
     /// When the oldest change of an endpoint among these happened, as far as the slices say; None in lists, which tell old news.
-    pub last_change: Option<SystemTime>,
+    pub last_change: Option<Dated>,
 }
 
 /// The source as the daemon sees it.
@@ -104,7 +105,7 @@ trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + S
     /// The compact form, None when it is of no concern; beside it what is wrong with the object.
     fn convert(&self) -> (Option<SourceChange>, Vec<String>);
     /// When what it says happened, if it says that.
-    fn last_change(&self) -> Option<SystemTime> {
+    fn last_change(&self) -> Option<Dated> {
         None
     }
     fn gone(&self) -> SourceChange;
@@ -135,7 +136,7 @@ impl Watched for discovery::EndpointSlice {
         (converted.value.map(|slice| SourceChange::Slice(slice.key.clone(), Some(Box::new(slice)))), converted.problems)
     }
 
-    fn last_change(&self) -> Option<SystemTime> {
+    fn last_change(&self) -> Option<Dated> {
         convert::last_change(self)
     }
 
@@ -163,7 +164,7 @@ enum Told {
     /// With what is wrong with the object.
     Change(SourceChange, Vec<String>),
     /// When what is told next happened.
-    LastChange(SystemTime),
+    LastChange(Dated),
     Health(Kind, Result<(), String>),
 }
 
@@ -356,7 +357,7 @@ struct Collector {
     /// Problems that were not taken up for want of room.
     more: bool,
     /// Of changes that have not been merged yet.
-    last_change: Option<SystemTime>,
+    last_change: Option<Dated>,
 }
 
 impl Collector {

@@ -72,7 +72,7 @@ fn a_list_that_was_broken_off_is_no_place_to_go_on_from() {
 #[tokio::test]
 async fn the_oldest_change_dates_a_batch_and_an_old_list_dates_none() {
     let (mut collector, _updates, _synced) = collector().await;
-    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let at = |second| Dated::parse(&format!("2026-01-01T00:00:0{second}Z")).expect("a time");
     let slice = || Told::Change(SourceChange::Slice(ObjectKey::new("a", "b"), None), vec![]);
     let update = collector.merge([Told::LastChange(at(9)), slice(), Told::LastChange(at(7)), slice()].into_iter());
     assert_eq!(update.last_change, Some(at(7)));

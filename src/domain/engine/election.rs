@@ -44,6 +44,11 @@ pub(super) struct Election {
 /// or 50 s), and one that it still calls ready is on a node where Pinnace alone ended, or BFD alone is blocked.
 pub(super) const DEAD_FOR: Duration = Duration::from_secs(60);
 
+/// After a stall of less than this the network is what it was, and sessions need not find each other again: once all questions have gone
+/// unanswered, nobody has the address. The host of a virtual machine stalls all of its nodes at once, and where one of them died at that moment
+/// each of the others would otherwise listen for seconds.
+const SHORT_STALL: Duration = Duration::from_secs(1);
+
 /// After a stall, until somebody was heard again.
 #[derive(Debug)]
 struct Suspension {
@@ -147,6 +152,7 @@ impl Engine {
     /// tell the others that we gave up, and perhaps nobody has noticed.
     fn stalled(&mut self, late: Duration, plan: &mut Plan) {
         let (now, until) = (self.now, self.now + elect::LISTEN);
+        let listen = if late < SHORT_STALL { now + seat::ASK * (u32::from(seat::ASKS) + 1) } else { until };
         let held = self.vips.iter().filter(|(_, vip)| *vip.seat.holder() == Holder::Me).map(|(address, _)| *address).collect();
         let before = self.election.suspended.take();
         let held: BTreeSet<IpAddr> = before.iter().flat_map(|s| &s.held).copied().chain::<BTreeSet<IpAddr>>(held).collect();
@@ -157,9 +163,9 @@ impl Engine {
             plan.notices.push(Notice { warning: true, service: None, node: None, reason: "Stalled", message });
         }
         self.election.suspended = Some(Suspension { until, held, lost });
-        self.election.listen_until = until;
+        self.election.listen_until = listen;
         for vip in self.vips.values_mut() {
-            vip.seat.suspend(now, until);
+            vip.seat.suspend(now, listen);
         }
         self.review_all(plan);
     }

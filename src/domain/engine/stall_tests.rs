@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use super::super::announce::AnnouncerEvent;
 use super::super::elect::seat::ASK;
 use super::super::fixtures::service;
 use super::super::ipam::Allocations;
@@ -74,4 +75,31 @@ fn a_planned_stop_of_a_peer_takes_nothing_away() {
     tell(&mut engine, now, PEER[1], Liveness::Down(DownReason::AdminDown));
     engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
     assert!(announces(&engine));
+}
+
+/// The host stood still for a moment and one of its machines did not wake up again: the other has stood still as well, and is all there is.
+#[test]
+fn who_stood_still_for_a_moment_while_the_holder_died_takes_over_within_a_second_or_so() {
+    let (mut engine, mut now) = stalled();
+    // node-2 took over meanwhile, and is known to.
+    tell(&mut engine, now, PEER[0], Liveness::Down(DownReason::NeighbourDown));
+    tell(&mut engine, now, PEER[0], Liveness::Up);
+    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    engine.handle(Event::Announcer(AnnouncerEvent::Heard { ifindex: 2, vip: vip(200), mac: [2, 0, 0, 0, 0, 2] }), now);
+    now += Duration::from_secs(60);
+    engine.handle(Event::Tick, now);
+    assert!(!announces(&engine), "node-2 has it");
+
+    engine.handle(Event::Peer(PeerEvent::Stalled { late: Duration::from_millis(140) }), now);
+    for address in PEER {
+        tell(&mut engine, now, address, Liveness::Down(DownReason::DetectionTimeout));
+    }
+    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    let died = now;
+    while !announces(&engine) {
+        now += Duration::from_millis(20);
+        assert!(now < died + Duration::from_millis(1300), "still nobody answers");
+        engine.handle(Event::Tick, now);
+    }
+    assert!(now >= died + ASK * 6, "but not before all questions went unanswered");
 }

@@ -107,7 +107,6 @@ pub async fn run(mut settings: Settings, read_again: impl Fn() -> Result<(Settin
     let mut links = tokio::spawn(links::run(interfaces_in));
     node.bridge(&mut source, &settings).await;
     node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
-    pages::give_back();
     let mut tick = interval(TICK);
     let mut watchdog = interval(systemd::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -100,14 +100,10 @@ fn interface(index: u32, name: &str, addresses: &[&str]) -> (u32, Interface) {
         index,
         name: name.into(),
         mac: Some([2, 0, 0, 0, 0, index as u8]),
-        kind: "".into(),
         up: true,
-        carrier_changes: 0,
-        loopback: false,
-        master: None,
-        active_ports: Default::default(),
         ipv6: true,
         addresses: addresses.iter().map(|address| address.parse().expect("subnet")).collect(),
+        ..Interface::default()
     };
     (index, interface)
 }

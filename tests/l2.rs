@@ -404,14 +404,9 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
         index,
         name: name.into(),
         mac: Some(mac),
-        kind: "".into(),
         up: true,
-        carrier_changes: 0,
-        loopback: false,
-        master: None,
-        active_ports: Default::default(),
         ipv6: true,
-        addresses: Default::default(),
+        ..Interface::default()
     };
     let interfaces = Interfaces::from([(999, interface(999, "ghost", [2, 0, 0, 0, 0, 9])), (index, interface(index, "eth0", bytes(&mac)))]);
     let mut first = desire(&wish(&["ghost", "eth0"], false), &interfaces);

@@ -29,13 +29,9 @@ pub fn interface(index: u32, name: &str, subnets: &str) -> Interface {
         index,
         name: name.into(),
         mac: Some([2, 0, 0, 0, 0, index as u8]),
-        kind: "".into(),
         up: true,
-        carrier_changes: 0,
-        loopback: false,
-        master: None,
-        active_ports: Default::default(),
         ipv6: true,
         addresses: subnets.split_whitespace().map(|subnet| subnet.parse().expect("a subnet")).collect(),
+        ..Interface::default()
     }
 }

@@ -7,8 +7,29 @@ use std::sync::Arc;
 
 use super::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
-/// Names of nodes without a Node that are kept once; of more, each endpoint has its own.
-const NAMES: usize = 1024;
+/// Names that many objects have in common, kept once.
+#[derive(Debug, Default)]
+pub struct Names(BTreeSet<Arc<str>>);
+
+impl Names {
+    /// Of more, each has its own.
+    const MOST: usize = 1024;
+
+    /// Puts the name that is known in place of an equal one.
+    pub fn share(&mut self, name: &mut Arc<str>) {
+        if let Some(known) = self.0.get(name) {
+            *name = known.clone();
+            return;
+        }
+        if self.0.len() >= Self::MOST {
+            // Whoever is left alone is named by nobody any more.
+            self.0.retain(|name| Arc::strong_count(name) > 1);
+        }
+        if self.0.len() < Self::MOST {
+            self.0.insert(name.clone());
+        }
+    }
+}
 
 /// Everything known about the cluster.
 #[derive(Debug, Default)]
@@ -22,7 +43,7 @@ pub struct Index {
     slice_services: BTreeMap<ObjectKey, Arc<str>>,
     nodes: BTreeMap<Arc<str>, Node>,
     /// Names of nodes that endpoints are on, whether or not the Node is known: in a first list, slices may come before Nodes.
-    names: BTreeSet<Arc<str>>,
+    names: Names,
     listing: Listing,
 }
 
@@ -134,16 +155,9 @@ impl Index {
         slice.service = service.name.clone();
         slice.shrink_to_fit();
         for node in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
-            if let Some(known) = self.nodes.get_key_value(node).map(|(known, _)| known).or_else(|| self.names.get(node)) {
-                *node = known.clone();
-                continue;
-            }
-            if self.names.len() >= NAMES {
-                // Whoever is left alone is named by nobody any more.
-                self.names.retain(|name| Arc::strong_count(name) > 1);
-            }
-            if self.names.len() < NAMES {
-                self.names.insert(node.clone());
+            match self.nodes.get_key_value(node) {
+                Some((known, _)) => *node = known.clone(),
+                None => self.names.share(node),
             }
         }
         self.slice_services.insert(key, slice.service.clone());

@@ -371,7 +371,7 @@ pub enum Exclusion {
 pub type Interfaces = BTreeMap<u32, Interface>;
 
 /// One network interface of this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     /// Kernel interface index.
     pub index: u32,

@@ -167,16 +167,9 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     let mut interface = Interface {
         index: message.header.index,
-        name: "".into(),
-        mac: None,
-        kind: "".into(),
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
-        carrier_changes: 0,
         loopback: flags.contains(LinkFlags::Loopback),
-        master: None,
-        active_ports: Default::default(),
-        ipv6: false,
-        addresses: Default::default(),
+        ..Interface::default()
     };
     for attribute in &message.attributes {
         match attribute {

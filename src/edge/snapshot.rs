@@ -7,13 +7,11 @@
 //! It is written a piece at a time, straight from the index and between events: no second copy of the cluster, no long pause. Objects
 //! that change meanwhile may be in it in either version, as in any watch. The disk belongs to a thread.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::hash::Hasher;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -23,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 use tracing::{debug, warn};
 
-use crate::domain::index::Index;
+use crate::domain::index::{Index, Names};
 use crate::domain::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
 /// Of the format, and of the objects in it: to be raised when one of the model's types changes.
@@ -108,7 +106,8 @@ fn read(file: File) -> Result<Snapshot, String> {
     }
     let mut digest = Digest::new(&line);
     let mut changes: Vec<SourceChange> = [Kind::Service, Kind::EndpointSlice, Kind::Node].map(SourceChange::ListStart).into();
-    let mut texts = Texts::default();
+    // All objects are in memory before the first of them is used: only the end of the file tells whether it is whole.
+    let mut names = Names::default();
     loop {
         next(&mut line)?;
         match serde_json::from_slice(&line).map_err(|error| format!("is damaged ({error})"))? {
@@ -118,7 +117,7 @@ fn read(file: File) -> Result<Snapshot, String> {
             }
             Read::Slice(mut slice) => {
                 slice.shrink_to_fit();
-                slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()).for_each(|node| texts.share(node));
+                slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()).for_each(|node| names.share(node));
                 changes.push(SourceChange::Slice(slice.key.clone(), Some(slice)));
             }
             Read::Node(node) => changes.push(SourceChange::Node(node.name.clone(), Some(node))),
@@ -133,24 +132,6 @@ fn read(file: File) -> Result<Snapshot, String> {
     changes.extend([Kind::Service, Kind::EndpointSlice, Kind::Node].map(SourceChange::ListEnd));
     let taken = i64::try_from(header.taken).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     Ok(Snapshot { taken: taken.map_or_else(|| "an unknown time".into(), |time| time.to_string()), changes })
-}
-
-/// Names that thousands of endpoints have in common. All objects are in memory before the first of them is used, as only the end of the
-/// file tells whether it is whole.
-#[derive(Default)]
-struct Texts(BTreeSet<Arc<str>>);
-
-impl Texts {
-    /// Names that are kept once; of more, each endpoint has its own.
-    const MOST: usize = 1024;
-
-    fn share(&mut self, text: &mut Arc<str>) {
-        match self.0.get(text) {
-            Some(known) => *text = known.clone(),
-            None if self.0.len() < Self::MOST => drop(self.0.insert(text.clone())),
-            None => {}
-        }
-    }
 }
 
 /// Guards against damage, not against malice: who may write here may do anything.

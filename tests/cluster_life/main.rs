@@ -27,15 +27,23 @@ const USER: &str = "system:serviceaccount:pinnace:pinnace";
 
 /// The addresses in the status of a Service.
 fn published(plane: &ControlPlane, name: &str) -> Vec<IpAddr> {
-    let object = plane.get_json(&["service", name]);
+    published_in(plane, "default", name)
+}
+
+fn published_in(plane: &ControlPlane, namespace: &str, name: &str) -> Vec<IpAddr> {
+    let object = plane.get_json(&["-n", namespace, "service", name]);
     let entries = object["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
     entries.iter().filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect()
 }
 
 /// Waits until the status of a Service names these addresses, in this order.
 fn publishes(plane: &ControlPlane, name: &str, expected: &[IpAddr]) {
-    eventually(&format!("the status of {name} says {expected:?}"), PATIENCE, || {
-        let found = published(plane, name);
+    publishes_in(plane, "default", name, expected);
+}
+
+fn publishes_in(plane: &ControlPlane, namespace: &str, name: &str, expected: &[IpAddr]) {
+    eventually(&format!("the status of {namespace}/{name} says {expected:?}"), PATIENCE, || {
+        let found = published_in(plane, namespace, name);
         ensure(found == expected, || format!("{found:?}"))
     });
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::lab::control_plane::{ControlPlane, Options};
 use super::lab::manifests::{Service, service, web};
 use super::lab::{Host, Lab, ensure, eventually, lan};
-use super::{PATIENCE, event, published, publishes};
+use super::{PATIENCE, event, published, publishes, publishes_in};
 
 const POOLS: &str = "lan=10.88.0.200-10.88.0.209,fd88::200-fd88::209;shop![shop]=10.88.0.230-10.88.0.239,fd88::230-fd88::239";
 const SHARED: &str = "pinnace.dev/allow-shared-ip";
@@ -44,12 +44,7 @@ fn a_pool_of_one_namespace_serves_its_services_and_others_are_told_why_not() {
         [tcp, udp].map(|service| service.annotation(SHARED, "dns").annotation("pinnace.dev/addresses", "10.88.0.235,fd88::235"));
     plane.apply(&(in_shop(&web("web"), &lab.pods) + &in_shop(&tcp, &lab.pods[..1]) + &in_shop(&udp, &lab.pods[1..])));
     for (name, expected) in [("web", both(230)), ("dns-tcp", both(235)), ("dns-udp", both(235))] {
-        eventually(&format!("the status of shop/{name} says {expected:?}"), PATIENCE, || {
-            let ingress = &plane.get_json(&["-n", "shop", "service", name])["status"]["loadBalancer"]["ingress"];
-            let found: Vec<IpAddr> =
-                ingress.as_array().into_iter().flatten().filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect();
-            ensure(found == expected, || ingress.to_string())
-        });
+        publishes_in(&plane, "shop", name, &expected);
         running.wait_serving(&format!("shop/{name}"));
     }
     for vip in both(230) {

@@ -74,14 +74,10 @@ impl World {
             index: 2,
             name: "eth0".into(),
             mac: Some(mac(node)),
-            kind: "".into(),
             up: self.hosts[node].link,
-            loopback: false,
-            active_ports: Default::default(),
-            carrier_changes: 0,
             ipv6: true,
-            master: None,
             addresses: [format!("{v4}/24").parse().unwrap(), format!("{v6}/64").parse().unwrap()].into(),
+            ..Interface::default()
         };
         let interfaces = Arc::new(Interfaces::from([(2, interface)]));
         self.hosts[node].interfaces = Some((self.hosts[node].link, interfaces.clone()));

@@ -229,8 +229,6 @@ fn convert_slice(object: &discovery::EndpointSlice, problems: &mut Problems) -> 
             endpoints.push(convert_endpoint(address, endpoint, &endpoints));
         }
     }
-    endpoints.shrink_to_fit();
-    ports.shrink_to_fit();
     Some(EndpointSlice { key: key(&object.metadata), service: service.into(), family, ports, endpoints })
 }
 

@@ -432,12 +432,12 @@ impl Node {
     }
 
     fn answer(&self, query: Query) {
-        answer(&self.engine, self.epoch, query);
+        answer(&self.engine, Some(&self.peers), self.epoch, query);
     }
 }
 
-/// A client that went away does not want its answer any more.
-fn answer(engine: &Engine, epoch: Instant, query: Query) {
+/// A client that went away does not want its answer any more. `peers`: as long as they are watched.
+fn answer(engine: &Engine, peers: Option<&Peers>, epoch: Instant, query: Query) {
     match query {
         Query::State(reply) => {
             let mut state = engine.state();
@@ -445,6 +445,9 @@ fn answer(engine: &Engine, epoch: Instant, query: Query) {
             state.version = env!("CARGO_PKG_VERSION").to_string();
             state.pid = std::process::id();
             state.uptime_seconds = epoch.elapsed().as_secs();
+            if let Some(peers) = peers {
+                peers.describe(&mut state);
+            }
             drop(reply.send(state));
         }
         Query::Summary(reply) => drop(reply.send(engine.summary())),

@@ -39,7 +39,7 @@ pub fn human(state: &State) -> String {
     }
     if !state.peers.is_empty() {
         page.blank();
-        page.table(&["OTHER NODE", "ADDRESSES", "STATE", "FOR"], state.peers.iter().map(peer_row));
+        page.table(&["OTHER NODE", "ADDRESSES", "STATE", "FOR", "DEAD AFTER"], state.peers.iter().map(peer_row));
     }
     if !state.pools.is_empty() {
         page.blank();
@@ -128,7 +128,9 @@ fn address_row(address: &AddressStatus) -> Vec<String> {
 
 fn peer_row(peer: &PeerStatus) -> Vec<String> {
     let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
-    vec![peer.node.clone(), some(&addresses), peer.state.clone(), peer.seconds.map_or_else(|| "-".into(), duration)]
+    let since = peer.seconds.map_or_else(|| "-".into(), duration);
+    let dead_after = peer.detection_milliseconds.map_or_else(|| "-".into(), |milliseconds| format!("{milliseconds} ms"));
+    vec![peer.node.clone(), some(&addresses), peer.state.clone(), since, dead_after]
 }
 
 /// A sentence for whatever is not as somebody asked.

@@ -13,11 +13,12 @@ use crate::config::Settings;
 use crate::domain::membership::{DOUBLED_FOR, DownReason, Liveness, PeerEvent};
 use crate::domain::model::Interfaces;
 use crate::domain::plan::Sessions;
+use crate::domain::status;
 use crate::edge::bfd::{self, Handle, Options, Realtime};
 use crate::edge::metrics::Metrics;
 use crate::edge::neighbours;
 use crate::edge::vigil::Vigil;
-use crate::wire::bfd::AuthenticationType;
+use crate::wire::bfd::{AuthenticationType, State};
 use crate::wire::ethernet::Mac;
 
 /// How long a planned stop waits for peers to have heard of it.
@@ -140,6 +141,22 @@ impl Peers {
                 }
                 self.failed = Some(error);
             }
+        }
+    }
+
+    /// Completes what the engine says with what only the sessions know. With many sessions it costs them some microseconds.
+    pub fn describe(&self, state: &mut status::State) {
+        let Some(handle) = self.handle.as_ref().filter(|_| !self.wanted.is_empty()) else { return };
+        let sessions = handle.status();
+        if sessions.is_empty() {
+            let message = "the thread that watches the other nodes does not run, and while it does not this node answers for no address; \
+                           if that lasts, start Pinnace again";
+            return state.warnings.push(status::Reason::new("NotWatching", message));
+        }
+        for peer in &mut state.peers {
+            let up = sessions.iter().filter(|session| session.state == State::Up && peer.addresses.contains(&session.peer.address));
+            let longest = up.filter_map(|session| session.detection_time).max();
+            peer.detection_milliseconds = longest.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         }
     }
 

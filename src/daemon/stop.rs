@@ -61,7 +61,7 @@ impl Node {
         loop {
             tokio::select! {
                 _ = &mut end => break,
-                Some(query) = queries.recv() => answer(&engine, epoch, query),
+                Some(query) = queries.recv() => answer(&engine, None, epoch, query),
             }
         }
     }

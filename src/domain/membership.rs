@@ -446,6 +446,7 @@ impl Membership {
             }
             .into(),
             seconds: peer.up_since.or(peer.down.map(|(_, since)| since)).map(|since| now.saturating_sub(since).as_secs()),
+            detection_milliseconds: None,
         };
         self.peers.iter().map(|(name, peer)| status(name, peer)).collect()
     }

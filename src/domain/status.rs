@@ -44,6 +44,7 @@ pub struct State {
 
 /// Another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
     /// Its name.
     pub node: String,
@@ -55,6 +56,9 @@ pub struct PeerStatus {
     pub state: String,
     /// For how long.
     pub seconds: Option<u64>,
+    /// After so long a silence it is taken for dead (RFC 5880 §6.8.4, detection time), while a session with it is up. More
+    /// than the settings say where packets come late.
+    pub detection_milliseconds: Option<u64>,
 }
 
 /// Who gives addresses to Services and writes their status.

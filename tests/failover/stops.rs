@@ -4,10 +4,12 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pinnace::domain::model::Family;
+
 use super::lab::manifests::service;
 use super::lab::trio::{Blow, Cluster, PORT};
 use super::lab::{Capture, Heard, Prober, ensure, eventually, patient, question};
-use super::{ALL, clients, with_pods_on};
+use super::{ALL, clients, others, with_pods_on};
 
 /// Between two questions for an address.
 const PACE: Duration = Duration::from_millis(10);
@@ -72,6 +74,32 @@ fn harms_nobody(time: Duration) {
     }
 }
 
+/// A thread that is kept from running, by a debugger or by others of a higher priority, cannot say so itself.
+#[test]
+fn a_node_that_does_not_watch_the_others_says_so_and_answers_for_nothing() {
+    let cluster = Cluster::start(&[]);
+    cluster.settle();
+    let vip = cluster.vip(Family::V4);
+    let victim = cluster.owner(vip, &ALL).expect("an owner");
+    assert!(cluster.detection_time(victim, others(victim)[0]).expect("it watches the others") >= 150);
+    let named = |name: &str| {
+        Ok::<_, String>(cluster.state(victim)?["warnings"].as_array().into_iter().flatten().any(|warning| warning["code"] == name))
+    };
+
+    let ear = Capture::start(&cluster.trio.nodes[victim].ns, "eth0");
+    let halted = cluster.running(victim).halt("bfd");
+    let owner = eventually("another owner", patient(Duration::from_secs(3)), || cluster.owner(vip, &others(victim)));
+    assert_ne!(owner, victim);
+    assert_eq!(named("NotWatching"), Ok(true));
+    drop(ear.heard_from(vip));
+    let told = ask(&cluster, victim, &[(vip, ear)], BEFORE);
+    assert_eq!(told[0].claims, 0, "it answers without knowing whether it may");
+
+    drop(halted);
+    eventually("one owner", patient(Duration::from_secs(10)), || cluster.owner(vip, &ALL));
+    assert_eq!(named("NotWatching"), Ok(false));
+}
+
 /// What was heard on the node's own link about an address.
 #[derive(Debug, Default)]
 struct Told {
@@ -82,12 +110,12 @@ struct Told {
 }
 
 /// The client asks for each address again and again.
-fn ask(cluster: &Cluster, node: usize, ears: &[(IpAddr, Capture); 2], time: Duration) -> [Told; 2] {
+fn ask<const N: usize>(cluster: &Cluster, node: usize, ears: &[(IpAddr, Capture); N], time: Duration) -> [Told; N] {
     let station = cluster.trio.nodes[node].station();
     let mouth = Capture::start(&cluster.trio.client.ns, "eth0");
     let questions: Vec<_> = ears.iter().map(|(vip, _)| question(*vip, &cluster.trio.client)).collect();
     let (end, mut asked) = (Instant::now() + time, 0);
-    let mut told = [(); 2].map(|()| Told::default());
+    let mut told = [(); N].map(|()| Told::default());
     loop {
         // As it comes: a socket holds a few seconds of what passes here, and no more.
         for ((vip, ear), told) in ears.iter().zip(&mut told) {

@@ -27,6 +27,7 @@ use pinnace::domain::model::Family;
 
 mod capture;
 pub mod control_plane;
+mod halted;
 mod host;
 pub mod keepalived;
 pub mod manifests;
@@ -39,6 +40,7 @@ mod sctp;
 pub mod trio;
 
 pub use capture::{Capture, Heard, question};
+pub use halted::Halted;
 pub use host::{Connection, Failure, Host, Reply};
 pub use netns::Namespace;
 pub use patience::patient;

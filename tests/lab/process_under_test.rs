@@ -14,7 +14,7 @@ use pinnace::domain::model::Family;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::netns::Namespace;
-use super::{Host, Lab, ensure, eventually, patient};
+use super::{Halted, Host, Lab, ensure, eventually, patient};
 
 /// How long Pinnace may take for anything a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -252,6 +252,11 @@ impl Running {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("signal pinnace");
+    }
+
+    /// Halts one of its threads while the others run.
+    pub fn halt(&self, thread: &str) -> Halted {
+        Halted::thread(Pid::from_child(&self.child), thread)
     }
 
     /// SIGTERM, and how it ended.

@@ -366,6 +366,14 @@ impl Cluster {
         Ok(youngest)
     }
 
+    /// The silence in milliseconds after which a node takes another for dead.
+    pub fn detection_time(&self, node: usize, other: usize) -> Result<u64, String> {
+        let state = self.state(node)?;
+        let peer = state["peers"].as_array().into_iter().flatten().find(|peer| peer["node"] == *self.trio.nodes[other].name);
+        peer.and_then(|peer| peer["detectionMilliseconds"].as_u64())
+            .ok_or_else(|| format!("node-{} does not watch the other: {state}", node + 1))
+    }
+
     /// Writes one more manifest, as a careful program would: whole, then renamed into place.
     pub fn apply(&self, file: &str, text: &str) {
         let temporary = self.trio.directory.join("incoming");

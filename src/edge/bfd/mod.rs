@@ -37,6 +37,8 @@ use task::Task;
 
 /// Low among the real-time priorities (1 to 99): ahead of everything ordinary, behind what the host itself depends on.
 const PRIORITY: i32 = 10;
+/// How long an answer of the thread is waited for. It has nothing else to wait for, so it answers at once if it runs at all.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What the thread is started with.
 #[derive(Clone, Debug, Default)]
@@ -120,11 +122,11 @@ impl Handle {
         self.command(Command::Peers(peers));
     }
 
-    /// All sessions as they are now; empty when the thread has ended.
+    /// All sessions as they are now; empty when the thread has ended, or does not answer.
     pub fn status(&self) -> Vec<SessionStatus> {
         let (reply, answer) = mpsc::channel();
         self.command(Command::Status(reply));
-        answer.recv().unwrap_or_default()
+        answer.recv_timeout(PATIENCE).unwrap_or_default()
     }
 
     /// Totals since the start, to be read at any time.

@@ -2,6 +2,7 @@
 //! heard for a while. Pure: the time is handed in, the sending is done in [`crate::edge::kube::events`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::{INVALID_OBJECT, Role};
@@ -27,7 +28,7 @@ const MESSAGE: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// A Service, and its uid where it is known.
-    Service(ObjectKey, Option<Box<str>>),
+    Service(ObjectKey, Option<Arc<str>>),
     /// A Node.
     Node(Box<str>),
 }

@@ -187,22 +187,18 @@ impl Service {
         self.request.prefer_nodes.shrink_to_fit();
         self.published.shrink_to_fit();
         self.problems.shrink_to_fit();
-        if let Some(record) = &mut self.record {
-            record.ingress.iter_mut().for_each(|ingress| ingress.ports.shrink_to_fit());
-            record.ingress.shrink_to_fit();
-        }
     }
 }
 
 /// The part of a Service that the writer of its status must know.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Record {
-    /// `metadata.uid`: a Service that was deleted and made anew is another one.
-    pub uid: Box<str>,
+    /// `metadata.uid`: a Service that was deleted and made anew is another one. Shared, as the rest is, with what is to be written.
+    pub uid: Arc<str>,
     /// `metadata.resourceVersion`: a write that does not name the newest one is refused by the API server.
-    pub resource_version: Box<str>,
+    pub resource_version: Arc<str>,
     /// `status.loadBalancer.ingress` as it stands, whoever wrote it.
-    pub ingress: Vec<Ingress>,
+    pub ingress: Arc<[Ingress]>,
     /// The finalizer `service.kubernetes.io/load-balancer-cleanup` is set.
     pub cleanup_finalizer: bool,
     /// `metadata.deletionTimestamp` is set, or the type is no longer LoadBalancer.
@@ -219,7 +215,7 @@ pub struct Ingress {
     /// `ipMode` is VIP; None when it is absent.
     pub vip: Option<bool>,
     /// `ports`.
-    pub ports: Vec<IngressPort>,
+    pub ports: Box<[IngressPort]>,
 }
 
 /// One entry of an ingress's `ports`.

@@ -47,11 +47,11 @@ pub struct Sessions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
     /// `metadata.uid` and `metadata.resourceVersion` it was decided for.
-    pub uid: Box<str>,
+    pub uid: Arc<str>,
     /// See `uid`.
-    pub resource_version: Box<str>,
+    pub resource_version: Arc<str>,
     /// All of `status.loadBalancer.ingress`; None: as it is.
-    pub ingress: Option<Vec<Ingress>>,
+    pub ingress: Option<Arc<[Ingress]>>,
     /// Take the finalizer `service.kubernetes.io/load-balancer-cleanup` away.
     pub remove_finalizer: bool,
 }

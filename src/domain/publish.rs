@@ -6,8 +6,9 @@
 //! left is one address in the statuses of two Services, given by an old writer to one and by its successor to the other. Every node
 //! settles that alike: the older Service has it ([`super::ipam`]), and the writer gives the other one a new address.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::model::{Ingress, IngressPort, ObjectKey, Record, Service};
@@ -16,9 +17,9 @@ use super::plan::Publication;
 /// In what time replacements are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 /// So often somebody may replace what we wrote, in [`WINDOW`].
-const REPLACED: usize = 3;
+const REPLACED: u8 = 3;
 /// So often the same may be written, in [`WINDOW`]: somebody may be quicker than our watch.
-const REPEATED: usize = 6;
+const REPEATED: u8 = 6;
 /// For how long a status is left alone after that; doubled each time, up to [`LONGEST_TRUCE`].
 const TRUCE: Duration = Duration::from_secs(60);
 const LONGEST_TRUCE: Duration = Duration::from_secs(3600);
@@ -33,9 +34,9 @@ const SERVICELB_OFF: &str = "start every K3s server with --disable=servicelb";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Interference {
     /// It was replaced and is put right; what stood there.
-    Corrected(Vec<Ingress>),
+    Corrected(Arc<[Ingress]>),
     /// It is replaced again and again and left alone for this long; what stood there.
-    LeftAlone(Vec<Ingress>, Duration),
+    LeftAlone(Arc<[Ingress]>, Duration),
     /// The finalizer of the standard service controllers was put on it while we looked on: one of them is at work.
     Claimed,
 }
@@ -73,9 +74,9 @@ fn entries(ingress: &[Ingress]) -> String {
 
 /// The whole of `status.loadBalancer.ingress` for a Service that is served on these addresses. `ipMode` is VIP (KEP-1860) because
 /// packets reach the nodes with the address as destination, so that kube-proxy may short-cut traffic from pods.
-pub fn ingress(service: &Service, addresses: &[IpAddr]) -> Vec<Ingress> {
+pub fn ingress(service: &Service, addresses: &[IpAddr]) -> Arc<[Ingress]> {
     let port = |port: &super::model::ServicePort| IngressPort { port: port.port, protocol: port.protocol, error: None };
-    let ports: Vec<IngressPort> = service.ports.iter().map(port).collect();
+    let ports: Box<[IngressPort]> = service.ports.iter().map(port).collect();
     addresses.iter().map(|ip| Ingress { ip: Some(*ip), hostname: None, vip: Some(true), ports: ports.clone() }).collect()
 }
 
@@ -92,19 +93,43 @@ fn stands(ingress: &[Ingress], wanted: &[Ingress]) -> bool {
 #[derive(Debug, Default)]
 struct Memory {
     /// Belongs to this object.
-    uid: Box<str>,
+    uid: Option<Arc<str>>,
     /// What should stand there.
-    wanted: Vec<Ingress>,
+    wanted: Option<Arc<[Ingress]>>,
     /// It stood there when we looked last.
     stood: bool,
     /// The finalizer of the service controllers was not there at first: whoever sets it now is at work, and not one who left it long ago.
     unclaimed: bool,
     /// The version that was last written to: it is written to once.
-    written_to: Box<str>,
-    replaced: VecDeque<Duration>,
-    written: VecDeque<Duration>,
+    written_to: Option<Arc<str>>,
+    replaced: Recent,
+    written: Recent,
     truce: Duration,
     until: Option<Duration>,
+}
+
+/// How often something happened in one [`WINDOW`], which begins with the first time.
+#[derive(Debug, Default)]
+struct Recent {
+    since: Duration,
+    times: u8,
+}
+
+impl Recent {
+    fn times(&self, now: Duration) -> u8 {
+        if now < self.since + WINDOW { self.times } else { 0 }
+    }
+
+    fn note(&mut self, now: Duration) {
+        let times = self.times(now);
+        let since = if times == 0 { now } else { self.since };
+        *self = Recent { since, times: times.saturating_add(1) };
+    }
+
+    /// The last time did not come to anything.
+    fn take_back(&mut self) {
+        self.times = self.times.saturating_sub(1);
+    }
 }
 
 /// The writer's memory: what it wrote, and who wrote over it.
@@ -120,16 +145,16 @@ pub struct Publisher {
 #[derive(Debug)]
 struct Withdrawal {
     /// What is to be taken out of it.
-    stood: Vec<Ingress>,
-    /// The version that it was taken out of, as far as is known; empty: none yet.
-    written_to: Box<str>,
+    stood: Arc<[Ingress]>,
+    /// The version that it was taken out of, as far as is known.
+    written_to: Option<Arc<str>>,
 }
 
 /// A publication came to nothing.
 #[derive(Debug, Default)]
 struct Retry {
     /// The version it was decided for: a newer one need not wait.
-    version: Box<str>,
+    version: Option<Arc<str>>,
     /// So many in a row.
     failures: u32,
     /// When the Service is looked at again; None: it has been.
@@ -147,10 +172,10 @@ pub struct Decision {
 
 impl Publisher {
     /// Compares what stands with what should; `wanted` None: nothing can be said about it yet.
-    pub fn decide(&mut self, key: &ObjectKey, record: &Record, wanted: Option<Vec<Ingress>>, now: Duration) -> Decision {
+    pub fn decide(&mut self, key: &ObjectKey, record: &Record, wanted: Option<Arc<[Ingress]>>, now: Duration) -> Decision {
         let memory = self.memory.entry(key.clone()).or_default();
-        if memory.uid != record.uid {
-            **memory = Memory { uid: record.uid.clone(), ..Memory::default() };
+        if memory.uid.as_ref() != Some(&record.uid) {
+            **memory = Memory { uid: Some(record.uid.clone()), ..Memory::default() };
         }
         let claimed = memory.unclaimed && record.cleanup_finalizer;
         memory.unclaimed = !record.cleanup_finalizer;
@@ -164,22 +189,25 @@ impl Publisher {
         retries: &mut BTreeMap<ObjectKey, Retry>,
         key: &ObjectKey,
         record: &Record,
-        wanted: Option<Vec<Ingress>>,
+        wanted: Option<Arc<[Ingress]>>,
         now: Duration,
     ) -> Decision {
         let Some(wanted) = wanted else { return Decision::default() };
-        if memory.wanted != wanted {
+        if memory.wanted.as_ref() != Some(&wanted) {
             // A new wish of ours is no quarrel with anybody.
-            memory.wanted.clone_from(&wanted);
+            memory.wanted = Some(wanted.clone());
             memory.stood = false;
-            memory.written.clear();
+            memory.written = Recent::default();
         }
         if stands(&record.ingress, &wanted) {
             memory.stood = true;
+            if record.ingress == wanted {
+                memory.wanted = Some(record.ingress.clone()); // kept once
+            }
             retries.remove(key);
             return Decision::default();
         }
-        if memory.until.is_some_and(|until| now < until) || memory.written_to == record.resource_version {
+        if memory.until.is_some_and(|until| now < until) || memory.written_to.as_ref() == Some(&record.resource_version) {
             return Decision::default();
         }
         if waits(retries, key, record) {
@@ -187,25 +215,19 @@ impl Publisher {
         }
         let corrected = memory.stood;
         if corrected {
-            memory.replaced.push_back(now);
+            memory.replaced.note(now);
         }
         memory.stood = false;
-        for times in [&mut memory.replaced, &mut memory.written] {
-            while times.front().is_some_and(|at| *at + WINDOW <= now) {
-                times.pop_front();
-            }
-        }
-        if memory.replaced.len() > REPLACED || memory.written.len() >= REPEATED {
+        if memory.replaced.times(now) > REPLACED || memory.written.times(now) >= REPEATED {
             let calm = memory.until.is_none_or(|until| until + memory.truce <= now);
             memory.truce = if calm { TRUCE } else { (memory.truce * 2).min(LONGEST_TRUCE) };
             memory.until = Some(now + memory.truce);
-            memory.replaced.clear();
-            memory.written.clear();
+            (memory.replaced, memory.written) = Default::default();
             let interference = Interference::LeftAlone(record.ingress.clone(), memory.truce);
             return Decision { publication: None, interference: Some(interference) };
         }
-        memory.written.push_back(now);
-        memory.written_to.clone_from(&record.resource_version);
+        memory.written.note(now);
+        memory.written_to = Some(record.resource_version.clone());
         Decision {
             publication: Some(publication(record, Some(wanted), false)),
             interference: corrected.then(|| Interference::Corrected(record.ingress.clone())),
@@ -238,15 +260,15 @@ impl Publisher {
 
     /// A publication did not go out, or was refused, and will not be tried again unless it is decided anew. True when it is the first in a row.
     pub fn lost(&mut self, key: &ObjectKey, version: &str, now: Duration) -> bool {
-        if let Some(memory) = self.memory.get_mut(key).filter(|memory| *memory.written_to == *version) {
-            memory.written_to = Box::default();
-            memory.written.pop_back();
+        if let Some(memory) = self.memory.get_mut(key).filter(|memory| memory.written_to.as_deref() == Some(version)) {
+            memory.written_to = None;
+            memory.written.take_back();
         }
-        if let Some(withdrawal) = self.withdrawals.get_mut(key).filter(|withdrawal| *withdrawal.written_to == *version) {
-            withdrawal.written_to = Box::default();
+        if let Some(withdrawal) = self.withdrawals.get_mut(key).filter(|withdrawal| withdrawal.written_to.as_deref() == Some(version)) {
+            withdrawal.written_to = None;
         }
         let retry = self.retries.entry(key.clone()).or_default();
-        retry.version = version.into();
+        retry.version = Some(version.into());
         retry.due = Some(now + (RETRY * (1 << retry.failures.min(16))).min(LONGEST_RETRY));
         retry.failures = retry.failures.saturating_add(1);
         retry.failures == 1
@@ -255,7 +277,7 @@ impl Publisher {
     /// The Service is to be ignored from now on. What stands in its status is ours and must not stay: another Service may be given the
     /// addresses.
     pub fn withdraw(&mut self, key: &ObjectKey, record: &Record) {
-        self.withdrawals.insert(key.clone(), Withdrawal { stood: record.ingress.clone(), written_to: Box::default() });
+        self.withdrawals.insert(key.clone(), Withdrawal { stood: record.ingress.clone(), written_to: None });
     }
 
     /// Whether it still stands there. This is over with the first status that is anything else: what comes then is another's.
@@ -272,11 +294,11 @@ impl Publisher {
     /// in a later version may be another's.
     pub fn withdrawal(&mut self, key: &ObjectKey, record: &Record) -> Option<Publication> {
         let withdrawal = self.withdrawals.get_mut(key)?;
-        if !withdrawal.written_to.is_empty() || waits(&self.retries, key, record) {
+        if withdrawal.written_to.is_some() || waits(&self.retries, key, record) {
             return None;
         }
-        withdrawal.written_to.clone_from(&record.resource_version);
-        Some(publication(record, Some(Vec::new()), false))
+        withdrawal.written_to = Some(record.resource_version.clone());
+        Some(publication(record, Some(Arc::default()), false))
     }
 
     /// The Service is not to be ignored, or gone.
@@ -300,13 +322,13 @@ impl Publisher {
         self.memory.clear();
         self.retries.clear();
         // The next writer has seen the same and takes them back, be it another node or this one again.
-        self.withdrawals.values_mut().for_each(|withdrawal| withdrawal.written_to = Box::default());
+        self.withdrawals.values_mut().for_each(|withdrawal| withdrawal.written_to = None);
     }
 }
 
 /// Whether a publication for this version was lost and its time has not come.
 fn waits(retries: &BTreeMap<ObjectKey, Retry>, key: &ObjectKey, record: &Record) -> bool {
-    retries.get(key).is_some_and(|retry| retry.version == record.resource_version && retry.due.is_some())
+    retries.get(key).is_some_and(|retry| retry.version.as_ref() == Some(&record.resource_version) && retry.due.is_some())
 }
 
 /// For a Service of ours that is being deleted or is no load balancer any more: the standard service controllers leave a finalizer that
@@ -316,7 +338,7 @@ pub fn farewell(record: &Record) -> Option<Publication> {
 }
 
 /// What is to be written onto this version of a Service.
-pub fn publication(record: &Record, ingress: Option<Vec<Ingress>>, remove_finalizer: bool) -> Publication {
+pub fn publication(record: &Record, ingress: Option<Arc<[Ingress]>>, remove_finalizer: bool) -> Publication {
     Publication { uid: record.uid.clone(), resource_version: record.resource_version.clone(), ingress, remove_finalizer }
 }
 
@@ -329,7 +351,7 @@ mod tests {
         Record {
             uid: "u".into(),
             resource_version: version.to_string().into(),
-            ingress: ingress.to_vec(),
+            ingress: ingress.into(),
             cleanup_finalizer: false,
             deleting: false,
         }

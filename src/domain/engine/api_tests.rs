@@ -24,8 +24,9 @@ pub(super) struct Api {
 }
 
 impl Api {
-    pub(super) fn put(&mut self, mut service: Service, ingress: Vec<Ingress>) {
+    pub(super) fn put(&mut self, mut service: Service, ingress: impl Into<Arc<[Ingress]>>) {
         self.version += 1;
+        let ingress = ingress.into();
         service.published = ingress.iter().filter_map(|entry| entry.ip).collect();
         let uid = service.key.to_string().into();
         let resource_version = self.version.to_string().into();
@@ -73,7 +74,7 @@ pub(super) fn served(engine: &Engine, name: &str) -> Vec<IpAddr> {
 #[test]
 fn followers_serve_what_the_status_says_and_only_that() {
     let (mut api, mut follower, mut writer) = (Api::default(), node(Role::Follower), node(Role::Writer));
-    api.put(service("web"), vec![]);
+    api.put(service("web"), []);
     let plan = follower.handle(api.events(), T0);
     assert!(plan.publications.is_empty() && served(&follower, "web").is_empty());
     follower.handle(Event::Holder(Some("node-9".into())), T0);
@@ -121,7 +122,7 @@ fn one_address_in_two_statuses_goes_to_the_older_on_every_node() {
 #[test]
 fn a_new_writer_steals_nothing_and_probes_nothing_that_is_published() {
     let mut api = Api::default();
-    api.put(service("a"), vec![]);
+    api.put(service("a"), []);
     api.put(service("b"), vec![entry(vip(200))]);
     let mut writer = Engine::new(Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", true) }, Allocations::default());
     writer.handle(links(true), T0);
@@ -137,7 +138,7 @@ fn a_new_writer_steals_nothing_and_probes_nothing_that_is_published() {
 #[test]
 fn a_status_edited_by_hand_is_put_right_and_a_stale_finalizer_taken_away() {
     let (mut api, mut writer) = (Api::default(), node(Role::Writer));
-    api.put(service("web"), vec![]);
+    api.put(service("web"), []);
     api.write_all(&writer.handle(api.events(), T0));
     writer.handle(api.events(), T0);
     api.put(service("web"), vec![entry(vip(204))]);
@@ -163,7 +164,7 @@ fn a_service_of_another_class_is_never_written_to() {
 #[test]
 fn what_was_refused_is_said_once_and_published_again_by_itself() {
     let (mut api, mut writer) = (Api::default(), node(Role::Writer));
-    api.put(service("web"), vec![]);
+    api.put(service("web"), []);
     let lost = |plan: &Plan| Event::Unpublished {
         key: key("web"),
         resource_version: plan.publications[&key("web")].resource_version.clone(),
@@ -194,7 +195,7 @@ fn an_address_is_served_until_the_status_names_its_successor() {
     writer.handle(api.events(), T0);
     let moves = Service { request: Request { addresses: vec![vip(202)], ..Request::default() }, ..service("web") };
     api.put(moves, vec![entry(vip(200))]);
-    api.put(service("late"), vec![]);
+    api.put(service("late"), []);
     let plan = writer.handle(api.events(), T0);
     assert!(
         plan.publications.is_empty() && plan.rule_set.vips.is_none() && plan.rule_set.forwardings.is_empty(),
@@ -207,7 +208,7 @@ fn an_address_is_served_until_the_status_names_its_successor() {
     assert_eq!(api.says("web"), [vip(202)]);
     let plan = writer.handle(api.events(), T0);
     assert_eq!(plan.rule_set.vips, Some([vip(202)].into()));
-    api.put(service("last"), vec![]);
+    api.put(service("last"), []);
     writer.handle(api.events(), T0);
     assert_eq!(served(&writer, "last"), [vip(200)], "free again");
 }
@@ -231,8 +232,8 @@ fn a_thousand_services_at_once_get_an_address_each_in_one_write_each() {
 #[test]
 fn flips_of_type_class_and_policy_end_where_they_began() {
     let (mut api, mut writer) = (Api::default(), node(Role::Writer));
-    api.put(service("web"), vec![]);
-    api.put(service("other"), vec![]);
+    api.put(service("web"), []);
+    api.put(service("other"), []);
     let settle = |api: &mut Api, writer: &mut Engine, gone: bool| {
         let events = if gone { source(vec![SourceChange::Service(key("web"), None)]) } else { api.events() };
         let plan = writer.handle(events, T0);
@@ -245,7 +246,7 @@ fn flips_of_type_class_and_policy_end_where_they_began() {
             // The API server empties the status of a Service that leaves the type.
             0 => {
                 settle(&mut api, &mut writer, true);
-                api.put(service("web"), vec![]);
+                api.put(service("web"), []);
             }
             1 => {
                 let stands = api.services[&key("web")].record.as_ref().map(|record| record.ingress.clone()).unwrap_or_default();
@@ -273,8 +274,8 @@ fn of_two_that_demand_one_address_one_gets_it_and_the_other_says_why_not() {
     let (mut api, mut writer) = (Api::default(), node(Role::Writer));
     let demands =
         |name: &str, created| Service { created, request: Request { addresses: vec![vip(203)], ..Request::default() }, ..service(name) };
-    api.put(demands("a-late", 2), vec![]);
-    api.put(demands("z-early", 1), vec![]);
+    api.put(demands("a-late", 2), []);
+    api.put(demands("z-early", 1), []);
     let plan = writer.handle(api.events(), T0);
     assert!(plan.notices.iter().any(|n| n.service == Some(key("a-late")) && n.message.contains("default/z-early")), "{:?}", plan.notices);
     api.write_all(&plan);
@@ -320,8 +321,8 @@ fn in_node_mode_the_nodes_addresses_are_published_by_the_writer_alone() {
             .collect(),
     );
     let Event::Source { changes, .. } = nodes else { unreachable!() };
-    api.put(asks("web", 1), vec![]);
-    api.put(asks("same-port", 2), vec![]);
+    api.put(asks("web", 1), []);
+    api.put(asks("same-port", 2), []);
     for engine in [&mut writer, &mut follower] {
         engine.handle(source(changes.clone()), T0);
     }

@@ -68,7 +68,7 @@ pub enum Event {
         /// Which Service.
         key: ObjectKey,
         /// The version it was decided for.
-        resource_version: Box<str>,
+        resource_version: Arc<str>,
         /// The API server's words, if it will never take it.
         refusal: Option<String>,
     },

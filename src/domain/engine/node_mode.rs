@@ -205,7 +205,7 @@ impl<'a> Scene<'a> {
     fn published(&self, service: &'a Service) -> BTreeMap<(&'a str, Family), Rc<[Port]>> {
         let all: Rc<[_]> = service.ports.iter().map(|port| (port.protocol, port.port)).collect();
         let mut had = BTreeMap::new();
-        for entry in service.record.iter().flat_map(|record| &record.ingress) {
+        for entry in service.record.iter().flat_map(|record| record.ingress.iter()) {
             let Some(address) = entry.ip else { continue };
             for node in self.by_address().get(&address).into_iter().flatten() {
                 let ports = match entry.ports.is_empty() {

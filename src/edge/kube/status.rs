@@ -40,7 +40,7 @@ pub struct Lost {
     /// About which Service.
     pub key: ObjectKey,
     /// The version it was decided for.
-    pub resource_version: Box<str>,
+    pub resource_version: Arc<str>,
     /// The API server's words, if it will never take it.
     pub refusal: Option<String>,
 }
@@ -284,8 +284,9 @@ mod tests {
     #[test]
     fn a_write_names_the_version_it_was_decided_for() {
         let ports = vec![IngressPort { port: 80, protocol: Protocol::Tcp, error: None }];
-        let ingress = vec![Ingress { ip: Some([10, 88, 0, 200].into()), hostname: None, vip: Some(true), ports }];
-        let publication = Publication { uid: "u".into(), resource_version: "7".into(), ingress: Some(ingress), remove_finalizer: true };
+        let ingress = vec![Ingress { ip: Some([10, 88, 0, 200].into()), hostname: None, vip: Some(true), ports: ports.into() }];
+        let publication =
+            Publication { uid: "u".into(), resource_version: "7".into(), ingress: Some(ingress.into()), remove_finalizer: true };
         let wanted = json!({
             "metadata": {"uid": "u", "resourceVersion": "7", "$deleteFromPrimitiveList/finalizers": [CLEANUP_FINALIZER]},
             "status": {"loadBalancer": {"ingress": [

@@ -70,14 +70,35 @@ pub fn measure(report: &mut Report, size: Size, effort: &Effort, memory: Option<
     // It takes the Node for its own: one more would be one more for Pinnace.
     let proxy = plane.kube_proxy(&beside.ns, "node-1", ProxyMode::Nftables);
     let healthy = begin.elapsed();
-    let monitors = [Monitor::within(&lab.node.ns, PATIENCE / 5)?, Monitor::within(&beside.ns, PATIENCE / 5)?];
-    let change = || changes(&admin, monitors, size, effort.changes);
-    let samples = lab.client2.ns.enter(change)?;
+    let mut monitors = vec![Monitor::within(&lab.node.ns, PATIENCE / 5)?, Monitor::within(&beside.ns, PATIENCE / 5)?];
+    let mut changes = lab.client2.ns.enter(|| Changes::new(&admin, size))?;
+    let proxy = match lab.client2.ns.enter(|| changes.until_seen(&mut monitors))? {
+        Some(after) => {
+            report.note(&format!("changes were seen in both kernels {after:.1} s after kube-proxy had said that it is healthy"));
+            Some(proxy)
+        }
+        None => {
+            let minutes = PATIENCE.as_secs() / 60;
+            report.note(&format!("no change had reached the kernel of kube-proxy after {minutes} minutes: from here on without it"));
+            drop(proxy);
+            monitors.pop();
+            None
+        }
+    };
+    let samples = lab.client2.ns.enter(|| changes.sample(&mut monitors, effort.changes))?;
     samples.report(report, effort.changes);
-    let (ours, control) = (process(again.running.id()), process(proxy.process.id()));
-    report.add(row("Pinnace after the changes (RSS)", ours.resident, "MiB").goal(memory).against("kube-proxy", control.resident));
-    report.add(row("  peak", ours.peak, "MiB").goal(memory).against("kube-proxy without its nft", control.peak));
-    report.add(row("kube-proxy, exec to healthy", healthy.as_secs_f64() * MS, "ms").with("cpu_ms_in_all", control.cpu.as_secs_f64() * MS));
+    let ours = process(again.running.id());
+    let [mut resident, mut peak] =
+        [("Pinnace after the changes (RSS)", ours.resident), ("  peak", ours.peak)].map(|(name, used)| row(name, used, "MiB").goal(memory));
+    if let Some(proxy) = proxy {
+        let control = process(proxy.process.id());
+        (resident, peak) = (resident.against("kube-proxy", control.resident), peak.against("kube-proxy without its nft", control.peak));
+        report.add(
+            row("kube-proxy, exec to healthy", healthy.as_secs_f64() * MS, "ms").with("cpu_ms_in_all", control.cpu.as_secs_f64() * MS),
+        );
+    }
+    report.add(resident);
+    report.add(peak);
     Ok(())
 }
 
@@ -131,81 +152,107 @@ fn all_written(plane: &ControlPlane, since: Mark, size: Size) -> Result<(serde_j
     }
 }
 
-/// Milliseconds from before a change was sent to the API until it was in the kernel.
+/// Changes of one slice after the other.
+struct Changes {
+    api: Api,
+    manifests: Manifests,
+    made: u64,
+}
+
+/// One of them.
+struct Round {
+    kind: &'static str,
+    touched: std::net::Ipv4Addr,
+    sent: Instant,
+    /// From sent to answered.
+    written: Duration,
+    /// When each kernel had it.
+    commits: Vec<Option<Commit>>,
+}
+
+impl Changes {
+    fn new(kubeconfig: &std::path::Path, size: Size) -> Result<Changes, String> {
+        Ok(Changes { api: Api::open(kubeconfig.into())?, manifests: Manifests::changing(size), made: 0 })
+    }
+
+    fn round(&mut self, monitors: &mut [Monitor]) -> Result<Round, String> {
+        let change = self.manifests.make_change();
+        self.made += 1;
+        thread::sleep(BETWEEN + Duration::from_micros((self.made * 7_919) % 100_000));
+        monitors.iter_mut().for_each(Monitor::drain);
+        let (written, commits) = thread::scope(|scope| {
+            let waiting: Vec<_> = monitors.iter_mut().map(|monitor| scope.spawn(|| monitor.wait(change.touched))).collect();
+            let written = objects::apply(&self.api, &change);
+            (written, waiting.into_iter().map(|waiting| waiting.join().ok().flatten()).collect())
+        });
+        let (sent, written) = written?;
+        Ok(Round { kind: change.kind, touched: change.touched, sent, written, commits })
+    }
+
+    /// kube-proxy says that it is healthy before the first rules of a large cluster are in the kernel, and there may be more of them than the
+    /// kernel keeps to tell: changes do not count before one has been seen in both places. In how many seconds it was; None: not in time.
+    fn until_seen(&mut self, monitors: &mut [Monitor]) -> Result<Option<f64>, String> {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            if self.round(monitors)?.commits.iter().all(Option::is_some) {
+                return Ok(Some(begin.elapsed().as_secs_f64()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first monitor is Pinnace's, the second kube-proxy's.
+    fn sample(&mut self, monitors: &mut [Monitor], count: usize) -> Result<Samples, String> {
+        let mut samples = Samples::default();
+        for _ in 0..count {
+            let Round { kind, touched, sent, written, commits } = self.round(monitors)?;
+            samples.written.push(written.as_secs_f64() * MS);
+            let kinds = samples.kinds.entry(kind).or_default();
+            for (who, commit) in commits.into_iter().enumerate() {
+                let commit = commit.ok_or_else(|| format!("{kind} {touched} never reached the kernel of {}", NAMES[who]))?;
+                let took = (commit.at - sent).as_secs_f64() * MS;
+                samples.reached[who].push(took);
+                kinds[who].push(took);
+                samples.messages[who] += commit.messages;
+            }
+        }
+        Ok(samples)
+    }
+}
+
+const NAMES: [&str; 2] = ["Pinnace", "kube-proxy"];
+
+/// Milliseconds from before a change was sent to the API until it was in each kernel.
 #[derive(Default)]
 struct Samples {
     written: Vec<f64>,
-    pinnace: Vec<f64>,
-    proxy: Vec<f64>,
+    reached: [Vec<f64>; 2],
     kinds: std::collections::BTreeMap<&'static str, [Vec<f64>; 2]>,
     messages: [usize; 2],
-    /// Seconds from the first change to one that was seen in both kernels; they are not among the samples.
-    first: f64,
-}
-
-fn changes(kubeconfig: &std::path::Path, mut monitors: [Monitor; 2], size: Size, count: usize) -> Result<Samples, String> {
-    let api = Api::open(kubeconfig.into())?;
-    let mut manifests = Manifests::changing(size);
-    let mut samples = Samples::default();
-    // kube-proxy says that it is healthy before the first rules of a large cluster are in the kernel, and there may be more of them than the
-    // kernel keeps to tell: changes do not count before one has been seen in both places.
-    let (begin, mut seen) = (Instant::now(), false);
-    for n in 0_usize.. {
-        if samples.pinnace.len() >= count {
-            break;
-        }
-        let change = manifests.make_change();
-        thread::sleep(BETWEEN + Duration::from_micros((n as u64 * 7_919) % 100_000));
-        monitors.iter_mut().for_each(Monitor::drain);
-        let (at, commits) = thread::scope(|scope| {
-            let [ours, theirs] = &mut monitors;
-            let (a, b) = (scope.spawn(|| ours.wait(change.touched)), scope.spawn(|| theirs.wait(change.touched)));
-            let at = objects::apply(&api, &change);
-            (at, [a, b].map(|waiting| waiting.join().ok().flatten()))
-        });
-        let (sent, took) = at?;
-        let [ours, theirs] = commits;
-        let reached = |commit: Option<Commit>, who: &str| {
-            commit.ok_or_else(|| format!("change {n} ({} {}) never reached the kernel of {who}", change.kind, change.touched))
-        };
-        if !seen {
-            seen = ours.is_some() && theirs.is_some();
-            samples.first = begin.elapsed().as_secs_f64();
-            if !seen && begin.elapsed() > PATIENCE {
-                return Err(format!("no change was seen in both kernels within {PATIENCE:?}"));
-            }
-            continue;
-        }
-        let (ours, theirs) = (reached(ours, "Pinnace")?, reached(theirs, "kube-proxy")?);
-        let [a, b] = [&ours, &theirs].map(|commit| (commit.at - sent).as_secs_f64() * MS);
-        samples.written.push(took.as_secs_f64() * MS);
-        samples.pinnace.push(a);
-        samples.proxy.push(b);
-        let kinds = samples.kinds.entry(change.kind).or_default();
-        kinds[0].push(a);
-        kinds[1].push(b);
-        samples.messages[0] += ours.messages;
-        samples.messages[1] += theirs.messages;
-    }
-    Ok(samples)
 }
 
 impl Samples {
     fn report(mut self, report: &mut Report, count: usize) {
-        report.note(&format!("changes were seen in both kernels {:.1} s after kube-proxy had said that it is healthy", self.first));
+        let beside = !self.reached[1].is_empty();
         let write = row("a change of one slice, sent to answered, p50", quantile(&mut self.written, 0.5), "ms");
         report.add(write.with("p99_ms", quantile(&mut self.written, 0.99)));
         for (name, share) in [("p50", 0.5), ("p99", 0.99), ("longest", 1.0)] {
-            let figure = row(format!("  sent → in the kernel, {name} of {count}"), quantile(&mut self.pinnace, share), "ms");
-            let mut figure = figure.against("kube-proxy", quantile(&mut self.proxy, share));
+            let [ours, theirs] = &mut self.reached;
+            let mut figure = row(format!("  sent → in the kernel, {name} of {count}"), quantile(ours, share), "ms");
+            if beside {
+                figure = figure.against("kube-proxy", quantile(theirs, share));
+            }
             for (kind, [ours, theirs]) in &mut self.kinds {
                 figure = figure.with(&format!("{kind}_ms"), quantile(ours, share));
-                figure = figure.with(&format!("{kind}_kube_proxy_ms"), quantile(theirs, share));
+                if beside {
+                    figure = figure.with(&format!("{kind}_kube_proxy_ms"), quantile(theirs, share));
+                }
             }
             report.add(figure);
         }
         let [ours, theirs] = self.messages.map(|messages| messages as f64 / count as f64);
-        report.add(row("  messages of the kernel about a change", ours, "").against("kube-proxy", theirs));
+        let messages = row("  messages of the kernel about a change", ours, "");
+        report.add(if beside { messages.against("kube-proxy", theirs) } else { messages });
     }
 }
 

@@ -7,7 +7,7 @@
 //!     lab.rs      namespaces; report.rs: the table and the JSON file
 //!
 //! Usage: bench [quick] [controls] [scale|packets|api|failover] [OUTPUT.json]. `quick` measures the smallest size, roughly; `controls` leaves Pinnace out.
-//! `failover` and `api` are measured only when asked for: 50 times every blow, or `RUNS`, takes an hour; `api` some ten minutes.
+//! `failover` and `api` are measured only when asked for: 50 times every blow, or `RUNS`, takes an hour; `api` some 25 minutes.
 
 mod api;
 mod daemon;
@@ -75,7 +75,7 @@ fn run() -> Result<(), String> {
     }
     if has("api") {
         let effort = api::Effort { changes: if quick { 30 } else { 150 }, idle: Duration::from_secs(if quick { 10 } else { 30 }) };
-        for (size, memory) in ends {
+        for (size, memory) in sizes {
             api::measure(&mut report, *size, &effort, *memory)?;
         }
         return report.write(output);

@@ -12,6 +12,8 @@ use crate::config;
 /// Exit status of a usage or configuration error: EX_USAGE of sysexits.h. Nothing has been touched then.
 pub const EX_USAGE: u8 = 64;
 
+const SETTINGS: &str = "Settings come from PINNACE_* environment variables and a file; pinnace --help lists them all with their defaults.";
+
 /// A command line, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
@@ -27,6 +29,7 @@ pub struct Invocation {
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Serve LoadBalancer Services until stopped (the default)
+    #[command(after_help = SETTINGS)]
     Run,
     /// Show what the running Pinnace serves, and why something is not served
     Status {
@@ -45,7 +48,7 @@ pub enum Command {
         /// nft text, or libnftables JSON
         #[arg(short, long, value_enum, default_value = "text")]
         output: RulesetFormat,
-        /// Print the rules that would be there, from the manifests, without touching the kernel
+        /// Print the rules that would be there, from the manifests or the API server, without touching the kernel
         #[arg(long)]
         planned: bool,
     },
@@ -97,7 +100,7 @@ pub enum RulesetFormat {
     about = "LoadBalancer Services for K3s, edge and bare-metal Kubernetes, from one small static binary per node",
     version,
     disable_help_subcommand = true,
-    after_help = "Settings come from PINNACE_* environment variables and a file; --help lists them all with their defaults.",
+    after_help = SETTINGS,
     subcommand_required = false
 )]
 struct Cli {
@@ -206,6 +209,8 @@ mod tests {
         }
         let short = parsed("pinnace -h").expect_err("help").to_string();
         assert!(short.contains("--help lists them all") && !short.contains("PINNACE_LISTEN"), "{short}");
+        let run = parsed("pinnace run --help").expect_err("help").to_string();
+        assert!(run.contains("pinnace --help lists them all"), "{run}");
         assert_eq!(exit_code(&parsed("pinnace --version").expect_err("version")), 0);
     }
 }

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use pinnace::check;
 use pinnace::cli::{self, CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
 use pinnace::config::{self, ConfigFile, Settings, Sources, Warning};
-use pinnace::domain::plan::Changes;
 use pinnace::edge::nft::Writer;
 use pinnace::printable::printable_lines;
 use pinnace::{commands, daemon, logging, report, ruleset};
@@ -126,9 +125,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start the runtime: {error}"))
 }
 
-/// Writes an empty rule set in the network namespace of the calling thread. What the kernel lacks of it, if it takes the rest.
+/// Writes a rule set with rules of every kind in the network namespace of the calling thread. What the kernel lacks of it, if it takes the rest.
 fn trial() -> Result<Option<String>, String> {
-    let changes = Changes { reset: true, ..Changes::default() };
+    let changes = ruleset::specimen::of_every_kind();
     let mut writer = Writer::open().map_err(|error| error.to_string())?;
     writer.apply(&changes).map_err(|error| error.to_string())?;
     Ok(writer.absent().iter().next().map(|(family, reason)| format!("no {family}: {reason}")))

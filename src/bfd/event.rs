@@ -138,6 +138,12 @@ pub enum Discard {
 }
 
 impl Discard {
+    /// The two ends are not configured alike.
+    pub fn is_about_secrets(&self) -> bool {
+        use Discard::*;
+        matches!(self, NotAuthenticated | UnexpectedAuthentication | AuthenticationType | KeyId | Digest)
+    }
+
     /// All kinds, for tables of counters: label and position.
     pub const LABELS: [&str; 11] = [
         "malformed",

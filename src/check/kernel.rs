@@ -89,7 +89,7 @@ pub(super) fn capabilities(host: &Host) -> Vec<Finding> {
 
 pub(super) fn features(kernel: &Kernel) -> Vec<Finding> {
     let nft = match &kernel.nft {
-        Tried::Works => Finding::ok("nftables", "the kernel accepts the whole rule set, in IPv4 and IPv6 (tried in a private network namespace)"),
+        Tried::Works => Finding::ok("nftables", "the kernel accepts rules of every kind that are used, in IPv4 and IPv6 (tried in a private network namespace)"),
         Tried::Partly(lacking) => Finding::warning("nftables", format!("the kernel accepts the rule set for one family only; {lacking}"))
             .why("Services are not served in the other")
             .fix("use a kernel whose nf_tables has both families"),

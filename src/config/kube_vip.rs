@@ -1,12 +1,12 @@
 //! kube-vip's variables: people bring them along in their manifests, and each is answered with what to write here in its place.
 
 /// What takes the place of a variable of kube-vip.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Instead {
     /// This setting, with the same value.
     Same(&'static str),
-    /// This setting, which takes other values.
-    Setting(&'static str, &'static str),
+    /// This setting, with a value made from that one, and how.
+    Made(&'static str, fn(&str) -> String, &'static str),
     /// Nothing, for this reason.
     Nothing(&'static str),
 }
@@ -16,7 +16,7 @@ impl Instead {
     pub fn advice(&self, value: &str) -> String {
         match self {
             Instead::Same(setting) => format!("write PINNACE_{setting}={value}"),
-            Instead::Setting(setting, how) => format!("write PINNACE_{setting}: {how}"),
+            Instead::Made(setting, make, how) => format!("write PINNACE_{setting}={} ({how})", make(value)),
             Instead::Nothing(why) => (*why).to_string(),
         }
     }
@@ -25,7 +25,19 @@ impl Instead {
 const ALWAYS: &str = "leave it out: Pinnace always does this";
 const CONTROL_PLANE: &str = "Pinnace has no address for the control plane: keep kube-vip, or another one, for that alone";
 const BGP: &str = "Pinnace does not speak BGP: have a router send the pool's addresses to the nodes";
-const DETECTION: &str = "nodes watch each other by BFD; a node is lost after BFD_INTERVAL times BFD_MULTIPLIER";
+const DETECTION: &str =
+    "leave it out: nodes watch each other by BFD and take over in a fraction of a second (PINNACE_BFD_INTERVAL, PINNACE_BFD_MULTIPLIER)";
+const EVERYTHING: &str = "one address and port for health, metrics and state";
+
+fn opposite(value: &str) -> String {
+    (!value.eq_ignore_ascii_case("true")).to_string()
+}
+
+/// `:2112`, `2112` or `10.0.0.1:2112`.
+fn listen(value: &str) -> String {
+    let port = value.strip_prefix(':').unwrap_or(value);
+    if port.bytes().all(|byte| byte.is_ascii_digit()) { format!("0.0.0.0:{port}") } else { value.to_owned() }
+}
 
 /// The variables, as kube-vip spells them.
 pub const VARIABLES: &[(&str, Instead)] = &[
@@ -33,15 +45,15 @@ pub const VARIABLES: &[(&str, Instead)] = &[
     ("vip_servicesinterface", Instead::Same("INTERFACES")),
     ("vip_nodename", Instead::Same("NODE_NAME")),
     ("lb_class_name", Instead::Same("CLASS")),
-    ("lb_class_only", Instead::Setting("DEFAULT_CLASS", "the opposite, false where this is true")),
+    ("lb_class_only", Instead::Made("DEFAULT_CLASS", opposite, "the opposite")),
     ("svc_enable", Instead::Nothing(ALWAYS)),
     ("svc_election", Instead::Nothing(ALWAYS)),
     ("vip_arp", Instead::Nothing(ALWAYS)),
-    ("vip_leaseduration", Instead::Setting("BFD_INTERVAL", DETECTION)),
-    ("vip_renewdeadline", Instead::Setting("BFD_INTERVAL", DETECTION)),
-    ("vip_retryperiod", Instead::Setting("BFD_MULTIPLIER", DETECTION)),
-    ("prometheus_server", Instead::Setting("LISTEN", "address:port for health, metrics and state")),
-    ("health_check_port", Instead::Setting("LISTEN", "address:port for health, metrics and state")),
+    ("vip_leaseduration", Instead::Nothing(DETECTION)),
+    ("vip_renewdeadline", Instead::Nothing(DETECTION)),
+    ("vip_retryperiod", Instead::Nothing(DETECTION)),
+    ("prometheus_server", Instead::Made("LISTEN", listen, EVERYTHING)),
+    ("health_check_port", Instead::Made("LISTEN", listen, EVERYTHING)),
     ("cp_enable", Instead::Nothing(CONTROL_PLANE)),
     ("address", Instead::Nothing(CONTROL_PLANE)),
     ("port", Instead::Nothing(CONTROL_PLANE)),
@@ -68,7 +80,7 @@ pub fn markdown_table() -> String {
     for (name, instead) in VARIABLES {
         let text = match instead {
             Instead::Same(setting) => format!("`PINNACE_{setting}`"),
-            Instead::Setting(setting, how) => format!("`PINNACE_{setting}`: {how}"),
+            Instead::Made(setting, _, how) => format!("`PINNACE_{setting}`: {how}"),
             Instead::Nothing(why) => (*why).to_owned(),
         };
         table.push_str(&format!("| `{name}` | {text} |\n"));
@@ -84,7 +96,7 @@ mod tests {
     #[test]
     fn every_answer_names_a_setting_that_exists() {
         for (name, instead) in VARIABLES {
-            if let Instead::Same(setting) | Instead::Setting(setting, _) = instead {
+            if let Instead::Same(setting) | Instead::Made(setting, ..) = instead {
                 assert!(TABLE.iter().any(|known| known.name == *setting), "{name}: {setting} is no setting");
             }
         }
@@ -96,6 +108,11 @@ mod tests {
         let told = advice(set.into_iter());
         assert_eq!(told.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["vip_interface", "port"]);
         assert_eq!(told[0].1, "write PINNACE_INTERFACES=eth0");
+        let set = [("lb_class_only", "true"), ("prometheus_server", ":2112"), ("health_check_port", "8080"), ("vip_leaseduration", "5")];
+        let told: Vec<String> = advice(set.into_iter()).into_iter().map(|(_, advice)| advice).collect();
+        assert_eq!(told[0], "write PINNACE_DEFAULT_CLASS=false (the opposite)");
+        assert!(told[1].starts_with("leave it out") && told[1].contains("PINNACE_BFD_INTERVAL"), "{told:?}");
+        assert!(told[2].starts_with("write PINNACE_LISTEN=0.0.0.0:2112 (") && told[3].starts_with("write PINNACE_LISTEN=0.0.0.0:8080 ("));
         assert_eq!(advice([("port", "80"), ("address", "here")].into_iter()), []);
     }
 }

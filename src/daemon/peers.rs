@@ -154,9 +154,12 @@ impl Peers {
             return state.warnings.push(status::Reason::new("NotWatching", message));
         }
         for peer in &mut state.peers {
-            let up = sessions.iter().filter(|session| session.state == State::Up && peer.addresses.contains(&session.peer.address));
-            let longest = up.filter_map(|session| session.detection_time).max();
+            let with = || sessions.iter().filter(|session| peer.addresses.contains(&session.peer.address));
+            let longest = with().filter(|session| session.state == State::Up).filter_map(|session| session.detection_time).max();
             peer.detection_milliseconds = longest.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            if let Some(refused) = with().find_map(|session| session.refused).filter(|refused| !peer.alive && refused.is_about_secrets()) {
+                peer.state = format!("its BFD packets are refused: {refused}; PINNACE_SECRET_FILE has to be the same on every node");
+            }
         }
     }
 

@@ -185,5 +185,15 @@ pub fn serves_locally<'a>(
     resolve(service, slices, here, family).iter().any(|port| !port.local.is_empty())
 }
 
+/// Whether a Service has nothing to send a client to, on any node, for any of its ports, in this family: then it is refused everywhere.
+pub fn serves_nowhere<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    here: &Here<'_>,
+    family: Family,
+) -> bool {
+    resolve(service, slices, here, family).iter().all(|port| port.cluster.is_empty())
+}
+
 #[cfg(test)]
 mod tests;

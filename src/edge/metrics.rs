@@ -1,6 +1,7 @@
 //! Metrics in the OpenMetrics format. Names carry their units; what can be read from the kernel is read when somebody asks.
 
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -90,7 +91,7 @@ pub struct Metrics {
     bfd_changes: Family<State, Counter>,
     bfd_late: Gauge<f64, std::sync::atomic::AtomicU64>,
     memory: Gauge,
-    cpu: Gauge<f64, std::sync::atomic::AtomicU64>,
+    cpu: Counter<f64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -146,7 +147,7 @@ impl Metrics {
             bfd_changes: Family::default(),
             bfd_late: Gauge::default(),
             memory: Gauge::default(),
-            cpu: Gauge::default(),
+            cpu: Counter::default(),
             registry: Registry::default(),
         };
         r.register("services", "Services of type LoadBalancer that are ours", metrics.services.clone());
@@ -281,7 +282,8 @@ impl Metrics {
     pub fn encode(&self) -> String {
         self.read_bfd();
         self.memory.set(resident().unwrap_or(0));
-        self.cpu.set(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).as_seconds());
+        let used: f64 = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).as_seconds();
+        self.cpu.inner().store(used.to_bits(), Ordering::Relaxed);
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);

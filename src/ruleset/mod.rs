@@ -8,6 +8,7 @@ pub mod compiler;
 pub mod element;
 pub mod json;
 pub mod skeleton;
+pub mod specimen;
 pub mod text;
 
 pub use compiler::{Batch, Compiler, Staged};

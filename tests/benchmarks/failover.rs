@@ -71,12 +71,13 @@ const CONTESTANTS: [Contestant; 4] = [
 ];
 
 /// With the word that asks for it alone.
-pub const BLOWS: [(&str, Blow); 5] = [
+pub const BLOWS: [(&str, Blow); 6] = [
     ("power-loss", Blow::PowerLoss),
     ("killed", Blow::Killed),
     ("carrier-lost", Blow::CarrierLost),
     ("planned-stop", Blow::Terminated),
     ("stalled", Blow::Stopped),
+    ("partition", Blow::Parted),
 ];
 
 /// Figures of one contestant under one blow; times in milliseconds.
@@ -93,6 +94,8 @@ struct Figures {
     later: Vec<f64>,
     /// Answers through a node after it ran again, which nobody should have asked.
     late: Vec<f64>,
+    /// Without an answer when the LANs became one again: two nodes had the address until then.
+    joined: Vec<f64>,
 }
 
 /// Strikes each contestant `runs` times in each of these ways.
@@ -131,7 +134,7 @@ fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usiz
                     let target = Family::ALL[run % Family::ALL.len()];
                     let victim = strike(lab, contestant, blow, target, &mut figures.lock().expect("nobody panicked"));
                     // In the turn, too: the start of processes would make those late who are watched.
-                    if blow != Blow::Stopped {
+                    if !passes(blow) {
                         lab.heal(victim, blow);
                     }
                 }
@@ -139,6 +142,11 @@ fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usiz
         }
     });
     figures.into_inner().expect("nobody panicked")
+}
+
+/// Whether the node comes back by itself while the client goes on asking.
+fn passes(blow: Blow) -> bool {
+    matches!(blow, Blow::Stopped | Blow::Parted)
 }
 
 /// Strikes the owner of a family's address and watches. Gives back whom.
@@ -150,7 +158,7 @@ fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, fi
     let unstretched = contestant.detection.is_some() && lab.detection(victim) == contestant.detection;
     lab.strike(victim, blow);
     let mut resumed = None;
-    if blow == Blow::Stopped {
+    if passes(blow) {
         thread::sleep(Duration::from_secs(5));
         resumed = Some(Instant::now());
         lab.heal(victim, blow);
@@ -159,10 +167,16 @@ fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, fi
     let traces: Vec<Trace> = probers.into_iter().map(Prober::stop).collect();
     for (trace, owner) in traces.iter().zip(owners) {
         if owner == victim {
-            figures.gap.push(trace.gap().as_secs_f64() * 1e3);
-            figures.unstretched.extend(unstretched.then(|| trace.gap().as_secs_f64() * 1e3));
+            let struck = resumed.map_or_else(|| trace.clone(), |resumed| trace.before(resumed));
+            let gap = struck.gap().as_secs_f64() * 1e3;
+            figures.gap.push(gap);
+            figures.unstretched.extend(unstretched.then_some(gap));
             figures.lost.push(trace.lost() as f64);
             if let Some(resumed) = resumed {
+                if blow == Blow::Parted {
+                    figures.joined.push(trace.since(resumed).gap().as_secs_f64() * 1e3);
+                    continue;
+                }
                 let through: BTreeMap<usize, usize> = trace.since(resumed).by(|reply| lab.trio().through(reply));
                 figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64);
             }
@@ -187,6 +201,7 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut F
         Blow::CarrierLost => "carrier lost",
         Blow::Terminated => "planned stop",
         Blow::Stopped => "stalled 5 s and back",
+        Blow::Parted => "cut off 5 s and back",
     };
     let keepalived = contestant.name.starts_with("keepalived");
     let mut all = |name: &str, samples: &mut Vec<f64>, unit, goal: Option<f64>| -> [f64; 3] {
@@ -208,6 +223,9 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut F
         false => ("questions went to the dead pod for", &mut figures.dead_pod, "ms"),
     };
     let dead = (!samples.is_empty()).then(|| all(name, samples, unit, None));
+    if !figures.joined.is_empty() {
+        all("time without an answer after the join", &mut figures.joined, "ms", None);
+    }
     if !figures.late.is_empty() {
         all("answers through the node that was stalled", &mut figures.late, "", (!keepalived).then_some(0.0));
     }

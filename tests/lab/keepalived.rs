@@ -91,6 +91,7 @@ impl Keepalived {
                 kill_process(Pid::from_child(parent), Signal::TERM).expect("signal keepalived");
             }
             Blow::Stopped => self.signal(victim, Signal::STOP),
+            Blow::Parted => self.trio.part(victim, true),
         }
         begin
     }
@@ -100,6 +101,7 @@ impl Keepalived {
         match blow {
             Blow::CarrierLost => return self.trio.cable(victim, true),
             Blow::Stopped => return self.signal(victim, Signal::CONT),
+            Blow::Parted => return self.trio.part(victim, false),
             Blow::Terminated => {}
             Blow::PowerLoss | Blow::Killed => self.signal(victim, Signal::KILL),
         }

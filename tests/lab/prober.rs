@@ -184,6 +184,11 @@ impl Trace {
         Some((first, lost.next_back().unwrap_or(first)))
     }
 
+    /// What was asked until then.
+    pub fn before(&self, end: Instant) -> Trace {
+        Trace { probes: self.probes.iter().filter(|probe| probe.sent < end).cloned().collect() }
+    }
+
     /// What was asked from then on.
     pub fn since(&self, begin: Instant) -> Trace {
         Trace { probes: self.probes.iter().filter(|probe| probe.sent >= begin).cloned().collect() }

@@ -58,6 +58,8 @@ pub enum Blow {
     Terminated,
     /// Its process does not run for a while; the kernel does.
     Stopped,
+    /// It is on a LAN of its own, its link up; healed, the LANs are one again.
+    Parted,
 }
 
 impl Trio {
@@ -312,6 +314,7 @@ impl Cluster {
             Blow::CarrierLost => self.trio.cable(victim, false),
             Blow::Terminated => self.running(victim).signal(Signal::TERM),
             Blow::Stopped => self.running(victim).signal(Signal::STOP),
+            Blow::Parted => self.trio.part(victim, true),
         }
         begin
     }
@@ -332,6 +335,7 @@ impl Cluster {
             }
             Blow::CarrierLost => return self.trio.cable(victim, true),
             Blow::Stopped => return self.running(victim).signal(Signal::CONT),
+            Blow::Parted => return self.trio.part(victim, false),
         }
         self.running[victim] = Some(self.pinnace(victim).start());
     }

@@ -61,7 +61,8 @@ fn local_without_a_local_pod_is_silent_at_a_vip() {
 fn nobody_there_refuses() {
     let lab = Lab::new(1, 0);
     let (at_vip, at_node) = (web("web").port("dns", "UDP", 53), service("at-node").port("http", "TCP", 81).node_mode());
-    lab.apply("services.yaml", &(at_vip.with_pods([]) + &at_node.with_pods([])));
+    let local = web("local").local();
+    lab.apply("services.yaml", &(at_vip.with_pods([]) + &at_node.with_pods([]) + &local.with_pods([])));
     let running = lab.pinnace().start_ready();
     running.wait_reason("default/web", "NoEndpoints");
     for family in Family::ALL {
@@ -75,6 +76,11 @@ fn nobody_there_refuses() {
         assert_eq!(lab.client.udp(vip, 53), Err(Failure::Refused));
         assert_eq!(lab.pods[0].tcp(vip, 80), Err(Failure::Refused));
         assert_eq!(lab.node.tcp(vip, 80), Err(Failure::Refused));
+        let vip = running.address("default/local", family);
+        eventually("refused, for there is no pod on any node either", PATIENCE, || match lab.client.tcp(vip, 80) {
+            Err(Failure::Refused) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
     }
 }
 

@@ -1,9 +1,10 @@
 //! Which node answers for each address: what the engine makes of the other nodes' life, of what is heard on the wire, and of time.
 //!
 //! Candidates are the nodes with a live session that are not excluded, have an internal address in the address's subnet and, for policy
-//! Local, a ready endpoint. For an address that several Services share it is enough that one of them can be served: it has one holder
-//! for all of them. Where the Node objects say nothing about a subnet (a second network, on which not even our own internal address
-//! is), every live node is presumed to be on it: one that is not does not claim, and the next one does.
+//! Local, a ready endpoint; while there is none anywhere, every node is one, to refuse clients. For an address that several Services share it
+//! is enough that one of them can be served: it has one holder for all of them. Where the Node objects say nothing about a subnet (a second
+//! network, on which not even our own internal address is), every live node is presumed to be on it: one that is not does not claim, and
+//! the next one does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,9 +12,9 @@ use std::time::Duration;
 
 use super::super::elect::seat::{self, Ballot, Candidate, Holder, Seat, Stance};
 use super::super::elect::{self, Ineligible};
-use super::super::endpoints::{self, Dead, Here};
+use super::super::endpoints::{Dead, Here};
 use super::super::membership::{Changed, DownReason, Liveness, PeerEvent, Standing};
-use super::super::model::{Family, Interfaces, TrafficPolicy};
+use super::super::model::Interfaces;
 use super::super::plan::{Notice, Plan, Sessions};
 use super::{Engine, Role};
 use crate::wire::ethernet::Mac;
@@ -387,13 +388,7 @@ impl Engine {
         for (name, since) in self.membership.alive() {
             let Some(node) = self.index.node(name).filter(|node| node.excluded.is_none()) else { continue };
             let here = Here { node: name, zone: None, dead: &self.election.dead };
-            let serves = || {
-                vip.holders.iter().filter_map(|key| self.index.service(key)).any(|service| match service.external {
-                    TrafficPolicy::Cluster => true,
-                    TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(&service.key), &here, Family::of(address)),
-                })
-            };
-            if (unsaid || within(&node.internal)) && serves() {
+            if (unsaid || within(&node.internal)) && self.has_answer(address, vip, &here) {
                 let rank = elect::rank(address, name, preferred);
                 candidates.push(Candidate { node: name, fresh: self.now < since + elect::HOLD_OFF, rank });
             }

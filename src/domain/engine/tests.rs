@@ -250,6 +250,10 @@ fn a_local_service_is_announced_only_where_it_has_an_endpoint() {
     assert!(plan.rule_set.forwardings[&frontend(200)].as_ref().is_some_and(|f| f.external == Some(Target::Drop)));
     let plan = engine.handle(source(vec![slice("web", &[("10.42.0.5", "node-1")])]), T0);
     assert!(plan.announcements.is_some_and(|a| a.contains_key(&vip(200))));
+    // Nowhere: whoever asks is to be refused, which takes somebody who answers for the address.
+    let plan = engine.handle(source(vec![slice("web", &[])]), T0);
+    assert!(plan.announcements.is_none_or(|a| a.contains_key(&vip(200))));
+    assert!(plan.rule_set.forwardings[&frontend(200)].as_ref().is_some_and(|f| f.internal == Target::Reject && f.external.is_none()));
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::super::announce::{Announcement, AnnouncerEvent};
 use super::super::elect::seat::{Holder, Seat};
 use super::super::elect::{self, Ineligible};
-use super::super::endpoints;
-use super::super::model::{Family, ObjectKey, TrafficPolicy};
+use super::super::endpoints::{self, Here};
+use super::super::model::{Family, ObjectKey, Service, TrafficPolicy};
 use super::super::plan::{Notice, Plan};
 use super::{Engine, Role};
 use crate::wire::ethernet::{Mac, display};
@@ -167,11 +167,9 @@ impl Engine {
             return self.eligible_interfaces(address).and(Err(Ineligible::Excluded(exclusion)));
         }
         let interfaces = self.eligible_interfaces(address)?;
-        let holders = self.vips.get(&address).map(|vip| &vip.holders);
-        if holders.into_iter().flatten().any(|key| self.serves_here(key, Family::of(address))) {
-            Ok(interfaces)
-        } else {
-            Err(Ineligible::NoLocalEndpoint)
+        match self.vips.get(&address).is_some_and(|vip| self.has_answer(address, vip, &self.here())) {
+            true => Ok(interfaces),
+            false => Err(Ineligible::NoLocalEndpoint),
         }
     }
 
@@ -180,13 +178,17 @@ impl Engine {
         self.interfaces.as_deref().map_or(Err(none), |interfaces| elect::eligible(interfaces, &self.uplinks, address))
     }
 
-    /// A Local Service can be served only where it has an endpoint to go to.
-    fn serves_here(&self, key: &ObjectKey, family: Family) -> bool {
-        let Some(service) = self.index.service(key) else { return false };
-        match service.external {
+    /// Whether a node has something to say to clients of the address. A Local Service can be served only where it has an endpoint to go to; while
+    /// none of the Services has any, anywhere, clients are to be refused, which every node can do.
+    pub(super) fn has_answer(&self, address: IpAddr, vip: &Vip, node: &Here<'_>) -> bool {
+        let family = Family::of(address);
+        let services = || vip.holders.iter().filter_map(|key| self.index.service(key));
+        let serves = |service: &Service| match service.external {
             TrafficPolicy::Cluster => true,
-            TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(key), &self.here(), family),
-        }
+            TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(&service.key), node, family),
+        };
+        let serves_nowhere = |service: &Service| endpoints::serves_nowhere(service, self.index.slices(&service.key), node, family);
+        services().any(serves) || services().next().is_some() && services().all(serves_nowhere)
     }
 
     /// What the announcer heard about an address.

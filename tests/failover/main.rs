@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pinnace::domain::model::Family;
 
 mod clients;
+mod clock;
 mod gateway;
 #[path = "../lab/mod.rs"]
 mod lab;

@@ -21,7 +21,7 @@ const ENDPOINTS: usize = 10;
 const FILE: usize = 100;
 
 /// Every session there is outlives the load, and both addresses stay where they are.
-fn unmoved(cluster: &Cluster, load: impl FnOnce()) {
+pub fn unmoved(cluster: &Cluster, load: impl FnOnce()) {
     let owners = Family::ALL.map(|family| cluster.owner(cluster.vip(family), &ALL).expect("an owner"));
     let before = cluster.sessions().expect("sessions");
     let begin = Instant::now();

@@ -38,6 +38,7 @@ mod process_under_test;
 mod responder;
 mod sctp;
 pub mod trio;
+mod wall_clock;
 
 pub use capture::{Capture, Heard, question};
 pub use halted::Halted;

@@ -14,6 +14,7 @@ use pinnace::domain::model::Family;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::netns::Namespace;
+use super::wall_clock::WallClock;
 use super::{Halted, Host, Lab, ensure, eventually, patient};
 
 /// How long Pinnace may take for anything a test waits for.
@@ -30,6 +31,7 @@ pub struct Pinnace {
     variables: BTreeMap<String, String>,
     read: bool,
     account: Option<PathBuf>,
+    clock: Option<WallClock>,
 }
 
 /// Puts a directory where a kubelet mounts the service account, in a mount namespace of the program's own.
@@ -54,7 +56,7 @@ impl Pinnace {
             ("PINNACE_LOG", "info".to_owned()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None }
+        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None, clock: None }
     }
 
     /// Changes one variable.
@@ -81,6 +83,12 @@ impl Pinnace {
         self
     }
 
+    /// With a wall clock of its own, for [`Running::step_clock`].
+    pub fn with_clock(mut self) -> Pinnace {
+        self.clock = Some(WallClock::default());
+        self
+    }
+
     /// Starts it and does not wait for anything.
     pub fn start(self) -> Running {
         let log = self.directory.join("log");
@@ -91,7 +99,11 @@ impl Pinnace {
         // The child handle keeps the other ends open, and does not read them.
         let (out, err) = if self.read { (file.into(), errors.into()) } else { (Stdio::piped(), Stdio::piped()) };
         command.stdout(out).stderr(err);
-        let child = self.ns.enter(|| command.spawn()).expect("start pinnace");
+        let spawn = || match &self.clock {
+            None => command.spawn(),
+            Some(clock) => clock.spawn(&mut command),
+        };
+        let child = self.ns.enter(spawn).expect("start pinnace");
         Running { child, log, pinnace: self }
     }
 
@@ -252,6 +264,11 @@ impl Running {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("signal pinnace");
+    }
+
+    /// Sets its own wall clock to the right time and this many days.
+    pub fn step_clock(&self, days: i64) {
+        self.pinnace.clock.as_ref().expect("it has a clock of its own").set(days * 86_400);
     }
 
     /// Halts one of its threads while the others run.

@@ -11,6 +11,7 @@ use serde_json::Value;
 mod lab;
 
 mod certificates;
+mod clock;
 mod credentials;
 mod failure;
 mod nodes;

@@ -30,6 +30,7 @@ pub struct Pinnace {
     variables: BTreeMap<String, String>,
     read: bool,
     account: Option<PathBuf>,
+    wrapper: &'static [&'static str],
 }
 
 /// Puts a directory where a kubelet mounts the service account, in a mount namespace of the program's own.
@@ -54,7 +55,7 @@ impl Pinnace {
             ("PINNACE_LOG", "info".to_owned()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None }
+        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None, wrapper: &[] }
     }
 
     /// Changes one variable.
@@ -78,6 +79,12 @@ impl Pinnace {
     /// As in a pod: this directory is its service account (`token`, `ca.crt`, `namespace`).
     pub fn with_account(mut self, directory: &Path) -> Pinnace {
         self.account = Some(directory.to_owned());
+        self
+    }
+
+    /// Root, but it may not put itself ahead of other processes: as in a pod without CAP_SYS_NICE.
+    pub fn without_realtime(mut self) -> Pinnace {
+        self.wrapper = &["prlimit", "--rtprio=0", "setpriv", "--inh-caps=-sys_nice", "--bounding-set=-sys_nice"];
         self
     }
 
@@ -142,9 +149,14 @@ impl Pinnace {
 
     // A clean environment: only what the test sets, so that nothing of the tester's shell reaches the program.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match &self.account {
-            None => Command::new(binary()),
-            Some(account) => {
+        let mut command = match (&self.account, self.wrapper) {
+            (None, [program, arguments @ ..]) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(binary());
+                command
+            }
+            (None, []) => Command::new(binary()),
+            (Some(account), _) => {
                 let mut command = Command::new("unshare");
                 command.args(["--mount", "sh", "-c", IN_POD, "sh"]).args([account, &binary()]);
                 command

@@ -270,8 +270,9 @@ fn the_printed_rules_are_those_of_the_kernel_and_the_planned_ones_too() {
 fn every_line_of_a_log_in_json_is_one_object() {
     let lab = serving();
     let settings = lab.pinnace().set("PINNACE_LOG_FORMAT", "json").set("PINNACE_LOG", "debug").set("PINNACE_POOL", "x");
-    let mut running = settings.start_ready();
+    let mut running = settings.clone().start_ready();
     running.wait_serving("default/web");
+    assert!(!settings.set("PINNACE_LISTEN", "off").start().wait_end().success(), "a second process on the same state directory");
     lab.apply("broken.yaml", "kind: Service\n metadata: [\n");
     running.wait_log("broken.yaml");
     let hostile = web("hostile").annotation("pinnace.dev/addresses", r#"10.88.0.300\" \n{\"level\":\e[2J"#);
@@ -293,7 +294,13 @@ fn every_line_of_a_log_in_json_is_one_object() {
         messages.push((text("level").to_owned(), line));
     }
     assert!(log.ends_with('\n'), "the last line is whole");
-    for (level, about) in [("WARN", "PINNACE_POOLS"), ("WARN", "broken.yaml"), ("WARN", "10.88.0.300"), ("INFO", "default/web")] {
+    for (level, about) in [
+        ("WARN", "PINNACE_POOLS"),
+        ("WARN", "broken.yaml"),
+        ("WARN", "10.88.0.300"),
+        ("INFO", "default/web"),
+        ("ERROR", "PINNACE_STATE_DIR"),
+    ] {
         let said = messages.iter().any(|(found, line)| found == level && line.contains(about));
         assert!(said, "nothing is said about {about} as {level}:\n{log}");
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pinnace::domain::model::Family;
 use serde_json::Value;
 
-use super::lab::manifests::service;
+use super::lab::manifests::{node, service};
 use super::lab::trio::{Blow, Cluster, Trio};
 use super::lab::{Prober, ensure, eventually, lan, patient};
 use super::{ALL, with_pods_on};
@@ -42,26 +42,31 @@ fn nodes_with_one_secret_watch_each_other_and_take_no_packets_from_others() {
         path
     };
     let (shared, other) = (secret("shared", "correct horse\n"), secret("other", "battery staple\n"));
+    // The strangers know of the nodes, and of no Service for which they could answer.
+    let nodes = trio.directory().join("nodes");
+    fs::create_dir_all(&nodes).expect("a directory");
+    fs::write(nodes.join("nodes.yaml"), (1..=4).map(node).collect::<String>()).expect("write a manifest");
     let mut cluster = Cluster::on(trio, &[], |node, pinnace| match node {
         0 | 1 => pinnace.set("PINNACE_SECRET_FILE", shared.display()),
-        2 => pinnace.set("PINNACE_SECRET_FILE", other.display()),
-        _ => pinnace,
+        2 => pinnace.set("PINNACE_MANIFESTS", nodes.display()).set("PINNACE_SECRET_FILE", other.display()),
+        _ => pinnace.set("PINNACE_MANIFESTS", nodes.display()),
     });
-    let first = service("first").annotation("pinnace.dev/prefer-nodes", "node-1,node-2").port("udp", "UDP", 53);
-    cluster.apply("first.yaml", &with_pods_on(&cluster, &first, &[1, 2, 3]));
     for (node, other) in [(0, 1), (1, 0)] {
         eventually("nodes with the same secret see each other, and not only just now", Duration::from_secs(30), || {
             let peer = peer(&cluster, node, other)?;
             ensure(peer["alive"] == true && peer["seconds"].as_u64() > Some(10), || peer.to_string())
         });
     }
+    // Only now, for each gives addresses in the order in which it learns of Services.
+    let first = service("first").annotation("pinnace.dev/prefer-nodes", "node-1,node-2").port("udp", "UDP", 53);
+    cluster.apply("first.yaml", &with_pods_on(&cluster, &first, &[1, 2, 3]));
     let vips = eventually("it has addresses", Duration::from_secs(10), || {
         let addresses = cluster.running(0).pinnace().status()?.addresses("default/first");
         <[_; 2]>::try_from(addresses).map_err(|addresses| format!("{addresses:?}"))
     });
     for vip in vips {
-        eventually("the preferred node answers, and no other", Duration::from_secs(15), || {
-            let owner = cluster.answering(vip, &[0, 1, 2, 3])?;
+        eventually("the preferred node answers", Duration::from_secs(15), || {
+            let owner = cluster.owner(vip, &[0, 1])?;
             ensure(owner == 0, || format!("{vip} is on node-{}", owner + 1))
         });
     }
@@ -201,7 +206,8 @@ fn a_node_that_gets_another_address_is_watched_there_and_the_others_go_on() {
         for (trace, vip) in probers.map(Prober::stop).iter().zip(vips) {
             println!("{vip}: {} of {} lost, {:?} without an answer", trace.lost(), trace.probes.len(), trace.gap());
             assert!(trace.gap() <= patient(BOUND), "{vip}: {:?} without an answer", trace.gap());
-            assert_eq!(trace.since(seen + patient(BOUND)).lost(), 0, "{vip}: questions without an answer, later");
+            let through = trace.since(seen + patient(BOUND)).by(|reply| reply.pod.clone());
+            assert_eq!(through.len(), 2, "{vip}: pods that answer, later: {through:?}");
         }
         old = new;
     }

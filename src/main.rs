@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use pinnace::check;
 use pinnace::cli::{self, CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
 use pinnace::config::{self, ConfigFile, LogFormat, Settings, Sources, Warning};
-use pinnace::domain::plan::Changes;
 use pinnace::edge::nft::Writer;
 use pinnace::printable::printable_lines;
 use pinnace::{commands, daemon, logging, report, ruleset};

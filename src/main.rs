@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use pinnace::check;
 use pinnace::cli::{self, CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
-use pinnace::config::{self, ConfigFile, Settings, Sources, Warning};
+use pinnace::config::{self, ConfigFile, LogFormat, Settings, Sources, Warning};
 use pinnace::edge::nft::Writer;
 use pinnace::printable::printable_lines;
 use pinnace::{commands, daemon, logging, report, ruleset};
@@ -77,14 +77,15 @@ fn run(invocation: &Invocation, settings: &Settings, warnings: &[Warning]) -> Re
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            match runtime()?.block_on(daemon::run(settings.clone(), || self::settings(invocation))) {
-                Ok(()) => Ok(ExitCode::SUCCESS),
-                Err(daemon::Error::NoSource(error)) => {
-                    eprintln!("error: {error}");
-                    Ok(ExitCode::from(EX_USAGE))
-                }
-                Err(error) => Err(error.to_string()),
+            let outcome = runtime()?.block_on(daemon::run(settings.clone(), || self::settings(invocation)));
+            let Err(error) = outcome else { return Ok(ExitCode::SUCCESS) };
+            let message = error.to_string();
+            match settings.log_format {
+                // Whoever reads objects reads nothing else.
+                LogFormat::Json => tracing::error!("{message}"),
+                LogFormat::Human => eprintln!("error: {}", printable_lines(&message)),
             }
+            Ok(if matches!(error, daemon::Error::NoSource(_)) { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE })
         }
         Command::Check { output } => {
             let report = check::run(settings, warnings, trial);

@@ -1,11 +1,15 @@
 //! The life of a process, as its neighbours see it: start, replacement, stop, sudden death, and what it leaves.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lab::manifests::{nodes, service, web};
-use lab::{Failure, Lab, ensure, eventually, patient};
+use lab::manifests::{node, nodes, service, web};
+use lab::{Capture, Failure, Heard, Lab, Running, ensure, eventually, patient};
 use pinnace::domain::model::Family;
+use serde_json::Value;
 
 mod lab;
 
@@ -259,4 +263,147 @@ fn the_printed_rules_are_those_of_the_kernel_and_the_planned_ones_too() {
         json(&print(&["ruleset", "-o", "json"])).unwrap() + 1,
         json(&lab.node.ns.output("nft", &["-j", "list", "ruleset"])).unwrap()
     );
+}
+
+/// Of the start, of work, of trouble and of the end; with words in it that somebody outside has chosen.
+#[test]
+fn every_line_of_a_log_in_json_is_one_object() {
+    let lab = serving();
+    let settings = lab.pinnace().set("PINNACE_LOG_FORMAT", "json").set("PINNACE_LOG", "debug").set("PINNACE_POOL", "x");
+    let mut running = settings.clone().start_ready();
+    running.wait_serving("default/web");
+    assert!(!settings.set("PINNACE_LISTEN", "off").start().wait_end().success(), "a second process on the same state directory");
+    lab.apply("broken.yaml", "kind: Service\n metadata: [\n");
+    running.wait_log("broken.yaml");
+    let hostile = web("hostile").annotation("pinnace.dev/addresses", r#"10.88.0.300\" \n{\"level\":\e[2J"#);
+    lab.apply("hostile.yaml", &hostile.with_pods(&lab.pods));
+    running.wait_log("10.88.0.300");
+    lab.node.ns.output("nft", &["flush", "ruleset"]);
+    running.wait_log("writing them again");
+    assert!(running.terminate().success());
+
+    let log = running.log();
+    let mut messages = Vec::new();
+    for line in log.lines() {
+        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        let text = |field: &str| object[field].as_str().unwrap_or_else(|| panic!("no {field}: {line}"));
+        assert!(["ERROR", "WARN", "INFO", "DEBUG"].contains(&text("level")), "{line}");
+        let time = text("timestamp");
+        assert!(time.len() >= 20 && time[..5].ends_with('-') && time[..11].ends_with('T') && time.ends_with('Z'), "{line}");
+        assert!(!text("message").is_empty(), "{line}");
+        messages.push((text("level").to_owned(), line));
+    }
+    assert!(log.ends_with('\n'), "the last line is whole");
+    for (level, about) in [
+        ("WARN", "PINNACE_POOLS"),
+        ("WARN", "broken.yaml"),
+        ("WARN", "10.88.0.300"),
+        ("INFO", "default/web"),
+        ("ERROR", "PINNACE_STATE_DIR"),
+    ] {
+        let said = messages.iter().any(|(found, line)| found == level && line.contains(about));
+        assert!(said, "nothing is said about {about} as {level}:\n{log}");
+    }
+}
+
+/// So that a switch does not forget where they are: every second where that is asked, and not for a minute where it is not.
+#[test]
+fn addresses_are_announced_again_as_often_as_the_setting_says() {
+    const WINDOW: Duration = Duration::from_secs(6);
+    let lab = serving();
+    // Where another node is missed they are announced more often.
+    lab.apply("nodes.yaml", &node(1));
+    let heard = |running: &Running| {
+        running.wait_serving("default/web");
+        let vips = Family::ALL.map(|family| running.address("default/web", family));
+        // A new owner announces several times within the first five seconds.
+        std::thread::sleep(patient(Duration::from_millis(5500)));
+        let capture = Capture::start(&lab.client.ns, "eth0");
+        std::thread::sleep(WINDOW);
+        let frames = capture.about(&vips);
+        vips.map(|vip| frames.iter().filter(|(address, heard)| *address == vip && *heard == Heard::Announcement).count())
+    };
+    let mut running = lab.pinnace().start_ready();
+    assert_eq!(heard(&running), [0, 0], "every minute, and not in the first");
+    assert!(running.terminate().success());
+    let running = lab.pinnace().set("PINNACE_ANNOUNCE_INTERVAL", "1s").start_ready();
+    let [v4, v6] = heard(&running);
+    // Over IPv4 in both forms, as a request and as an answer. A tenth more or less each time.
+    assert!((10..=14).contains(&v4) && v4 % 2 == 0, "{v4} frames over IPv4 within {WINDOW:?}");
+    assert!((5..=7).contains(&v6), "{v6} frames over IPv6 within {WINDOW:?}");
+}
+
+/// What the kernel of a node and its files say: rules, addresses, routes, sysctls, the state directory and the manifests.
+fn everything(lab: &Lab) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    for (program, arguments) in [
+        // Without counters and what is left of timeouts.
+        ("nft", &["-s", "list", "ruleset"][..]),
+        ("ip", &["-j", "addr"]),
+        ("ip", &["-j", "link"]),
+        ("ip", &["-j", "rule"]),
+        ("ip", &["-j", "route", "show", "table", "all"]),
+        ("ip", &["-6", "-j", "route", "show", "table", "all"]),
+    ] {
+        all.insert(format!("{program} {}", arguments.join(" ")), lab.node.ns.output(program, arguments));
+    }
+    let mut files = files(lab.directory());
+    files.retain(|path, _| !path.ends_with("log"));
+    files.extend(lab.node.ns.enter(|| self::files(Path::new("/proc/sys/net"))));
+    // The kernel counts connections there.
+    files.retain(|path, _| !path.ends_with("nf_conntrack_count"));
+    all.extend(files.into_iter().map(|(path, text)| (path.display().to_string(), text)));
+    all
+}
+
+/// Every file below a directory that can be read, with its contents.
+fn files(directory: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files(&path)),
+            Ok(kind) if kind.is_file() => {
+                if let Ok(bytes) = fs::read(&path) {
+                    found.insert(path, String::from_utf8_lossy(&bytes).into_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn commands_beside_a_running_node_agree_and_change_nothing() {
+    let lab = serving();
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    let print = |arguments: &[&str]| String::from_utf8(running.pinnace().run(arguments).stdout).expect("text");
+    // The seconds that it runs may change in between.
+    let state = eventually("both formats say the same", PATIENCE, || {
+        let json: Value = serde_json::from_str(&print(&["status", "-o", "json"])).expect("JSON");
+        let yaml: Value = serde_saphyr::from_str(&print(&["status", "-o", "yaml"])).expect("YAML");
+        ensure(json == yaml, || format!("{json}\n{yaml}")).map(|()| json)
+    });
+    assert_eq!(state["services"][0]["key"], "default/web");
+    let human = print(&["status"]);
+    for family in Family::ALL {
+        assert!(human.contains(&running.address("default/web", family).to_string()), "{human}");
+    }
+    assert_eq!(print(&["version"]), format!("pinnace {}\n", state["version"].as_str().expect("a version")));
+
+    let before = everything(&lab);
+    assert!(before.keys().any(|key| key.ends_with("ipv4/ip_forward")) && before.keys().any(|key| key.ends_with("state.json")));
+    let report: Value = serde_json::from_str(&print(&["check", "-o", "json"])).expect("JSON");
+    assert!(report["findings"].as_array().is_some_and(|findings| !findings.is_empty()), "{report}");
+    assert!(!print(&["check"]).is_empty());
+    let after = everything(&lab);
+    for key in before.keys().chain(after.keys()) {
+        assert_eq!(before.get(key), after.get(key), "{key}");
+    }
+    running.wait_serving("default/web");
+    for family in Family::ALL {
+        assert!(lab.client.tcp(running.address("default/web", family), 80).is_ok());
+    }
 }

@@ -15,6 +15,7 @@ mod lab;
 mod leaving;
 mod names;
 mod pressure;
+mod sessions;
 mod splits;
 mod stops;
 

@@ -68,7 +68,14 @@ impl Capture {
         heard
     }
 
-    /// The same, and which station sent it.
+    /// What was heard of any of these addresses since the last call.
+    pub fn about(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, Heard)> {
+        let mut heard = Vec::new();
+        self.frames(|frame| heard.extend(addresses.iter().filter_map(|address| Some((*address, about(frame, *address)?)))));
+        heard
+    }
+
+    /// The same of one address, and which station sent it.
     pub fn heard_from(&self, address: IpAddr) -> Vec<(Mac, Heard)> {
         let mut heard = Vec::new();
         self.frames(|frame| {

@@ -32,6 +32,7 @@ pub struct Pinnace {
     read: bool,
     account: Option<PathBuf>,
     clock: Option<WallClock>,
+    wrapper: &'static [&'static str],
 }
 
 /// Puts a directory where a kubelet mounts the service account, in a mount namespace of the program's own.
@@ -56,7 +57,7 @@ impl Pinnace {
             ("PINNACE_LOG", "info".to_owned()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None, clock: None }
+        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None, clock: None, wrapper: &[] }
     }
 
     /// Changes one variable.
@@ -86,6 +87,12 @@ impl Pinnace {
     /// With a wall clock of its own, for [`Running::step_clock`].
     pub fn with_clock(mut self) -> Pinnace {
         self.clock = Some(WallClock::default());
+        self
+    }
+
+    /// Root, but it may not put itself ahead of other processes: as in a pod without CAP_SYS_NICE.
+    pub fn without_realtime(mut self) -> Pinnace {
+        self.wrapper = &["prlimit", "--rtprio=0", "setpriv", "--inh-caps=-sys_nice", "--bounding-set=-sys_nice"];
         self
     }
 
@@ -154,9 +161,14 @@ impl Pinnace {
 
     // A clean environment: only what the test sets, so that nothing of the tester's shell reaches the program.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match &self.account {
-            None => Command::new(binary()),
-            Some(account) => {
+        let mut command = match (&self.account, self.wrapper) {
+            (None, [program, arguments @ ..]) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(binary());
+                command
+            }
+            (None, []) => Command::new(binary()),
+            (Some(account), _) => {
                 let mut command = Command::new("unshare");
                 command.args(["--mount", "sh", "-c", IN_POD, "sh"]).args([account, &binary()]);
                 command

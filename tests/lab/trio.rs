@@ -265,6 +265,17 @@ impl Cluster {
         one(address, &self.views(address, among)?)
     }
 
+    /// All of these nodes that answer for an address.
+    pub fn announcers(&self, address: IpAddr, among: &[usize]) -> Result<Vec<usize>, String> {
+        Ok(self.views(address, among)?.iter().filter(|view| view.2).map(|view| view.0).collect())
+    }
+
+    /// Changes the manifest that the lab began with.
+    pub fn edit(&self, change: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(self.trio.directory.join("manifests/all.yaml")).expect("read the manifest");
+        self.apply("all.yaml", &change(text));
+    }
+
     fn views(&self, address: IpAddr, among: &[usize]) -> Result<Vec<View>, String> {
         let mut views = Vec::new();
         for node in among {

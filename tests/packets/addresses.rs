@@ -303,3 +303,45 @@ fn a_node_address_on_an_interface_that_is_no_uplink_is_said() {
     lab.client.ns.ip(&["route add 10.99.0.0/24 via 10.88.0.11"]);
     assert_from(&lab.client.tcp("10.99.0.1".parse().expect("an address"), 80), &["pod-1"]);
 }
+
+/// A pool in the middle of nothing, which a router sends to the node: there .0 and .255 are no ends of a subnet.
+#[test]
+fn addresses_that_old_devices_refuse_are_given_unless_told_otherwise() {
+    let lab = Lab::new(1, 0);
+    let text = ["one", "two"].map(|name| web(name).only(Family::V4).with_pods(&lab.pods)).concat();
+    lab.apply("services.yaml", &text);
+    lab.client.ns.ip(&["route add 10.89.0.0/16 via 10.88.0.11"]);
+    let pinnace = || lab.pinnace().set("PINNACE_POOLS", "10.89.1.255-10.89.2.1");
+    let mut running = pinnace().start_ready();
+    let all = ["default/one", "default/two"].map(|key| {
+        running.wait_serving(key);
+        running.address(key, Family::V4).to_string()
+    });
+    assert!(all.contains(&"10.89.1.255".to_owned()) && all.contains(&"10.89.2.0".to_owned()), "{all:?}");
+    assert!(running.terminate().success());
+
+    let running =
+        pinnace().set("PINNACE_AVOID_BUGGY_IPS", "true").set("PINNACE_STATE_DIR", lab.directory().join("new").display()).start_ready();
+    running.wait_serving("default/one");
+    let only: IpAddr = "10.89.2.1".parse().expect("an address");
+    assert_eq!(running.address("default/one", Family::V4), only);
+    assert_from(&lab.client.tcp(only, 80), &["pod-1"]);
+    running.wait_phase("default/two", "Refused");
+    running.wait_reason("default/two", "xhausted");
+}
+
+#[test]
+fn the_mode_of_services_that_ask_for_none_is_a_setting() {
+    let lab = Lab::new(1, 0);
+    let at_vip = service("at-vip").port("http", "TCP", 81).annotation("pinnace.dev/mode", "vip");
+    lab.apply("services.yaml", &(web("web").with_pods(&lab.pods) + &at_vip.with_pods(&lab.pods)));
+    let running = lab.pinnace().set("PINNACE_MODE", "node").start_ready();
+    running.wait_serving("default/web");
+    running.wait_serving("default/at-vip");
+    for family in Family::ALL {
+        assert_eq!(running.address("default/web", family), lab.node.address(family), "though there is a pool");
+        assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-1"]);
+        assert_eq!(running.address("default/at-vip", family), lab::lan(family, 200));
+        assert_from(&lab.client.tcp(lab::lan(family, 200), 81), &["pod-1"]);
+    }
+}

@@ -36,6 +36,8 @@ use super::failure::{self, Failure};
 const CONNECT: Duration = Duration::from_secs(5);
 /// For the head of an answer, on top of what pings notice: a server that is merely slow takes seconds, not this long.
 const ANSWER: Duration = Duration::from_secs(30);
+/// Whoever drops a request after this long has given it up; sooner, it may have been for another reason.
+const IMPATIENT: Duration = Duration::from_secs(5);
 /// A ping goes out when nothing was heard for this long, and is waited for as long: a frozen server is noticed within twice this time.
 const PING: Duration = Duration::from_secs(5);
 /// Over HTTP/1.1 (a proxy in between) there are no pings; bookmarks come each minute.
@@ -220,15 +222,35 @@ impl Service<Request<Body>> for Connection {
             let state = shared.state();
             (state.transport.clone(), state.number)
         };
+        let mut question = Question { shared, number, asked: Instant::now(), over: false };
         Box::pin(async move {
             let answer = tokio::time::timeout(ANSWER, transport.oneshot(request)).await;
             let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs()).into()));
+            question.over = true;
             match &answer {
-                Ok(answer) => shared.answered(number, answer.status()),
-                Err(_) => shared.failed(number, "does not answer"),
+                Ok(answer) => question.shared.answered(number, answer.status()),
+                Err(_) => question.shared.failed(number, NO_ANSWER),
             }
             answer
         })
+    }
+}
+
+const NO_ANSWER: &str = "does not answer";
+
+/// A request under way. Who asks for the Lease, or writes a status, has less patience than [`ANSWER`] and drops it.
+struct Question {
+    shared: Arc<Shared>,
+    number: u64,
+    asked: Instant,
+    over: bool,
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if !self.over && self.asked.elapsed() >= IMPATIENT {
+            self.shared.failed(self.number, NO_ANSWER);
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 mod api_tests;
+#[cfg(test)]
+mod class_tests;
 mod election;
 mod event;
 mod exclusion;

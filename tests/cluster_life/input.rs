@@ -144,8 +144,8 @@ fn annotations_that_make_no_sense(cluster: &Cluster) {
     }
     assert_eq!(cluster.lab.client.neighbour(ip(230)), None, "nobody answers for what is not ours");
 
-    // On nodes that are none.
-    cluster.plane.apply(&named("nowhere").node_mode().node_pool("nobody").with_pods(cluster.pods()));
+    // At nodes with a pod behind it, of which there is none.
+    cluster.plane.apply(&named("nowhere").node_mode().local().yaml());
     cluster.told("nowhere", "UnAvailableLoadBalancer", "There are no available nodes for LoadBalancer");
     assert_eq!(published(&cluster.plane, "nowhere"), Vec::<IpAddr>::new());
 }

@@ -259,36 +259,39 @@ fn a_slow_server_is_waited_for() {
 
 #[test]
 fn another_server_is_asked_when_one_does_not_answer() {
-    let (lab, api) = cluster();
+    let (lab, mut api) = cluster();
     let servers = format!("https://{}:1,{}", lab.client2.address(Family::V4), api.url());
     let running = pinnace(&lab, &api).set("PINNACE_API_SERVERS", servers).start_ready();
     running.wait_serving("default/web");
     running.wait_log("trying the next one");
     running.recovers();
     drop(running);
-    one_that_dies_while_it_is_watched_is_replaced(&lab, &api);
+    one_that_dies_while_it_is_watched_is_replaced(&lab, &mut api);
 }
 
-/// Killed, and then frozen, which nobody says: what changes afterwards is heard from the other one.
-fn one_that_dies_while_it_is_watched_is_replaced(lab: &Lab, api: &ControlPlane) {
+/// Killed, and then frozen, which no connection tells: what changes afterwards is heard from the other one.
+fn one_that_dies_while_it_is_watched_is_replaced(lab: &Lab, api: &mut ControlPlane) {
     let kubeconfig = api.kubeconfig_with_faults("pinnace");
     let text = fs::read_to_string(&kubeconfig).expect("a kubeconfig");
     let mortal = text.split_once("server: \"").expect("it names the server").1.split('"').next().expect("a quote");
-    for (fault, pod) in [("refuse", 1), ("freeze", 0)] {
-        let log = lab.directory().join("log");
-        fs::remove_file(&log).expect("the log of the one before");
+    for (killed, pod) in [(true, 1), (false, 0)] {
+        fs::remove_file(lab.directory().join("log")).expect("the log of the one before");
         let running = pinnace_with(lab, &kubeconfig).set("PINNACE_API_SERVERS", format!("{mortal},{}", api.url())).start_ready();
         running.wait_serving("default/web");
         served_by(lab, &running, 1 - pod);
         running.recovers();
         assert!(!running.log().contains("trying the next one"), "the first one is watched: {}", running.log());
-        api.faults(fault);
+        if killed {
+            api.stop(Component::Faults)
+        } else {
+            api.freeze(Component::Faults)
+        }
         api.apply(&web("web").with_pods(&lab.pods[pod..=pod]));
         served_by(lab, &running, pod);
         running.wait_log("trying the next one");
         running.recovers();
         announced(lab, &running);
-        api.faults("pass");
+        if killed { api.resume(Component::Faults) } else { api.thaw(Component::Faults) }
     }
 }
 

@@ -111,6 +111,11 @@ fn a_service_made_with_kubectl_gets_an_address_and_a_client_is_served() {
     let status = running.pinnace().status().expect("a status");
     assert_eq!(status.0["writer"], json!({"node": "node-1", "here": true}));
 
+    // What somebody else says about it stays, whatever of ours is written and taken back.
+    let said = json!([{"type": "example.com/Scanned", "status": "True", "reason": "NothingFound", "message": "by another controller",
+        "lastTransitionTime": "2026-01-02T03:04:05Z"}]);
+    plane.patch_status("service", "web", &json!({"conditions": said}));
+
     // Another class, and what somebody else wrote there, is left alone.
     plane.apply(&service("foreign", &json!({}), &json!({"loadBalancerClass": "example.com/other"})));
     let foreign = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
@@ -125,6 +130,7 @@ fn a_service_made_with_kubectl_gets_an_address_and_a_client_is_served() {
     addressed(&plane, "web", &[]);
     plane.kubectl(&["annotate", "--overwrite", "service", "web", "pinnace.dev/addresses=10.88.0.233"]);
     addressed(&plane, "web", &["10.88.0.233".parse().expect("an address")]);
+    assert_eq!(plane.get_json(&["service", "web"])["status"]["conditions"], said);
 
     // The finalizer that another controller left behind, on one that is deleted and on one that is no load balancer any more.
     let finalizer = r#"{"metadata":{"finalizers":["service.kubernetes.io/load-balancer-cleanup","example.com/own"]}}"#;

@@ -8,6 +8,8 @@
 mod api_tests;
 #[cfg(test)]
 mod candidacy_tests;
+#[cfg(test)]
+mod class_tests;
 mod election;
 mod event;
 mod exclusion;

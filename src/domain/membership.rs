@@ -27,6 +27,10 @@ pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
 /// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not run there, or the machine is off.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
 
+/// After this node got another address, peers begin a new session with that one, at a packet a second (RFC 5880 §6.8.3). That the old one ends
+/// says nothing about them for so long.
+pub const MOVED_FOR: Duration = Duration::from_secs(3);
+
 /// Why a session is not up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DownReason {
@@ -179,6 +183,8 @@ pub struct Membership {
     listed: bool,
     /// Our addresses in it.
     homes: BTreeSet<IpAddr>,
+    /// When they last became others.
+    moved: Option<Duration>,
     /// Another machine has it too: which, and until when that counts.
     copied: Option<(IpAddr, Duration)>,
 }
@@ -245,8 +251,11 @@ impl Membership {
                 }
             }
         }
-        if listed && !self.listed {
-            // They ended their sessions because we were none of them any more. That was no stop.
+        if listed && self.listed && !self.homes.is_empty() && self.homes != homes {
+            self.moved = Some(now);
+        }
+        if listed && (!self.listed || self.moved == Some(now)) {
+            // They ended their sessions because we were none of them any more, or are elsewhere. That was no stop.
             self.peers.values_mut().filter(|peer| peer.left()).for_each(|peer| (peer.down, peer.expected) = (None, now));
         }
         (self.listed, self.homes) = (listed, homes);
@@ -279,6 +288,7 @@ impl Membership {
             }
             return changed;
         }
+        let moved = self.moved.is_some_and(|moved| now < moved + MOVED_FOR);
         let Some(name) = self.owners.get(&address) else { return changed };
         let Some(peer) = self.peers.get_mut(name) else { return changed };
         let before = (peer.alive(), peer.down.map(|(reason, _)| reason));
@@ -292,6 +302,7 @@ impl Membership {
                 (peer.up_since, peer.down, peer.seen, peer.heard) = (Some(now), None, true, None);
                 self.blocked.remove(name);
             }
+            (false, true, Liveness::Down(_)) if moved => (peer.up_since, peer.down, peer.expected) = (None, None, now),
             (false, _, Liveness::Down(reason)) => {
                 peer.up_since = None;
                 // A dead node that is then reported as "never seen" or "says down" by a session that starts over stays dead.
@@ -307,7 +318,7 @@ impl Membership {
             _ => {}
         }
         if before != (peer.alive(), peer.down.map(|(reason, _)| reason)) {
-            changed.died = before.0 && !peer.alive();
+            changed.died = before.0 && !peer.alive() && !moved;
             changed.nodes.insert(name.clone());
         }
         changed

@@ -52,6 +52,31 @@ fn one_session_of_several_is_enough_and_only_silence_is_death() {
 }
 
 #[test]
+fn sessions_that_end_because_this_node_has_another_address_say_nothing_about_its_peers() {
+    let moved = |members: &mut Membership, at| members.set_nodes([node("me", &[5]), node("b", &[2])].iter(), &[ip(5)].into(), at);
+    for reason in [DownReason::AdminDown, DownReason::DetectionTimeout] {
+        let mut members = members(&[node("me", &[1]), node("b", &[2])]);
+        members.liveness(ip(2), Liveness::Up, T(0));
+        moved(&mut members, T(1000));
+        let changed = members.liveness(ip(2), Liveness::Down(reason), T(1100));
+        assert!(!changed.died && changed.nodes.contains("b"), "{reason:?}: {changed:?}");
+        assert_eq!((members.standing("b", T(1100)), members.dead().count()), (Standing::Unseen, 0), "{reason:?}: to be seen anew");
+        members.liveness(ip(2), Liveness::Up, T(2000));
+        assert!(
+            members.liveness(ip(2), Liveness::Down(DownReason::DetectionTimeout), T(1000) + MOVED_FOR).died,
+            "{reason:?}: that was long ago"
+        );
+    }
+    // Its peers have read of it first.
+    let mut members = members(&[node("me", &[1]), node("b", &[2])]);
+    members.liveness(ip(2), Liveness::Up, T(0));
+    members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(990));
+    assert_eq!(members.standing("b", T(999)), Standing::Gone);
+    moved(&mut members, T(1000));
+    assert_eq!(members.standing("b", T(1000)), Standing::Unseen);
+}
+
+#[test]
 fn two_machines_that_are_one_peer_are_none_until_the_signs_end() {
     let mut members = members(&[node("me", &[1]), node("b", &[2])]);
     members.liveness(ip(2), Liveness::Up, T(0));

@@ -14,6 +14,7 @@ mod certificates;
 mod clock;
 mod credentials;
 mod failure;
+mod input;
 mod nodes;
 mod others;
 mod pools;

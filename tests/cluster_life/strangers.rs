@@ -1,6 +1,6 @@
 //! A machine outside the cluster has an address of the pool, and Services are told so by the API.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -144,6 +144,7 @@ fn an_address_that_a_stranger_has_is_left_to_it_and_an_event_names_the_stranger(
         cluster.refused(vip, || {
             let mark = cluster.plane.mark();
             cluster.apply(&service, family, 1, None);
+            event(&cluster.plane, "EnsuringLoadBalancer", &service, &format!("asking the network whether {vip} is in use elsewhere"));
             event(&cluster.plane, "AddressInUse", &service, &format!("{vip} is in use by another machine ({mac})"));
             cluster.served_at(&service, lan(family, FIRST + 1));
             let written = cluster.plane.requests(mark).into_iter();
@@ -167,4 +168,13 @@ fn an_address_that_a_stranger_has_is_left_to_it_and_an_event_names_the_stranger(
     for family in Family::ALL {
         cluster.served_at(&name("next", family, 1), lan(family, FIRST + 1));
     }
+
+    // Somebody takes an address that is in use, and asks the LAN something from there.
+    let (vip, nobody) = (lan(Family::V4, ASKED + 1), lan(Family::V4, 199));
+    cluster.stranger().add_address(vip);
+    let asks = || UdpSocket::bind((vip, 0)).and_then(|socket| socket.send_to(b"", (nobody, 9)));
+    cluster.stranger().ns.enter(asks).expect("a question for the neighbour");
+    let said = format!("another machine ({mac}) also answers for {vip}, so clients reach either; stop it there");
+    let told = event(&cluster.plane, "AddressConflict", &name("asked", Family::V4, 1), &said);
+    assert_eq!((&told["type"], &told["involvedObject"]["kind"]), (&json!("Warning"), &json!("Service")));
 }

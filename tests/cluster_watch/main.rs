@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
@@ -73,6 +75,13 @@ fn served_by(lab: &Lab, running: &Running, pod: usize) {
     });
 }
 
+/// Whoever has forgotten where the addresses are is told so again.
+fn announced(lab: &Lab, running: &Running) {
+    for vip in Family::ALL.map(|family| running.address("default/web", family)) {
+        assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "{vip} is answered for");
+    }
+}
+
 #[test]
 fn a_service_made_with_kubectl_is_served_and_followed() {
     let (lab, api) = cluster();
@@ -121,6 +130,7 @@ fn packets_flow_while_the_api_server_is_stopped_or_frozen() {
 
     api.stop(Component::ApiServer);
     running.complains("does not answer");
+    announced(&lab, &running);
     served_by(&lab, &running, 0);
     api.resume(Component::ApiServer);
     api.apply(&web("web").with_pods(&lab.pods[1..]));
@@ -131,6 +141,7 @@ fn packets_flow_while_the_api_server_is_stopped_or_frozen() {
     let since = Instant::now();
     running.complains("does not answer");
     assert!(since.elapsed() < Duration::from_secs(30), "noticed after {:?}", since.elapsed());
+    announced(&lab, &running);
     served_by(&lab, &running, 1);
     api.thaw(Component::ApiServer);
     api.apply(&web("web").with_pods(&lab.pods[..1]));
@@ -209,6 +220,7 @@ fn servers_that_fail_are_named_with_how_and_recovery_needs_nobody() {
             api.faults("cut");
         }
         running.complains(said);
+        announced(&lab, &running);
         served_by(&lab, &running, 0);
     }
     api.faults("pass");
@@ -239,6 +251,7 @@ fn a_slow_server_is_waited_for() {
         let status = running.pinnace().status()?;
         ensure(status.phase("default/web") == "Serving", || format!("{}", status.0))
     });
+    announced(&lab, &running);
     api.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &running, 1);
     running.recovers();
@@ -246,12 +259,88 @@ fn a_slow_server_is_waited_for() {
 
 #[test]
 fn another_server_is_asked_when_one_does_not_answer() {
-    let (lab, api) = cluster();
+    let (lab, mut api) = cluster();
     let servers = format!("https://{}:1,{}", lab.client2.address(Family::V4), api.url());
     let running = pinnace(&lab, &api).set("PINNACE_API_SERVERS", servers).start_ready();
     running.wait_serving("default/web");
     running.wait_log("trying the next one");
     running.recovers();
+    drop(running);
+    one_that_dies_while_it_is_watched_is_replaced(&lab, &mut api);
+}
+
+/// Killed; frozen, which no connection tells; and answering pings but no question, which those see who have asked. What changes afterwards is
+/// heard from the other one.
+fn one_that_dies_while_it_is_watched_is_replaced(lab: &Lab, api: &mut ControlPlane) {
+    let kubeconfig = api.kubeconfig_with_faults("pinnace");
+    let text = fs::read_to_string(&kubeconfig).expect("a kubeconfig");
+    let mortal = text.split_once("server: \"").expect("it names the server").1.split('"').next().expect("a quote");
+    for (death, pod) in [("killed", 1), ("stopped", 0), ("mute", 1)] {
+        fs::remove_file(lab.directory().join("log")).expect("the log of the one before");
+        let running = pinnace_with(lab, &kubeconfig).set("PINNACE_API_SERVERS", format!("{mortal},{}", api.url())).start_ready();
+        running.wait_serving("default/web");
+        served_by(lab, &running, 1 - pod);
+        running.recovers();
+        assert!(!running.log().contains("trying the next one"), "the first one is watched: {}", running.log());
+        match death {
+            "killed" => api.stop(Component::Faults),
+            "stopped" => api.freeze(Component::Faults),
+            _ => api.faults("freeze"),
+        }
+        api.apply(&web("web").with_pods(&lab.pods[pod..=pod]));
+        served_by(lab, &running, pod);
+        running.wait_log("trying the next one");
+        running.recovers();
+        announced(lab, &running);
+        match death {
+            "killed" => api.resume(Component::Faults),
+            "stopped" => api.thaw(Component::Faults),
+            _ => api.faults("pass"),
+        }
+    }
+}
+
+/// What is below one directory is replaced by one file, as seen by this thread and what it starts from now on.
+fn with_file(path: &str, text: &str) {
+    let below = |top: &str| Path::new(path).starts_with(top);
+    let top = ["/etc", "/var/lib"].into_iter().find(|top| below(top)).expect("a directory of the host");
+    for arguments in [&["--make-rprivate", "/"][..], &["-t", "tmpfs", "none", top][..]] {
+        assert!(Command::new("mount").args(arguments).status().expect("mount").success(), "mount {arguments:?}");
+    }
+    fs::create_dir_all(Path::new(path).parent().expect("a directory")).expect("a directory");
+    fs::write(path, text).expect("a file");
+}
+
+#[test]
+fn on_a_k3s_host_its_credentials_are_found_and_named() {
+    const SERVER: &str = "/etc/rancher/k3s/k3s.yaml";
+    const AGENT: &str = "/var/lib/rancher/k3s/agent/kubeproxy.kubeconfig";
+    let (lab, api) = cluster();
+    api.node_of(&lab.node);
+    // On a server both are there, and only one of them may give addresses; on an agent there is the one that may read.
+    let servers = (&[(SERVER, "admin"), (AGENT, "read-only")][..], SERVER, "later");
+    let agents = (&[(AGENT, "read-only")][..], AGENT, "web");
+    for (files, used, service) in [servers, agents] {
+        let texts = files.iter().map(|(path, identity)| (*path, fs::read_to_string(api.kubeconfig(identity)).expect("a kubeconfig")));
+        let texts: Vec<_> = texts.collect();
+        let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS");
+        let inside = move || {
+            // SAFETY: nothing that this thread does relies on sharing its directories with the other threads.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("root may have mounts of its own");
+            texts.iter().for_each(|(path, text)| with_file(path, text));
+            pinnace.start_ready()
+        };
+        let mut running = thread::spawn(inside).join().expect("pinnace is started");
+        running.wait_log(&format!("serving from the Kubernetes API with {used}, found on this K3s host"));
+        if service == "later" {
+            api.apply(&web(service).with_pods(&lab.pods));
+        }
+        running.wait_serving(&format!("default/{service}"));
+        let vip = running.address(&format!("default/{service}"), Family::V4);
+        assert!(lab.client.tcp(vip, 80).is_ok(), "{service} is served");
+        assert!(running.terminate().success());
+        fs::remove_file(lab.directory().join("log")).expect("the log");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode, Uri};
@@ -66,6 +66,8 @@ struct Shared {
     state: Mutex<State>,
     /// Number of the transport that came with the newest credentials.
     renewed: watch::Sender<u64>,
+    /// Number of the transport that came with another server.
+    switched: watch::Sender<u64>,
 }
 
 struct State {
@@ -88,7 +90,13 @@ impl Connection {
         let transport = transport(&loaded.config, &loaded.servers[0]).map_err(|error| format!("{credentials} cannot be used: {error}"))?;
         let state = State { loaded, current: 0, transport, number: 0, errors: 0 };
         Ok(Connection {
-            shared: Arc::new(Shared { credentials, overriding: servers, state: Mutex::new(state), renewed: watch::Sender::new(0) }),
+            shared: Arc::new(Shared {
+                credentials,
+                overriding: servers,
+                state: Mutex::new(state),
+                renewed: watch::Sender::new(0),
+                switched: watch::Sender::new(0),
+            }),
         })
     }
 
@@ -130,6 +138,11 @@ impl Connection {
     /// Changes whenever the credentials were replaced: worth an attempt before the time for it.
     pub fn renewals(&self) -> watch::Receiver<u64> {
         self.shared.renewed.subscribe()
+    }
+
+    /// Changes whenever another server is asked from now on: what still hangs on the one before may wait in vain.
+    pub fn switches(&self) -> watch::Receiver<u64> {
+        self.shared.switched.subscribe()
     }
 
     /// Watches the files behind the credentials; never returns. A replacement that cannot be used leaves the old one in force.
@@ -201,6 +214,7 @@ impl Shared {
             Ok(transport) => {
                 warn!(server = %state.loaded.servers[state.current], next = %state.loaded.servers[next], "the API server {why}; trying the next one");
                 (state.current, state.transport, state.number, state.errors) = (next, transport, number + 1, 0);
+                self.switched.send_replace(number + 1);
             }
             Err(error) => warn!(%error, "cannot switch to another API server"),
         }

@@ -242,6 +242,7 @@ impl<K: Watched> Follower<K> {
             send_initial_events: listing,
             ..WatchParams::default()
         };
+        let mut switches = self.connection.switches();
         let stream = self.api.watch(&params, version).await.map_err(|error| Failure::of(&error))?;
         pin_mut!(stream);
         self.works().await;
@@ -249,7 +250,11 @@ impl<K: Watched> Follower<K> {
             self.tell(Told::Change(SourceChange::ListStart(K::KIND), Vec::new())).await;
         }
         loop {
-            let event = match timeout(if listing { LIST_SILENCE } else { SILENCE }, stream.next()).await {
+            let event = tokio::select! {
+                event = timeout(if listing { LIST_SILENCE } else { SILENCE }, stream.next()) => event,
+                Ok(()) = switches.changed(), if !listing => return Ok(()),
+            };
+            let event = match event {
                 Ok(Some(event)) => event,
                 Ok(None) if listing => return Err(Failure::Unreachable("it broke a list off".into())),
                 Err(_) if listing => {

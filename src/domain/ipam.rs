@@ -3,6 +3,7 @@
 
 mod choice;
 mod claim;
+mod elsewhere;
 mod ports;
 #[cfg(test)]
 mod ports_tests;
@@ -23,6 +24,7 @@ use super::model::{Family, ObjectKey, Service};
 use super::pool::Pool;
 use crate::wire::ethernet::Mac;
 use claim::Claim;
+use elsewhere::Elsewhere;
 pub use ports::{Contender, HeldPorts, NodePorts, Port, refusals};
 pub use refusal::Refusal;
 pub use reserved::{Reserved, ReservedAddresses, reserve_ends, sentence as reserved_sentence, usable};
@@ -72,6 +74,7 @@ pub struct Ipam {
     holders: BTreeMap<IpAddr, Vec<(ObjectKey, Option<Claim>)>>,
     reserved: ReservedAddresses,
     conflicts: BTreeMap<IpAddr, (Mac, Duration)>,
+    elsewhere: Elsewhere,
     /// Pool index and family → how many of its first addresses are known to be free for nobody: of 5,000 Services each would
     /// otherwise search through what all before it were given.
     taken: BTreeMap<(usize, Family), u128>,
@@ -97,6 +100,7 @@ impl Ipam {
             holders,
             reserved: ReservedAddresses::new(),
             conflicts: BTreeMap::new(),
+            elsewhere: Elsewhere::default(),
             taken: BTreeMap::new(),
             retiring: BTreeMap::new(),
             changed: false,
@@ -138,6 +142,16 @@ impl Ipam {
     /// The same.
     pub fn reserved(&self) -> &ReservedAddresses {
         &self.reserved
+    }
+
+    /// What stands in the status of a Service that somebody else serves: given only to who asks for it. Nothing: the Service is ours, or gone. True
+    /// when an address may have become free.
+    pub fn set_elsewhere(&mut self, key: &ObjectKey, addresses: &[IpAddr]) -> bool {
+        let changed = self.elsewhere.set(key, addresses);
+        if changed {
+            self.taken.clear();
+        }
+        changed
     }
 
     /// Another machine uses this address: it is left alone until `until`, and taken from whoever had just been given it.

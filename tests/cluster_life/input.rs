@@ -256,7 +256,7 @@ fn classes_of_others(cluster: &mut Cluster) {
     cluster.running = pinnace.start_ready();
     cluster.running.wait_log("gives addresses to Services");
     let classed = |service: Service, class: &str| service.spec(&format!("loadBalancerClass: {class}")).with_pods(cluster.pods());
-    let ours = classed(demanding("ours", "10.88.0.207"), "example.com/x");
+    let ours = classed(named("ours"), "example.com/x");
     let plane = &cluster.plane;
     plane.apply(&(ours + &classed(named("theirs"), "pinnace.dev/pinnace") + &named("anybodys").with_pods(cluster.pods())));
     cluster.served("ours");

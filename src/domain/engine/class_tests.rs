@@ -2,8 +2,9 @@
 
 use super::super::fixtures::service;
 use super::super::ipam::Allocations;
+use super::super::publish;
 use super::api_tests::{Api, served};
-use super::tests::{T0, links, settings, vip};
+use super::tests::{T0, key, links, settings, source, vip};
 use super::*;
 
 const STANDARD: &str = "pinnace.dev/pinnace";
@@ -46,4 +47,33 @@ fn the_class_says_whose_a_service_is() {
         let said = state.reasons.iter().any(|reason| &*reason.code == "ForeignClass" && reason.message == named);
         assert_eq!(said, !expected, "{case}: {:?}", state.reasons);
     }
+}
+
+/// One that is being replaced, with a pool that overlaps with ours.
+#[test]
+fn an_address_in_the_status_of_anothers_service_is_given_only_to_who_asks_for_it() {
+    let mut writer = Engine::new(Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.201", false) }, Allocations::default());
+    writer.handle(links(true), T0);
+    writer.handle(Event::Role(Role::Writer), T0);
+    let mut api = Api::default();
+    let theirs = Service { class: Some(OTHER.into()), ..service("theirs") };
+    api.put(theirs.clone(), publish::ingress(&theirs, &[vip(200)]));
+    ["a", "b"].into_iter().for_each(|name| api.put(service(name), []));
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!((served(&writer, "a"), served(&writer, "b")), (vec![vip(201)], vec![]), "the first is taken");
+    let told = writer.state().services.into_iter().find(|s| s.key == key("b")).expect("it").reasons.remove(0).message;
+    assert!(told.contains("1 in use by other machines or load balancers"), "{told}");
+
+    let mut asking = service("asks");
+    asking.request.addresses = vec![vip(200)];
+    api.put(asking, []);
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!(served(&writer, "asks"), [vip(200)], "whoever asks for it by name knows why");
+    api.services.remove(&key("asks"));
+    api.write_all(&writer.handle(source(vec![SourceChange::Service(key("asks"), None)]), T0));
+    assert!(served(&writer, "b").is_empty());
+
+    api.put(theirs, []);
+    api.write_all(&writer.handle(api.events(), T0));
+    assert_eq!(served(&writer, "b"), [vip(200)], "they have no more use for it");
 }

@@ -40,7 +40,10 @@ impl Engine {
         // Leaving before entering: an address given up in this round is free for the others in it.
         dirty.retain(|(_, _, key)| {
             let leaving = |s: &Service| s.record.as_ref().is_some_and(|record| record.deleting);
-            let stays = self.index.service(key).is_some_and(|s| self.ours(s) && !leaving(s));
+            let service = self.index.service(key);
+            let stays = service.is_some_and(|s| self.ours(s) && !leaving(s));
+            let elsewhere = service.filter(|s| !self.ours(s)).map_or(&[][..], |s| &s.published);
+            freed |= self.ipam.set_elsewhere(key, elsewhere);
             if stays {
                 self.publisher.keep(key);
             } else {

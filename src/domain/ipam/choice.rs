@@ -105,7 +105,8 @@ impl Ipam {
     /// Whether no Service can be given this address unless it asks for it.
     fn free_for_nobody(&self, address: IpAddr) -> bool {
         let buggy = self.options.avoid_buggy_ips && reserved::is_buggy(address);
-        buggy || self.holders.contains_key(&address) || self.reserved.contains_key(&address) || self.conflicts.contains_key(&address)
+        let held = self.holders.contains_key(&address) || self.elsewhere.contains(address);
+        buggy || held || self.reserved.contains_key(&address) || self.conflicts.contains_key(&address)
     }
 
     /// Somebody holds the address now: the next search begins behind it if nothing before it is free.
@@ -128,8 +129,14 @@ impl Ipam {
     fn exhausted(&self, candidates: &[usize], families: &[Family]) -> Refusal {
         let pools: Vec<&Pool> = candidates.iter().map(|i| &self.pools[*i]).collect();
         let ranges = reserved::ranges(&pools, families);
-        let in_use = self.conflicts.keys().copied();
-        let Count { usable: size, withheld, in_use } = reserved::count(&ranges, &self.reserved, self.options.avoid_buggy_ips, in_use);
+        let in_use: BTreeSet<IpAddr> = self
+            .conflicts
+            .keys()
+            .copied()
+            .chain(self.elsewhere.addresses().filter(|address| !self.holders.contains_key(address)))
+            .collect();
+        let Count { usable: size, withheld, in_use } =
+            reserved::count(&ranges, &self.reserved, self.options.avoid_buggy_ips, in_use.into_iter());
         let names = pools.iter().map(|pool| pool.name.clone()).collect();
         Refusal::Exhausted { pools: names, families: families.to_vec(), size, withheld, in_use }
     }

@@ -83,7 +83,7 @@ impl fmt::Display for Refusal {
                     write!(f, ", and {withheld} that are never given out")?;
                 }
                 if *in_use > 0 {
-                    write!(f, ", and {in_use} in use by other machines")?;
+                    write!(f, ", and {in_use} in use by other machines or load balancers")?;
                 }
                 f.write_str("); enlarge it, or delete a Service")
             }

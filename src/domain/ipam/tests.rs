@@ -209,7 +209,7 @@ fn an_exhausted_pool_counts_what_it_can_give() {
         ipam.assign(&plain("last")).unwrap_err().to_string()
     };
     let said = full(false, "lan=10.0.0.0-10.0.0.9", 7);
-    assert!(said.contains("(7 addresses, and 2 that are never given out, and 1 in use by other machines)"), "{said}");
+    assert!(said.contains("(7 addresses, and 2 that are never given out, and 1 in use by other machines or load balancers)"), "{said}");
     let said = full(true, "lan=10.0.0.250-10.0.1.1", 6);
     assert!(said.contains("(6 addresses, and 2 that are never given out)"), "{said}");
     let pools = parse_pools("lan=10.0.0.0-10.0.0.9;other=10.1.0.1").unwrap();

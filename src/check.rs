@@ -91,7 +91,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// Examines this host, and asks the API server where that is the source. `trial` loads rules of every kind into the network namespace of the thread it is called in, a private one.
+/// Examines this host, and asks the API server where that is the source. `trial` loads rules of every kind into the network namespace of the
+/// thread it is called in, a private one.
 pub fn run(settings: &Settings, warnings: &[Warning], trial: fn() -> Result<Option<String>, String>) -> Report {
     let mut report = examine(&Host::new(Path::new("/")), settings, warnings, &Kernel::probe(trial));
     report.add(cluster::examine(settings));

@@ -175,24 +175,25 @@ pub fn local_ready<'a>(slices: impl Iterator<Item = &'a EndpointSlice> + Clone, 
     Family::ALL.into_iter().map(count).max().unwrap_or(0)
 }
 
-/// Whether a Local Service has anything to send a client to on this node, for any of its ports, in this family.
-pub fn serves_locally<'a>(
-    service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    here: &Here<'_>,
-    family: Family,
-) -> bool {
-    resolve(service, slices, here, family).iter().any(|port| !port.local.is_empty())
+/// Where the clients of a Local Service can be sent, for any of its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// To no node: it is refused everywhere.
+    Nowhere,
+    /// Not to this one.
+    Elsewhere,
+    /// To this one.
+    Here,
 }
 
-/// Whether a Service has nothing to send a client to, on any node, for any of its ports, in this family: then it is refused everywhere.
-pub fn serves_nowhere<'a>(
-    service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    here: &Here<'_>,
-    family: Family,
-) -> bool {
-    resolve(service, slices, here, family).iter().all(|port| port.cluster.is_empty())
+/// See [`Reach`]; in this family.
+pub fn reach<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice> + Clone, here: &Here<'_>, family: Family) -> Reach {
+    let ports = resolve(service, slices, here, family);
+    match ports.iter().any(|port| !port.local.is_empty()) {
+        true => Reach::Here,
+        false if ports.iter().all(|port| port.cluster.is_empty()) => Reach::Nowhere,
+        false => Reach::Elsewhere,
+    }
 }
 
 #[cfg(test)]

@@ -144,14 +144,14 @@ impl Ipam {
         &self.reserved
     }
 
-    /// What stands in the status of a Service that somebody else serves: given only to who asks for it. Nothing: the Service is ours, or gone. True
-    /// when an address may have become free.
+    /// What stands in the status of a Service that somebody else serves: given only to who asks for it. Nothing: the Service is ours, or
+    /// gone. True when an address may be free now.
     pub fn set_elsewhere(&mut self, key: &ObjectKey, addresses: &[IpAddr]) -> bool {
-        let changed = self.elsewhere.set(key, addresses);
-        if changed {
+        let freed = self.elsewhere.set(key, addresses);
+        if freed {
             self.taken.clear();
         }
-        changed
+        freed
     }
 
     /// Another machine uses this address: it is left alone until `until`, and taken from whoever had just been given it.

@@ -251,10 +251,11 @@ impl Membership {
                 }
             }
         }
-        if listed && self.listed && !self.homes.is_empty() && self.homes != homes {
+        let moved = listed && self.listed && !self.homes.is_empty() && self.homes != homes;
+        if moved {
             self.moved = Some(now);
         }
-        if listed && (!self.listed || self.moved == Some(now)) {
+        if moved || listed && !self.listed {
             // They ended their sessions because we were none of them any more, or are elsewhere. That was no stop.
             self.peers.values_mut().filter(|peer| peer.left()).for_each(|peer| (peer.down, peer.expected) = (None, now));
         }

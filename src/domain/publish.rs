@@ -175,8 +175,9 @@ impl Publisher {
     pub fn decide(&mut self, key: &ObjectKey, record: &Record, wanted: Option<Arc<[Ingress]>>, now: Duration) -> Decision {
         let memory = self.memory.entry(key.clone()).or_default();
         if memory.uid.as_ref() != Some(&record.uid) {
-            **memory = Memory { uid: Some(record.uid.clone()), ..Memory::default() };
+            **memory = Memory::default();
         }
+        memory.uid = Some(record.uid.clone()); // of the newest record, for the one before goes
         let claimed = memory.unclaimed && record.cleanup_finalizer;
         memory.unclaimed = !record.cleanup_finalizer;
         let decision = Publisher::compare(memory, &mut self.retries, key, record, wanted, now);

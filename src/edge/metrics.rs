@@ -89,7 +89,7 @@ pub struct Metrics {
     bfd_send_errors: Family<Reason, Counter>,
     bfd_receive_errors: Counter,
     bfd_changes: Family<State, Counter>,
-    bfd_late: Gauge<f64, std::sync::atomic::AtomicU64>,
+    bfd_late: Gauge<f64, AtomicU64>,
     memory: Gauge,
     cpu: Counter<f64, AtomicU64>,
 }

@@ -173,12 +173,12 @@ fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, fi
             figures.unstretched.extend(unstretched.then_some(gap));
             figures.lost.push(trace.lost() as f64);
             if let Some(resumed) = resumed {
-                if blow == Blow::Parted {
-                    figures.joined.push(trace.since(resumed).gap().as_secs_f64() * 1e3);
-                    continue;
+                let after = trace.since(resumed);
+                let through: BTreeMap<usize, usize> = after.by(|reply| lab.trio().through(reply));
+                match blow {
+                    Blow::Parted => figures.joined.push(after.gap().as_secs_f64() * 1e3),
+                    _ => figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64),
                 }
-                let through: BTreeMap<usize, usize> = trace.since(resumed).by(|reply| lab.trio().through(reply));
-                figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64);
             }
         }
         if matches!(blow, Blow::PowerLoss | Blow::CarrierLost) {

@@ -9,19 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pinnace::domain::model::Family;
-use serde_json::Value;
 
 use super::lab::manifests::{node, service};
 use super::lab::trio::{Blow, Cluster, Trio};
 use super::lab::{Prober, ensure, eventually, lan, patient};
 use super::{ALL, with_pods_on};
-
-/// What a node says about another.
-fn peer(cluster: &Cluster, node: usize, other: usize) -> Result<Value, String> {
-    let state = cluster.state(node)?;
-    let found = state["peers"].as_array().into_iter().flatten().find(|peer| peer["node"] == *cluster.trio.nodes[other].name).cloned();
-    found.ok_or_else(|| format!("node-{} does not know the other: {state}", node + 1))
-}
 
 /// How many BFD packets a node has refused for this reason.
 fn refused(cluster: &Cluster, node: usize, reason: &str) -> u64 {
@@ -53,7 +45,7 @@ fn nodes_with_one_secret_watch_each_other_and_take_no_packets_from_others() {
     });
     for (node, other) in [(0, 1), (1, 0)] {
         eventually("nodes with the same secret see each other, and not only just now", Duration::from_secs(30), || {
-            let peer = peer(&cluster, node, other)?;
+            let peer = cluster.peer(node, other)?;
             ensure(peer["alive"] == true && peer["seconds"].as_u64() > Some(10), || peer.to_string())
         });
     }
@@ -82,7 +74,7 @@ fn nodes_with_one_secret_watch_each_other_and_take_no_packets_from_others() {
         assert!(now > before, "node-{}: packets refused for {reason}: {before}, and {now} later", node + 1);
     }
     for (node, other) in [(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (2, 1), (2, 3), (3, 0), (3, 1), (3, 2)] {
-        let peer = peer(&cluster, node, other).expect("a peer");
+        let peer = cluster.peer(node, other).expect("a peer");
         assert_eq!(peer["alive"], false, "node-{} takes packets of node-{}: {peer}", node + 1, other + 1);
         let (log, other) = (cluster.running(node).log(), &cluster.trio.nodes[other].name);
         let up = log.lines().find(|line| line.contains("node is up") && line.contains(&format!("node={other} ")));
@@ -155,7 +147,7 @@ fn routes(cluster: &Cluster, own: &[String; 2]) {
 fn watched(cluster: &Cluster, addresses: &[String; 2]) -> Result<(), String> {
     cluster.sessions()?;
     for other in [0, 1] {
-        let peer = peer(cluster, other, MOVING)?;
+        let peer = cluster.peer(other, MOVING)?;
         ensure(peer["addresses"].as_array().into_iter().flatten().eq(addresses), || peer.to_string())?;
     }
     Ok(())

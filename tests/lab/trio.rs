@@ -265,11 +265,6 @@ impl Cluster {
         one(address, &self.views(address, among)?)
     }
 
-    /// All of these nodes that answer for an address.
-    pub fn announcers(&self, address: IpAddr, among: &[usize]) -> Result<Vec<usize>, String> {
-        Ok(self.views(address, among)?.iter().filter(|view| view.2).map(|view| view.0).collect())
-    }
-
     /// Changes the manifest that the lab began with.
     pub fn edit(&self, change: impl FnOnce(String) -> String) {
         let text = fs::read_to_string(self.trio.directory.join("manifests/all.yaml")).expect("read the manifest");
@@ -381,12 +376,17 @@ impl Cluster {
         Ok(youngest)
     }
 
+    /// What a node says about another.
+    pub fn peer(&self, node: usize, other: usize) -> Result<Value, String> {
+        let state = self.state(node)?;
+        let found = state["peers"].as_array().into_iter().flatten().find(|peer| peer["node"] == *self.trio.nodes[other].name).cloned();
+        found.ok_or_else(|| format!("node-{} does not know the other: {state}", node + 1))
+    }
+
     /// The silence in milliseconds after which a node takes another for dead.
     pub fn detection_time(&self, node: usize, other: usize) -> Result<u64, String> {
-        let state = self.state(node)?;
-        let peer = state["peers"].as_array().into_iter().flatten().find(|peer| peer["node"] == *self.trio.nodes[other].name);
-        peer.and_then(|peer| peer["detectionMilliseconds"].as_u64())
-            .ok_or_else(|| format!("node-{} does not watch the other: {state}", node + 1))
+        let peer = self.peer(node, other)?;
+        peer["detectionMilliseconds"].as_u64().ok_or_else(|| format!("node-{} does not watch the other: {peer}", node + 1))
     }
 
     /// Writes one more manifest, as a careful program would: whole, then renamed into place.

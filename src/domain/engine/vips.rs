@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::super::announce::{Announcement, AnnouncerEvent};
 use super::super::elect::seat::{Holder, Seat};
 use super::super::elect::{self, Ineligible};
-use super::super::endpoints::{self, Here};
+use super::super::endpoints::{self, Here, Reach};
 use super::super::model::{Family, ObjectKey, Service, TrafficPolicy};
 use super::super::plan::{Notice, Plan};
 use super::{Engine, Role};
@@ -181,14 +181,12 @@ impl Engine {
     /// Whether a node has something to say to clients of the address. A Local Service can be served only where it has an endpoint to go to; while
     /// none of the Services has any, anywhere, clients are to be refused, which every node can do.
     pub(super) fn has_answer(&self, address: IpAddr, vip: &Vip, node: &Here<'_>) -> bool {
-        let family = Family::of(address);
-        let services = || vip.holders.iter().filter_map(|key| self.index.service(key));
-        let serves = |service: &Service| match service.external {
-            TrafficPolicy::Cluster => true,
-            TrafficPolicy::Local => endpoints::serves_locally(service, self.index.slices(&service.key), node, family),
+        let reach = |service: &Service| match service.external {
+            TrafficPolicy::Cluster => Reach::Here,
+            TrafficPolicy::Local => endpoints::reach(service, self.index.slices(&service.key), node, Family::of(address)),
         };
-        let serves_nowhere = |service: &Service| endpoints::serves_nowhere(service, self.index.slices(&service.key), node, family);
-        services().any(serves) || services().next().is_some() && services().all(serves_nowhere)
+        let best = vip.holders.iter().filter_map(|key| self.index.service(key)).map(reach).max();
+        matches!(best, Some(Reach::Here | Reach::Nowhere))
     }
 
     /// What the announcer heard about an address.

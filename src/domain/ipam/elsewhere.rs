@@ -15,16 +15,17 @@ pub(super) struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// What stands in the status of a Service; nothing when it is one of ours, or gone. True when that is other than before.
+    /// What stands in the status of a Service; nothing when it is one of ours, or gone. True when an address may be free now.
     pub fn set(&mut self, key: &ObjectKey, addresses: &[IpAddr]) -> bool {
-        if self.services.get(key).map_or(&[][..], |before| before) == addresses {
+        if self.services.get(key).is_some_and(|before| **before == *addresses) {
             return false;
         }
-        for address in self.services.remove(key).into_iter().flatten() {
-            if let Some(count) = self.named.get_mut(&address) {
+        let before = self.services.remove(key);
+        for address in before.iter().flatten() {
+            if let Some(count) = self.named.get_mut(address) {
                 *count -= 1;
                 if *count == 0 {
-                    self.named.remove(&address);
+                    self.named.remove(address);
                 }
             }
         }
@@ -32,7 +33,7 @@ impl Elsewhere {
             addresses.iter().for_each(|address| *self.named.entry(*address).or_default() += 1);
             self.services.insert(key.clone(), addresses.into());
         }
-        true
+        before.is_some()
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {

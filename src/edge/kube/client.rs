@@ -2,7 +2,8 @@
 //!
 //! A [`kube::Client`] made by [`Connection::client`] stays valid: below it a switch sends every request over the transport in force.
 //! The transport is replaced when the credentials on disk are (a kubeconfig rewritten by certificate rotation, a token renewed by the
-//! kubelet), and when a server does not answer, or only fails, and there is another. Requests under way end on the transport they began on.
+//! kubelet), and when a server does not answer, or only fails, and there is another. Requests under way end on the
+//! transport they began on; watches begin anew at another server.
 //!
 //! HTTP/2, so that all watches share one TCP connection and its pings tell within seconds when the far side has frozen: a stopped
 //! process keeps its TCP connections alive, and bookmarks come only once a minute. Timers are monotonic: stepping the clock changes

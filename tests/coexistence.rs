@@ -1,5 +1,6 @@
 //! Pinnace beside kube-proxy on the same node, in each of its modes and without it: clients notice no difference.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -7,42 +8,48 @@ use lab::control_plane::{ControlPlane, Options, ProxyMode};
 use lab::manifests::web;
 use lab::{Lab, Running, ensure, eventually};
 use pinnace::domain::model::Family;
-use serde_json::json;
 
 #[path = "lab/mod.rs"]
 mod lab;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Of the clients that `default/admitting` does not admit; it admits the others.
+const STRANGER: u16 = 110;
+/// The port of `default/own`, at the node's own addresses.
+const OWN: u16 = 8081;
 
 #[test]
 fn clients_get_the_same_pod_and_pods_see_the_same_client_whatever_kube_proxy_does() {
-    let lab = Lab::new(3, 0);
-    let api = ControlPlane::start(Options::on(&lab.client2));
+    // The third pod is only asked from.
+    let lab = Lab::new(3, 1);
+    let api = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     api.node_of(&lab.node);
-    // By client address, so that a client's pod is always the same; pod-3 is only asked from.
-    api.apply(&web("web").sticky().yaml());
-    let ingress = json!([{"ip": "10.88.0.200", "ipMode": "VIP"}, {"ip": "fd88::200", "ipMode": "VIP"}]);
-    api.patch_status("service", "web", &json!({"loadBalancer": {"ingress": ingress}}));
-    for pod in &lab.pods[..2] {
-        api.pod_of("node-1", pod, "web");
-    }
-    api.wait_endpoints("web", &lab.pods[..2].iter().flat_map(|pod| Family::ALL.map(|family| pod.address(family))).collect::<Vec<_>>());
+    // By client address, so that a client's pod is always the same.
+    api.apply(&web("web").sticky().with_pods(&lab.pods[..2]));
+    api.apply(&web("local").local().with_pods([&lab.pods[1], &lab.far[0]]));
+    api.apply(
+        &web("admitting")
+            .admit(&["10.88.0.111/32", "10.88.0.112/29", "fd88::111/128", "fd88::112/127", "fd88::114/126"])
+            .with_pods(&lab.pods[..1]),
+    );
+    api.apply(&lab::manifests::service("own").port("http", "TCP", OWN.into()).node_mode().with_pods(&lab.pods[..1]));
     let service = api.get_json(&["service", "web"]);
     let cluster: IpAddr = service["spec"]["clusterIP"].as_str().expect("a cluster address").parse().expect("an address");
 
     let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", api.kubeconfig("pinnace").display());
-    let mut running = pinnace.clone().start_ready();
-    running.wait_serving("default/web");
-    let sources: Vec<IpAddr> = (110..118).flat_map(|last| Family::ALL.map(|family| lab::lan(family, last))).collect();
+    let mut running = start(&pinnace);
+    // What kube-proxy captures.
+    eventually("every status names two addresses", PATIENCE, || {
+        let services = api.get_json(&["services", "web", "local", "admitting", "own"]);
+        let entries = |service: &serde_json::Value| service["status"]["loadBalancer"]["ingress"].as_array().map_or(0, Vec::len);
+        ensure(services["items"].as_array().expect("four").iter().all(|service| entries(service) == 2), || services.to_string())
+    });
+    let sources: Vec<IpAddr> = (STRANGER..118).flat_map(|last| Family::ALL.map(|family| lab::lan(family, last))).collect();
     for source in &sources {
         lab.client.add_address(*source);
     }
     let alone = answers(&lab, &running, &sources);
-    for (source, (_, seen)) in sources.iter().zip(&alone) {
-        assert_eq!(seen, source, "the pod sees the client itself");
-    }
-    let pods: std::collections::BTreeSet<_> = alone.iter().map(|(pod, _)| pod).collect();
-    assert_eq!(pods.len(), 2, "{alone:?}");
+    as_each_service_asks(&alone);
     assert!(lab.pods[2].tcp(cluster, 80).is_err(), "nobody serves cluster addresses yet");
 
     for mode in [ProxyMode::Nftables, ProxyMode::Iptables] {
@@ -52,8 +59,7 @@ fn clients_get_the_same_pod_and_pods_see_the_same_client_whatever_kube_proxy_doe
         });
         assert_eq!(answers(&lab, &running, &sources), alone, "beside kube-proxy in mode {mode:?}");
         assert!(running.terminate().success());
-        running = pinnace.clone().start_ready();
-        running.wait_serving("default/web");
+        running = start(&pinnace);
         assert_eq!(answers(&lab, &running, &sources), alone, "started after kube-proxy in mode {mode:?}");
         drop(proxy);
         assert_eq!(answers(&lab, &running, &sources), alone, "with the rules that kube-proxy left behind, mode {mode:?}");
@@ -64,12 +70,42 @@ fn clients_get_the_same_pod_and_pods_see_the_same_client_whatever_kube_proxy_doe
     }
 }
 
-/// Which pod answers each of these clients, and whom it sees.
-fn answers(lab: &Lab, running: &Running, sources: &[IpAddr]) -> Vec<(String, IpAddr)> {
-    let ask = |source: &IpAddr| {
-        let vip = running.address("default/web", Family::of(*source));
-        let reply = lab.client.tcp_from(*source, vip, 80).unwrap_or_else(|failure| panic!("{source} to {vip}: {failure}"));
-        (reply.pod, reply.peer.ip())
-    };
-    sources.iter().map(ask).collect()
+fn start(pinnace: &lab::Pinnace) -> Running {
+    let running = pinnace.clone().start_ready();
+    for name in ["web", "local", "admitting", "own"] {
+        running.wait_serving(&format!("default/{name}"));
+    }
+    running
+}
+
+/// What became of one question: the Service, who asked, and which pod answered whom.
+type Answer = (&'static str, IpAddr, Result<(String, IpAddr), String>);
+
+/// Every client asks every Service.
+fn answers(lab: &Lab, running: &Running, sources: &[IpAddr]) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for (name, port) in [("web", 80), ("local", 80), ("admitting", 80), ("own", OWN)] {
+        let [v4, v6] = Family::ALL.map(|family| running.address(&format!("default/{name}"), family));
+        for source in sources {
+            let address = if source.is_ipv4() { v4 } else { v6 };
+            let reply = lab.client.tcp_from(*source, address, port);
+            answers.push((name, *source, reply.map(|reply| (reply.pod, reply.peer.ip())).map_err(|failure| failure.to_string())));
+        }
+    }
+    answers
+}
+
+/// Without kube-proxy everybody is served by whom it should be, and is seen as itself; only strangers are not.
+fn as_each_service_asks(answers: &[Answer]) {
+    let of = |name: &str| answers.iter().filter(move |(service, ..)| *service == name).collect::<Vec<_>>();
+    for (name, source, reply) in answers {
+        let stranger = *name == "admitting" && Family::ALL.map(|family| lab::lan(family, STRANGER)).contains(source);
+        match reply {
+            Ok((_, seen)) => assert!(!stranger && seen == source, "{source} asked {name} and was seen as {seen}"),
+            Err(failure) => assert!(stranger, "{source} asked {name}: {failure}"),
+        }
+    }
+    let pods = |name| of(name).into_iter().filter_map(|(.., reply)| Some(&reply.as_ref().ok()?.0)).collect::<BTreeSet<_>>();
+    assert_eq!(pods("web").len(), 2, "clients are spread: {answers:?}");
+    assert_eq!(pods("local").into_iter().collect::<Vec<_>>(), ["pod-2"], "only the pod on this node: {answers:?}");
 }

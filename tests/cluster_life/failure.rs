@@ -24,9 +24,9 @@ fn served(lab: &Lab, address: std::net::IpAddr) {
 }
 
 #[test]
-fn a_store_that_stands_still_and_answers_that_take_seconds_stop_no_packet() {
+fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_packet() {
     let lab = Lab::new(1, 0);
-    let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
+    let mut plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
     let mut running = pinnace(&lab, &plane).start_ready();
     running.wait_log("gives addresses to Services");
@@ -34,17 +34,27 @@ fn a_store_that_stands_still_and_answers_that_take_seconds_stop_no_packet() {
     let vip = address(&plane, "web", PATIENCE);
     served(&lab, vip);
 
-    plane.freeze(Component::Etcd);
-    running.complains("does not keep the Lease pinnace");
-    served(&lab, vip);
-    assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "it is announced");
-    let status = running.pinnace().status().expect("a status").0;
-    assert_eq!(status["writer"]["here"], false, "nobody can be sure to be the writer: {status}");
-    plane.thaw(Component::Etcd);
-    running.recovers();
-    plane.apply(&web("after").with_pods(&lab.pods));
-    served(&lab, address(&plane, "after", TAKEOVER));
-    assert!(running.log().contains("answers again about the Lease"));
+    for fate in ["frozen", "killed"] {
+        match fate {
+            "frozen" => plane.freeze(Component::Etcd),
+            _ => plane.stop(Component::Etcd),
+        }
+        running.complains("the Lease pinnace");
+        served(&lab, vip);
+        assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "it is announced");
+        eventually("nobody is sure to be the writer", TAKEOVER, || {
+            let status = running.pinnace().status()?.0;
+            ensure(status["writer"]["here"] == false, || status.to_string())
+        });
+        match fate {
+            "frozen" => plane.thaw(Component::Etcd),
+            _ => plane.resume(Component::Etcd),
+        }
+        running.recovers();
+        plane.apply(&web(fate).with_pods(&lab.pods));
+        served(&lab, address(&plane, fate, TAKEOVER));
+    }
+    assert_eq!(running.log().matches("answers again about the Lease").count(), 2);
 
     plane.faults("delay 3");
     plane.faults("cut");

@@ -242,6 +242,29 @@ fn a_connection_that_is_cut_is_made_again_and_nothing_is_missed() {
     running.recovers();
 }
 
+/// The connection lives, the other watches bring what they should: a gateway, or the server, has lost this one.
+#[test]
+fn a_watch_that_alone_says_nothing_any_more_is_resumed() {
+    let (lab, api) = cluster();
+    let running = pinnace_with(&lab, &api.kubeconfig_with_faults("pinnace")).start_ready();
+    running.wait_serving("default/web");
+    served_by(&lab, &running, 0);
+    api.faults("hush endpointslices");
+    api.apply(&web("web").with_pods(&lab.pods[1..]));
+    api.apply(&web("later").yaml());
+    record(&api, "later", 201);
+    eventually("a Service is heard of", PATIENCE, || {
+        let status = running.pinnace().status()?;
+        ensure(!status.service("default/later").is_null(), || format!("{}", status.0))
+    });
+    let reply = lab.client.tcp(running.address("default/web", Family::V4), 80).expect("an answer");
+    assert_eq!(reply.pod, lab.pods[0].name, "the new endpoint has not been heard of");
+    // 90 s after the last thing it said.
+    thread::sleep(Duration::from_secs(80));
+    served_by(&lab, &running, 1);
+    running.recovers();
+}
+
 #[test]
 fn a_slow_server_is_waited_for() {
     let (lab, api) = cluster();

@@ -36,6 +36,7 @@ type gate struct {
 	fault       fault
 	changed     chan struct{} // closed when the fault changes
 	connections map[net.Conn]struct{}
+	started     map[*http.Request]bool // answers under way: whether they are to say nothing more
 	listener    net.Listener
 	address     string
 	server      *http.Server
@@ -51,6 +52,7 @@ type gate struct {
 //	refuse          nobody listens, existing connections are cut
 //	expired         new connections see an expired certificate, existing ones are cut
 //	cut             existing connections are cut; the mode stays
+//	hush RESOURCE   answers under way about it, like endpointslices, say nothing more and do not end; the mode stays
 func faults() error {
 	flags := flag.NewFlagSet("faults", flag.ExitOnError)
 	listen := flags.String("listen", "", "ADDRESS:PORT to listen on")
@@ -68,7 +70,7 @@ func faults() error {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(authority)
-	p := &gate{changed: make(chan struct{}), connections: map[net.Conn]struct{}{}, address: *listen, certificate: map[bool]*tls.Certificate{}}
+	p := &gate{changed: make(chan struct{}), connections: map[net.Conn]struct{}{}, started: map[*http.Request]bool{}, address: *listen, certificate: map[bool]*tls.Certificate{}}
 	for expired, name := range map[bool]string{false: "server", true: "expired"} {
 		pair, err := tls.LoadX509KeyPair(filepath.Join(*directory, name+".crt"), filepath.Join(*directory, name+".key"))
 		if err != nil {
@@ -140,11 +142,19 @@ func (p *gate) handler(forward http.Handler) http.Handler {
 			refusal(w, current.status)
 			return
 		}
+		p.lock.Lock()
+		p.started[r] = false
+		p.lock.Unlock()
+		defer func() {
+			p.lock.Lock()
+			delete(p.started, r)
+			p.lock.Unlock()
+		}()
 		forward.ServeHTTP(&freezable{w, p, r}, r)
 	})
 }
 
-// freezable holds back what a running answer (a watch) would still write while the proxy is frozen.
+// freezable holds back what a running answer (a watch) would still write while the proxy is frozen, or for ever.
 type freezable struct {
 	http.ResponseWriter
 	proxy   *gate
@@ -154,13 +164,29 @@ type freezable struct {
 func (f *freezable) Write(data []byte) (int, error) {
 	for {
 		current, changed := f.proxy.current()
-		if !current.frozen {
+		if !current.frozen && !f.proxy.hushed(f.request) {
 			return f.ResponseWriter.Write(data)
 		}
 		select {
 		case <-changed:
 		case <-f.request.Context().Done():
 			return 0, f.request.Context().Err()
+		}
+	}
+}
+
+func (p *gate) hushed(request *http.Request) bool {
+	p.lock.Lock()
+	defer p.lock.Unlock()
+	return p.started[request]
+}
+
+func (p *gate) hush(resource string) {
+	p.lock.Lock()
+	defer p.lock.Unlock()
+	for request := range p.started {
+		if strings.HasSuffix(request.URL.Path, "/"+resource) {
+			p.started[request] = true
 		}
 	}
 }
@@ -253,6 +279,9 @@ func (p *gate) command(words []string) error {
 	case len(words) == 1 && words[0] == "cut":
 		p.cut()
 		return nil
+	case len(words) == 2 && words[0] == "hush":
+		p.hush(words[1])
+		return nil
 	case len(words) == 1 && words[0] == "pass":
 	case len(words) == 1 && words[0] == "freeze":
 		next.frozen = true
@@ -273,7 +302,7 @@ func (p *gate) command(words []string) error {
 		}
 		next.status = code
 	default:
-		return errors.New("unknown command: pass, delay SECONDS, status CODE, freeze, refuse, expired, cut")
+		return errors.New("unknown command: pass, delay SECONDS, status CODE, freeze, refuse, expired, cut, hush RESOURCE")
 	}
 	p.lock.Lock()
 	p.fault = next

@@ -83,7 +83,7 @@ impl World {
         let config = Config { probe_time: Duration::ZERO, ..Config::default() };
         let announcer = Announcer::new(config, self.random.next());
         let engine = Engine::new(settings, Allocations::default());
-        let thread = (self.detection == Detection::Packets).then(|| packets::Thread::new(self.random.next()));
+        let thread = (self.detection == Detection::Packets).then(|| packets::Thread::new(self.random.next(), self.authenticated));
         self.hosts[node].life += 1;
         self.hosts[node].process = Some(Process { engine, announcer, thread, announced: BTreeMap::new(), left: false });
         self.hosts[node].frozen = false;

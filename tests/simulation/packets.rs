@@ -2,7 +2,8 @@
 //! was stopped finds them queued up.
 
 use super::*;
-use pinnace::bfd::{self, Effects, Peer, PeerKey, Received, Sessions};
+use pinnace::bfd::{self, Authentication, Effects, Peer, PeerKey, Received, Sessions};
+use pinnace::wire::bfd::{AuthenticationType, Key};
 
 /// Datagrams that the kernel keeps for a process that does not read: its default receive buffer holds no more of this size.
 const QUEUED: usize = 270;
@@ -17,8 +18,11 @@ pub struct Thread {
 }
 
 impl Thread {
-    pub fn new(seed: u64) -> Thread {
-        Thread { sessions: Sessions::new(bfd::Config::default(), seed), planned: None, queued: Vec::new() }
+    pub fn new(seed: u64, authenticated: bool) -> Thread {
+        let key = Key::new(b"the same everywhere").expect("not empty");
+        let authentication = Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key };
+        let config = bfd::Config { authentication: authenticated.then_some(authentication), ..bfd::Config::default() };
+        Thread { sessions: Sessions::new(config, seed), planned: None, queued: Vec::new() }
     }
 }
 

@@ -164,6 +164,8 @@ pub struct World {
     pub trace: bool,
     pub bounds: (Duration, Duration),
     pub detection: Detection,
+    /// Real sessions sign their packets.
+    pub authenticated: bool,
 }
 
 pub fn name(node: usize) -> String {
@@ -231,6 +233,7 @@ impl World {
             trace: std::env::var_os("PINNACE_TRACE").is_some(),
             bounds: (ms(5_000), ms(8_000)),
             detection: Detection::Timing,
+            authenticated: false,
         }
     }
 

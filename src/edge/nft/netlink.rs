@@ -23,6 +23,12 @@ const HEADER: usize = 16;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
+/// For the answer to one message: a code, the header of what was asked, and a few words. On the stack, as a buffer from the heap is mapped and
+/// unmapped for each change of an endpoint.
+const ANSWER: usize = 4 << 10;
+/// For what is listed: the kernel fills up to 32 KiB at once (NLMSG_GOODSIZE, netlink_dump).
+const DUMP: usize = 64 << 10;
+
 /// Messages being written, one after the other, in one buffer.
 #[derive(Default)]
 pub struct Messages {
@@ -182,7 +188,7 @@ impl Socket {
     /// Sends everything as one datagram.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
         // What was left unread would be taken for the answer to this.
-        self.drain(|_, _, _| false)?;
+        self.drain(&mut [0; ANSWER], |_, _, _| false)?;
         let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, (bytes.len() + 4096).max(256 << 10));
         let sent = send(&self.fd, bytes, SendFlags::empty())?;
         if sent == bytes.len() { Ok(()) } else { Err(io::Error::other(format!("the kernel took {sent} of {} bytes", bytes.len()))) }
@@ -191,7 +197,7 @@ impl Socket {
     /// The answers to what was sent. The kernel works inside `send`, so they are all here already.
     pub fn answers(&self) -> io::Result<Vec<Answer>> {
         let mut answers = Vec::new();
-        self.drain(|kind, sequence, body| {
+        self.drain(&mut [0; ANSWER], |kind, sequence, body| {
             if kind == ERROR {
                 answers.push(answer(sequence, body));
             }
@@ -204,7 +210,7 @@ impl Socket {
     pub fn query(&self, request: &Messages, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         self.send(request.bytes())?;
         let mut error = 0;
-        self.drain(|kind, _, body| match kind {
+        self.drain(&mut vec![0; DUMP], |kind, _, body| match kind {
             ERROR => {
                 error = body.first_chunk().map_or(0, |code| -i32::from_ne_bytes(*code));
                 true
@@ -219,10 +225,9 @@ impl Socket {
     }
 
     /// Receives until nothing is left or `each` (type, sequence, body) says it was the last.
-    fn drain(&self, mut each: impl FnMut(u16, u32, &[u8]) -> bool) -> io::Result<()> {
-        let mut buffer = vec![0; 64 << 10];
+    fn drain(&self, buffer: &mut [u8], mut each: impl FnMut(u16, u32, &[u8]) -> bool) -> io::Result<()> {
         loop {
-            let length = match recv(&self.fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+            let length = match recv(&self.fd, &mut *buffer, RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => continue,

@@ -1,6 +1,7 @@
 //! What Pinnace costs, measured on a real kernel in namespaces of its own, beside controls in the same run.
 //!
-//!     scale.rs    per size: cold start, memory, an endpoint change, an idle second, a listing (daemon.rs, manifests.rs, monitor.rs)
+//!     scale.rs    per size: cold start, memory, an endpoint change, an idle second, a listing (daemon.rs, manifests.rs, monitor.rs), beside
+//!                 tables of that size that nft loads (rules.rs), and the least a change can take (floor.rs)
 //!     packets.rs  new connections per second and throughput (syn.rs, stream.rs), against hand-written nft and iptables (rules.rs)
 //!     failover.rs three nodes: what a client notices when one fails, beside keepalived (the lab is the tests' own, ../lab)
 //!     api.rs      a real API server as source: memory, writes, and its changes on their way into the kernel, beside kube-proxy (objects.rs)
@@ -12,6 +13,7 @@
 mod api;
 mod daemon;
 mod failover;
+mod floor;
 mod lab;
 mod manifests;
 mod monitor;

@@ -39,6 +39,12 @@ pub enum Layout {
 pub const NODE: &str = "bench-node";
 const OTHER: &str = "other-node";
 
+/// Where files are that are measured: in memory, so that a disk that is busy is not taken for what is measured.
+pub fn memory() -> PathBuf {
+    let shared = Path::new("/dev/shm");
+    if shared.is_dir() { shared.into() } else { std::env::temp_dir() }
+}
+
 /// A directory of manifests, and beside it the state directory; deleted on drop.
 pub struct Manifests {
     root: PathBuf,
@@ -49,7 +55,7 @@ pub struct Manifests {
 impl Manifests {
     /// Writes them; `local`: the measured pods run on our own node. `name` must be unique on the machine.
     pub fn write(name: &str, size: Size, layout: Layout, local: bool) -> Result<Manifests, String> {
-        let root = std::env::temp_dir().join(format!("pinnace-bench-{name}"));
+        let root = memory().join(format!("pinnace-bench-{name}"));
         let manifests = Manifests { root, each: size.endpoints / size.services, step: 0 };
         let (dir, state) = (manifests.dir(), manifests.state());
         fs::create_dir_all(&dir).and_then(|()| fs::create_dir_all(state)).map_err(|e| format!("{}: {e}", dir.display()))?;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::daemon::Daemon;
+use crate::floor::Floor;
 use crate::lab::{Lab, Netns};
 use crate::manifests::{Layout, Manifests, Size};
 use crate::monitor::Monitor;
@@ -72,7 +73,10 @@ pub fn measure(report: &mut Report, prefix: &str, size: Size, pinnace: bool, eff
         row("process, steady (RSS)", memory.resident / 1024.0, "MiB").goal(goals.memory).with("anonymous_mib", memory.anonymous / 1024.0),
     );
     idle(report, &daemon, effort.idle, goals);
-    changes(report, &lab.node, &mut daemon, effort.changes, goals, &control)?;
+    // In turns with the control, so that both see the same of what the host takes.
+    let mut floor = Floor::new(&format!("{prefix}f"), size)?;
+    changes(report, &lab.node, &mut daemon, &mut floor, effort.changes, goals, &control)?;
+    drop(floor);
     idle(report, &daemon, effort.idle, goals);
     let memory = daemon.memory();
     report.add(
@@ -125,6 +129,8 @@ fn control(report: &mut Report, prefix: &str, size: Size, effort: &Effort) -> Re
     Ok(control)
 }
 
+/// See [`Floor`].
+const LEAST: &str = "inotify and one element, nothing else";
 const LISTS: [&[&str]; 2] = [&["list", "ruleset"], &["-j", "list", "ruleset"]];
 
 fn list(report: &mut Report, node: &Netns, control: &Control) -> Result<(), String> {
@@ -146,15 +152,27 @@ fn idle(report: &mut Report, daemon: &Daemon, period: Duration, goals: Goals) {
     report.add(row(format!("idle for {period:?}"), percent, "% core").goal(goals.idle).with("context_switches_per_second", switches));
 }
 
-fn changes(report: &mut Report, node: &Netns, daemon: &mut Daemon, count: usize, goals: Goals, control: &Control) -> Result<(), String> {
+fn changes(
+    report: &mut Report,
+    node: &Netns,
+    daemon: &mut Daemon,
+    floor: &mut Floor,
+    count: usize,
+    goals: Goals,
+    control: &Control,
+) -> Result<(), String> {
     const PROGRAMMING: &str = "pinnace_network_programming_duration_seconds";
     let mut monitor = Monitor::new(node)?;
     let before = daemon.histogram(PROGRAMMING);
-    let (mut all, mut kinds, mut elements) = (Vec::new(), std::collections::BTreeMap::<_, Vec<f64>>::new(), 0);
+    let (mut all, mut least, mut elements) = (Vec::new(), Vec::new(), 0);
+    let mut kinds = std::collections::BTreeMap::<_, Vec<f64>>::new();
     for n in 0..count {
         let change = daemon.manifests.next_change()?;
         // Not in step with any timer.
-        std::thread::sleep(Duration::from_micros(5_000 + (n as u64 * 7_919) % 15_000));
+        let pause = || std::thread::sleep(Duration::from_micros(5_000 + (n as u64 * 7_919) % 15_000));
+        pause();
+        least.push(floor.change()? * MS);
+        pause();
         monitor.drain();
         let start = Instant::now();
         change.apply()?;
@@ -171,11 +189,21 @@ fn changes(report: &mut Report, node: &Netns, daemon: &mut Daemon, count: usize,
     for (kind, samples) in &mut kinds {
         figure = figure.with(&format!("{kind}_p50_ms"), median(samples)).with(&format!("{kind}_p99_ms"), quantile(samples, 0.99));
     }
-    report.add(row("rename(2) → committed, p50", median(&mut all), "ms").against("nft -f of one element", control.change[0]));
+    let floors = [median(&mut least), quantile(&mut least, 0.99)];
+    report.add(
+        row("rename(2) → committed, p50", median(&mut all), "ms")
+            .against(LEAST, floors[0])
+            .against("nft -f of one element", control.change[0]),
+    );
     report.add(
         figure
+            .against(LEAST, floors[1])
             .against("nft -f of one element", control.change[1])
             .with("max_ms", quantile(&mut all, 1.0))
+            .with(
+                "kinds_ms",
+                kinds.into_iter().map(|(kind, samples)| (kind.to_string(), samples.into())).collect::<serde_json::Map<_, _>>(),
+            )
             .with("elements_per_change", elements as f64 / count as f64),
     );
     if let (Some((sum0, n0)), Some((sum1, n1))) = (before, daemon.histogram(PROGRAMMING)) {

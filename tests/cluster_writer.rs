@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::control_plane::{ControlPlane, Mark, Options, create};
-use lab::{Host, Lab, Running, ensure, eventually, patient};
+use lab::{Failure, Host, Lab, Running, ensure, eventually, patient};
 use pinnace::domain::model::Family;
 use pinnace::edge::kube::request::{ANNOTATIONS, Meaning};
 use rustix::process::Signal;
@@ -87,6 +87,41 @@ fn event(plane: &ControlPlane, reason: &str, name: &str) -> Value {
         let found = plane.get_json(&["events", "--field-selector", &selector]);
         found["items"].get(0).cloned().ok_or_else(|| plane.kubectl(&["get", "events"]))
     })
+}
+
+/// Two ports, of which one leads to a container port by this name.
+fn with_admin(target: &Value) -> String {
+    let ports = json!([{"name": "http", "port": 80, "targetPort": "http"}, {"name": "admin", "port": 81, "targetPort": target}]);
+    service("web", &json!({}), &json!({ "ports": ports }))
+}
+
+#[test]
+fn a_port_that_no_container_has_is_refused_and_has_an_error_in_the_status() {
+    let lab = Lab::new(1, 0);
+    let plane = ControlPlane::start(Options::on(&lab.client2));
+    plane.node_of(&lab.node);
+    plane.pod_of("node-1", &lab.pods[0], "web");
+    let running = start(&lab, &plane, &lab.node, false);
+    plane.apply(&with_admin(&json!("misspelt")));
+    let vip = addresses(&plane, "web", PATIENCE)[0];
+    let admin = |expected: Value| {
+        eventually(&format!("the status says {expected}"), PATIENCE, || {
+            let found = plane.get_json(&["service", "web"])["status"]["loadBalancer"]["ingress"][0].clone();
+            let ports = json!([{"port": 80, "protocol": "TCP"}, expected]);
+            ensure(found == json!({"ip": vip, "ipMode": "VIP", "ports": ports}), || found.to_string())
+        });
+    };
+    admin(json!({"port": 81, "protocol": "TCP", "error": "pinnace.dev/PortWithoutEndpoints"}));
+    let told = event(&plane, "SyncLoadBalancerFailed", "web");
+    assert!(told["message"].as_str().is_some_and(|message| message.contains("81/TCP (admin)")), "{told}");
+    eventually("the other port is served", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+    assert_eq!(lab.client.tcp(vip, 81).err(), Some(Failure::Refused));
+    let text = String::from_utf8(running.pinnace().run(&["status"]).stdout).expect("text");
+    assert!(text.contains("81/TCP (admin)") && text.contains("targetPort"), "{text}");
+
+    plane.apply(&with_admin(&json!("http")));
+    admin(json!({"port": 81, "protocol": "TCP"}));
+    eventually("that port is served too", PATIENCE, || lab.client.tcp(vip, 81).map(drop).map_err(|failure| failure.to_string()));
 }
 
 #[test]

@@ -49,10 +49,7 @@ pub fn resolve<'a>(
 
 fn resolve_port<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice> + Clone, here: &Here<'_>) -> PortBackends {
     // The number comes from the slice: a named target port may differ from pod to pod.
-    let joined = slices.filter_map(|slice| {
-        let target = slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol)?;
-        Some((slice, target.port))
-    });
+    let joined = slices.filter_map(|slice| Some((slice, slice.port(port)?)));
     let endpoints = joined.flat_map(|(slice, number)| slice.endpoints.iter().map(move |endpoint| (endpoint, number)));
     let is_local = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(here.node);
     let backend = |(endpoint, port): (&Endpoint, u16)| Backend { address: endpoint.address, port, local: is_local(endpoint) };
@@ -173,6 +170,17 @@ pub fn local_ready<'a>(slices: impl Iterator<Item = &'a EndpointSlice> + Clone, 
         here.collect::<BTreeSet<IpAddr>>().len()
     };
     Family::ALL.into_iter().map(count).max().unwrap_or(0)
+}
+
+/// The ports of the Service that lead nowhere although there are endpoints: no slice that has any names them. Mostly that is a `targetPort` by a name
+/// that no container has. While there are no endpoints at all it says nothing about ports.
+pub fn unmatched<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice> + Clone) -> Vec<&ServicePort> {
+    let mut populated = slices.filter(|slice| !slice.endpoints.is_empty()).peekable();
+    if populated.peek().is_none() {
+        return Vec::new();
+    }
+    let named = |port: &&ServicePort| populated.clone().any(|slice| slice.port(port).is_some());
+    service.ports.iter().filter(|port| !named(port)).collect()
 }
 
 /// Where the clients of a Local Service can be sent, for any of its ports.

@@ -274,6 +274,11 @@ pub struct EndpointSlice {
 }
 
 impl EndpointSlice {
+    /// Where its endpoints listen for this port of the Service, 1..=65535.
+    pub fn port(&self, port: &ServicePort) -> Option<u16> {
+        self.ports.iter().find(|own| own.name == port.name && own.protocol == port.protocol).map(|own| own.port)
+    }
+
     /// See [`Service::shrink_to_fit`].
     pub fn shrink_to_fit(&mut self) {
         self.ports.shrink_to_fit();

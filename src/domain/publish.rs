@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::model::{Ingress, IngressPort, ObjectKey, Record, Service};
+use super::model::{Ingress, IngressPort, ObjectKey, Record, Service, ServicePort};
 use super::plan::Publication;
 
 /// In what time replacements are counted.
@@ -27,6 +27,8 @@ const LONGEST_TRUCE: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(120);
 
+/// The error of a port that leads nowhere, as `status.loadBalancer.ingress[].ports[]` wants it (KEP-1435): with our domain.
+const UNMATCHED: &str = "pinnace.dev/PortWithoutEndpoints";
 /// What to do about ServiceLB.
 const SERVICELB_OFF: &str = "start every K3s server with --disable=servicelb";
 
@@ -73,9 +75,10 @@ fn entries(ingress: &[Ingress]) -> String {
 }
 
 /// The whole of `status.loadBalancer.ingress` for a Service that is served on these addresses. `ipMode` is VIP (KEP-1860) because
-/// packets reach the nodes with the address as destination, so that kube-proxy may short-cut traffic from pods.
-pub fn ingress(service: &Service, addresses: &[IpAddr]) -> Arc<[Ingress]> {
-    let port = |port: &super::model::ServicePort| IngressPort { port: port.port, protocol: port.protocol, error: None };
+/// packets reach the nodes with the address as destination, so that kube-proxy may short-cut traffic from pods. `unmatched` ports have an error.
+pub fn ingress(service: &Service, addresses: &[IpAddr], unmatched: &[&ServicePort]) -> Arc<[Ingress]> {
+    let error = |port: &ServicePort| unmatched.contains(&port).then(|| UNMATCHED.into());
+    let port = |port: &ServicePort| IngressPort { port: port.port, protocol: port.protocol, error: error(port) };
     let ports: Box<[IngressPort]> = service.ports.iter().map(port).collect();
     addresses.iter().map(|ip| Ingress { ip: Some(*ip), hostname: None, vip: Some(true), ports: ports.clone() }).collect()
 }
@@ -361,7 +364,7 @@ mod tests {
     #[test]
     fn a_change_by_hand_is_put_right_and_a_fight_is_left() {
         let service = service("web");
-        let ours = ingress(&service, &["10.88.0.200".parse().unwrap()]);
+        let ours = ingress(&service, &["10.88.0.200".parse().unwrap()], &[]);
         assert_eq!((ours[0].vip, ours[0].ports[0].port), (Some(true), 80));
         let mut publisher = Publisher::default();
         let mut version = 0;
@@ -389,8 +392,8 @@ mod tests {
         let service = service("web");
         let mut publisher = Publisher::default();
         for number in 0..100u8 {
-            let wanted = ingress(&service, &[[10, 88, 0, number].into()]);
-            let stands = ingress(&service, &[[10, 88, 0, number.wrapping_sub(1)].into()]);
+            let wanted = ingress(&service, &[[10, 88, 0, number].into()], &[]);
+            let stands = ingress(&service, &[[10, 88, 0, number.wrapping_sub(1)].into()], &[]);
             let now = Duration::from_millis(100 * u64::from(number));
             let decision = publisher.decide(&service.key, &record(u64::from(number), &stands), Some(wanted), now);
             assert!(decision.publication.is_some() && decision.interference.is_none(), "{number}: {decision:?}");
@@ -400,7 +403,7 @@ mod tests {
     #[test]
     fn a_controller_that_claims_the_service_is_told_apart_from_a_finalizer_left_behind() {
         let service = service("web");
-        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()]));
+        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
         let claimed = |version| Record { cleanup_finalizer: true, ..record(version, wanted.as_ref().unwrap()) };
         let mut publisher = Publisher::default();
         let mut look = |record: &Record| publisher.decide(&service.key, record, wanted.clone(), Duration::ZERO).interference;
@@ -414,7 +417,7 @@ mod tests {
     #[test]
     fn what_was_lost_is_written_again_later_and_later() {
         let service = service("web");
-        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()]));
+        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
         let mut publisher = Publisher::default();
         let mut written = Vec::new();
         for second in 0..1000 {
@@ -439,7 +442,7 @@ mod tests {
     #[test]
     fn a_server_that_leaves_the_mode_of_an_address_out_is_no_quarrel() {
         let service = service("web");
-        let wanted = ingress(&service, &["10.88.0.200".parse().unwrap(), "fd00::1".parse().unwrap()]);
+        let wanted = ingress(&service, &["10.88.0.200".parse().unwrap(), "fd00::1".parse().unwrap()], &[]);
         let mut publisher = Publisher::default();
         let mut look = |version: u64, stands: &[Ingress]| {
             publisher.decide(&service.key, &record(version, stands), Some(wanted.clone()), Duration::from_secs(version))
@@ -456,7 +459,7 @@ mod tests {
     #[test]
     fn one_version_is_written_to_once() {
         let service = service("web");
-        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()]));
+        let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
         let mut publisher = Publisher::default();
         assert!(publisher.decide(&service.key, &record(1, &[]), wanted.clone(), Duration::ZERO).publication.is_some());
         assert!(publisher.decide(&service.key, &record(1, &[]), wanted, Duration::ZERO).publication.is_none());

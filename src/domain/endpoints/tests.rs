@@ -156,6 +156,32 @@ fn health_counts_ready_endpoints_here_by_address() {
 }
 
 #[test]
+fn a_port_that_no_slice_with_endpoints_has_leads_nowhere() {
+    let port = |name: &str| ServicePort { name: name.into(), protocol: Protocol::Tcp, port: 80 };
+    let service = Service { ports: vec![port("http"), port("admin")], ..service() };
+    // slices (port of the slice, endpoints)          lead nowhere       why
+    let cases: [(&[(&str, &str)], &[&str], &str); 6] = [
+        (&[], &[], "nothing is known yet"),
+        (&[("http", "")], &[], "no endpoints: nothing is said about ports"),
+        (&[("http", "a@n1")], &["admin"], "no container has a port of that name"),
+        (&[("", "a@n1")], &["http", "admin"], "nor of any"),
+        (&[("http", "a@n1"), ("admin", "")], &["admin"], "a slice without endpoints is no way"),
+        (&[("http", "a@n1"), ("admin", "b-")], &[], "not ready, but there"),
+    ];
+    for (slices, expected, why) in cases {
+        let slices: Vec<EndpointSlice> = slices
+            .iter()
+            .map(|(name, endpoints)| {
+                let ports = vec![SlicePort { name: (*name).into(), protocol: Protocol::Tcp, port: 8080 }];
+                EndpointSlice { ports, ..slice(endpoints, 8080) }
+            })
+            .collect();
+        let found: Vec<&str> = unmatched(&service, slices.iter()).iter().map(|port| &*port.name).collect();
+        assert_eq!(found, expected, "{why}");
+    }
+}
+
+#[test]
 fn endpoints_of_a_dead_node_are_left_out_unless_nothing_would_be_left() {
     let at = |address: &str, node: &str| Endpoint {
         address: address.parse().unwrap(),

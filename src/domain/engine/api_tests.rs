@@ -412,7 +412,7 @@ proptest! {
         prop_assert!(look(&api, &mut writers, 0, later).publications.is_empty(), "it is never done");
         let mut seen: BTreeMap<IpAddr, Vec<&Service>> = BTreeMap::new();
         for service in api.services.values() {
-            prop_assert_eq!(service.record.as_ref().map(|r| r.ingress.clone()), Some(publish::ingress(service, &service.published)));
+            prop_assert_eq!(service.record.as_ref().map(|r| r.ingress.clone()), Some(publish::ingress(service, &service.published, &[])));
             prop_assert!(!service.published.is_empty(), "six addresses for five Services: {:?}", service.key);
             service.published.iter().for_each(|address| seen.entry(*address).or_default().push(service));
         }

@@ -57,7 +57,7 @@ fn an_address_in_the_status_of_anothers_service_is_given_only_to_who_asks_for_it
     writer.handle(Event::Role(Role::Writer), T0);
     let mut api = Api::default();
     let theirs = Service { class: Some(OTHER.into()), ..service("theirs") };
-    api.put(theirs.clone(), publish::ingress(&theirs, &[vip(200)]));
+    api.put(theirs.clone(), publish::ingress(&theirs, &[vip(200)], &[]));
     ["a", "b"].into_iter().for_each(|name| api.put(service(name), []));
     api.write_all(&writer.handle(api.events(), T0));
     assert_eq!((served(&writer, "a"), served(&writer, "b")), (vec![vip(201)], vec![]), "the first is taken");

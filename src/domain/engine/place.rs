@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::super::endpoints;
 use super::super::forwarding::{Forwarding, FrontendKey};
 use super::super::ipam::{Assignment, Refusal};
-use super::super::model::{Family, Mode, ObjectKey, Service};
+use super::super::model::{Family, Mode, ObjectKey, Service, ServicePort};
 use super::super::plan::{Notice, Plan};
 use super::super::publish;
 use super::super::status::Reason;
@@ -133,10 +133,10 @@ impl Engine {
     }
 
     /// What the writer does about a Service that is served, or refused: its status says which, and nothing in between.
-    fn publish(&mut self, service: &Service, next: &mut Placement, plan: &mut Plan) {
+    fn publish(&mut self, service: &Service, unmatched: &[&ServicePort], next: &mut Placement, plan: &mut Plan) {
         let Some(record) = service.record.as_deref().filter(|_| self.role == Role::Writer) else { return };
         let probing = next.addresses.iter().any(|address| self.vips.get(address).is_some_and(|vip| !vip.clear));
-        let wanted = (!probing).then(|| publish::ingress(service, &next.addresses));
+        let wanted = (!probing).then(|| publish::ingress(service, &next.addresses, unmatched));
         let decision = self.publisher.decide(&service.key, record, wanted, self.now);
         if let Some(publication) = decision.publication {
             plan.publications.insert(service.key.clone(), publication);
@@ -226,7 +226,9 @@ impl Engine {
         if next.verdict == Verdict::Refused && mode == Mode::Vip {
             self.waiting.insert(key.clone());
         }
-        self.publish(&service, &mut next, plan);
+        let unmatched = endpoints::unmatched(&service, self.index.slices(key));
+        next.reasons.extend(unmatched.iter().map(|port| leads_nowhere(port)));
+        self.publish(&service, &unmatched, &mut next, plan);
         tell(key, &before, &next, plan);
         self.placements.insert(key.clone(), Box::new(next));
         freed
@@ -372,6 +374,15 @@ fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) 
     if !next.addresses.is_empty() && next.verdict == Verdict::Serving && !was_serving {
         notice(false, "EnsuredLoadBalancer", format!("serving on {}", list(&next.addresses)));
     }
+}
+
+fn leads_nowhere(port: &ServicePort) -> Reason {
+    let name = if port.name.is_empty() { String::new() } else { format!(" ({})", port.name) };
+    let message = format!(
+        "port {}/{}{name} is refused: there are endpoints, but none of their slices has it; let targetPort be a number, or a name that a port of the containers has",
+        port.port, port.protocol
+    );
+    Reason::new("PortWithoutEndpoints", message)
 }
 
 pub(in crate::domain) fn list(addresses: &[IpAddr]) -> String {

@@ -1,6 +1,6 @@
 //! Many nodes, hostile networks, and what must hold at every step.
 //!
-//! `cargo test --test simulation` runs `PINNACE_SEEDS` (2,000) seeds on two threads; `PINNACE_SEEDS=1000000` is the long run, and
+//! `cargo test --test simulation` runs `PINNACE_SEEDS` (10,000) seeds on two threads; `PINNACE_SEEDS=1000000` is a long run, and
 //! `PINNACE_FIRST_SEED` where it begins. A seed that fails prints how to replay it; `PINNACE_TRACE=1` says what happened on the way.
 //!
 //! Bounds: two owners that hear each other for at most 5 s (BFD blocked, frames lost), nobody for at most 8 s while some node could
@@ -22,7 +22,7 @@ fn variable(name: &str) -> Option<u64> {
 
 #[test]
 fn seeds() {
-    try_seeds("seeds", Detection::Timing, variable("PINNACE_SEEDS").unwrap_or(2_000));
+    try_seeds("seeds", Detection::Timing, variable("PINNACE_SEEDS").unwrap_or(10_000));
 }
 
 /// What the model of BFD's timing might leave out: slow starts, discriminators of earlier lives, farewells, adaptation to loss; with every

@@ -14,6 +14,11 @@ impl World {
             Fault::Freeze(node) => self.hosts[node].frozen = true,
             Fault::Thaw(node, late) if self.hosts[node].frozen => self.thaw(node, late),
             Fault::Thaw(..) => {}
+            Fault::Suspend(node) => {
+                self.hosts[node].frozen = true;
+                self.hosts[node].suspended = Some(self.now);
+            }
+            Fault::Resume(node) => self.resume(node),
             Fault::Link(node, up) => {
                 self.hosts[node].link = up;
                 let interfaces = self.interfaces(node);
@@ -61,7 +66,7 @@ impl World {
         let host = &mut self.hosts[node];
         host.process = None;
         host.life += 1;
-        host.frozen = false;
+        (host.frozen, host.suspended) = (false, None);
         host.woken = Duration::MAX;
         host.backlog.clear();
         self.up.retain(|(a, _)| *a != node);
@@ -135,6 +140,14 @@ impl World {
             self.at(caught_up, Happening::Peer(node, life, PeerEvent::CaughtUp));
         }
         self.tell(node, None);
+    }
+
+    /// A virtual machine goes on as if nothing had been: its clock stood still with it.
+    fn resume(&mut self, node: usize) {
+        let Some(since) = self.hosts[node].suspended.take().filter(|_| self.hosts[node].frozen) else { return };
+        self.hosts[node].offset -= self.now - since;
+        self.plan_anew(node);
+        self.thaw(node, Duration::ZERO);
     }
 
     pub(super) fn drain(&mut self, node: usize) {

@@ -109,6 +109,13 @@ impl World {
         }
     }
 
+    /// What it had planned by a clock that stood still meanwhile is to be planned again.
+    pub(super) fn plan_anew(&mut self, node: usize) {
+        if let Some(thread) = self.thread(node) {
+            thread.planned = None;
+        }
+    }
+
     /// A wake that has not been put off meanwhile.
     pub(super) fn due(&self, node: usize, planned: Duration) -> bool {
         let thread = self.hosts[node].process.as_ref().and_then(|process| process.thread.as_ref());

@@ -76,6 +76,8 @@ pub struct Host {
     /// Counts processes: what was meant for an earlier one is lost.
     life: u32,
     pub frozen: bool,
+    /// Since when its clock stands still, too.
+    suspended: Option<Duration>,
     pub link: bool,
     pub side: u8,
     pub excluded: bool,
@@ -110,6 +112,8 @@ pub enum Fault {
     Start(usize),
     Freeze(usize),
     Thaw(usize, Duration),
+    Suspend(usize),
+    Resume(usize),
     Link(usize, bool),
     Sides(Vec<u8>),
     Block(usize, usize, bool),
@@ -190,6 +194,7 @@ impl World {
             process: None,
             life: 0,
             frozen: false,
+            suspended: None,
             link: true,
             side: 0,
             excluded: false,
@@ -202,7 +207,7 @@ impl World {
             was: false,
             interfaces: None,
         };
-        let hosts = (0..nodes).map(|_| host(ms(random.below(1_000_000)))).collect();
+        let hosts = (0..nodes).map(|_| host(ms(100_000 + random.below(1_000_000)))).collect();
         let vip = |n: usize| match n % 3 {
             2 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, n as u16]),
             _ => IpAddr::from([10, 0, 0, 200 + n as u8]),

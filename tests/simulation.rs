@@ -73,7 +73,7 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
     } as usize;
     let mut world = World::new(seed, nodes, 1 + dice.below(3) as usize);
     world.detection = detection;
-    world.authenticated = seed % 2 == 0;
+    world.authenticated = seed.is_multiple_of(2);
     let pick = |dice: &mut world::Random| dice.below(nodes as u64) as usize;
     for vip in world.vips.clone() {
         if dice.chance(20) {
@@ -226,7 +226,7 @@ fn a_virtual_machine_that_was_suspended_with_its_clock_shares_an_address_for_a_s
     for seed in 1..=40 {
         let mut world = World::new(seed, 3, 3);
         world.detection = Detection::Packets;
-        world.authenticated = seed % 2 == 0;
+        world.authenticated = seed.is_multiple_of(2);
         world.boot(200);
         world.run(ms(20_000));
         let victim = world.owners(world.vips[0])[0];

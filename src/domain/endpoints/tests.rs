@@ -159,8 +159,9 @@ fn health_counts_ready_endpoints_here_by_address() {
 fn a_port_that_no_slice_with_endpoints_has_leads_nowhere() {
     let port = |name: &str| ServicePort { name: name.into(), protocol: Protocol::Tcp, port: 80 };
     let service = Service { ports: vec![port("http"), port("admin")], ..service() };
+    type Case = (&'static [(&'static str, &'static str)], &'static [&'static str], &'static str);
     // slices (port of the slice, endpoints)          lead nowhere       why
-    let cases: [(&[(&str, &str)], &[&str], &str); 6] = [
+    let cases: [Case; 6] = [
         (&[], &[], "nothing is known yet"),
         (&[("http", "")], &[], "no endpoints: nothing is said about ports"),
         (&[("http", "a@n1")], &["admin"], "no container has a port of that name"),

@@ -97,7 +97,8 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
         });
         let (a, b) = (pick(&mut dice), pick(&mut dice));
         let sides = |dice: &mut world::Random| (0..nodes).map(|_| dice.below(3) as u8).collect::<Vec<_>>();
-        let pair: Vec<(Fault, Fault)> = match dice.below(12) {
+        let kinds = if detection == Detection::Packets { 12 } else { 11 };
+        let pair: Vec<(Fault, Fault)> = match dice.below(kinds) {
             0 => vec![(Fault::Kill(a), Fault::Start(a))],
             1 => vec![(Fault::Freeze(a), Fault::Thaw(a, lasts))],
             2 => vec![(Fault::Link(a, false), Fault::Link(a, true))],
@@ -112,7 +113,7 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
             9 => vec![(Fault::Exclude(a, true), Fault::Exclude(a, false))],
             10 => vec![(Fault::Delete(a, true), Fault::Delete(a, false))],
             // What such a node is told, and when, is up to the sessions.
-            11 if detection == Detection::Packets => vec![(Fault::Suspend(a), Fault::Resume(a))],
+            11 => vec![(Fault::Suspend(a), Fault::Resume(a))],
             _ => vec![],
         };
         for (fault, undo) in pair {

@@ -1,13 +1,15 @@
 //! The least that any program can need: woken by inotify because a file was renamed, it replaces one element of a table of the same size in one
 //! transaction. It reads nothing, decides nothing and verifies nothing. What it takes is the kernel's and the machine's.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Instant;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink, send, socket_with};
 
 use crate::lab::Lab;
 use crate::manifests::{self, Size};
@@ -40,7 +42,9 @@ impl Floor {
         let watched = directory.clone();
         lab.node
             .enter(move || -> io::Result<()> {
-                let (files, kernel) = (watch(&watched)?, netlink()?);
+                let files = inotify::init(CreateFlags::CLOEXEC)?;
+                inotify::add_watch(&files, &watched, WatchFlags::MOVED_TO)?;
+                let kernel = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?;
                 std::thread::spawn(move || serve(&files, &kernel));
                 Ok(())
             })
@@ -74,17 +78,14 @@ fn backend(changes: u32) -> Ipv4Addr {
 }
 
 fn serve(files: &OwnedFd, kernel: &OwnedFd) {
-    let mut event = [0_u8; 512];
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+    let mut events = inotify::Reader::new(files, &mut buffer);
     for changes in 1.. {
-        // SAFETY: the buffer is ours and its length is given.
-        let length = unsafe { libc::read(files.as_raw_fd(), event.as_mut_ptr().cast(), event.len()) };
-        let mask = event.get(4..8).and_then(|mask| mask.try_into().ok()).map_or(0, u32::from_ne_bytes);
-        if length <= 0 || mask & libc::IN_MOVED_TO == 0 {
+        if !events.next().is_ok_and(|event| event.events().contains(ReadFlags::MOVED_TO)) {
             return;
         }
-        let batch = replacement(backend(changes));
-        // SAFETY: the batch is live and its length is given.
-        unsafe { libc::send(kernel.as_raw_fd(), batch.as_ptr().cast(), batch.len(), 0) };
+        // Whether it was taken is seen by the monitor.
+        let _ = send(kernel, &replacement(backend(changes)), SendFlags::empty());
     }
 }
 
@@ -119,23 +120,4 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes
-}
-
-fn watch(directory: &std::path::Path) -> io::Result<OwnedFd> {
-    let path = CString::new(directory.as_os_str().as_encoded_bytes())?;
-    // SAFETY: no pointers; the descriptor is checked before it is owned.
-    let files = owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })?;
-    // SAFETY: the path is a live C string.
-    let watch = unsafe { libc::inotify_add_watch(files.as_raw_fd(), path.as_ptr(), libc::IN_MOVED_TO) };
-    if watch < 0 { Err(io::Error::last_os_error()) } else { Ok(files) }
-}
-
-fn netlink() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the descriptor is checked before it is owned.
-    owned(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER) })
-}
-
-fn owned(fd: i32) -> io::Result<OwnedFd> {
-    // SAFETY: just opened, owned by nobody else.
-    if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
 }

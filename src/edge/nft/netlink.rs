@@ -175,7 +175,8 @@ impl Socket {
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?;
         for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_EXT_ACK] {
             let on: libc::c_int = 1;
-            // SAFETY: the descriptor is open, the value is one c_int and its length is passed. Failure leaves longer answers, no harm.
+            // Known since Linux 4.12; without them answers may not fit [`ANSWER`].
+            // SAFETY: the descriptor is open, the value is one c_int and its length is passed.
             unsafe {
                 libc::setsockopt(fd.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
             }

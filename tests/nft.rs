@@ -143,7 +143,8 @@ fn what_we_print_is_what_nft_prints() {
     isolated(|| {
         let mut writer = Writer::open().unwrap();
         writer.apply(&example()).unwrap();
-        for (tables, source) in [(believed(writer.compiler()), "memory"), (writer.live().unwrap(), "kernel")] {
+        // The kernel's first: it waits until the kernel's own hash tables stand still, for which `nft list` does not wait.
+        for (tables, source) in [(writer.live().unwrap(), "kernel"), (believed(writer.compiler()), "memory")] {
             for (table, family) in tables.iter().zip(["ip", "ip6"]) {
                 let mut text = String::new();
                 pinnace::ruleset::text::table(table, ALIVE, &mut text).unwrap();

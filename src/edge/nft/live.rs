@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -13,6 +14,10 @@ use crate::domain::forwarding::FrontendKey;
 use crate::domain::model::{Family, Protocol};
 use crate::ruleset::skeleton::{Data, Type, class_chain, skeleton};
 use crate::ruleset::{ChainId, Element, Key, SetId, TABLE, Table, Value, Verdict};
+
+/// How often a set is listed before we give up, and the pause in between. A hash table of a million elements is doubled within some 100 ms.
+const LISTINGS: usize = 200;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The table of a family: the elements as the kernel has them; chains by their names, with the rules that chains of these names have (the
 /// drift check compares the number of rules).
@@ -30,23 +35,37 @@ pub fn table(socket: &Socket, family: Family) -> io::Result<Table> {
     }));
     let mut sets = Vec::new();
     for set in SetId::ALL {
-        let mut elements = Vec::new();
-        let request = request(kind::GET_ELEMENTS, flag::DUMP, number(family), |m| {
-            m.put_str(1, TABLE);
-            m.put_str(2, set.name());
-        });
-        let dumped = socket.query(&request, |body| {
-            let list = find(body, 3).unwrap_or_default();
-            elements.extend(attributes(list).filter_map(|(_, bytes)| element(family, set, bytes)));
-        });
-        match dumped {
+        match elements(socket, family, set) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
-            other => other?,
+            other => sets.push((set, other?)),
         }
-        elements.sort_unstable();
-        sets.push((set, elements));
     }
     Ok(Table { family, sets, chains })
+}
+
+/// The elements of a set, sorted.
+///
+/// Some milliseconds after elements came the kernel may still be doubling the hash table under them, and a listing that it overtakes begins
+/// anew (`nft_rhash_walk`, net/netfilter/nft_set_hash.c): some elements come twice, and as the kernel goes on by their count from one part
+/// of the listing to the next, others may not come at all. At least as many come twice as are left out, so twice is the sign to look for.
+fn elements(socket: &Socket, family: Family, set: SetId) -> io::Result<Vec<Element>> {
+    let request = request(kind::GET_ELEMENTS, flag::DUMP, number(family), |m| {
+        m.put_str(1, TABLE);
+        m.put_str(2, set.name());
+    });
+    for _ in 0..LISTINGS {
+        let mut elements = Vec::new();
+        socket.query(&request, |body| {
+            let list = find(body, 3).unwrap_or_default();
+            elements.extend(attributes(list).filter_map(|(_, bytes)| element(family, set, bytes)));
+        })?;
+        elements.sort_unstable();
+        if elements.is_sorted_by(|one, next| one < next) {
+            return Ok(elements);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(io::Error::other(format!("the {family} elements of {} never stood still while they were listed", set.name())))
 }
 
 /// One element; None when it has not the shape of the set's elements.

@@ -295,7 +295,7 @@ impl Node {
     }
 
     fn peer(&mut self, event: PeerEvent) {
-        let stalled = matches!(event, PeerEvent::Stalled { .. });
+        let stalled = matches!(event, PeerEvent::Stalled { .. } | PeerEvent::GivenUp { .. });
         self.handle(Event::Peer(event));
         if stalled {
             self.peers.resume();

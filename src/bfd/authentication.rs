@@ -46,6 +46,12 @@ impl Sequence {
         bfd::Authentication { kind: authentication.kind, key_id: authentication.key_id, sequence, digest: [0; 20] }
     }
 
+    /// The number is one that the peer cannot have used yet when it was last heard, however many packets of its were missed.
+    pub fn is_later(&self, packet: &Repr) -> bool {
+        let (Some(last), Some(section)) = (self.received, &packet.authentication) else { return false };
+        (1..1 << 31).contains(&section.sequence.wrapping_sub(last))
+    }
+
     /// The checks in the order of §6.7.4, but that a number is remembered only after its digest was found right: who does not know the
     /// secret must not be able to move the window.
     pub fn check(&mut self, packet: &Repr, payload: &[u8], configured: Option<&Authentication>) -> Result<(), Discard> {

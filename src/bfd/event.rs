@@ -21,6 +21,14 @@ pub enum Event {
         /// When.
         at: Duration,
     },
+    /// A peer has waited for us in vain, in a session that is up here. Either it does not hear us, or we were away for longer than our own clock shows,
+    /// as a virtual machine is that was suspended together with its clock; so this, too, is a reason to look at everything again.
+    GivenUp {
+        /// Whose session.
+        peer: PeerKey,
+        /// When.
+        at: Duration,
+    },
     /// Two machines speak as one, which was copied with its address. Told again each second while it goes on.
     Double {
         /// The session that shows it.
@@ -30,7 +38,7 @@ pub enum Event {
         /// When.
         at: Duration,
     },
-    /// After [`Event::Stalled`]: every session that is still up has been heard since.
+    /// After [`Event::Stalled`] or [`Event::GivenUp`]: every session that is still up has been heard since.
     CaughtUp {
         /// When.
         at: Duration,

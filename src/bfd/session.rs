@@ -146,6 +146,8 @@ impl Session {
     pub fn receive(&mut self, packet: &Repr, now: Duration) -> Reception {
         let mut reception = Reception::default();
         let was_up = self.remote.state == State::Up;
+        // The peer that we gave up, and whose discriminator we forgot, speaks: it hears of that at once, not within a second (§6.8.7).
+        self.news |= self.expired;
         let changed = self.remote.state != packet.state;
         self.remote = Remote {
             discriminator: packet.my_discriminator,
@@ -181,6 +183,12 @@ impl Session {
         self.last_received = Some(now);
         self.expired = false;
         reception
+    }
+
+    /// The other side's detection time ran out, which is news here.
+    pub fn is_given_up_by(&self, packet: &Repr) -> bool {
+        let expired = packet.state == State::Down && packet.diagnostic == Diagnostic::ControlDetectionTimeExpired;
+        self.state == State::Up && expired
     }
 
     /// How close to failure the other side's packets come, by what the last of them promises: who has woken up late and asks for more patience

@@ -104,7 +104,7 @@ struct Entry {
     refused: Option<Discard>,
     /// No longer wanted: told AdminDown until then.
     leaving: Option<Duration>,
-    /// Up, but not heard since we slept.
+    /// Up, but not heard since it is in doubt whether we were here all the time.
     unheard: bool,
 }
 
@@ -118,10 +118,11 @@ pub struct Sessions {
     discriminators: BTreeMap<PeerKey, u32>,
     wakes: Tolerance,
     interval: Duration,
-    /// Between a stall and the end of what had queued up meanwhile.
+    /// After a stall, or what may have been one.
     stall: Option<Stall>,
 }
 
+/// Until every session that is up has been heard again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stall {
     /// What is read now may be old.
@@ -250,8 +251,22 @@ impl Sessions {
         }
         if let Err(reason) = entry.session.sequence.check(&packet, received.payload, self.config.authentication.as_ref()) {
             entry.refused = Some(reason);
+            // We missed more packets than its number allows for, so it is not believed in general. But it is no repetition: it knows this session, and
+            // the number is none that was used before we heard its sender last.
+            let missed =
+                reason == Discard::Sequence && packet.your_discriminator == discriminator && entry.session.sequence.is_later(&packet);
+            if missed
+                && entry.session.is_given_up_by(&packet)
+                && authentication::is_authentic(&packet, received.payload, self.config.authentication.as_ref())
+            {
+                self.given_up(discriminator, now, effects);
+            }
             return Err(reason);
         }
+        if entry.session.is_given_up_by(&packet) {
+            self.given_up(discriminator, now, effects);
+        }
+        let Some(entry) = self.entries.get_mut(&discriminator) else { return Err(Discard::NoSession) };
         if entry.double.heard(packet.my_discriminator, packet.your_discriminator != 0, now) {
             effects.events.push(Event::Double { peer: entry.peer, ours: false, at: now });
         }
@@ -381,13 +396,25 @@ impl Sessions {
             self.tell_all(Reason::LateWakes(late), now, &mut effects);
         }
         if stalled {
-            self.stall = Some(Stall::Reading);
-            for entry in self.entries.values_mut() {
-                entry.unheard = entry.session.state == State::Up;
-            }
+            self.doubt();
             effects.events.push(Event::Stalled { late, at: now });
         }
         effects
+    }
+
+    /// To be told before the end of the session is: until then this node may think that it alone is left.
+    fn given_up(&mut self, discriminator: u32, now: Duration, effects: &mut Effects) {
+        if let Some(peer) = self.entries.get(&discriminator).map(|entry| entry.peer) {
+            self.doubt();
+            effects.events.push(Event::GivenUp { peer, at: now });
+        }
+    }
+
+    fn doubt(&mut self) {
+        self.stall = Some(Stall::Reading);
+        for entry in self.entries.values_mut() {
+            entry.unheard = entry.session.state == State::Up;
+        }
     }
 
     /// To be called when everything that had arrived was handled.

@@ -250,6 +250,49 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
     );
 }
 
+/// Not of the RFC: our clock may have stood still. That the peer gave us up is told before the end of its session, and holds until the others were heard.
+#[test]
+fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
+    let (mut sessions, heard) = up(Config::default());
+    sessions.add(key(Some(2), 8), Peer::default(), ms(1));
+    let other = Repr { state: State::Down, ..hello() };
+    let ours = sessions.handle(&received(2, 8, &other.to_vec()), ms(2)).packets.last().map(parsed).expect("an answer").my_discriminator;
+    let other = Repr { state: State::Up, your_discriminator: ours, ..other };
+    sessions.handle(&received(2, 8, &other.to_vec()), ms(3));
+    assert_eq!(sessions.up().len(), 2);
+
+    let down = Repr { state: State::Down, diagnostic: bfd::Diagnostic::ControlDetectionTimeExpired, ..heard };
+    let told = sessions.handle(&received(2, 9, &down.to_vec()), ms(20)).events;
+    let given_up = Event::GivenUp { peer: key(Some(2), 9), at: ms(20) };
+    assert!(matches!(&told[..], [first, Event::Peer(PeerEvent { cause: Cause::NeighborDown, .. })] if *first == given_up), "{told:?}");
+    assert_eq!(sessions.caught_up(ms(20)).events, vec![]);
+    assert_eq!(sessions.handle(&received(2, 8, &other.to_vec()), ms(40)).events, vec![Event::CaughtUp { at: ms(40) }]);
+}
+
+/// While we were away the peer's numbers went on (RFC 5880 §6.7.4 refuses them then). Only what is new, and meant for this session, counts.
+#[test]
+fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
+    let config = Config { authentication: secret("s"), ..Config::default() };
+    for (ahead, digest, knows_us, counts) in
+        [(40, "s", true, true), (40, "t", true, false), (40, "s", false, false), (0, "s", true, false), (u32::MAX - 40, "s", true, false)]
+    {
+        let mut sessions = Sessions::new(config.clone(), 3);
+        let first = parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]);
+        let heard = Repr { state: State::Init, your_discriminator: first.my_discriminator, desired_min_tx: 50_000, ..hello() };
+        sessions.handle(&received(2, 9, &signed(&heard, 1000, 1, AuthenticationType::MeticulousKeyedSha1, "s")), ms(1));
+        assert_eq!(sessions.up().len(), 1);
+        let your_discriminator = if knows_us { first.my_discriminator } else { 0 };
+        let down = Repr { state: State::Down, diagnostic: bfd::Diagnostic::ControlDetectionTimeExpired, your_discriminator, ..heard };
+        let effects = sessions.handle(
+            &received(2, 9, &signed(&down, 1000u32.wrapping_add(ahead), 1, AuthenticationType::MeticulousKeyedSha1, digest)),
+            ms(20),
+        );
+        let expected = if counts { vec![Event::GivenUp { peer: key(Some(2), 9), at: ms(20) }] } else { vec![] };
+        assert_eq!((effects.discarded, effects.events), (Some(Discard::Sequence), expected), "{ahead} {digest} {knows_us}");
+        assert_eq!(sessions.up().len(), 1, "the session stays what it was");
+    }
+}
+
 /// What counts is how long peers wait for us: the silence that they hear, against our multiplier as they know it. Theirs does not matter.
 #[test]
 fn a_stall_is_measured_by_what_peers_wait_for() {

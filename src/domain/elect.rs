@@ -60,7 +60,7 @@ pub enum Ineligible {
     NoLocalEndpoint,
     /// There are Node objects, and none is this node's: it was deleted, or never joined.
     NoNode,
-    /// The process did not run for a while, and looks again first.
+    /// This node was away, or may have been, and looks again first.
     Suspended,
     /// Another machine has this node's name, and the better right to it.
     DuplicateNode {
@@ -101,7 +101,7 @@ impl fmt::Display for Ineligible {
             Ineligible::NoNode => {
                 f.write_str("the cluster has Nodes, but none of this name: it was deleted, or PINNACE_NODE_NAME is wrong")
             }
-            Ineligible::Suspended => f.write_str("this node did not run for a while and looks first who took over"),
+            Ineligible::Suspended => f.write_str("this node was away for a while, or a peer says so, and looks first who took over"),
             Ineligible::DuplicateNode { address } => {
                 write!(f, "another machine, at {address}, has this node's name; give one of them another (PINNACE_NODE_NAME)")
             }

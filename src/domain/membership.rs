@@ -82,7 +82,12 @@ pub enum PeerEvent {
         /// For how long.
         late: Duration,
     },
-    /// After a stall: every session that is still up was heard since.
+    /// The peer at this address has waited for us in vain, in a session that is up here: it does not hear us, or we were away without knowing.
+    GivenUp {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+    },
+    /// After a stall, or what may have been one: every session that is still up was heard since.
     CaughtUp,
 }
 
@@ -94,6 +99,7 @@ impl PeerEvent {
             bfd::Event::Peer(event) => event,
             bfd::Event::Adapted(_) => return None,
             bfd::Event::Double { peer, ours, .. } => return Some(PeerEvent::Doubled { address: peer.address, ours: *ours }),
+            bfd::Event::GivenUp { peer, .. } => return Some(PeerEvent::GivenUp { address: peer.address }),
             bfd::Event::Stalled { late, .. } => return Some(PeerEvent::Stalled { late: *late }),
             bfd::Event::CaughtUp { .. } => return Some(PeerEvent::CaughtUp),
         };
@@ -325,6 +331,12 @@ impl Membership {
         changed
     }
 
+    /// The peer at this address whose word about this node counts; None: nobody's, or that of two machines that speak as one.
+    pub fn witness(&self, address: IpAddr) -> Option<&str> {
+        let name = self.owners.get(&address)?;
+        self.peers.get(name).filter(|peer| peer.doubled.is_none()).map(|_| &**name)
+    }
+
     /// Takes in which station has an address.
     pub fn neighbour(&mut self, address: IpAddr, mac: Mac) {
         if self.owners.contains_key(&address) && ethernet::is_station(mac) {
@@ -375,6 +387,12 @@ impl Membership {
     /// Names of the peers that live, and since when.
     pub fn alive(&self) -> impl Iterator<Item = (&str, Duration)> {
         self.peers.iter().filter_map(|(name, peer)| Some((&**name, peer.up_since?)))
+    }
+
+    /// The sessions that are up and show that a peer lives.
+    pub fn up(&self) -> impl Iterator<Item = IpAddr> {
+        let sessions = self.peers.values().filter(|peer| peer.alive()).flat_map(|peer| &peer.sessions);
+        sessions.filter(|(_, state)| **state == Liveness::Up).map(|(address, _)| *address)
     }
 
     /// No Node object but, perhaps, our own.

@@ -142,11 +142,15 @@ impl World {
         self.tell(node, None);
     }
 
-    /// A virtual machine goes on as if nothing had been: its clock stood still with it.
+    /// A virtual machine goes on as if nothing had been: its clock stood still with it. Its host may have kept packets for it, or none.
     fn resume(&mut self, node: usize) {
         let Some(since) = self.hosts[node].suspended.take().filter(|_| self.hosts[node].frozen) else { return };
         self.hosts[node].offset -= self.now - since;
-        self.plan_anew(node);
+        let kept = self.random.below(2) == 0;
+        if !kept {
+            self.hosts[node].backlog.clear();
+        }
+        self.plan_anew(node, kept);
         self.thaw(node, Duration::ZERO);
     }
 

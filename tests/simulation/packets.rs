@@ -110,9 +110,12 @@ impl World {
     }
 
     /// What it had planned by a clock that stood still meanwhile is to be planned again.
-    pub(super) fn plan_anew(&mut self, node: usize) {
+    pub(super) fn plan_anew(&mut self, node: usize, kept: bool) {
         if let Some(thread) = self.thread(node) {
             thread.planned = None;
+            if !kept {
+                thread.queued.clear();
+            }
         }
     }
 

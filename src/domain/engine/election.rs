@@ -33,6 +33,8 @@ pub(super) struct Election {
     /// Every peer was seen, since then.
     complete: Option<Duration>,
     suspended: Option<Suspension>,
+    /// Sessions in which the peer has waited for us in vain, and when it said so.
+    given_up: BTreeMap<IpAddr, Duration>,
     deadlines: BTreeSet<(Duration, IpAddr)>,
     told_interval: Option<Duration>,
     told_sessions: Sessions,
@@ -50,7 +52,10 @@ pub(super) const DEAD_FOR: Duration = Duration::from_secs(60);
 /// each of the others would otherwise listen for seconds.
 const SHORT_STALL: Duration = Duration::from_secs(1);
 
-/// After a stall, until somebody was heard again.
+/// In each of its sessions a peer says within an interval that it gave us up; the first may be up again before the last has said so.
+const VERDICT: Duration = Duration::from_secs(1);
+
+/// After a stall, or what may have been one, until somebody was heard again.
 #[derive(Debug)]
 struct Suspension {
     until: Duration,
@@ -58,6 +63,8 @@ struct Suspension {
     held: BTreeSet<IpAddr>,
     /// A session with a peer was lost meanwhile, so others may have taken over.
     lost: bool,
+    /// Where that this node was away is only what a peer says: sessions that have been up all the time since. Each shows that it was not.
+    witnesses: Option<BTreeSet<IpAddr>>,
 }
 
 impl Election {
@@ -108,6 +115,7 @@ impl Engine {
                 // Each session counts: while one of a peer's is told of its end, another may not have read that far.
                 if let (Liveness::Down(reason), Some(suspension)) = (state, &mut self.election.suspended) {
                     suspension.lost |= reason != DownReason::AdminDown;
+                    suspension.witnesses.as_mut().map(|witnesses| witnesses.remove(&address));
                 }
                 let changed = self.membership.liveness(address, state, self.now);
                 self.members_changed(changed, plan);
@@ -122,6 +130,7 @@ impl Engine {
             }
             PeerEvent::Stalled { .. } if self.membership.is_empty() => {}
             PeerEvent::Stalled { late } => self.stalled(late, plan),
+            PeerEvent::GivenUp { address } => self.given_up(address, plan),
             PeerEvent::CaughtUp => self.look_again(plan),
         }
     }
@@ -149,21 +158,48 @@ impl Engine {
         }
     }
 
+    fn stalled(&mut self, late: Duration, plan: &mut Plan) {
+        let listen = if late < SHORT_STALL { seat::ASK * (u32::from(seat::ASKS) + 1) } else { elect::LISTEN };
+        let message = format!("this node did not run for {} ms: it answers for nothing until it has heard who took over", late.as_millis());
+        self.suspend(listen, None, ("Stalled", message), plan);
+    }
+
+    /// A clock that stands still with its machine shows no stall; peers do. Where packets are lost, one session of several may be given up at any
+    /// time: that is no sign, as long as the peer has another.
+    fn given_up(&mut self, address: IpAddr, plan: &mut Plan) {
+        let now = self.now;
+        self.election.given_up.retain(|_, since| now < *since + VERDICT);
+        self.election.given_up.insert(address, now);
+        let Some(peer) = self.membership.witness(address).filter(|_| !self.suspended()) else { return };
+        let witnesses: BTreeSet<IpAddr> = self.membership.up().filter(|session| !self.election.given_up.contains_key(session)).collect();
+        if witnesses.iter().any(|session| self.membership.witness(*session) == Some(peer)) {
+            return;
+        }
+        let message = format!(
+            "node {peer} has given this node up, for it heard nothing of it, while their session was up here: this node answers for nothing until \
+             it has heard from others whether it was away"
+        );
+        self.suspend(elect::LISTEN, Some(witnesses), ("GivenUp", message), plan);
+    }
+
     /// We may have been declared dead, and everything that is believed here is as old as the stall is long: hold nothing, listen. To ask would be to
     /// tell the others that we gave up, and perhaps nobody has noticed.
-    fn stalled(&mut self, late: Duration, plan: &mut Plan) {
-        let (now, until) = (self.now, self.now + elect::LISTEN);
-        let listen = if late < SHORT_STALL { now + seat::ASK * (u32::from(seat::ASKS) + 1) } else { until };
+    fn suspend(
+        &mut self,
+        listen: Duration,
+        witnesses: Option<BTreeSet<IpAddr>>,
+        (reason, message): (&'static str, String),
+        plan: &mut Plan,
+    ) {
+        let (now, until, listen) = (self.now, self.now + elect::LISTEN, self.now + listen);
         let held = self.vips.iter().filter(|(_, vip)| *vip.seat.holder() == Holder::Me).map(|(address, _)| *address).collect();
         let before = self.election.suspended.take();
         let held: BTreeSet<IpAddr> = before.iter().flat_map(|s| &s.held).copied().chain::<BTreeSet<IpAddr>>(held).collect();
         let lost = before.is_some_and(|suspension| suspension.lost);
         if !held.is_empty() {
-            let message =
-                format!("this node did not run for {} ms: it answers for nothing until it has heard who took over", late.as_millis());
-            plan.notices.push(Notice { warning: true, service: None, node: None, reason: "Stalled", message });
+            plan.notices.push(Notice { warning: true, service: None, node: None, reason, message });
         }
-        self.election.suspended = Some(Suspension { until, held, lost });
+        self.election.suspended = Some(Suspension { until, held, lost, witnesses });
         self.election.listen_until = listen;
         for vip in self.vips.values_mut() {
             vip.seat.suspend(now, listen);
@@ -174,11 +210,12 @@ impl Engine {
     /// The sessions that are still up were heard since the stall. If all that were up are, nobody has declared us dead.
     fn look_again(&mut self, plan: &mut Plan) {
         let Some(suspension) = self.election.suspended.take() else { return };
-        if suspension.lost {
+        let away = suspension.lost && suspension.witnesses.is_none_or(|witnesses| witnesses.is_empty());
+        if away {
             self.election.fresh_until = self.now + elect::HOLD_OFF;
         }
         for (address, vip) in &mut self.vips {
-            match !suspension.lost && suspension.held.contains(address) {
+            match !away && suspension.held.contains(address) {
                 true => vip.seat.resume(),
                 false => vip.seat.inquire(self.now),
             }

@@ -77,6 +77,34 @@ fn a_planned_stop_of_a_peer_takes_nothing_away() {
     assert!(announces(&engine));
 }
 
+/// Its clock stood still with it: only what the peers say shows that this node was away. One of them alone may be mistaken.
+#[test]
+fn whoever_was_given_up_by_all_asks_first_and_by_one_of_two_goes_on() {
+    const THIRD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 88, 0, 13));
+    for all in [true, false] {
+        let (mut engine, now) = stalled();
+        engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+        engine.handle(source(vec![node(3)]), now);
+        tell(&mut engine, now, THIRD, Liveness::Up);
+        assert!(announces(&engine));
+        engine.handle(Event::Peer(PeerEvent::GivenUp { address: PEER[0] }), now);
+        tell(&mut engine, now, PEER[0], Liveness::Down(DownReason::NeighbourDown));
+        assert!(announces(&engine), "the peer has another session");
+        tell(&mut engine, now, PEER[0], Liveness::Up);
+        let plan = engine.handle(Event::Peer(PeerEvent::GivenUp { address: PEER[1] }), now);
+        assert!(plan.notices.iter().any(|notice| notice.reason == "GivenUp" && notice.message.contains("node-2")), "{:?}", plan.notices);
+        assert!(!announces(&engine), "it answers for nothing until the others were heard");
+        for address in [PEER[1]].into_iter().chain(all.then_some(THIRD)) {
+            tell(&mut engine, now, address, Liveness::Down(DownReason::NeighbourDown));
+            tell(&mut engine, now, address, Liveness::Up);
+        }
+        engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+        assert_eq!(announces(&engine), !all);
+        engine.handle(Event::Tick, now + ASK * 2);
+        assert_eq!(announces(&engine), !all, "the others have time to answer");
+    }
+}
+
 /// The host stood still for a moment and one of its machines did not wake up again: the other has stood still as well, and is all there is.
 #[test]
 fn who_stood_still_for_a_moment_while_the_holder_died_takes_over_within_a_second_or_so() {

@@ -157,7 +157,7 @@ impl Task {
             self.counters.discarded(reason);
         }
         for event in effects.events {
-            if matches!(event, Event::Stalled { .. }) {
+            if matches!(event, Event::Stalled { .. } | Event::GivenUp { .. }) {
                 self.vigil.stall();
             }
             (self.events)(event);

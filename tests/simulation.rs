@@ -241,6 +241,31 @@ fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
     }
 }
 
+/// For good, or until the owner's announcements have become as rare as in peace: the one that hears the other yields, whichever it is.
+#[test]
+fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
+    for seed in 1..=24 {
+        let nodes = 2 + seed as usize % 3;
+        let mut world = World::new(seed, nodes, 3);
+        world.detection = Detection::Packets;
+        world.authenticated = seed.is_multiple_of(2);
+        world.boot(200);
+        world.run(ms(20_000));
+        let owner = world.owners(world.vips[0])[0];
+        let other = (owner + 1) % nodes;
+        let (from, to) = if seed % 4 < 2 { (owner, other) } else { (other, owner) };
+        world.bounds = (ms(1_000), ms(1_000));
+        world.fault_at(ms(20_000), Fault::OneWay(from, to, true));
+        world.fault_at(ms(420_000), Fault::OneWay(from, to, false));
+        world.run(ms(419_000));
+        let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
+        assert!(world.moves.values().all(|moves| moves.len() <= 3), "seed {seed}: {:?}", world.moves);
+        world.run(ms(440_000));
+        peaceful(&mut world, &owners);
+        assert_eq!(world.failures, [""; 0], "seed {seed}");
+    }
+}
+
 #[test]
 fn a_stall_that_nobody_noticed_changes_nothing() {
     for seed in 1..=40 {

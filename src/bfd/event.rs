@@ -67,7 +67,8 @@ pub struct PeerEvent {
 pub enum Cause {
     /// The peer was heard, or hears us.
     Heard,
-    /// Nothing was heard for the detection time: the peer, or the way to it, is dead (diagnostic 1).
+    /// Nothing was heard for the detection time: the peer, or the way to it, is dead (diagnostic 1). Also told of a session that the peer had
+    /// declared down before it fell silent.
     DetectionTimeExpired,
     /// The peer says Down: it restarted, or does not hear us (diagnostic 3).
     NeighborDown,

@@ -229,7 +229,12 @@ impl Session {
         }
         self.expired = true;
         self.remote.discriminator = 0;
-        if matches!(self.state, State::Init | State::Up) { self.fall(Cause::DetectionTimeExpired) } else { None }
+        match self.state {
+            State::Init | State::Up => self.fall(Cause::DetectionTimeExpired),
+            // It said Down, and then nothing more: whatever that meant, it is not even heard now.
+            State::Down if self.remote.state == State::Down => Some(Cause::DetectionTimeExpired),
+            State::Down | State::AdminDown => None,
+        }
     }
 
     /// True when the tolerance fell by a step.

@@ -139,6 +139,19 @@ fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
     assert_eq!(bench.session.expire(bench.now + ms(3000)), Some(Cause::DetectionTimeExpired));
 }
 
+/// Not of the RFC: who has declared the session down and is silent from then on is not even heard any more; who has left said so.
+#[test]
+fn silence_after_down_is_told_and_changes_nothing() {
+    for (said, told) in [(State::Down, Some(Cause::DetectionTimeExpired)), (State::AdminDown, None)] {
+        let mut bench = Bench::up();
+        bench.receive(said, |_| {});
+        let diagnostic = bench.session.diagnostic;
+        assert_eq!(bench.session.expire(bench.now + ms(150)), told, "{said:?}");
+        assert_eq!((bench.session.state, bench.session.diagnostic), (State::Down, diagnostic));
+        assert_eq!(bench.session.expire(bench.now + ms(300)), None, "once");
+    }
+}
+
 /// §6.8.1, bfd.RemoteDiscr: void after a detection time of silence in whatever state.
 #[test]
 fn the_remote_discriminator_is_forgotten_after_the_detection_time() {

@@ -193,7 +193,9 @@ impl Peers {
             self.doubled.insert((!ours).then_some(*address), Instant::now());
         }
         if let PeerEvent::Liveness { address, state } = &told {
-            self.metrics.bfd_session(*state == Liveness::Up);
+            if *state != Liveness::Heard {
+                self.metrics.bfd_session(*state == Liveness::Up);
+            }
             let node = self.wanted.get(address).map_or("?", |node| node);
             match state {
                 _ if self.is_doubled(*address) => debug!(node, %address, ?state, "a session of two machines that are one"),
@@ -206,7 +208,11 @@ impl Peers {
                     warn!(node, %address, "node is lost: nothing was heard for the detection time")
                 }
                 Liveness::Down(DownReason::AdminDown) => info!(node, %address, "node stops as planned"),
-                Liveness::Down(_) => warn!(node, %address, "node is down: it says that it does not hear this one, or has restarted"),
+                Liveness::Heard => debug!(node, %address, "node is heard"),
+                Liveness::Down(DownReason::Deaf) => {
+                    warn!(node, %address, "node does not hear this one: packets to it were lost, or are blocked")
+                }
+                Liveness::Down(_) => warn!(node, %address, "node is down: it has restarted"),
             }
         }
         Some(told)

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::model::Node;
 use super::status::{PeerStatus, Reason};
 use crate::bfd::{self, Cause};
-use crate::wire::bfd::State;
+use crate::wire::bfd::{Diagnostic, State};
 use crate::wire::ethernet::{self, Mac};
 pub use doubled::DOUBLED_FOR;
 
@@ -24,6 +24,8 @@ pub const GRACE: Duration = Duration::from_millis(300);
 pub const LEFT: Duration = Duration::from_secs(2);
 /// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
+/// A session on its way up is there within this time; a peer that is heard for longer does not hear us.
+pub const DEAF_AFTER: Duration = Duration::from_secs(3);
 /// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not run there, or the machine is off.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
 
@@ -38,8 +40,10 @@ pub enum DownReason {
     DetectionTimeout,
     /// The peer announced a planned stop (RFC 5880 §6.8.16).
     AdminDown,
-    /// The peer says that it does not hear us, or has just started.
+    /// The peer says that the session is down, as it does when it has just started.
     NeighbourDown,
+    /// The peer says that its detection time ran out: it lives, and does not hear us.
+    Deaf,
     /// Nothing was ever heard.
     NeverSeen,
 }
@@ -49,8 +53,17 @@ pub enum DownReason {
 pub enum Liveness {
     /// Both ends hear each other.
     Up,
+    /// The peer is heard (RFC 5880 §6.2, Init); whether it hears us is not known yet.
+    Heard,
     /// They do not.
     Down(DownReason),
+}
+
+impl Liveness {
+    /// The peer is heard, and we are not, as far as we know.
+    fn is_one_way(self) -> bool {
+        matches!(self, Liveness::Heard | Liveness::Down(DownReason::Deaf))
+    }
 }
 
 /// Something that was learned about a peer.
@@ -92,8 +105,7 @@ pub enum PeerEvent {
 }
 
 impl PeerEvent {
-    /// What an event of the sessions says about the node at their other end; None: nothing. A session on its way up, and one that we
-    /// ended, leave what was believed before.
+    /// What an event of the sessions says about the node at their other end; None: nothing. One that we ended leaves what was believed before.
     pub fn of(event: &bfd::Event) -> Option<PeerEvent> {
         let event = match event {
             bfd::Event::Peer(event) => event,
@@ -105,10 +117,15 @@ impl PeerEvent {
         };
         let state = match (event.state, event.cause) {
             (State::Up, _) => Liveness::Up,
-            (State::Init, _) => return None,
+            (State::Init, _) => Liveness::Heard,
             (_, Cause::DetectionTimeExpired) => Liveness::Down(DownReason::DetectionTimeout),
             (_, Cause::NeighborAdminDown) => Liveness::Down(DownReason::AdminDown),
-            (_, Cause::NeighborDown) => Liveness::Down(DownReason::NeighbourDown),
+            (_, Cause::NeighborDown) => match event.remote_diagnostic {
+                Diagnostic::ControlDetectionTimeExpired => Liveness::Down(DownReason::Deaf),
+                // It answers to what we said before, and is the same that it was.
+                Diagnostic::NeighborSignaledSessionDown => Liveness::Heard,
+                _ => Liveness::Down(DownReason::NeighbourDown),
+            },
             (_, Cause::Heard | Cause::LocalAdminDown | Cause::LocalReturn) => return None,
         };
         Some(PeerEvent::Liveness { address: event.peer.address, state })
@@ -122,6 +139,8 @@ pub enum Standing {
     Alive,
     /// No session, and no proof of death: what it announces is evidence.
     Unseen,
+    /// It is heard and does not hear us, so it cannot yield to us.
+    Deaf,
     /// It left, or fell silent a moment ago: what is heard of it is old.
     Gone,
 }
@@ -138,6 +157,8 @@ struct Peer {
     down: Option<(DownReason, Duration)>,
     /// Was alive at some time.
     seen: bool,
+    /// It is heard, and known from then on not to hear us.
+    deaf: Option<Duration>,
     /// First and last announcement heard of it while no session was up.
     heard: Option<(Duration, Duration)>,
     /// Two machines speak as it: from which address, and until when that counts.
@@ -147,6 +168,47 @@ struct Peer {
 impl Peer {
     fn alive(&self) -> bool {
         self.up_since.is_some()
+    }
+
+    /// It is heard, and does not hear us.
+    fn is_deaf(&self, now: Duration) -> bool {
+        !self.alive() && self.doubled.is_none() && self.deaf.is_some_and(|from| now >= from)
+    }
+
+    /// What the others go by: whether it lives, why not, and whether it is heard all the same.
+    fn view(&self) -> (bool, Option<DownReason>, bool) {
+        (self.alive(), self.down.map(|(reason, _)| reason), self.deaf.is_some())
+    }
+
+    /// What follows from one of its sessions having come to this state. `moved`: this node has another address, which ends sessions as well.
+    fn hearken(&mut self, state: Liveness, moved: bool, now: Duration) {
+        let was_heard = self.deaf.is_some();
+        self.deaf = match state {
+            Liveness::Heard => self.deaf.or(Some(now + DEAF_AFTER)),
+            Liveness::Down(DownReason::Deaf) if !moved => Some(now),
+            _ => self.deaf.filter(|_| self.sessions.values().any(|state| state.is_one_way())),
+        };
+        let up = self.sessions.values().any(|state| *state == Liveness::Up);
+        match (up, self.alive(), state) {
+            (true, false, _) => (self.up_since, self.down, self.seen, self.heard) = (Some(now), None, true, None),
+            (false, true, Liveness::Heard) => (self.up_since, self.down, self.expected) = (None, None, now),
+            (false, true, Liveness::Down(_)) if moved => (self.up_since, self.down, self.expected) = (None, None, now),
+            (false, _, Liveness::Down(reason)) => {
+                self.up_since = None;
+                // A dead node that is then reported as "never seen" or "says down" by a session that starts over stays dead.
+                let worse = match (self.down, reason) {
+                    (Some((DownReason::DetectionTimeout | DownReason::AdminDown, _)), DownReason::NeverSeen) => false,
+                    // Nothing at all is heard of it any more.
+                    (Some(_), _) if was_heard && self.deaf.is_none() => true,
+                    (Some((before, _)), after) => before != after,
+                    (None, _) => true,
+                };
+                if worse {
+                    self.down = Some((reason, now));
+                }
+            }
+            _ => {}
+        }
     }
 
     /// When there was the last sign of it, while no session is up.
@@ -244,12 +306,14 @@ impl Membership {
                 up_since: None,
                 down: None,
                 seen: false,
+                deaf: None,
                 heard: None,
                 doubled: None,
             });
             if peer.addresses != addresses {
                 peer.addresses = addresses;
                 peer.sessions.retain(|address, _| peer.addresses.contains(address));
+                peer.deaf = None;
                 if peer.alive() && !peer.sessions.values().any(|state| *state == Liveness::Up) {
                     // It moved: to be seen anew at its new address. Nobody died.
                     (peer.up_since, peer.down, peer.expected) = (None, None, now);
@@ -298,34 +362,17 @@ impl Membership {
         let moved = self.moved.is_some_and(|moved| now < moved + MOVED_FOR);
         let Some(name) = self.owners.get(&address) else { return changed };
         let Some(peer) = self.peers.get_mut(name) else { return changed };
-        let before = (peer.alive(), peer.down.map(|(reason, _)| reason));
+        let before = peer.view();
         peer.sessions.insert(address, state);
         if peer.doubled.is_some() {
             return changed;
         }
-        let up = peer.sessions.values().any(|state| *state == Liveness::Up);
-        match (up, peer.alive(), state) {
-            (true, false, _) => {
-                (peer.up_since, peer.down, peer.seen, peer.heard) = (Some(now), None, true, None);
-                self.blocked.remove(name);
-            }
-            (false, true, Liveness::Down(_)) if moved => (peer.up_since, peer.down, peer.expected) = (None, None, now),
-            (false, _, Liveness::Down(reason)) => {
-                peer.up_since = None;
-                // A dead node that is then reported as "never seen" or "says down" by a session that starts over stays dead.
-                let worse = match (peer.down, reason) {
-                    (Some((DownReason::DetectionTimeout | DownReason::AdminDown, _)), DownReason::NeverSeen) => false,
-                    (Some((before, _)), after) => before != after,
-                    (None, _) => true,
-                };
-                if worse {
-                    peer.down = Some((reason, now));
-                }
-            }
-            _ => {}
+        peer.hearken(state, moved, now);
+        if peer.alive() && !before.0 {
+            self.blocked.remove(name);
         }
-        if before != (peer.alive(), peer.down.map(|(reason, _)| reason)) {
-            changed.died = before.0 && !peer.alive() && !moved;
+        if before != peer.view() {
+            changed.died = before.0 && !peer.alive() && !moved && state != Liveness::Heard;
             changed.nodes.insert(name.clone());
         }
         changed
@@ -376,6 +423,7 @@ impl Membership {
         match self.peers.get(node) {
             None => Standing::Gone,
             Some(peer) if peer.alive() => Standing::Alive,
+            Some(peer) if peer.is_deaf(now) => Standing::Deaf,
             Some(peer) => match peer.down {
                 Some((DownReason::AdminDown, _)) => Standing::Gone,
                 Some((DownReason::DetectionTimeout | DownReason::NeighbourDown, since)) if now < since + GRACE => Standing::Gone,
@@ -426,7 +474,8 @@ impl Membership {
     /// Nodes that died: the detection time ran out on the last of their sessions, and they have not been back. A planned stop is
     /// none: pods there go on.
     pub fn dead(&self) -> impl Iterator<Item = &str> {
-        let dead = |peer: &Peer| !peer.alive() && peer.seen && matches!(peer.down, Some((DownReason::DetectionTimeout, _)));
+        let dead =
+            |peer: &Peer| !peer.alive() && peer.deaf.is_none() && peer.seen && matches!(peer.down, Some((DownReason::DetectionTimeout, _)));
         self.peers.iter().filter(move |(_, peer)| dead(peer)).map(|(name, _)| &**name)
     }
 
@@ -469,9 +518,12 @@ impl Membership {
             state: match (peer.up_since, peer.down.map(|(reason, _)| reason)) {
                 _ if peer.doubled.is_some() => "two machines have its name and address",
                 (Some(_), _) => "up",
+                (None, _) if peer.is_deaf(now) => {
+                    "heard, but it does not hear this node: packets to it are lost, or UDP port 3784 is blocked there"
+                }
                 (None, Some(DownReason::DetectionTimeout)) => "lost: nothing heard for the detection time",
                 (None, Some(DownReason::AdminDown)) => "stopped as planned",
-                (None, Some(DownReason::NeighbourDown)) => "down: it does not hear this node, or is starting",
+                (None, Some(DownReason::NeighbourDown | DownReason::Deaf)) => "down: it is starting",
                 (None, Some(DownReason::NeverSeen) | None) => "never heard: Pinnace does not run there, or UDP port 3784 is blocked",
             }
             .into(),

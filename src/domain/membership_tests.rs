@@ -206,3 +206,32 @@ fn a_station_names_its_node_when_only_one_has_it() {
     members.neighbour(ip(4), station);
     assert_eq!(members.by_station(station), None, "two machines, one hardware address: a clone");
 }
+
+#[test]
+fn who_is_heard_and_does_not_hear_us_is_deaf_until_a_session_is_up_or_it_falls_silent() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2, 3])]);
+    let view = |members: &Membership, now| (members.standing("b", now), members.dead().count());
+    members.liveness(ip(2), Liveness::Heard, T(0));
+    assert_eq!(view(&members, T(2_999)), (Standing::Unseen, 0), "its session may be on its way up");
+    assert_eq!(view(&members, T(3_000)), (Standing::Deaf, 0));
+    assert!(members.statuses(T(3_000))[0].state.contains("does not hear this node"), "{:?}", members.statuses(T(3_000)));
+    members.liveness(ip(2), Liveness::Up, T(4_000));
+    assert_eq!(view(&members, T(4_000)), (Standing::Alive, 0));
+    assert!(members.liveness(ip(2), Liveness::Down(DownReason::Deaf), T(5_000)).died, "whom it does not hear it cannot yield to");
+    assert_eq!(view(&members, T(5_000)), (Standing::Deaf, 0), "it says so: no doubt, and no death");
+    members.liveness(ip(2), Liveness::Heard, T(5_100));
+    members.liveness(ip(3), Liveness::Down(DownReason::DetectionTimeout), T(5_200));
+    assert_eq!(view(&members, T(5_200)), (Standing::Deaf, 0), "it is heard at one of its addresses");
+    assert!(members.liveness(ip(2), Liveness::Down(DownReason::DetectionTimeout), T(9_000)).nodes.contains("b"));
+    assert_eq!(view(&members, T(9_000)), (Standing::Gone, 1));
+}
+
+/// Its session falls because it heard of an end that is over: it answers, so it was there all the time.
+#[test]
+fn whose_session_starts_over_is_to_be_seen_anew_and_has_not_died() {
+    let mut members = members(&[node("me", &[1]), node("b", &[2])]);
+    members.liveness(ip(2), Liveness::Up, T(0));
+    let changed = members.liveness(ip(2), Liveness::Heard, T(1_000));
+    assert!(changed.nodes.contains("b") && !changed.died, "{changed:?}");
+    assert_eq!((members.standing("b", T(1_000)), members.dead().count()), (Standing::Unseen, 0));
+}

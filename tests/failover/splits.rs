@@ -50,6 +50,30 @@ fn every_side_of_a_split_has_one_owner_and_the_whole_has_one_again() {
     }
 }
 
+/// Between two nodes, in one direction, for good: the owner is not heard by the other, or does not hear it. The third hears both.
+#[test]
+fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
+    let cluster = Cluster::start(&[]);
+    for owner_is_heard in [false, true] {
+        cluster.settle();
+        let vip = cluster.vip(Family::V4);
+        let owner = cluster.owner(vip, &ALL[..3]).expect("an owner");
+        let other = (owner + 1) % 3;
+        let (from, to) = if owner_is_heard { (other, owner) } else { (owner, other) };
+        let [from, to] = [from, to].map(|node| &cluster.trio.nodes[node]);
+        let begin = Instant::now();
+        let wall = "add table bridge wall; add chain bridge wall forward { type filter hook forward priority 0; }";
+        cluster.trio.lan.output("nft", &[&format!("{wall}; add rule bridge wall forward iifname {} oifname {} drop", from.name, to.name)]);
+        let one = || Family::ALL.into_iter().try_for_each(|family| cluster.owner(cluster.vip(family), &ALL[..3]).map(drop));
+        let took = holds_from(begin, Duration::from_secs(5), "one owner on which all agree", one);
+        println!("{} is not heard by {}: one owner after {took:?}", from.name, to.name);
+        let hears = cluster.running(cluster.trio.nodes.iter().position(|node| node.name == from.name).expect("a node of the lab"));
+        assert!(hears.log().contains("does not hear this one"), "the node that hears the other says so");
+        cluster.trio.lan.output("nft", &["delete table bridge wall"]);
+        holds_from(Instant::now(), Duration::from_secs(5), "and then as well", one);
+    }
+}
+
 /// Nodes in sides of these sizes, one of them where it is to be and the others in their order.
 fn sides(sizes: &[usize], place: usize, first: usize) -> Vec<Vec<usize>> {
     let mut others = ALL.into_iter().filter(|node| *node != first);

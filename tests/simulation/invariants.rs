@@ -34,7 +34,9 @@ impl World {
             let mut doubles = BTreeSet::new();
             for (n, a) in owners.iter().enumerate() {
                 for b in &owners[n + 1..] {
-                    if self.path(*a, *b) && self.path(*b, *a) {
+                    // Where one of them hears the other, that one is to yield. The model of timing does not tell it.
+                    let heard = [self.path(*a, *b), self.path(*b, *a)];
+                    if heard == [true; 2] || self.detection == Detection::Packets && heard.contains(&true) {
                         doubles.insert((vip, *a, *b));
                     }
                 }

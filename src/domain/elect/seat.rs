@@ -3,7 +3,7 @@
 //! There are no votes. Who holds an address announces it; whoever believes it free and itself the best candidate takes it; of two
 //! who hear each other the one ranked lower yields. Ranks are the same on every node, so beliefs may differ for a moment and
 //! the outcome may not. What a peer alone can know (a link that is down, objects not read yet) needs no message: it does not claim
-//! within a step, and the next one does.
+//! within a step, and the next one does. Where frames between two are lost in one direction, only one of them can yield: the one that hears.
 //!
 //! A holder keeps the address while it lives, whatever its rank. It is doubted, and asked (an ARP or ND probe), when it has not been
 //! heard for long; several questions without an answer, for some may be lost, and the address is free. A holder that gives up asks for itself: a
@@ -23,6 +23,8 @@ pub const STEP_WITH_PROBE: Duration = Duration::from_secs(2);
 /// A holder without a session is believed for so long after it was last heard: four announcements of one per
 /// [`super::WATCHFUL`] and a reserve.
 pub const SILENCE: Duration = Duration::from_millis(3500);
+/// The same for one that does not hear us: it cannot be asked, and announces as seldom as ever (once a minute, by default).
+pub const SILENCE_DEAF: Duration = Duration::from_secs(150);
 /// Between questions, and how many.
 pub const ASK: Duration = Duration::from_millis(100);
 /// See [`ASK`].
@@ -235,6 +237,7 @@ impl Seat {
             let free = match (ballot.standing)(node) {
                 Standing::Gone => true,
                 Standing::Unseen => now >= self.heard + SILENCE,
+                Standing::Deaf => now >= self.heard + SILENCE_DEAF,
                 Standing::Alive => !insists && !ballot.presumed(node),
             };
             if free {
@@ -296,6 +299,7 @@ impl Seat {
             Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Unseen => {
                 return self.check.is_none().then_some(self.heard + SILENCE - ASK * (u32::from(ASKS) + 1));
             }
+            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Deaf => return None,
             Holder::Peer { node, .. } => Some(&**node),
             Holder::Stranger => return self.check.is_none().then_some(self.heard + SILENCE),
             // One that cannot hold it wants to know, too: people ask it.
@@ -312,6 +316,8 @@ impl Seat {
         }
         let due = match &self.holder {
             Holder::Nobody { .. } => self.claim_due(ballot),
+            // Who does not hear of it would go on.
+            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Deaf => None,
             // Preference is stronger than possession; rank alone is not.
             Holder::Peer { node, .. } if !ballot.fresh && ballot.candidates.first().is_some_and(|first| first.node == ballot.me) => {
                 let class = |node: &str| rank(ballot.address, node, ballot.preferred).class();
@@ -339,7 +345,11 @@ impl Seat {
 
     fn next(&self, ballot: &Ballot<'_>, now: Duration) -> Option<Duration> {
         let silence = match &self.holder {
-            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Unseen => Some(self.heard + SILENCE),
+            Holder::Peer { node, .. } => match (ballot.standing)(node) {
+                Standing::Unseen => Some(self.heard + SILENCE),
+                Standing::Deaf => Some(self.heard + SILENCE_DEAF),
+                Standing::Alive | Standing::Gone => None,
+            },
             _ => None,
         };
         let claim = if ballot.stance == Stance::Eligible { self.claim_due(ballot) } else { None };
@@ -363,7 +373,7 @@ impl Seat {
         };
         let shunned = self.shunned.as_ref().is_some_and(|(shunned, until)| **shunned == *node && now < *until);
         let yields = match self.holder {
-            Holder::Me => self.leaving.is_some() || ballot.outranks(node),
+            Holder::Me => self.leaving.is_some() || ballot.outranks(node) || (ballot.standing)(node) == Standing::Deaf,
             _ => true,
         };
         if shunned || !yields || (ballot.standing)(node) == Standing::Gone {

@@ -174,3 +174,22 @@ fn a_holder_that_cannot_know_asks_nothing_until_it_is_known_that_it_was_missed()
         }
     }
 }
+
+const DEAF: &dyn Fn(&str) -> Standing = &|_| Standing::Deaf;
+
+/// Frames are lost in one direction: of the two only the one that hears can yield.
+#[test]
+fn a_holder_that_does_not_hear_us_keeps_the_address_whatever_the_ranks() {
+    let names = ranked();
+    let best: [Box<str>; 1] = [names[0].into()];
+    let mine = Ballot { preferred: &best, ..ballot(names[0], &names[..1], DEAF) };
+    let mut seat = Seat::new(T(0), T(0));
+    assert!(claimed(&mut seat, &mine, T(0)).is_some());
+    seat.heard(Some(names[1]), STATION, &mine, T(1_000));
+    let theirs = Holder::Peer { node: names[1].into(), insists: true };
+    assert_eq!(*seat.holder(), theirs);
+    let asked = (10..=1_500).filter(|n| seat.decide(&mine, T(n * 100))).count();
+    assert_eq!((asked, seat.holder()), (0, &theirs), "it would not hear a question, and announces once a minute");
+    assert_eq!(claimed(&mut seat, &mine, T(150_000)), Some(T(1_000) + SILENCE_DEAF), "it has ended, or was never heard again");
+    assert_eq!(claimed(&mut Seat { holder: theirs, ..Seat::new(T(0), T(0)) }, &ballot(names[0], &names, GONE), T(10)), Some(T(10)));
+}

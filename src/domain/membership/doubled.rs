@@ -36,7 +36,7 @@ impl Membership {
         peer.doubled = Some((address, now + DOUBLED_FOR));
         if first {
             changed.died = peer.alive();
-            (peer.up_since, peer.down, peer.heard) = (None, Some((DownReason::DetectionTimeout, now)), None);
+            (peer.up_since, peer.down, peer.deaf, peer.heard) = (None, Some((DownReason::DetectionTimeout, now)), None, None);
             changed.nodes.insert(name.clone());
         }
         changed

@@ -16,6 +16,7 @@ mod authentication;
 mod config;
 mod double;
 mod event;
+mod exchange;
 mod parameters;
 mod random;
 mod session;
@@ -25,7 +26,8 @@ mod tolerance;
 pub use authentication::Authentication;
 pub use config::Config;
 pub use event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
-pub use sessions::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus, Sessions};
+pub use exchange::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus};
+pub use sessions::Sessions;
 
 #[cfg(test)]
 mod double_tests;

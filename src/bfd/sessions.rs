@@ -1,98 +1,17 @@
 //! All sessions of a node: peers that come and go, demultiplexing (RFC 5880 §6.3, §6.8.6), authentication and the node's packet rate.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::authentication::{self, Authentication};
 use super::config::Config;
 use super::double::Double;
 use super::event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
+use super::exchange::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus};
 use super::random::Random;
 use super::session::{SLOW, Session, Target};
 use super::tolerance::Tolerance;
-use crate::wire::bfd::{self, Diagnostic, MAX_LEN, Repr, State};
-
-/// Names a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PeerKey {
-    /// Index of the interface that the session is bound to; None: whichever way the packets take.
-    pub interface: Option<u32>,
-    /// The peer's address.
-    pub address: IpAddr,
-}
-
-/// How to reach a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// Source of our packets; None: the kernel's choice.
-    pub local: Option<IpAddr>,
-    /// The peer is behind a router (RFC 5883): the other port, and no demand that the TTL be 255.
-    pub multihop: bool,
-}
-
-/// A UDP payload and what the kernel knows of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Received<'a> {
-    /// Where it came in.
-    pub interface: u32,
-    /// Where it came from.
-    pub source: IpAddr,
-    /// TTL or hop limit, when known.
-    pub ttl: Option<u8>,
-    /// It came to [`bfd::MULTIHOP_PORT`].
-    pub multihop: bool,
-    /// The packet.
-    pub payload: &'a [u8],
-}
-
-/// A packet to be sent, with TTL or hop limit 255 (RFC 5881 §5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outgoing {
-    /// Whom to.
-    pub peer: PeerKey,
-    /// From where and to which port.
-    pub settings: Peer,
-    bytes: [u8; MAX_LEN],
-    length: usize,
-}
-
-impl Outgoing {
-    /// The UDP payload.
-    pub fn payload(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-}
-
-/// What is to be done, in this order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Effects {
-    /// To be sent.
-    pub packets: Vec<Outgoing>,
-    /// To be told.
-    pub events: Vec<Event>,
-    /// Why the packet was not taken.
-    pub discarded: Option<Discard>,
-}
-
-/// What a session looks like from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionStatus {
-    /// Whose.
-    pub peer: PeerKey,
-    /// Ours.
-    pub state: State,
-    /// Why ours last changed.
-    pub diagnostic: Diagnostic,
-    /// What the peer last said.
-    pub remote_state: State,
-    /// How long silence lasts until the session fails; None before anything was heard.
-    pub detection_time: Option<Duration>,
-    /// How often we send; None: not at all.
-    pub transmit_interval: Option<Duration>,
-    /// Why a packet for it was last refused, since it was last up.
-    pub refused: Option<Discard>,
-}
+use crate::wire::bfd::{self, Repr, State};
 
 /// One peer.
 #[derive(Debug)]
@@ -259,14 +178,16 @@ impl Sessions {
                 && entry.session.is_given_up_by(&packet)
                 && authentication::is_authentic(&packet, received.payload, self.config.authentication.as_ref())
             {
-                self.given_up(discriminator, now, effects);
+                effects.events.push(Event::GivenUp { peer: entry.peer, at: now });
+                self.doubt();
             }
             return Err(reason);
         }
-        if entry.session.is_given_up_by(&packet) {
-            self.given_up(discriminator, now, effects);
+        let given_up = entry.session.is_given_up_by(&packet);
+        if given_up {
+            // Before the end of the session is told: whoever hears of that first may think that this node alone is left.
+            effects.events.push(Event::GivenUp { peer: entry.peer, at: now });
         }
-        let Some(entry) = self.entries.get_mut(&discriminator) else { return Err(Discard::NoSession) };
         if entry.double.heard(packet.my_discriminator, packet.your_discriminator != 0, now) {
             effects.events.push(Event::Double { peer: entry.peer, ours: false, at: now });
         }
@@ -299,6 +220,9 @@ impl Sessions {
         // It has heard our farewell.
         if held && entry.leaving.is_some() && packet.state < State::Init {
             self.forget(discriminator);
+        }
+        if given_up {
+            self.doubt();
         }
         self.end_stall(now, effects);
         if held { Err(Discard::AdminDown) } else { Ok(()) }
@@ -402,14 +326,7 @@ impl Sessions {
         effects
     }
 
-    /// To be told before the end of the session is: until then this node may think that it alone is left.
-    fn given_up(&mut self, discriminator: u32, now: Duration, effects: &mut Effects) {
-        if let Some(peer) = self.entries.get(&discriminator).map(|entry| entry.peer) {
-            self.doubt();
-            effects.events.push(Event::GivenUp { peer, at: now });
-        }
-    }
-
+    /// Nothing that was heard before shows that this node was here all the time.
     fn doubt(&mut self) {
         self.stall = Some(Stall::Reading);
         for entry in self.entries.values_mut() {

@@ -322,9 +322,9 @@ impl Announcer {
         if !shorter {
             return;
         }
-        let settled: Vec<(IpAddr, u32)> =
-            self.places.iter().filter(|(_, place)| place.step >= schedule::BURST.len()).map(|(key, _)| *key).collect();
-        for (vip, ifindex) in settled {
+        let rare = |place: &Place| place.step >= schedule::BURST.len() || place.due > now + interval;
+        let rare: Vec<(IpAddr, u32)> = self.places.iter().filter(|(_, place)| rare(place)).map(|(key, _)| *key).collect();
+        for (vip, ifindex) in rare {
             let due = now + self.jitter.up_to(interval);
             let Some(place) = self.places.get_mut(&(vip, ifindex)) else { continue };
             let silent = self.vips.get(&vip).is_some_and(|known| known.quiet);
@@ -409,11 +409,16 @@ impl Announcer {
         let Some(place) = self.places.get_mut(&(vip, ifindex)) else { return };
         let burst = *place.burst.get_or_insert(now);
         place.step += 1;
-        place.due = match schedule::BURST.get(place.step) {
-            Some(&offset) => burst + offset,
-            None => now + self.jitter.refresh(now, self.config.announce_interval.max(Config::MIN_INTERVAL)),
-        };
         let step = place.step;
+        let refresh = now + self.jitter.refresh(now, self.config.announce_interval.max(Config::MIN_INTERVAL));
+        place.due = match schedule::BURST.get(place.step) {
+            Some(&offset) if burst + offset <= refresh => burst + offset,
+            // The last of a burst are farther apart than refreshes are while somebody may sit behind a filter.
+            _ => {
+                place.step = place.step.max(schedule::BURST.len());
+                refresh
+            }
+        };
         self.timers.add(place.due, Timer::Announce(vip, ifindex));
         self.send_announcement(vip, ifindex);
         // Twice to each: once soon, once more when the first may have been lost. The gateways have a turn of their own, or thousands of VIPs

@@ -21,8 +21,7 @@ impl World {
             Fault::Resume(node) => self.resume(node),
             Fault::Link(node, up) => {
                 self.hosts[node].link = up;
-                let interfaces = self.interfaces(node);
-                self.tell(node, Some(Event::Interfaces(interfaces)));
+                self.link_changed(node);
             }
             Fault::Sides(sides) => {
                 for (host, side) in self.hosts.iter_mut().zip(&sides) {
@@ -53,6 +52,14 @@ impl World {
             }
         }
         self.recheck();
+    }
+
+    /// Who stands still reads of it afterwards.
+    fn link_changed(&mut self, node: usize) {
+        if !self.hosts[node].frozen {
+            let interfaces = self.interfaces(node);
+            self.tell(node, Some(Event::Interfaces(interfaces)));
+        }
     }
 
     pub(super) fn objects_changed(&mut self, node: usize) {
@@ -112,6 +119,7 @@ impl World {
         self.hosts[node].frozen = false;
         // The sessions know by themselves that they slept.
         self.round(node);
+        self.link_changed(node);
         // Peers may have waited since up to an interval before it began.
         let stalled = self.detection == Detection::Timing && late >= ms(100);
         if stalled {

@@ -21,7 +21,8 @@ impl World {
             Fault::Resume(node) => self.resume(node),
             Fault::Link(node, up) => {
                 self.hosts[node].link = up;
-                self.link_changed(node);
+                let interfaces = self.interfaces(node);
+                self.tell(node, Some(Event::Interfaces(interfaces)));
             }
             Fault::Sides(sides) => {
                 for (host, side) in self.hosts.iter_mut().zip(&sides) {
@@ -54,14 +55,6 @@ impl World {
         self.recheck();
     }
 
-    /// Who stands still reads of it afterwards.
-    fn link_changed(&mut self, node: usize) {
-        if !self.hosts[node].frozen {
-            let interfaces = self.interfaces(node);
-            self.tell(node, Some(Event::Interfaces(interfaces)));
-        }
-    }
-
     pub(super) fn objects_changed(&mut self, node: usize) {
         for observer in 0..self.hosts.len() {
             let changes = vec![self.node_object(node)];
@@ -76,6 +69,7 @@ impl World {
         (host.frozen, host.suspended) = (false, None);
         host.woken = Duration::MAX;
         host.backlog.clear();
+        host.untold.clear();
         self.up.retain(|(a, _)| *a != node);
         self.recheck();
     }
@@ -119,7 +113,6 @@ impl World {
         self.hosts[node].frozen = false;
         // The sessions know by themselves that they slept.
         self.round(node);
-        self.link_changed(node);
         // Peers may have waited since up to an interval before it began.
         let stalled = self.detection == Detection::Timing && late >= ms(100);
         if stalled {
@@ -127,6 +120,9 @@ impl World {
         }
         for frame in std::mem::take(&mut self.hosts[node].backlog) {
             self.frame(node, &frame);
+        }
+        for event in std::mem::take(&mut self.hosts[node].untold) {
+            self.tell(node, Some(event));
         }
         // Not before the sessions were heard, or have ended, which is told of at two addresses.
         let mut caught_up = self.now + self.random.time(10, 60);

@@ -87,6 +87,8 @@ pub struct Host {
     offset: Duration,
     woken: Duration,
     backlog: Vec<Vec<u8>>,
+    /// What it is to be told when it goes on.
+    untold: Vec<Event>,
     was: bool,
     interfaces: Option<(bool, Arc<Interfaces>)>,
 }
@@ -204,6 +206,7 @@ impl World {
             offset,
             woken: Duration::MAX,
             backlog: Vec::new(),
+            untold: Vec::new(),
             was: false,
             interfaces: None,
         };
@@ -325,6 +328,10 @@ impl World {
 
     /// An event, or time, for a node; then what follows.
     fn tell(&mut self, node: usize, event: Option<Event>) {
+        if self.hosts[node].frozen {
+            self.hosts[node].untold.extend(event);
+            return;
+        }
         let now = self.now + self.hosts[node].offset;
         let interfaces = self.interfaces(node);
         let links = matches!(event, Some(Event::Interfaces(_)));

@@ -206,3 +206,24 @@ fn services_that_share_an_address_have_one_set_of_candidates_and_one_holder() {
     }
     assert_eq!(winners.len(), usize::from(NODES), "every node is the best one somewhere");
 }
+
+/// Preference is stronger than possession, as soon as this node has been back for long enough.
+#[test]
+fn a_preferred_node_that_returned_takes_its_address_when_it_is_not_new_any_more() {
+    let mut web = service("web");
+    web.request.prefer_nodes = vec!["node-1".into()];
+    let mut engine = knowing("10.88.0.200", vec![node(1), node(2), put(web)]);
+    let peer: IpAddr = [10, 88, 0, 12].into();
+    let holder = [2, 0, 0, 0, 0, 2];
+    engine.handle(Event::Peer(PeerEvent::Liveness { address: peer, state: Liveness::Up }), T0);
+    engine.handle(Event::Peer(PeerEvent::Neighbour { address: peer, mac: holder }), T0);
+    let ours = |engine: &Engine| engine.state().addresses[0].owner.as_deref() == Some("node-1");
+    let mut now = T0;
+    while !ours(&engine) && now < T0 + elect::HOLD_OFF * 2 {
+        // Announced so often that nobody has reason to ask.
+        engine.handle(Event::Announcer(AnnouncerEvent::Heard { ifindex: 2, vip: vip(200), mac: holder }), now);
+        now = engine.next_deadline().map_or(now + elect::WATCHFUL, |due| due.min(now + elect::WATCHFUL));
+        engine.handle(Event::Tick, now);
+    }
+    assert_eq!(now, T0 + elect::HOLD_OFF);
+}

@@ -27,8 +27,9 @@ pub(super) struct Election {
     /// Since when. No entry: the API has had the time to take them away, and has not.
     died: BTreeMap<Box<str>, Duration>,
     started: Option<Duration>,
-    /// This node comes last until then.
+    /// This node comes last until then; and whether it did when that was last looked at.
     fresh_until: Duration,
+    was_fresh: bool,
     listen_until: Duration,
     /// Every peer was seen, since then.
     complete: Option<Duration>,
@@ -247,6 +248,11 @@ impl Engine {
             }
         }
         self.review_vips(due, plan);
+        // What it is preferred for is its own again, without waiting for another reason to look.
+        let fresh = now < self.election.fresh_until;
+        if std::mem::replace(&mut self.election.was_fresh, fresh) && !fresh {
+            self.review_all(plan);
+        }
 
         let single = self.membership.singled(now);
         for node in &single.nodes {

@@ -218,8 +218,12 @@ impl Peers {
         Some(told)
     }
 
+    /// Each of its addresses is one of both machines, though the signs at this one may not be proof yet.
     fn is_doubled(&self, address: IpAddr) -> bool {
-        [None, Some(address)].iter().any(|key| self.doubled.get(key).is_some_and(|last| last.elapsed() < DOUBLED_FOR))
+        let node = |address: &IpAddr| self.wanted.get(address);
+        let same =
+            |peer: &Option<IpAddr>| peer.is_none_or(|peer| peer == address || node(&peer).is_some_and(|name| node(&address) == Some(name)));
+        self.doubled.iter().any(|(peer, last)| same(peer) && last.elapsed() < DOUBLED_FOR)
     }
 
     /// The engine has decided what a stall means, and those who answer have been told.

@@ -53,8 +53,9 @@ pub(super) const DEAD_FOR: Duration = Duration::from_secs(60);
 /// each of the others would otherwise listen for seconds.
 const SHORT_STALL: Duration = Duration::from_secs(1);
 
-/// In each of its sessions a peer says within an interval that it gave us up; the first may be up again before the last has said so.
-const VERDICT: Duration = Duration::from_secs(1);
+/// In each of its sessions a peer says within an interval that it gave us up; the first may be up again before the last has said so. Intervals are
+/// longer than this only where a node has more than 130 sessions, or late packets have made them so.
+const VERDICT: Duration = Duration::from_millis(300);
 
 /// After a stall, or what may have been one, until somebody was heard again.
 #[derive(Debug)]

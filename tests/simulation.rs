@@ -171,7 +171,18 @@ fn peaceful(world: &mut World, before: &[Vec<usize>]) {
 
 /// A cluster at rest, without loss, that owns its addresses.
 fn quiet(seed: u64, nodes: usize) -> World {
+    settled(World::new(seed, nodes, 3), seed)
+}
+
+/// The same with the real BFD sessions, which sign their packets in every other one.
+fn quiet_with_real_sessions(seed: u64, nodes: usize) -> World {
     let mut world = World::new(seed, nodes, 3);
+    world.detection = Detection::Packets;
+    world.authenticated = seed.is_multiple_of(2);
+    settled(world, seed)
+}
+
+fn settled(mut world: World, seed: u64) -> World {
     world.boot(200);
     world.run(ms(20_000));
     let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
@@ -224,11 +235,7 @@ fn a_stalled_owner_says_nothing_for_an_address_that_moved() {
 #[test]
 fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
     for seed in 1..=40 {
-        let mut world = World::new(seed, 3, 3);
-        world.detection = Detection::Packets;
-        world.authenticated = seed.is_multiple_of(2);
-        world.boot(200);
-        world.run(ms(20_000));
+        let mut world = quiet_with_real_sessions(seed, 3);
         let victim = world.owners(world.vips[0])[0];
         world.bounds = (ms(55), ms(300));
         world.fault_at(ms(20_000), Fault::Suspend(victim));
@@ -246,11 +253,7 @@ fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
 fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
     for seed in 1..=24 {
         let nodes = 2 + seed as usize % 3;
-        let mut world = World::new(seed, nodes, 3);
-        world.detection = Detection::Packets;
-        world.authenticated = seed.is_multiple_of(2);
-        world.boot(200);
-        world.run(ms(20_000));
+        let mut world = quiet_with_real_sessions(seed, nodes);
         let owner = world.owners(world.vips[0])[0];
         let other = (owner + 1) % nodes;
         let (from, to) = if seed % 4 < 2 { (owner, other) } else { (other, owner) };

@@ -238,7 +238,7 @@ impl Membership {
                 peer.addresses = addresses;
                 peer.sessions.retain(|address, _| peer.addresses.contains(address));
                 peer.deaf = None;
-                if peer.alive() && !peer.sessions.values().any(|state| *state == Liveness::Up) {
+                if peer.alive() && !peer.has_session() {
                     // It moved: to be seen anew at its new address. Nobody died.
                     (peer.up_since, peer.down, peer.expected) = (None, None, now);
                     changed.nodes.insert(name);
@@ -291,7 +291,7 @@ impl Membership {
         if peer.doubled.is_some() {
             return changed;
         }
-        peer.hearken(state, moved, now);
+        peer.observe(state, moved, now);
         if peer.alive() && !before.0 {
             self.blocked.remove(name);
         }
@@ -398,9 +398,7 @@ impl Membership {
     /// Nodes that died: the detection time ran out on the last of their sessions, and they have not been back. A planned stop is
     /// none: pods there go on.
     pub fn dead(&self) -> impl Iterator<Item = &str> {
-        let dead =
-            |peer: &Peer| !peer.alive() && peer.deaf.is_none() && peer.seen && matches!(peer.down, Some((DownReason::DetectionTimeout, _)));
-        self.peers.iter().filter(move |(_, peer)| dead(peer)).map(|(name, _)| &**name)
+        self.peers.iter().filter(|(_, peer)| peer.is_dead()).map(|(name, _)| &**name)
     }
 
     /// What somebody should look at, by name.

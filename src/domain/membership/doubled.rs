@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Changed, DownReason, Liveness, Membership};
+use super::{Changed, DownReason, Membership};
 use crate::domain::status::Reason;
 
 /// After the last sign.
@@ -50,7 +50,7 @@ impl Membership {
         }
         for (name, peer) in &mut self.peers {
             if peer.doubled.take_if(|(_, until)| now >= *until).is_some() {
-                if peer.sessions.values().any(|state| *state == Liveness::Up) {
+                if peer.has_session() {
                     (peer.up_since, peer.down) = (Some(now), None);
                 }
                 changed.nodes.insert(name.clone());

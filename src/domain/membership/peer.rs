@@ -32,6 +32,16 @@ impl Peer {
         self.up_since.is_some()
     }
 
+    /// A session is up.
+    pub fn has_session(&self) -> bool {
+        self.sessions.values().any(|state| *state == Liveness::Up)
+    }
+
+    /// The detection time ran out on the last of its sessions, and it has not been back.
+    pub fn is_dead(&self) -> bool {
+        !self.alive() && self.deaf.is_none() && self.seen && matches!(self.down, Some((DownReason::DetectionTimeout, _)))
+    }
+
     /// It is heard, and does not hear us.
     pub fn is_deaf(&self, now: Duration) -> bool {
         !self.alive() && self.doubled.is_none() && self.deaf.is_some_and(|from| now >= from)
@@ -43,15 +53,14 @@ impl Peer {
     }
 
     /// What follows from one of its sessions having come to this state. `moved`: this node has another address, which ends sessions as well.
-    pub fn hearken(&mut self, state: Liveness, moved: bool, now: Duration) {
+    pub fn observe(&mut self, state: Liveness, moved: bool, now: Duration) {
         let was_heard = self.deaf.is_some();
         self.deaf = match state {
             Liveness::Heard => self.deaf.or(Some(now + DEAF_AFTER)),
             Liveness::Down(DownReason::Deaf) if !moved => Some(now),
             _ => self.deaf.filter(|_| self.sessions.values().any(|state| state.is_one_way())),
         };
-        let up = self.sessions.values().any(|state| *state == Liveness::Up);
-        match (up, self.alive(), state) {
+        match (self.has_session(), self.alive(), state) {
             (true, false, _) => (self.up_since, self.down, self.seen, self.heard) = (Some(now), None, true, None),
             (false, true, Liveness::Heard) => (self.up_since, self.down, self.expected) = (None, None, now),
             (false, true, Liveness::Down(_)) if moved => (self.up_since, self.down, self.expected) = (None, None, now),

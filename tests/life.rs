@@ -1,6 +1,6 @@
 //! The life of a process, as its neighbours see it: start, replacement, stop, sudden death, and what it leaves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -263,6 +263,23 @@ fn the_printed_rules_are_those_of_the_kernel_and_the_planned_ones_too() {
         json(&print(&["ruleset", "-o", "json"])).unwrap() + 1,
         json(&lab.node.ns.output("nft", &["-j", "list", "ruleset"])).unwrap()
     );
+}
+
+#[test]
+fn an_endpoint_fewer_is_served_at_once_and_the_tables_are_tidied_up_soon() {
+    let lab = serving();
+    let running = lab.pinnace().start_ready();
+    running.wait_serving("default/web");
+    let services = || lab.node.ns.output("nft", &["list", "map", "ip", "pinnace", "services"]);
+    assert!(services().contains("80 : jump spread-2"), "{}", services());
+    lab.apply("web.yaml", &web("web").with_pods(&lab.pods[..1]));
+    let vip = running.address("default/web", Family::V4);
+    eventually("only the pod that is left answers", PATIENCE, || {
+        let pods: BTreeSet<String> =
+            lab.client.tcp_times(20, vip, 80).map_err(|error| format!("{error:?}"))?.into_iter().map(|reply| reply.pod).collect();
+        ensure(pods == BTreeSet::from(["pod-1".to_string()]), || format!("{pods:?}"))
+    });
+    eventually("its verdict is that of one endpoint", PATIENCE, || ensure(services().contains("80 : jump spread-1"), services));
 }
 
 /// Of the start, of work, of trouble and of the end; with words in it that somebody outside has chosen.

@@ -143,6 +143,9 @@ fn what_we_print_is_what_nft_prints() {
     isolated(|| {
         let mut writer = Writer::open().unwrap();
         writer.apply(&example()).unwrap();
+        let key = frontend("192.0.2.1", Protocol::Tcp, 80);
+        let resized = plain(Target::Spread(backends("10.42.0.", 2, 1)));
+        writer.apply(&Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(resized)))]), ..Changes::default() }).unwrap();
         // The kernel's first: it waits until the kernel's own hash tables stand still, for which `nft list` does not wait.
         for (tables, source) in [(writer.live().unwrap(), "kernel"), (believed(writer.compiler()), "memory")] {
             for (table, family) in tables.iter().zip(["ip", "ip6"]) {
@@ -205,15 +208,19 @@ fn some_changes() -> impl proptest::strategy::Strategy<Value = Changes> {
 fn after_any_sequence_of_changes_the_kernel_holds_what_a_fresh_load_would() {
     isolated(|| {
         let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
-        let sequences = proptest::collection::vec(some_changes(), 1..12);
+        let sequences = proptest::collection::vec((some_changes(), 0..3usize), 1..12);
         let outcome = TestRunner::new(config).run(&sequences, |sequence| {
             let mut writer = Writer::open().unwrap();
             let mut all = Changes { reset: true, ..Changes::default() };
-            for changes in sequence {
+            for (changes, settled) in sequence {
+                writer.settle(settled).unwrap();
                 writer.apply(&changes).unwrap();
                 all.merge(changes);
                 assert!(writer.intact().unwrap(), "the drift check must agree with what was applied");
             }
+            assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
+            writer.settle(usize::MAX).unwrap();
+            assert!(writer.intact().unwrap(), "and with verdicts that followed");
             let changed = sorted(writer.live().unwrap());
             let mut fresh = Writer::open().unwrap();
             fresh.apply(&all).unwrap();
@@ -298,7 +305,17 @@ fn one_endpoint_moves_few_elements() {
         pods[40].port = 9090;
         assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 2, "one bucket deleted and added");
         pods.pop();
-        assert_eq!(writer.apply(&set(Target::Spread(pods))).unwrap().elements, 3, "one bucket less, another class");
+        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 3, "one bucket less, another class");
+        assert_eq!(writer.settle(usize::MAX).unwrap().elements, 0, "so many have their verdict at once");
+
+        pods.truncate(10);
+        writer.apply(&set(Target::Spread(pods.clone()))).unwrap();
+        pods.pop();
+        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 20, "all buckets of a few, and a note");
+        pods.pop();
+        assert_eq!(writer.apply(&set(Target::Spread(pods))).unwrap().elements, 17, "and again, the note is there");
+        assert_eq!(writer.settle(usize::MAX).unwrap().elements, 3, "another class, no note");
+        assert_eq!(writer.settle(usize::MAX).unwrap().bytes, 0);
     });
 }
 

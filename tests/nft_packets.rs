@@ -12,6 +12,7 @@ use pinnace::domain::model::Protocol;
 use pinnace::domain::plan::Changes;
 use pinnace::edge::conntrack;
 use pinnace::edge::nft::Writer;
+use pinnace::ruleset::SetId;
 
 #[path = "lab/patience.rs"]
 mod patience;
@@ -278,6 +279,47 @@ fn each_verdict_does_to_packets_what_it_says() {
         assert_eq!(lab.ask("client", SocketAddr::new(net.node_at[0], 81)), refused(), "other ports of the node are not ours");
         for from in ["client", "pod1", "node"] {
             assert!(lab.ping(from, net.vip), "ping {} from {from}", net.vip);
+        }
+    }
+}
+
+#[test]
+fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
+    let lab = Lab::new("r");
+    let mut writer = lab.inside("node", || {
+        let mut writer = Writer::open().unwrap();
+        writer.apply(&changes()).unwrap();
+        writer
+    });
+    let waiting = |writer: &Writer| {
+        let sets = writer.live().unwrap().into_iter().flat_map(|table| table.sets);
+        sets.filter(|(set, _)| *set == SetId::Resized).map(|(_, elements)| elements.len()).collect::<Vec<_>>()
+    };
+    let of = |pods: &[usize]| -> BTreeSet<String> { pods.iter().map(|pod| format!("pod{pod}")).collect() };
+    for (before, after) in [(&[1][..], &[1, 2][..]), (&[1, 2], &[2]), (&[2], &[1])] {
+        let port = 30;
+        for which in [before, after] {
+            let forwardings = nets().into_iter().flat_map(|net| {
+                let forwarding = Arc::new(Forwarding { internal: Target::Spread(pods(&net, which)), external: None, sources: None });
+                [Protocol::Tcp, Protocol::Udp].map(|protocol| (FrontendKey { address: net.vip, protocol, port }, Some(forwarding.clone())))
+            });
+            writer.apply(&Changes { forwardings: forwardings.collect(), ..Changes::default() }).unwrap();
+            if which == before {
+                writer.settle(usize::MAX).unwrap();
+            }
+        }
+        let resized = if before.len() == after.len() { [0, 0] } else { [2, 2] };
+        for expected in [resized, [0, 0]] {
+            assert_eq!(waiting(&writer), expected, "{before:?} → {after:?}");
+            for net in nets() {
+                let at = SocketAddr::new(net.vip, port);
+                for from in ["client", "pod1", "node"] {
+                    let said = (0..20).flat_map(|_| [lab.ask(from, at), lab.ask_udp(from, at)]);
+                    let answers: BTreeSet<String> = said.map(|said| said.unwrap()[..4].to_owned()).collect();
+                    assert_eq!(answers, of(after), "{at} from {from}, {before:?} → {after:?}");
+                }
+            }
+            writer.settle(usize::MAX).unwrap();
         }
     }
 }

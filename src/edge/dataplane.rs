@@ -175,6 +175,10 @@ impl Worker {
             if loaded && now >= next_look {
                 next_look = now + DRIFT_INTERVAL;
                 self.look_for_drift();
+                // Every packet finds its way all the same.
+                if let Err(error) = self.writer.settle(STEP) {
+                    debug!(%error, "cannot tidy up the verdicts of frontends that were resized");
+                }
             }
         }
     }

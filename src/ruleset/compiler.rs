@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::element::{self, Element, Key, class_of, elements, local_endpoints, targets};
-use super::skeleton::{Class, SetId, class_chain, skeleton};
+use super::element::{self, Element, Key, class_of, classes, elements, local_endpoints, targets};
+use super::skeleton::{Class, Scope, SetId, class_chain, skeleton};
 use super::{ChainId, Table};
 use crate::domain::forwarding::{Forwarding, FrontendKey, Target};
 use crate::domain::model::Family;
@@ -23,6 +23,8 @@ pub struct Compiler {
     /// Classes → map elements that lead to them. One that nothing leads to any more keeps its chain until the next reset: a new chain
     /// binds the whole map of backends, and the kernel then walks all of its elements (20 ms at 50,000).
     classes: BTreeMap<(Family, Class), u32>,
+    /// Frontends whose verdict is that of another number of backends than they have, and of which class it is.
+    resized: BTreeMap<FrontendKey, Class>,
 }
 
 /// One transaction, in the order in which it is to be carried out.
@@ -55,7 +57,7 @@ impl Batch {
         let mut parts: BTreeMap<(Family, SetId), Vec<Element>> = BTreeMap::new();
         for (frontend, forwarding) in &self.loads {
             let family = Family::of(frontend.address);
-            for (set, element) in elements(frontend, forwarding) {
+            for (set, element) in elements(frontend, forwarding, None) {
                 let part = parts.entry((family, set)).or_default();
                 part.push(element);
                 if part.len() == PART {
@@ -101,14 +103,34 @@ pub struct Staged {
     changes: Changes,
     locals: Delta<IpAddr>,
     classes: Delta<(Family, Class)>,
+    resized: BTreeMap<FrontendKey, Option<Class>>,
+}
+
+/// What becomes of the verdict of a frontend that gets another number of backends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdicts {
+    /// It may stay for the moment.
+    Later,
+    /// It follows at once.
+    Now,
 }
 
 impl Compiler {
     /// Compiles a change against what is there.
     pub fn stage(&self, changes: Changes) -> Staged {
-        let mut staged =
-            Staged { batch: Batch { reset: changes.reset, ..Batch::default() }, changes, locals: Delta::new(), classes: Delta::new() };
-        let Staged { batch, changes, locals, classes } = &mut staged;
+        self.compile(changes, Verdicts::Later)
+    }
+
+    /// Gives the first `most` of the frontends in [`SetId::Resized`] the verdict of their number of backends.
+    pub fn settle(&self, most: usize) -> Staged {
+        let resized = self.resized.keys().take(most).map(|frontend| (*frontend, self.forwardings.get(frontend).cloned()));
+        self.compile(Changes { forwardings: resized.collect(), ..Changes::default() }, Verdicts::Now)
+    }
+
+    fn compile(&self, changes: Changes, verdicts: Verdicts) -> Staged {
+        let batch = Batch { reset: changes.reset, ..Batch::default() };
+        let mut staged = Staged { batch, changes, locals: Delta::new(), classes: Delta::new(), resized: BTreeMap::new() };
+        let Staged { batch, changes, locals, classes: used, resized } = &mut staged;
         let empty = Compiler::default();
         let before = if changes.reset { &empty } else { self };
 
@@ -126,32 +148,35 @@ impl Compiler {
         }
         for (frontend, after) in &changes.forwardings {
             let old = before.forwardings.get(frontend);
+            let was = before.resized.get(frontend).copied();
+            let stays = match verdicts {
+                Verdicts::Later => stays(frontend, old.map(|old| (&**old, was)), after.as_deref()),
+                Verdicts::Now => None,
+            };
             let same = match (old, after) {
                 (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
                 (None, None) => true,
                 _ => false,
             };
-            if same {
+            if same && was == stays {
                 continue;
             }
-            for (forwarding, step) in [(old, -1), (after.as_ref(), 1)] {
+            if was != stays {
+                resized.insert(*frontend, stays);
+            }
+            for (forwarding, resized, step) in [(old, was, -1), (after.as_ref(), stays, 1)] {
                 let Some(forwarding) = forwarding else { continue };
                 local_endpoints(frontend, forwarding).into_iter().for_each(|address| locals.count(address, step));
                 let family = Family::of(frontend.address);
-                let used = targets(forwarding).filter_map(|(target, scope)| class_of(frontend, target, scope));
-                used.for_each(|class| classes.count((family, class), step));
+                classes(frontend, forwarding, resized).for_each(|class| used.count((family, class), step));
             }
             if changes.reset {
                 batch.loads.extend(after.iter().map(|after| (*frontend, after.clone())));
                 continue;
             }
-            let compile = |forwarding: &Arc<Forwarding>| elements(frontend, forwarding);
-            difference(
-                Family::of(frontend.address),
-                old.map(compile).unwrap_or_default(),
-                after.as_ref().map(compile).unwrap_or_default(),
-                batch,
-            );
+            let old = old.map(|old| elements(frontend, old, was)).unwrap_or_default();
+            let new = after.as_ref().map(|new| elements(frontend, new, stays)).unwrap_or_default();
+            difference(Family::of(frontend.address), old, new, batch);
         }
         for (&address, turn) in locals.turns(&before.locals) {
             let family = Family::of(address);
@@ -164,7 +189,7 @@ impl Compiler {
                 }
             }
         }
-        batch.classes.extend(classes.0.keys().filter(|class| !before.classes.contains_key(class)));
+        batch.classes.extend(used.0.keys().filter(|class| !before.classes.contains_key(class)));
         if batch.reset {
             batch.room = batch.sizes();
         }
@@ -185,7 +210,7 @@ impl Compiler {
 
     /// Remembers a change that succeeded. It must have been staged by this compiler, with nothing committed since.
     pub fn commit(&mut self, staged: Staged) {
-        let Staged { changes, locals, classes, .. } = staged;
+        let Staged { changes, locals, classes, resized, .. } = staged;
         if changes.reset {
             *self = Compiler::default();
         }
@@ -199,6 +224,12 @@ impl Compiler {
             match forwarding {
                 Some(forwarding) => self.forwardings.insert(frontend, forwarding),
                 None => self.forwardings.remove(&frontend),
+            };
+        }
+        for (frontend, class) in resized {
+            match class {
+                Some(class) => self.resized.insert(frontend, class),
+                None => self.resized.remove(&frontend),
             };
         }
         locals.apply(&mut self.locals);
@@ -251,7 +282,7 @@ impl Compiler {
                 _ => true,
             };
             if wanted.iter().any(|set| !samples.contains_key(set) && promises(set)) {
-                for (set, element) in elements(frontend, forwarding) {
+                for (set, element) in elements(frontend, forwarding, self.resized.get(frontend).copied()) {
                     samples.entry(set).or_insert(element);
                 }
             }
@@ -287,17 +318,22 @@ impl Compiler {
 
     /// The whole table of a family, for printing: elements ascending by key.
     pub fn table(&self, family: Family) -> Table {
-        let mut adds: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
-        Compiler::default().stage(self.everything()).batch.each_add(|of, set, elements| {
-            if of == family {
-                adds.entry(set).or_default().extend_from_slice(elements);
+        let mut sets: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
+        let mut put = |set, key| sets.entry(set).or_default().push(Element { key, value: None });
+        put(SetId::Alive, Key::EtherType(family));
+        self.uplinks.iter().for_each(|name| put(SetId::Uplinks, Key::Interface(name.clone())));
+        self.vips.iter().filter(|vip| Family::of(**vip) == family).for_each(|vip| put(SetId::Vips, Key::Address(*vip)));
+        for address in self.locals.keys().filter(|address| Family::of(**address) == family) {
+            put(SetId::LocalEndpoints, Key::Address(*address));
+            put(SetId::Hairpin, Key::Twice(*address));
+        }
+        for (frontend, forwarding) in self.forwardings.iter().filter(|(frontend, _)| Family::of(frontend.address) == family) {
+            for (set, element) in elements(frontend, forwarding, self.resized.get(frontend).copied()) {
+                sets.entry(set).or_default().push(element);
             }
-        });
+        }
         let sets = SetId::ALL.map(|set| {
-            let mut elements = adds.remove(&set).unwrap_or_default();
-            if set == SetId::Alive {
-                elements.push(Element { key: Key::EtherType(family), value: None });
-            }
+            let mut elements = sets.remove(&set).unwrap_or_default();
             elements.sort_unstable();
             (set, elements)
         });
@@ -313,6 +349,15 @@ impl Compiler {
         let classes = self.classes.keys().filter(|(of, _)| *of == family).map(|(_, class)| class_chain(*class));
         skeleton(family).into_iter().chain(classes).collect()
     }
+}
+
+/// The class of which the verdict of a frontend may stay for the moment, when it is not that of its number of backends: both are such that
+/// [`ChainId::Resized`] makes up for it. `before`: what it was, and of which class its verdict was if it stayed then.
+fn stays(frontend: &FrontendKey, before: Option<(&Forwarding, Option<Class>)>, after: Option<&Forwarding>) -> Option<Class> {
+    let class = |forwarding: &Forwarding| class_of(frontend, &forwarding.internal, Scope::Cluster).filter(|class| class.resizable());
+    let (old, stayed) = before?;
+    let (verdict, now) = (stayed.or_else(|| class(old))?, class(after?)?);
+    (verdict != now).then_some(verdict)
 }
 
 /// Walks two ascending lists: what only the old has goes, what only the new has comes, a changed value is both.

@@ -5,10 +5,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::forwarding::Backend;
 use crate::domain::model::Protocol;
+use crate::ruleset::skeleton::RESIZABLE;
 use crate::ruleset::{Value, Verdict};
 
 /// What a kernel holds that carries batches out, and refuses what the real one refuses.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Kernel {
     classes: BTreeSet<(Family, Class)>,
     elements: BTreeMap<(Family, SetId, Key), Option<Value>>,
@@ -29,12 +30,53 @@ impl Kernel {
         }
         batch.each_add(|family, set, elements| {
             for Element { key, value } in elements {
-                if let Some(Value::Verdict(Verdict::Goto(ChainId::Class(class)))) = value {
+                if let Some(Value::Verdict(Verdict::Goto(ChainId::Class(class)) | Verdict::Jump(ChainId::Class(class)))) = value {
                     assert!(self.classes.contains(&(family, *class)), "leads to a chain that is not there: {class:?}");
                 }
                 assert!(self.elements.insert((family, set, key.clone()), *value).is_none(), "adds what is there: {set:?} {key:?}");
             }
         });
+    }
+}
+
+impl Kernel {
+    /// The backend of a connection from inside, by the hash of its flow: what the rules of `from-inside` do.
+    fn backend(&self, frontend: FrontendKey, hash: u32) -> Option<Value> {
+        let family = Family::of(frontend.address);
+        let element = |set, key| self.elements.get(&(family, set, key)).copied().flatten();
+        let bucket = |class: Class| element(SetId::Backends, Key::Bucket(frontend, class.first_bucket() + hash % class.modulus));
+        match element(SetId::Services, Key::Frontend(frontend))? {
+            Value::Verdict(Verdict::Goto(ChainId::Class(class))) => bucket(class),
+            Value::Verdict(Verdict::Jump(ChainId::Class(class))) => bucket(class).or_else(|| {
+                assert!(self.elements.contains_key(&(family, SetId::Resized, Key::Frontend(frontend))), "the way ends at {class:?}");
+                (1..=RESIZABLE).find_map(|modulus| bucket(Class { modulus, ..class }))
+            }),
+            _ => None,
+        }
+    }
+
+    /// All of them without the chains.
+    fn of(compiler: &Compiler) -> Kernel {
+        let mut kernel = Kernel::default();
+        for table in Family::ALL.map(|family| compiler.table(family)) {
+            for (set, elements) in table.sets.into_iter().filter(|(set, _)| *set != SetId::Alive) {
+                kernel.elements.extend(elements.into_iter().map(|element| ((table.family, set, element.key), element.value)));
+            }
+        }
+        kernel
+    }
+}
+
+/// Of all hashes, as many lead to each backend of a frontend as to any other.
+fn assert_evenly_spread(kernel: &Kernel, compiler: &Compiler) {
+    const HASHES: u32 = 60; // a multiple of all numbers of backends here
+    for (frontend, forwarding) in compiler.forwardings() {
+        let Target::Spread(backends) = &forwarding.internal else { continue };
+        let mine: Vec<_> = backends.iter().filter(|backend| backend.address.is_ipv4() == frontend.address.is_ipv4()).collect();
+        let mut connections: BTreeMap<Value, u32> = BTreeMap::new();
+        (0..HASHES).filter_map(|hash| kernel.backend(*frontend, hash)).for_each(|backend| *connections.entry(backend).or_default() += 1);
+        let even = mine.iter().map(|backend| (Value::Backend(backend.address, backend.port), HASHES / mine.len() as u32)).collect();
+        assert_eq!(connections, even, "{frontend:?}");
     }
 }
 
@@ -77,15 +119,47 @@ fn changes() -> impl Strategy<Value = Changes> {
 
 proptest! {
     #[test]
-    fn any_sequence_of_changes_leads_to_what_a_fresh_load_makes(sequence in vec(changes(), 1..8)) {
+    fn any_sequence_of_changes_leads_to_what_a_fresh_load_makes(sequence in vec((changes(), 0usize..3), 1..8)) {
         let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
-        for changes in sequence {
+        for (changes, settled) in sequence {
             apply(&mut compiler, &mut kernel, changes);
-            let mut fresh = Kernel::default();
+            prop_assert_eq!(&kernel.elements, &Kernel::of(&compiler).elements);
+            assert_evenly_spread(&kernel, &compiler);
+
+            let some = compiler.settle(settled);
+            kernel.carry_out(&some.batch);
+            compiler.commit(some);
+            assert_evenly_spread(&kernel, &compiler);
+
+            let (mut all, mut fresh) = (kernel.clone(), Kernel::default());
+            all.carry_out(&compiler.settle(usize::MAX).batch);
             fresh.carry_out(&Compiler::default().stage(compiler.everything()).batch);
-            prop_assert_eq!(&kernel.elements, &fresh.elements);
-            prop_assert!(kernel.classes.is_superset(&fresh.classes));
+            prop_assert_eq!(&all.elements, &fresh.elements);
+            prop_assert!(all.classes.is_superset(&fresh.classes));
         }
+    }
+
+    #[test]
+    fn as_long_as_a_frontend_has_backends_its_verdict_waits(counts in vec(1u8..=16, 1..8)) {
+        let frontend = FrontendKey { address: IpAddr::from([10, 0, 0, 1]), protocol: Protocol::Tcp, port: 80 };
+        let of = |count: u8| {
+            let backend = |last| Backend { address: IpAddr::from([10, 1, 0, last]), port: 8080, local: false };
+            let forwarding = Forwarding { internal: Target::Spread((0..count).map(backend).collect()), external: None, sources: None };
+            Changes { forwardings: BTreeMap::from([(frontend, Some(Arc::new(forwarding)))]), ..Changes::default() }
+        };
+        let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
+        apply(&mut compiler, &mut kernel, of(3));
+        for count in counts {
+            let staged = compiler.stage(of(count));
+            let verdicts = |elements: &BTreeMap<(Family, SetId), Vec<Element>>| elements.contains_key(&(Family::V4, SetId::Services));
+            prop_assert!(!verdicts(&staged.batch.adds) && !verdicts(&staged.batch.deletes) && staged.batch.classes.is_empty());
+            kernel.carry_out(&staged.batch);
+            compiler.commit(staged);
+        }
+        let settled = compiler.settle(1);
+        kernel.carry_out(&settled.batch);
+        compiler.commit(settled);
+        prop_assert!(compiler.settle(usize::MAX).batch.is_empty());
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn buckets(frontend: &FrontendKey, target: &Target, scope: Scope) -> usize {
 /// How many [`elements`] there are.
 pub fn count(frontend: &FrontendKey, forwarding: &Forwarding) -> usize {
     if forwarding.sources.is_some() {
-        return elements(frontend, forwarding).len();
+        return elements(frontend, forwarding, None).len();
     }
     counts(frontend, forwarding).iter().map(|(_, count)| count).sum()
 }
@@ -97,21 +97,30 @@ pub fn local_endpoints(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<I
     addresses
 }
 
-/// Everything a frontend puts into the maps by itself (what frontends share is counted by the compiler), ascending by set and key.
-pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, Element)> {
+/// The classes to which the verdicts of a frontend lead. `resized`: that of its internal target, as long as it is not that of its number of
+/// backends.
+pub fn classes(frontend: &FrontendKey, forwarding: &Forwarding, resized: Option<Class>) -> impl Iterator<Item = Class> {
+    targets(forwarding)
+        .filter_map(move |(target, scope)| resized.filter(|class| class.scope == scope).or_else(|| class_of(frontend, target, scope)))
+}
+
+/// Everything a frontend puts into the maps by itself (what frontends share is counted by the compiler), ascending by set and key;
+/// `resized` as for [`classes`].
+pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding, resized: Option<Class>) -> Vec<(SetId, Element)> {
     let family = Family::of(frontend.address);
     let key = Key::Frontend(*frontend);
-    let mut out = Vec::with_capacity(targets(forwarding).map(|(target, scope)| buckets(frontend, target, scope)).sum::<usize>() + 4);
-    let verdict = |target: &Target, scope| match (target, class_of(frontend, target, scope)) {
-        (_, Some(class)) => Verdict::Goto(ChainId::Class(class)),
+    let mut out = Vec::with_capacity(targets(forwarding).map(|(target, scope)| buckets(frontend, target, scope)).sum::<usize>() + 5);
+    let verdict = |target: &Target, class: Option<Class>| match (target, class) {
+        (_, Some(class)) => class.verdict(),
         (Target::Drop, None) => Verdict::Drop,
         (_, None) => Verdict::Goto(ChainId::Refuse),
     };
     let map = |to: Verdict| Element { key: key.clone(), value: Some(Value::Verdict(to)) };
 
-    out.push((SetId::Services, map(verdict(&forwarding.internal, Scope::Cluster))));
+    let internal = resized.or_else(|| class_of(frontend, &forwarding.internal, Scope::Cluster));
+    out.push((SetId::Services, map(verdict(&forwarding.internal, internal))));
     if let Some(external) = &forwarding.external {
-        out.push((SetId::External, map(verdict(external, Scope::Local))));
+        out.push((SetId::External, map(verdict(external, class_of(frontend, external, Scope::Local)))));
     }
     if let Some(sources) = &forwarding.sources {
         out.push((SetId::Guarded, map(Verdict::Jump(ChainId::SourceRanges))));
@@ -127,15 +136,15 @@ pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, 
             Scope::Cluster => SetId::Backends,
             Scope::Local => SetId::LocalBackends,
         };
-        let Some((backends, affinity)) = members(frontend, target) else { continue };
+        let (Some(class), Some((backends, _))) = (class_of(frontend, target, scope), members(frontend, target)) else { continue };
         let backends: Vec<Backend> = backends.copied().collect();
         translates = true;
         let mut bucket = |number: usize, backend: &Backend| {
             let value = Some(Value::Backend(backend.address, backend.port));
-            out.push((set, Element { key: Key::Bucket(*frontend, number as u32), value }));
+            out.push((set, Element { key: Key::Bucket(*frontend, class.first_bucket() + number as u32), value }));
         };
-        if affinity {
-            let table = maglev::table(&backends, maglev::size_for(backends.len()));
+        if class.affinity {
+            let table = maglev::table(&backends, class.modulus);
             for (number, &index) in table.iter().enumerate() {
                 if let Some(backend) = backends.get(usize::from(index)) {
                     bucket(number, backend);
@@ -146,7 +155,10 @@ pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, 
         }
     }
     if translates {
-        out.push((SetId::Frontends, Element { key, value: None }));
+        out.push((SetId::Frontends, Element { key: key.clone(), value: None }));
+    }
+    if resized.is_some() {
+        out.push((SetId::Resized, Element { key, value: None }));
     }
     out
 }

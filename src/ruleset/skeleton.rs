@@ -6,6 +6,7 @@
 //!                                                    └─ then ─────────→ from-inside: services → vip-only
 //! nat output ───── alive? ──────────────────→ from-inside
 //! services, external → a class chain (DNAT by hash of the flow) | refuse | drop
+//! from-inside, when the class chain found nothing: resized? → resized (DNAT, by the number the frontend has now)
 //! vip-only: not a VIP → pass; ping → answer; else drop
 //! nat postrouting ─ alive? ─ DNATed by a frontend of ours? → return-path: hairpin or remote backend → masquerade
 //! ```
@@ -13,7 +14,10 @@
 //! Source ranges hold for whatever arrives, by any interface: pods and tunnels as well as uplinks. Only the node itself is exempt (output).
 //! That is one lookup for the first packet of a connection; packets of established connections never come here.
 //!
-//! There are only two ways to `services`: the kernel walks it once for each whenever a change brings a verdict that names a chain.
+//! There are only two ways to `services`: the kernel walks it once for each whenever a change brings a verdict that names a chain. So that a
+//! frontend that gets one endpoint more or fewer need not wait for that, its verdict may stay for the moment: its buckets are numbered
+//! anew, the class of the former number finds nothing, and [`ChainId::Resized`] tries the numbers one after the other. The verdict
+//! follows when there is time ([`super::Compiler::settle`]).
 //!
 //! All hooks are at [`PRIORITY`]: after connection tracking (−200), ahead of kube-proxy (−110 and later).
 
@@ -51,6 +55,8 @@ pub enum SetId {
     Hairpin,
     /// Frontends that translate: what `return-path` is asked about.
     Frontends,
+    /// Frontends whose verdict in `services` is that of another number of backends than they have.
+    Resized,
 }
 
 /// Type of one part of a set's key or data.
@@ -83,7 +89,7 @@ pub enum Data {
 
 impl SetId {
     /// Every set, in the order of creation.
-    pub const ALL: [SetId; 12] = [
+    pub const ALL: [SetId; 13] = [
         SetId::Alive,
         SetId::Uplinks,
         SetId::Vips,
@@ -96,6 +102,7 @@ impl SetId {
         SetId::LocalEndpoints,
         SetId::Hairpin,
         SetId::Frontends,
+        SetId::Resized,
     ];
 
     /// Name in the kernel.
@@ -113,6 +120,7 @@ impl SetId {
             SetId::LocalEndpoints => "local-endpoints",
             SetId::Hairpin => "hairpin",
             SetId::Frontends => "frontends",
+            SetId::Resized => "resized",
         }
     }
 
@@ -123,7 +131,7 @@ impl SetId {
             SetId::Alive => &[EtherType],
             SetId::Uplinks => &[Interface],
             SetId::Vips | SetId::LocalEndpoints => &[Address],
-            SetId::Services | SetId::External | SetId::Guarded | SetId::Frontends => &[Address, Transport, Port],
+            SetId::Services | SetId::External | SetId::Guarded | SetId::Frontends | SetId::Resized => &[Address, Transport, Port],
             SetId::SourceRanges => &[Address, Transport, Port, Address],
             SetId::Backends | SetId::LocalBackends => &[Address, Transport, Port, Mark],
             SetId::Hairpin => &[Address, Address],
@@ -170,6 +178,27 @@ pub struct Class {
     pub modulus: u32,
 }
 
+/// Up to how many backends a frontend may be in [`ChainId::Resized`], which has a rule for each number.
+pub const RESIZABLE: u32 = 16;
+
+impl Class {
+    /// A frontend of this class may get another number of backends before its verdict says so.
+    pub fn resizable(self) -> bool {
+        self.scope == Scope::Cluster && !self.affinity && self.modulus <= RESIZABLE
+    }
+
+    /// Number of the first bucket. Where the verdict need not tell the class it is told by the buckets: in hexadecimal, number 3 of 10 is 0xa0003.
+    pub fn first_bucket(self) -> u32 {
+        if self.resizable() { self.modulus << 16 } else { 0 }
+    }
+
+    /// What leads to its chain. From a resizable one the way goes on when there is no such bucket.
+    pub fn verdict(self) -> Verdict {
+        let chain = ChainId::Class(self);
+        if self.resizable() { Verdict::Jump(chain) } else { Verdict::Goto(chain) }
+    }
+}
+
 /// A chain of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ChainId {
@@ -193,6 +222,8 @@ pub enum ChainId {
     Refuse,
     /// Must the reply pass here?
     ReturnPath,
+    /// DNAT by hash, whatever the number of backends.
+    Resized,
     /// DNAT by hash.
     Class(Class),
 }
@@ -210,6 +241,7 @@ impl fmt::Display for ChainId {
             ChainId::SourceRanges => "source-ranges",
             ChainId::Refuse => "refuse",
             ChainId::ReturnPath => "return-path",
+            ChainId::Resized => "resized",
             ChainId::Class(class) => {
                 let kind = if class.affinity { "sticky" } else { "spread" };
                 let scope = if class.scope == Scope::Local { "local-" } else { "" };
@@ -278,6 +310,8 @@ pub enum Field {
         over: Vec<Field>,
         /// Number of buckets.
         modulus: u32,
+        /// Number of the first.
+        first: u32,
     },
 }
 
@@ -403,7 +437,14 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
         ),
         base(ChainId::Stray, false, Hook::Prerouting, vec![stray]),
         chain(ChainId::FromOutside, vec![vec![Dispatch { key: frontend(), map: SetId::External }]]),
-        chain(ChainId::FromInside, vec![vec![Dispatch { key: frontend(), map: SetId::Services }], vec![goto(ChainId::VipOnly)]]),
+        chain(
+            ChainId::FromInside,
+            vec![
+                vec![Dispatch { key: frontend(), map: SetId::Services }],
+                vec![has(&frontend(), SetId::Resized), goto(ChainId::Resized)],
+                vec![goto(ChainId::VipOnly)],
+            ],
+        ),
         chain(ChainId::VipOnly, vec![vec![lacks(&[Field::Destination], SetId::Vips), back()], vec![EchoRequest, Redirect], vec![drop()]]),
         chain(ChainId::SourceRanges, vec![vec![has(&source, SetId::SourceRanges), back()], vec![drop()]]),
         chain(ChainId::Refuse, vec![vec![RejectTcp], vec![Reject]]),
@@ -414,22 +455,30 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
                 vec![has(&[Field::Uplink], SetId::Uplinks), lacks(&[Field::Destination], SetId::LocalEndpoints), Masquerade],
             ],
         ),
+        chain(
+            ChainId::Resized,
+            (1..=RESIZABLE).map(|modulus| vec![dnat(Class { scope: Scope::Cluster, affinity: false, modulus })]).collect(),
+        ),
     ]
 }
 
 /// The chain of a class: one rule.
 pub fn class_chain(class: Class) -> Chain {
+    Chain { id: ChainId::Class(class), base: None, rules: vec![vec![dnat(class)]] }
+}
+
+fn dnat(class: Class) -> Statement {
     let mut over = vec![Field::Source];
     if !class.affinity {
         over.push(Field::SourcePort);
     }
-    let bucket = Field::Hash { over, modulus: class.modulus };
+    let bucket = Field::Hash { over, modulus: class.modulus, first: class.first_bucket() };
     let key = vec![Field::Destination, Field::Transport, Field::DestinationPort, bucket];
     let map = match class.scope {
         Scope::Cluster => SetId::Backends,
         Scope::Local => SetId::LocalBackends,
     };
-    Chain { id: ChainId::Class(class), base: None, rules: vec![vec![Statement::Dnat { key, map }]] }
+    Statement::Dnat { key, map }
 }
 
 /// The IANA name of a transport as nft prints it, by its number.

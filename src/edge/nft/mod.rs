@@ -152,6 +152,11 @@ impl Writer {
         self.carry_out(self.compiler.everything())
     }
 
+    /// Gives up to `most` frontends the verdict of their number of backends, where it may have stayed for the moment. To be called now and then.
+    pub fn settle(&mut self, most: usize) -> Result<Applied, Error> {
+        self.carry(self.compiler.settle(most))
+    }
+
     fn carry_out(&mut self, changes: Changes) -> Result<Applied, Error> {
         self.carry(self.compiler.stage(changes))
     }

@@ -353,6 +353,9 @@ impl Node {
         self.desired.send_modify(|desired| desired.interfaces = interfaces.clone());
         self.peers.interfaces_changed(interfaces.clone());
         self.handle(Event::Interfaces(interfaces));
+        if !self.engine.synced() {
+            pages::give_back(); // of starting, while the objects are read
+        }
     }
 
     fn gateways_changed(&self, gateways: Gateways) {

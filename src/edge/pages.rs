@@ -7,26 +7,51 @@ use std::ops::Range;
 use rustix::mm::{Advice, madvise};
 use tracing::debug;
 
-/// Unmaps the program's code. What goes on being used comes back from the page cache, some microseconds for each 64 KiB; what only starting
-/// needed stays away. Called between the phases of a start and some time after work, never while nothing happens.
+/// Unmaps the program's code and constants. What goes on being used comes back from the page cache, some microseconds for each 64 KiB; what
+/// only starting needed stays away. Called between the phases of a start and some time after work, never while nothing happens.
 pub fn give_back() {
     let here = give_back as *const () as usize;
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let Some(code) = maps.lines().filter_map(executable).find(|range| range.contains(&here)) else { return };
-    let start = std::ptr::with_exposed_provenance_mut(code.start);
-    // SAFETY: a private mapping of a file that nobody writes to, neither we nor the loader (code is position independent): what is read
-    // from it next is what was there before. Only breakpoints that a debugger has set in it are lost.
-    if let Err(error) = unsafe { madvise(start, code.len(), Advice::LinuxDontNeed) } {
-        debug!(%error, "the code's pages stay mapped");
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let mappings = unwritten(&maps);
+    let Some(program) = mappings.iter().find(|mapping| mapping.range.contains(&here)) else { return };
+    for Mapping { range, .. } in mappings.iter().filter(|mapping| mapping.file == program.file) {
+        let start = std::ptr::with_exposed_provenance_mut(range.start);
+        // SAFETY: a private mapping of a file that nobody writes to, neither we nor, as the kernel says, the loader: what is read from it
+        // next is what was there before. Only breakpoints that a debugger sets in it at this moment are lost.
+        if let Err(error) = unsafe { madvise(start, range.len(), Advice::LinuxDontNeed) } {
+            debug!(%error, "pages of the program stay mapped");
+        }
     }
 }
 
-/// The addresses of a private mapping of code, by its line in `/proc/self/maps` (proc_pid_maps(5)).
-fn executable(line: &str) -> Option<Range<usize>> {
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    range: Range<usize>,
+    file: &'a str,
+}
+
+/// The private mappings of files that are read-only and of which no page was ever written to (`/proc/self/smaps`, proc_pid_smaps(5)). What the
+/// loader has relocated is read-only too, and would be lost.
+fn unwritten(smaps: &str) -> Vec<Mapping<'_>> {
+    let mut mappings = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        match line.strip_prefix("Anonymous:") {
+            Some(size) => mappings.extend(current.take().filter(|_| size.trim() == "0 kB")),
+            None => current = mapping(line).or(current),
+        }
+    }
+    mappings
+}
+
+/// A read-only, private mapping of a file, by its first line.
+fn mapping(line: &str) -> Option<Mapping<'_>> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;
     let address = |digits| usize::from_str_radix(digits, 16).ok();
-    rest.starts_with("r-xp ").then_some(address(start)?..address(end)?)
+    let range = address(start)?..address(end)?;
+    let file = rest.split_once('/').map(|(_, file)| file)?;
+    (rest.starts_with("r-xp ") || rest.starts_with("r--p ")).then_some(Mapping { range, file })
 }
 
 #[cfg(test)]
@@ -34,11 +59,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_is_told_from_data() {
-        assert_eq!(executable("7f6fdae02000-7f6fdb57a000 r-xp 00002000 fe:00 99 /usr/bin/pinnace"), Some(0x7f6fdae02000..0x7f6fdb57a000));
-        for other in ["7f6fdb75f000-7f6fdb7b9000 rw-p 0095f000 fe:00 99 /usr/bin/pinnace", "7f-80 r--p 0 0 0", "no range r-xp ", ""] {
-            assert_eq!(executable(other), None, "{other}");
-        }
+    fn what_may_have_been_written_to_stays() {
+        let smaps = "\
+7f01-7f02 r-xp 00002000 fe:00 99    /usr/bin/pinnace
+Rss:                  64 kB
+Anonymous:             0 kB
+VmFlags: rd ex mr mw me
+7f03-7f04 r--p 00002000 fe:00 99    /usr/bin/pinnace
+Anonymous:             0 kB
+7f05-7f06 r--p 00003000 fe:00 99    /usr/bin/pinnace
+Anonymous:             4 kB
+7f07-7f08 rw-p 00004000 fe:00 99    /usr/bin/pinnace
+Anonymous:             0 kB
+7f09-7f0a r--p 00000000 00:00 0     [vvar]
+Anonymous:             0 kB
+";
+        let program = |range| Mapping { range, file: "usr/bin/pinnace" };
+        assert_eq!(unwritten(smaps), [program(0x7f01..0x7f02), program(0x7f03..0x7f04)]);
     }
 
     #[test]

@@ -190,6 +190,8 @@ struct Node {
     keeper: Option<Keeper>,
     metrics: Arc<Metrics>,
     announced_ready: bool,
+    /// The interfaces are not known yet.
+    starting: bool,
     /// There was something to do since the code's pages were given back.
     worked: bool,
     peers: Peers,
@@ -237,6 +239,7 @@ impl Node {
             keeper,
             metrics,
             announced_ready: false,
+            starting: true,
             worked: true,
             peers,
             writer: Writer::default(),
@@ -353,7 +356,7 @@ impl Node {
         self.desired.send_modify(|desired| desired.interfaces = interfaces.clone());
         self.peers.interfaces_changed(interfaces.clone());
         self.handle(Event::Interfaces(interfaces));
-        if !self.engine.synced() {
+        if std::mem::take(&mut self.starting) {
             pages::give_back(); // of starting, while the objects are read
         }
     }

@@ -175,9 +175,8 @@ impl Worker {
             if loaded && now >= next_look {
                 next_look = now + DRIFT_INTERVAL;
                 self.look_for_drift();
-                // Every packet finds its way all the same.
                 if let Err(error) = self.writer.settle(STEP) {
-                    debug!(%error, "cannot tidy up the verdicts of frontends that were resized");
+                    warn!(%error, "cannot bring verdicts up to date with numbers of endpoints; looking whether the rules are as they should be");
                 }
             }
         }

@@ -30,15 +30,17 @@ struct Mapping<'a> {
     file: &'a str,
 }
 
-/// The private mappings of files that are read-only and of which no page was ever written to (`/proc/self/smaps`, proc_pid_smaps(5)). What the
-/// loader has relocated is read-only too, and would be lost.
+/// The private mappings of files that are read-only and of which no page was ever written to, neither in memory nor swapped out
+/// (`/proc/self/smaps`, proc_pid_smaps(5)). What the loader has relocated is read-only too, and would be lost.
 fn unwritten(smaps: &str) -> Vec<Mapping<'_>> {
     let mut mappings = Vec::new();
     let mut current = None;
     for line in smaps.lines() {
-        match line.strip_prefix("Anonymous:") {
-            Some(size) => mappings.extend(current.take().filter(|_| size.trim() == "0 kB")),
-            None => current = mapping(line).or(current),
+        match line.split_once(':').map(|(field, size)| (field, size.trim() == "0 kB")) {
+            Some(("Anonymous", false)) => current = None,
+            // Comes after it.
+            Some(("Swap", never)) => mappings.extend(current.take().filter(|_| never)),
+            _ => current = mapping(line).or(current),
         }
     }
     mappings
@@ -64,15 +66,23 @@ mod tests {
 7f01-7f02 r-xp 00002000 fe:00 99    /usr/bin/pinnace
 Rss:                  64 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd ex mr mw me
 7f03-7f04 r--p 00002000 fe:00 99    /usr/bin/pinnace
 Anonymous:             0 kB
+Swap:                  0 kB
 7f05-7f06 r--p 00003000 fe:00 99    /usr/bin/pinnace
 Anonymous:             4 kB
-7f07-7f08 rw-p 00004000 fe:00 99    /usr/bin/pinnace
+Swap:                  0 kB
+7f07-7f08 r--p 00004000 fe:00 99    /usr/bin/pinnace
 Anonymous:             0 kB
-7f09-7f0a r--p 00000000 00:00 0     [vvar]
+Swap:                  4 kB
+7f09-7f0a rw-p 00005000 fe:00 99    /usr/bin/pinnace
 Anonymous:             0 kB
+Swap:                  0 kB
+7f0b-7f0c r--p 00000000 00:00 0     [vvar]
+Anonymous:             0 kB
+Swap:                  0 kB
 ";
         let program = |range| Mapping { range, file: "usr/bin/pinnace" };
         assert_eq!(unwritten(smaps), [program(0x7f01..0x7f02), program(0x7f03..0x7f04)]);

@@ -14,6 +14,7 @@ use crate::domain::plan::Changes;
 
 /// Knows what is in the kernel. A change is staged, carried out elsewhere, and committed when it succeeded; dropping it changes nothing.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Compiler {
     uplinks: BTreeSet<Box<str>>,
     vips: BTreeSet<IpAddr>,
@@ -21,9 +22,9 @@ pub struct Compiler {
     /// Backends on this node → frontends that use them.
     locals: BTreeMap<IpAddr, u32>,
     /// Classes → map elements that lead to them. One that nothing leads to any more keeps its chain until the next reset: a new chain
-    /// binds the whole map of backends, and the kernel then walks all of its elements (20 ms at 50,000).
+    /// binds the whole map of backends, and the kernel then walks all of its elements (some 3 ms at 50,000).
     classes: BTreeMap<(Family, Class), u32>,
-    /// Frontends whose verdict is that of another number of backends than they have, and of which class it is.
+    /// Frontends in [`SetId::Resized`], and of which class their verdict is.
     resized: BTreeMap<FrontendKey, Class>,
 }
 
@@ -121,10 +122,21 @@ impl Compiler {
         self.compile(changes, Verdicts::Later)
     }
 
-    /// Gives the first `most` of the frontends in [`SetId::Resized`] the verdict of their number of backends.
+    /// Gives up to `most` of the frontends in [`SetId::Resized`] the verdict of their number of backends; those that have it leave the set, one
+    /// call later, as packets may be under way by the old one. No call makes more than one chain (see `classes`).
     pub fn settle(&self, most: usize) -> Staged {
-        let resized = self.resized.keys().take(most).map(|frontend| (*frontend, self.forwardings.get(frontend).cloned()));
-        self.compile(Changes { forwardings: resized.collect(), ..Changes::default() }, Verdicts::Now)
+        let mut chains = BTreeSet::new();
+        let mut forwardings = BTreeMap::new();
+        for frontend in self.resized.keys() {
+            let Some(forwarding) = self.forwardings.get(frontend) else { continue };
+            let class = class_of(frontend, &forwarding.internal, Scope::Cluster).map(|class| (Family::of(frontend.address), class));
+            chains.extend(class.filter(|class| !self.classes.contains_key(class)));
+            if chains.len() > 1 || forwardings.len() == most {
+                break;
+            }
+            forwardings.insert(*frontend, Some(forwarding.clone()));
+        }
+        self.compile(Changes { forwardings, ..Changes::default() }, Verdicts::Now)
     }
 
     fn compile(&self, changes: Changes, verdicts: Verdicts) -> Staged {
@@ -149,10 +161,7 @@ impl Compiler {
         for (frontend, after) in &changes.forwardings {
             let old = before.forwardings.get(frontend);
             let was = before.resized.get(frontend).copied();
-            let stays = match verdicts {
-                Verdicts::Later => stays(frontend, old.map(|old| (&**old, was)), after.as_deref()),
-                Verdicts::Now => None,
-            };
+            let stays = stays(frontend, old.map(|old| (&**old, was)), after.as_deref(), verdicts);
             let same = match (old, after) {
                 (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
                 (None, None) => true,
@@ -262,6 +271,9 @@ impl Compiler {
             samples.insert(SetId::LocalEndpoints, Element { key: Key::Address(address), value: None });
             samples.insert(SetId::Hairpin, Element { key: Key::Twice(address), value: None });
         }
+        if let Some(frontend) = self.resized.keys().find(|frontend| Family::of(frontend.address) == family) {
+            samples.insert(SetId::Resized, Element { key: Key::Frontend(*frontend), value: None });
+        }
         // A set is in want of a sample until a frontend that uses it comes by.
         let wanted = [
             SetId::Services,
@@ -351,13 +363,21 @@ impl Compiler {
     }
 }
 
-/// The class of which the verdict of a frontend may stay for the moment, when it is not that of its number of backends: both are such that
-/// [`ChainId::Resized`] makes up for it. `before`: what it was, and of which class its verdict was if it stayed then.
-fn stays(frontend: &FrontendKey, before: Option<(&Forwarding, Option<Class>)>, after: Option<&Forwarding>) -> Option<Class> {
+/// The class of the verdict of a frontend that is to be in [`SetId::Resized`]; None for one that is not. `before`: what it was, and of which
+/// class its verdict was if it was in there.
+fn stays(
+    frontend: &FrontendKey,
+    before: Option<(&Forwarding, Option<Class>)>,
+    after: Option<&Forwarding>,
+    verdicts: Verdicts,
+) -> Option<Class> {
     let class = |forwarding: &Forwarding| class_of(frontend, &forwarding.internal, Scope::Cluster).filter(|class| class.resizable());
-    let (old, stayed) = before?;
-    let (verdict, now) = (stayed.or_else(|| class(old))?, class(after?)?);
-    (verdict != now).then_some(verdict)
+    let (old, resized) = before?;
+    let (verdict, now) = (resized.or_else(|| class(old))?, class(after?)?);
+    match verdicts {
+        Verdicts::Later => (verdict != now || resized.is_some()).then_some(verdict),
+        Verdicts::Now => (verdict != now).then_some(now),
+    }
 }
 
 /// Walks two ascending lists: what only the old has goes, what only the new has comes, a changed value is both.

@@ -97,8 +97,8 @@ pub fn local_endpoints(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<I
     addresses
 }
 
-/// The classes to which the verdicts of a frontend lead. `resized`: that of its internal target, as long as it is not that of its number of
-/// backends.
+/// The classes to which the verdicts of a frontend lead. `resized`: the one of its internal target while it is in [`SetId::Resized`], where it
+/// need not be that of its number of backends.
 pub fn classes(frontend: &FrontendKey, forwarding: &Forwarding, resized: Option<Class>) -> impl Iterator<Item = Class> {
     targets(forwarding)
         .filter_map(move |(target, scope)| resized.filter(|class| class.scope == scope).or_else(|| class_of(frontend, target, scope)))

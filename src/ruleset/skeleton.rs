@@ -55,7 +55,7 @@ pub enum SetId {
     Hairpin,
     /// Frontends that translate: what `return-path` is asked about.
     Frontends,
-    /// Frontends whose verdict in `services` is that of another number of backends than they have.
+    /// Frontends whose verdict in `services` is, or was a moment ago, that of another number of backends than they have.
     Resized,
 }
 
@@ -412,6 +412,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
     }
     stray.extend([has(&[Field::Destination], SetId::Vips), has(&[Field::EtherType], SetId::Alive), drop()]);
 
+    let classes = (1..=RESIZABLE).map(|modulus| Class { scope: Scope::Cluster, affinity: false, modulus });
     let ours = [Field::OriginalDestination, Field::Transport, Field::OriginalPort];
     let mut source = frontend();
     source.push(Field::Source);
@@ -457,7 +458,8 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
         ),
         chain(
             ChainId::Resized,
-            (1..=RESIZABLE).map(|modulus| vec![dnat(Class { scope: Scope::Cluster, affinity: false, modulus })]).collect(),
+            // A packet under way while a transaction is committed may find none of the numbers.
+            classes.map(|class| vec![dnat(class)]).chain([vec![goto(ChainId::VipOnly)]]).collect(),
         ),
     ]
 }

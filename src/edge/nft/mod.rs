@@ -152,9 +152,17 @@ impl Writer {
         self.carry_out(self.compiler.everything())
     }
 
-    /// Gives up to `most` frontends the verdict of their number of backends, where it may have stayed for the moment. To be called now and then.
+    /// Gives up to `most` frontends the verdict of their number of backends, where it may have stayed for the moment ([`Compiler::settle`]).
+    /// To be called now and then. After an error the next [`Writer::intact`] looks closely.
     pub fn settle(&mut self, most: usize) -> Result<Applied, Error> {
-        self.carry(self.compiler.settle(most))
+        if !self.loaded {
+            return Ok(Applied::default());
+        }
+        let settled = self.carry(self.compiler.settle(most));
+        if settled.is_err() {
+            self.generation = None;
+        }
+        settled
     }
 
     fn carry_out(&mut self, changes: Changes) -> Result<Applied, Error> {

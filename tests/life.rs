@@ -345,8 +345,8 @@ fn addresses_are_announced_again_as_often_as_the_setting_says() {
     assert!(running.terminate().success());
     let running = lab.pinnace().set("PINNACE_ANNOUNCE_INTERVAL", "1s").start_ready();
     let [v4, v6] = heard(&running);
-    // Over IPv4 in both forms, as a request and as an answer. A tenth more or less each time.
-    assert!((10..=14).contains(&v4) && v4 % 2 == 0, "{v4} frames over IPv4 within {WINDOW:?}");
+    // Over IPv4 in both forms, as a request and as an answer; the window may begin between the two. A tenth more or less each time.
+    assert!((10..=14).contains(&v4), "{v4} frames over IPv4 within {WINDOW:?}");
     assert!((5..=7).contains(&v6), "{v6} frames over IPv6 within {WINDOW:?}");
 }
 

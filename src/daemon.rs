@@ -192,7 +192,7 @@ struct Node {
     announced_ready: bool,
     /// The interfaces are not known yet.
     starting: bool,
-    /// There was something to do since the code's pages were given back.
+    /// There was something to do since the program's pages were given back.
     worked: bool,
     peers: Peers,
     writer: Writer,

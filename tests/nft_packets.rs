@@ -193,11 +193,14 @@ fn pods(net: &Net, which: &[usize]) -> Vec<Backend> {
     which.iter().map(|&n| Backend { address: net.pods[n], port: 8080, local: n == 1 }).collect()
 }
 
+fn plain(internal: Target) -> Forwarding {
+    Forwarding { internal, external: None, sources: None }
+}
+
 fn changes() -> Changes {
     let mut forwardings = BTreeMap::new();
     for net in nets() {
         let spread = |which: &[usize]| Target::Spread(pods(&net, which));
-        let plain = |internal| Forwarding { internal, external: None, sources: None };
         let ranges = |range: &str| Some(vec![range.parse().unwrap()]);
         let mut add = |port, forwarding: Forwarding| {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -300,7 +303,7 @@ fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
     for (port, before, after) in [(30, &[1][..], &[1, 2][..]), (31, &[1, 2], &[2]), (32, &[2], &[1])] {
         for which in [before, after] {
             let forwardings = nets().into_iter().flat_map(|net| {
-                let forwarding = Arc::new(Forwarding { internal: Target::Spread(pods(&net, which)), external: None, sources: None });
+                let forwarding = Arc::new(plain(Target::Spread(pods(&net, which))));
                 [Protocol::Tcp, Protocol::Udp].map(|protocol| (FrontendKey { address: net.vip, protocol, port }, Some(forwarding.clone())))
             });
             writer.apply(&Changes { forwardings: forwardings.collect(), ..Changes::default() }).unwrap();
@@ -370,8 +373,7 @@ fn udp_clients_leave_backends_that_went_away() {
     assert_eq!(delete_stale(1), 0, "entries of serving backends stay");
     let forwardings = nets().map(|net| {
         let key = FrontendKey { address: net.vip, protocol: Protocol::Udp, port: 1 };
-        let internal = Target::Spread(pods(&net, &[2]));
-        (key, Some(Arc::new(Forwarding { internal, external: None, sources: None })))
+        (key, Some(Arc::new(plain(Target::Spread(pods(&net, &[2]))))))
     });
     writer.apply(&Changes { forwardings: BTreeMap::from(forwardings), ..Changes::default() }).unwrap();
     for net in nets() {

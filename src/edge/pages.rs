@@ -11,8 +11,8 @@ use tracing::debug;
 /// only starting needed stays away. Called between the phases of a start and some time after work, never while nothing happens.
 pub fn give_back() {
     let here = give_back as *const () as usize;
-    let maps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-    let mappings = unwritten(&maps);
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let mappings = unwritten(&smaps);
     let Some(program) = mappings.iter().find(|mapping| mapping.range.contains(&here)) else { return };
     for Mapping { range, .. } in mappings.iter().filter(|mapping| mapping.file == program.file) {
         let start = std::ptr::with_exposed_provenance_mut(range.start);

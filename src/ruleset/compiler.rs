@@ -108,7 +108,7 @@ pub struct Staged {
 }
 
 /// What becomes of the verdict of a frontend that gets another number of backends.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Verdicts {
     /// It may stay for the moment.
     Later,
@@ -161,19 +161,19 @@ impl Compiler {
         for (frontend, after) in &changes.forwardings {
             let old = before.forwardings.get(frontend);
             let was = before.resized.get(frontend).copied();
-            let stays = stays(frontend, old.map(|old| (&**old, was)), after.as_deref(), verdicts);
+            let becomes = note(frontend, old.map(|old| (&**old, was)), after.as_deref(), verdicts);
             let same = match (old, after) {
                 (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
                 (None, None) => true,
                 _ => false,
             };
-            if same && was == stays {
+            if same && was == becomes {
                 continue;
             }
-            if was != stays {
-                resized.insert(*frontend, stays);
+            if was != becomes {
+                resized.insert(*frontend, becomes);
             }
-            for (forwarding, resized, step) in [(old, was, -1), (after.as_ref(), stays, 1)] {
+            for (forwarding, resized, step) in [(old, was, -1), (after.as_ref(), becomes, 1)] {
                 let Some(forwarding) = forwarding else { continue };
                 local_endpoints(frontend, forwarding).into_iter().for_each(|address| locals.count(address, step));
                 let family = Family::of(frontend.address);
@@ -184,13 +184,12 @@ impl Compiler {
                 continue;
             }
             let old = old.map(|old| elements(frontend, old, was)).unwrap_or_default();
-            let new = after.as_ref().map(|new| elements(frontend, new, stays)).unwrap_or_default();
+            let new = after.as_ref().map(|new| elements(frontend, new, becomes)).unwrap_or_default();
             difference(Family::of(frontend.address), old, new, batch);
         }
         for (&address, turn) in locals.turns(&before.locals) {
             let family = Family::of(address);
-            let shared = [(SetId::LocalEndpoints, Key::Address(address)), (SetId::Hairpin, Key::Twice(address))];
-            for (set, key) in shared {
+            for (set, key) in of_local(address) {
                 let element = Element { key, value: None };
                 match turn {
                     Turn::Appears => batch.add(family, set, element),
@@ -229,18 +228,8 @@ impl Compiler {
         if let Some(vips) = changes.vips {
             self.vips = vips;
         }
-        for (frontend, forwarding) in changes.forwardings {
-            match forwarding {
-                Some(forwarding) => self.forwardings.insert(frontend, forwarding),
-                None => self.forwardings.remove(&frontend),
-            };
-        }
-        for (frontend, class) in resized {
-            match class {
-                Some(class) => self.resized.insert(frontend, class),
-                None => self.resized.remove(&frontend),
-            };
-        }
+        update(&mut self.forwardings, changes.forwardings);
+        update(&mut self.resized, resized);
         locals.apply(&mut self.locals);
         self.locals.retain(|_, count| *count > 0);
         classes.apply(&mut self.classes);
@@ -268,8 +257,7 @@ impl Compiler {
             samples.insert(SetId::Vips, Element { key: Key::Address(*vip), value: None });
         }
         if let Some(&address) = self.locals.keys().find(|address| Family::of(**address) == family) {
-            samples.insert(SetId::LocalEndpoints, Element { key: Key::Address(address), value: None });
-            samples.insert(SetId::Hairpin, Element { key: Key::Twice(address), value: None });
+            samples.extend(of_local(address).map(|(set, key)| (set, Element { key, value: None })));
         }
         if let Some(frontend) = self.resized.keys().find(|frontend| Family::of(frontend.address) == family) {
             samples.insert(SetId::Resized, Element { key: Key::Frontend(*frontend), value: None });
@@ -336,8 +324,7 @@ impl Compiler {
         self.uplinks.iter().for_each(|name| put(SetId::Uplinks, Key::Interface(name.clone())));
         self.vips.iter().filter(|vip| Family::of(**vip) == family).for_each(|vip| put(SetId::Vips, Key::Address(*vip)));
         for address in self.locals.keys().filter(|address| Family::of(**address) == family) {
-            put(SetId::LocalEndpoints, Key::Address(*address));
-            put(SetId::Hairpin, Key::Twice(*address));
+            of_local(*address).into_iter().for_each(|(set, key)| put(set, key));
         }
         for (frontend, forwarding) in self.forwardings.iter().filter(|(frontend, _)| Family::of(frontend.address) == family) {
             for (set, element) in elements(frontend, forwarding, self.resized.get(frontend).copied()) {
@@ -365,7 +352,7 @@ impl Compiler {
 
 /// The class of the verdict of a frontend that is to be in [`SetId::Resized`]; None for one that is not. `before`: what it was, and of which
 /// class its verdict was if it was in there.
-fn stays(
+fn note(
     frontend: &FrontendKey,
     before: Option<(&Forwarding, Option<Class>)>,
     after: Option<&Forwarding>,
@@ -377,6 +364,20 @@ fn stays(
     match verdicts {
         Verdicts::Later => (verdict != now || resized.is_some()).then_some(verdict),
         Verdicts::Now => (verdict != now).then_some(now),
+    }
+}
+
+/// What the frontends that use a backend on this node share.
+fn of_local(address: IpAddr) -> [(SetId, Key); 2] {
+    [(SetId::LocalEndpoints, Key::Address(address)), (SetId::Hairpin, Key::Twice(address))]
+}
+
+fn update<V>(known: &mut BTreeMap<FrontendKey, V>, changed: BTreeMap<FrontendKey, Option<V>>) {
+    for (frontend, value) in changed {
+        match value {
+            Some(value) => known.insert(frontend, value),
+            None => known.remove(&frontend),
+        };
     }
 }
 

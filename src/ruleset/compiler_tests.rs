@@ -37,9 +37,7 @@ impl Kernel {
             }
         });
     }
-}
 
-impl Kernel {
     /// The backend of a connection from inside, by the hash of its flow: what the rules of `from-inside` do.
     fn backend(&self, frontend: FrontendKey, hash: u32) -> Option<Value> {
         let family = Family::of(frontend.address);

@@ -1,5 +1,5 @@
-//! The command line: what it accepts and what it means. Settings come from variables and a file ([`crate::config`]); flags exist only for
-//! the two paths one types by hand.
+//! The command line: what it accepts and what it means. Settings come from variables and a file
+//! ([`crate::config`]); flags exist only for the two paths one types by hand.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,7 +9,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config;
 
-/// Exit status of a usage or configuration error: EX_USAGE of sysexits.h. Nothing has been touched then.
+/// Exit status of a usage or configuration error: EX_USAGE of sysexits.h. Nothing has been touched
+/// then.
 pub const EX_USAGE: u8 = 64;
 
 const SETTINGS: &str = "Settings come from PINNACE_* environment variables and a file; pinnace --help lists them all with their defaults.";
@@ -48,7 +49,8 @@ pub enum Command {
         /// nft text, or libnftables JSON
         #[arg(short, long, value_enum, default_value = "text")]
         output: RulesetFormat,
-        /// Print the rules that would be there, from the manifests or the API server, without touching the kernel
+        /// Print the rules that would be there, from the manifests or the API server, without
+        /// touching the kernel
         #[arg(long)]
         planned: bool,
     },
@@ -120,16 +122,22 @@ struct Paths {
     manifests: Option<PathBuf>,
 }
 
-/// Understands a command line, its first word being the program. `--help` and `--version` arrive as errors too, as clap has it: print the
-/// error, and exit with [`exit_code`].
+/// Understands a command line, its first word being the program. `--help` and `--version` arrive as
+/// errors too, as clap has it: print the error, and exit with [`exit_code`].
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
     let mut command = Cli::command().after_long_help(config::help_text());
-    let cli = command.try_get_matches_from_mut(arguments).and_then(|matches| <Cli as clap::FromArgMatches>::from_arg_matches(&matches))?;
+    let cli = command
+        .try_get_matches_from_mut(arguments)
+        .and_then(|matches| <Cli as clap::FromArgMatches>::from_arg_matches(&matches))?;
     let chosen = cli.command.unwrap_or(Command::Run);
     if cli.paths.manifests.is_some() && !matches!(chosen, Command::Run | Command::Ruleset { .. }) {
         let mut error = clap::Error::new(ErrorKind::ArgumentConflict).with_cmd(&command);
-        error.insert(ContextKind::InvalidArg, ContextValue::String("--manifests <DIR>".to_string()));
-        error.insert(ContextKind::PriorArg, ContextValue::String("this command; it belongs to run and ruleset".to_string()));
+        error
+            .insert(ContextKind::InvalidArg, ContextValue::String("--manifests <DIR>".to_string()));
+        error.insert(
+            ContextKind::PriorArg,
+            ContextValue::String("this command; it belongs to run and ruleset".to_string()),
+        );
         return Err(error);
     }
     Ok(Invocation { config: cli.paths.config, manifests: cli.paths.manifests, command: chosen })
@@ -157,7 +165,10 @@ mod tests {
             ("pinnace status -o yaml", Command::Status { output: StatusFormat::Yaml }),
             ("pinnace check --output json", Command::Check { output: CheckFormat::Json }),
             ("pinnace ruleset", Command::Ruleset { output: RulesetFormat::Text, planned: false }),
-            ("pinnace ruleset -o json --planned", Command::Ruleset { output: RulesetFormat::Json, planned: true }),
+            (
+                "pinnace ruleset -o json --planned",
+                Command::Ruleset { output: RulesetFormat::Json, planned: true },
+            ),
             ("pinnace cleanup", Command::Cleanup { state: false }),
             ("pinnace cleanup --state", Command::Cleanup { state: true }),
             ("pinnace version", Command::Version),
@@ -177,7 +188,11 @@ mod tests {
             "pinnace --config /c run --manifests=/m",
         ] {
             let found = parsed(line).unwrap_or_else(|e| panic!("{line}: {e}"));
-            assert_eq!((found.config, found.manifests), (Some("/c".into()), Some("/m".into())), "{line}");
+            assert_eq!(
+                (found.config, found.manifests),
+                (Some("/c".into()), Some("/m".into())),
+                "{line}"
+            );
         }
     }
 
@@ -202,13 +217,21 @@ mod tests {
         let help = parsed("pinnace --help").expect_err("help");
         assert_eq!(exit_code(&help), 0);
         let text = help.to_string();
-        for part in
-            ["status", "check", "ruleset", "cleanup", "PINNACE_POOLS", "PINNACE_LISTEN  <address:port, or off>  [default: 127.0.0.1:7466]"]
-        {
+        for part in [
+            "status",
+            "check",
+            "ruleset",
+            "cleanup",
+            "PINNACE_POOLS",
+            "PINNACE_LISTEN  <address:port, or off>  [default: 127.0.0.1:7466]",
+        ] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
         let short = parsed("pinnace -h").expect_err("help").to_string();
-        assert!(short.contains("--help lists them all") && !short.contains("PINNACE_LISTEN"), "{short}");
+        assert!(
+            short.contains("--help lists them all") && !short.contains("PINNACE_LISTEN"),
+            "{short}"
+        );
         let run = parsed("pinnace run --help").expect_err("help").to_string();
         assert!(run.contains("pinnace --help lists them all"), "{run}");
         assert_eq!(exit_code(&parsed("pinnace --version").expect_err("version")), 0);

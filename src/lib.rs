@@ -9,27 +9,38 @@
 //!
 //! The rooms, and what each may touch (`tests/documents.rs` enforces it):
 //!
-//! - [`domain`]: what is known and decided, as values. Pure: no sockets, clocks, files, environment, tokio or kube.
-//! - [`ruleset`], [`bfd`], [`wire`]: the nftables rules as a value, the BFD session machine, frames as bytes. Pure as well.
-//! - [`edge`]: everything that touches the world: netlink, packet sockets, the API server, files, HTTP. It translates and never decides.
-//! - [`daemon`]: starts the tasks, wires edge and engine, and orders the shutdown. It decides nothing about Services either.
-//! - [`config`], [`cli`], [`logging`], [`commands`], [`check`], [`report`], [`printable`]: what a person sets, asks and reads.
+//! - [`domain`]: what is known and decided, as values. Pure: no sockets, clocks, files,
+//!   environment, tokio or kube.
+//! - [`ruleset`], [`bfd`], [`wire`]: the nftables rules as a value, the BFD session machine, frames
+//!   as bytes. Pure as well.
+//! - [`edge`]: everything that touches the world: netlink, packet sockets, the API server, files,
+//!   HTTP. It translates and never decides.
+//! - [`daemon`]: starts the tasks, wires edge and engine, and orders the shutdown. It decides
+//!   nothing about Services either.
+//! - [`config`], [`cli`], [`logging`], [`commands`], [`check`], [`report`], [`printable`]: what a
+//!   person sets, asks and reads.
 //!
-//! The way of one Service into the kernel, in the order in which to read it: `edge/manifests/parse.rs` or `edge/kube/convert.rs` (YAML or API
-//! object → [`domain::model`]), `domain/engine.rs` (the event), `domain/engine/place.rs` (its addresses), `domain/endpoints.rs` (its endpoints →
-//! [`domain::forwarding`]), `ruleset/compiler.rs` and `ruleset/element.rs` (what a change adds and deletes), `edge/nft/mod.rs` (one batch over
-//! netlink). Who answers for the address: `domain/engine/election.rs`, `domain/elect/seat.rs`, `domain/announce.rs`.
+//! The way of one Service into the kernel, in the order in which to read it:
+//! `edge/manifests/parse.rs` or `edge/kube/convert.rs` (YAML or API object → [`domain::model`]),
+//! `domain/engine.rs` (the event), `domain/engine/place.rs` (its addresses), `domain/endpoints.rs`
+//! (its endpoints → [`domain::forwarding`]), `ruleset/compiler.rs` and `ruleset/element.rs` (what a
+//! change adds and deletes), `edge/nft/mod.rs` (one batch over netlink). Who answers for the
+//! address: `domain/engine/election.rs`, `domain/elect/seat.rs`, `domain/announce.rs`.
 
 pub mod bfd;
-pub mod check;
 pub mod cli;
 pub mod commands;
+pub mod common;
 pub mod config;
 pub mod daemon;
-pub mod domain;
-pub mod edge;
+pub mod engine;
+pub mod host;
+pub mod http;
+pub mod ipam;
+pub mod k8s;
+pub mod l2;
 pub mod logging;
-pub mod printable;
-pub mod report;
-pub mod ruleset;
-pub mod wire;
+pub mod manifests;
+pub mod model;
+pub mod nft;
+pub mod storage;

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use pinnace::check;
-use pinnace::cli::{self, CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
-use pinnace::config::{self, ConfigFile, LogFormat, Settings, Sources, Warning};
-use pinnace::edge::nft::Writer;
-use pinnace::printable::printable_lines;
-use pinnace::{commands, daemon, logging, report, ruleset};
+use pinnace::cli::{CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
+use pinnace::commands::{check, status};
+use pinnace::common::printable::printable_lines;
+use pinnace::config::{ConfigFile, LogFormat, Settings, Sources, Warning};
+use pinnace::nft::io::writer::Writer;
+use pinnace::{cli, commands, config, daemon, logging, nft};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -53,31 +53,42 @@ fn finish(outcome: Result<ExitCode, String>) -> ExitCode {
 
 /// Reads every source of settings, or says everything that is wrong with them.
 fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String> {
-    let path = config::config_path(invocation.config.as_deref(), std::env::var_os("PINNACE_CONFIG"));
-    let file = path.map(|path| ConfigFile { text: std::fs::read_to_string(&path).map_err(|error| error.to_string()), path });
+    let path =
+        config::config_path(invocation.config.as_deref(), std::env::var_os("PINNACE_CONFIG"));
+    let file = path.map(|path| ConfigFile {
+        text: std::fs::read_to_string(&path).map_err(|error| error.to_string()),
+        path,
+    });
     let sources = Sources {
         file,
         environment: std::env::vars_os().collect(),
         manifests: invocation.manifests.clone(),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        read_secret: pinnace::edge::bfd::secret::read,
+        read_secret: pinnace::bfd::io::secret::read,
     };
     config::load(sources).map_err(|errors| errors.to_string())
 }
 
-/// Prints to standard output. A reader that went away (`pinnace check | head -1`) is no reason to complain.
+/// Prints to standard output. A reader that went away (`pinnace check | head -1`) is no reason to
+/// complain.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn run(invocation: &Invocation, settings: &Settings, warnings: &[Warning]) -> Result<ExitCode, String> {
+fn run(
+    invocation: &Invocation,
+    settings: &Settings,
+    warnings: &[Warning],
+) -> Result<ExitCode, String> {
     match &invocation.command {
         Command::Run => {
-            let _log = logging::init_logging(settings).map_err(|error| format!("cannot start a thread: {error}"))?;
+            let _log = logging::init_logging(settings)
+                .map_err(|error| format!("cannot start a thread: {error}"))?;
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            let outcome = runtime()?.block_on(daemon::run(settings.clone(), || self::settings(invocation)));
+            let outcome =
+                runtime()?.block_on(daemon::run(settings.clone(), || self::settings(invocation)));
             let Err(error) = outcome else { return Ok(ExitCode::SUCCESS) };
             let message = error.to_string();
             match settings.log_format {
@@ -85,7 +96,11 @@ fn run(invocation: &Invocation, settings: &Settings, warnings: &[Warning]) -> Re
                 LogFormat::Json => tracing::error!("{message}"),
                 LogFormat::Human => eprintln!("error: {}", printable_lines(&message)),
             }
-            Ok(if matches!(error, daemon::Error::NoSource(_)) { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE })
+            Ok(if matches!(error, daemon::Error::NoSource(_)) {
+                ExitCode::from(EX_USAGE)
+            } else {
+                ExitCode::FAILURE
+            })
         }
         Command::Check { output } => {
             let report = check::run(settings, warnings, trial);
@@ -98,19 +113,26 @@ fn run(invocation: &Invocation, settings: &Settings, warnings: &[Warning]) -> Re
         Command::Status { output } => {
             let state = runtime()?.block_on(commands::status(settings))?;
             print(&match output {
-                StatusFormat::Human => report::human(&state),
-                StatusFormat::Json => serde_json::to_string_pretty(&state).map_err(|e| e.to_string())? + "\n",
+                StatusFormat::Human => status::human(&state),
+                StatusFormat::Json => {
+                    serde_json::to_string_pretty(&state).map_err(|e| e.to_string())? + "\n"
+                }
                 StatusFormat::Yaml => serde_saphyr::to_string(&state).map_err(|e| e.to_string())?,
             });
             Ok(ExitCode::SUCCESS)
         }
         Command::Ruleset { output, planned } => {
-            let tables = if *planned { runtime()?.block_on(commands::planned(settings))? } else { commands::live()? };
+            let tables = if *planned {
+                runtime()?.block_on(commands::planned(settings))?
+            } else {
+                commands::live()?
+            };
             match output {
-                RulesetFormat::Text => print(&ruleset::text::tables(&tables, settings.dead_man)),
-                RulesetFormat::Json => {
-                    print(&format!("{}\n", ruleset::json::tables(&tables, settings.dead_man).map_err(|e| e.to_string())?))
-                }
+                RulesetFormat::Text => print(&nft::text::tables(&tables, settings.dead_man)),
+                RulesetFormat::Json => print(&format!(
+                    "{}\n",
+                    nft::json::tables(&tables, settings.dead_man).map_err(|e| e.to_string())?
+                )),
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -123,12 +145,16 @@ fn run(invocation: &Invocation, settings: &Settings, warnings: &[Warning]) -> Re
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, String> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start the runtime: {error}"))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))
 }
 
-/// Writes a rule set with rules of every kind in the network namespace of the calling thread. What the kernel lacks of it, if it takes the rest.
+/// Writes a rule set with rules of every kind in the network namespace of the calling thread. What
+/// the kernel lacks of it, if it takes the rest.
 fn trial() -> Result<Option<String>, String> {
-    let changes = ruleset::specimen::of_every_kind();
+    let changes = nft::probe::of_every_kind();
     let mut writer = Writer::open().map_err(|error| error.to_string())?;
     writer.apply(&changes).map_err(|error| error.to_string())?;
     Ok(writer.absent().iter().next().map(|(family, reason)| format!("no {family}: {reason}")))

@@ -1,4 +1,5 @@
-//! The writer against a real control plane: who gives addresses, what is written to Services, and how little.
+//! The writer against a real control plane: who gives addresses, what is written to Services, and
+//! how little.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use lab::control_plane::{ControlPlane, Mark, Options, create};
 use lab::{Failure, Host, Lab, Running, ensure, eventually, patient};
-use pinnace::domain::model::Family;
-use pinnace::edge::kube::request::{ANNOTATIONS, Meaning};
+use pinnace::k8s::annotations::{ANNOTATIONS, Meaning};
+use pinnace::model::Family;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -25,8 +26,12 @@ fn start(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool) -> Running 
 }
 
 fn start_with(lab: &Lab, plane: &ControlPlane, node: &Host, faults: bool, pools: &str) -> Running {
-    let kubeconfig = if faults { plane.kubeconfig_with_faults("pinnace") } else { plane.kubeconfig("pinnace") };
-    let pinnace = lab.pinnace_on(node).unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", kubeconfig.display());
+    let kubeconfig =
+        if faults { plane.kubeconfig_with_faults("pinnace") } else { plane.kubeconfig("pinnace") };
+    let pinnace = lab
+        .pinnace_on(node)
+        .unset("PINNACE_MANIFESTS")
+        .set("PINNACE_KUBECONFIG", kubeconfig.display());
     pinnace.set("PINNACE_POOLS", pools).start_ready()
 }
 
@@ -48,7 +53,8 @@ fn plain(name: &str) -> String {
 }
 
 fn published(object: &Value) -> Vec<IpAddr> {
-    let entries = object["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+    let entries =
+        object["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
     entries.iter().filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect()
 }
 
@@ -106,22 +112,32 @@ fn a_port_that_no_container_has_is_refused_and_has_an_error_in_the_status() {
     let vip = addresses(&plane, "web", PATIENCE)[0];
     let admin = |expected: Value| {
         eventually(&format!("the status says {expected}"), PATIENCE, || {
-            let found = plane.get_json(&["service", "web"])["status"]["loadBalancer"]["ingress"][0].clone();
+            let found =
+                plane.get_json(&["service", "web"])["status"]["loadBalancer"]["ingress"][0].clone();
             let ports = json!([{"port": 80, "protocol": "TCP"}, expected]);
-            ensure(found == json!({"ip": vip, "ipMode": "VIP", "ports": ports}), || found.to_string())
+            ensure(found == json!({"ip": vip, "ipMode": "VIP", "ports": ports}), || {
+                found.to_string()
+            })
         });
     };
     admin(json!({"port": 81, "protocol": "TCP", "error": "pinnace.dev/PortWithoutEndpoints"}));
     let told = event(&plane, "SyncLoadBalancerFailed", "web");
-    assert!(told["message"].as_str().is_some_and(|message| message.contains("81/TCP (admin)")), "{told}");
-    eventually("the other port is served", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+    assert!(
+        told["message"].as_str().is_some_and(|message| message.contains("81/TCP (admin)")),
+        "{told}"
+    );
+    eventually("the other port is served", PATIENCE, || {
+        lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string())
+    });
     assert_eq!(lab.client.tcp(vip, 81).err(), Some(Failure::Refused));
     let text = String::from_utf8(running.pinnace().run(&["status"]).stdout).expect("text");
     assert!(text.contains("81/TCP (admin)") && text.contains("targetPort"), "{text}");
 
     plane.apply(&with_admin(&json!("http")));
     admin(json!({"port": 81, "protocol": "TCP"}));
-    eventually("that port is served too", PATIENCE, || lab.client.tcp(vip, 81).map(drop).map_err(|failure| failure.to_string()));
+    eventually("that port is served too", PATIENCE, || {
+        lab.client.tcp(vip, 81).map(drop).map_err(|failure| failure.to_string())
+    });
 }
 
 #[test]
@@ -137,12 +153,18 @@ fn a_service_made_with_kubectl_gets_an_address_and_a_client_is_served() {
     let vip = addresses(&plane, "web", PATIENCE)[0];
     assert!(since.elapsed() < patient(Duration::from_secs(3)), "{:?}", since.elapsed());
     let object = plane.get_json(&["service", "web"]);
-    let expected = json!([{"ip": vip, "ipMode": "VIP", "ports": [{"port": 80, "protocol": "TCP"}]}]);
+    let expected =
+        json!([{"ip": vip, "ipMode": "VIP", "ports": [{"port": 80, "protocol": "TCP"}]}]);
     assert_eq!(object["status"]["loadBalancer"]["ingress"], expected);
-    eventually("a client is served", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+    eventually("a client is served", PATIENCE, || {
+        lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string())
+    });
 
     let told = event(&plane, "EnsuredLoadBalancer", "web");
-    assert_eq!((&told["type"], &told["involvedObject"]["uid"]), (&json!("Normal"), &object["metadata"]["uid"]));
+    assert_eq!(
+        (&told["type"], &told["involvedObject"]["uid"]),
+        (&json!("Normal"), &object["metadata"]["uid"])
+    );
     let status = running.pinnace().status().expect("a status");
     assert_eq!(status.0["writer"], json!({"node": "node-1", "here": true}));
 
@@ -152,31 +174,61 @@ fn a_service_made_with_kubectl_gets_an_address_and_a_client_is_served() {
     plane.patch_status("service", "web", &json!({"conditions": said}));
 
     // Another class, and what somebody else wrote there, is left alone.
-    plane.apply(&service("foreign", &json!({}), &json!({"loadBalancerClass": "example.com/other"})));
+    plane.apply(&service(
+        "foreign",
+        &json!({}),
+        &json!({"loadBalancerClass": "example.com/other"}),
+    ));
     let foreign = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
     plane.patch_status("service", "foreign", &foreign);
-    plane.patch_status("service", "web", &json!({"loadBalancer": {"ingress": [{"ip": "10.88.0.244"}]}}));
+    plane.patch_status(
+        "service",
+        "web",
+        &json!({"loadBalancer": {"ingress": [{"ip": "10.88.0.244"}]}}),
+    );
     addressed(&plane, "web", &[vip]);
     assert_eq!(event(&plane, "SyncLoadBalancerFailed", "web")["type"], "Warning");
-    assert_eq!(published(&plane.get_json(&["service", "foreign"])), ["203.0.113.7".parse::<IpAddr>().expect("an address")]);
+    assert_eq!(
+        published(&plane.get_json(&["service", "foreign"])),
+        ["203.0.113.7".parse::<IpAddr>().expect("an address")]
+    );
 
-    // A request that cannot be met takes the address away and says why; one that can moves the Service.
+    // A request that cannot be met takes the address away and says why; one that can moves the
+    // Service.
     plane.kubectl(&["annotate", "service", "web", "pinnace.dev/addresses=10.9.9.9"]);
     addressed(&plane, "web", &[]);
-    plane.kubectl(&["annotate", "--overwrite", "service", "web", "pinnace.dev/addresses=10.88.0.233"]);
+    plane.kubectl(&[
+        "annotate",
+        "--overwrite",
+        "service",
+        "web",
+        "pinnace.dev/addresses=10.88.0.233",
+    ]);
     addressed(&plane, "web", &["10.88.0.233".parse().expect("an address")]);
     assert_eq!(plane.get_json(&["service", "web"])["status"]["conditions"], said);
 
-    // The finalizer that another controller left behind, on one that is deleted and on one that is no load balancer any more.
+    // The finalizer that another controller left behind, on one that is deleted and on one that is
+    // no load balancer any more.
     let finalizer = r#"{"metadata":{"finalizers":["service.kubernetes.io/load-balancer-cleanup","example.com/own"]}}"#;
     plane.kubectl(&["patch", "service", "web", "--type=merge", "-p", finalizer]);
     plane.kubectl(&["patch", "service", "web", "-p", r#"{"spec":{"type":"ClusterIP"}}"#]);
-    eventually("the finalizer of a Service that left the type is gone, and that of others is not", PATIENCE, || {
-        let found = plane.get_json(&["service", "web"])["metadata"]["finalizers"].clone();
-        ensure(found == json!(["example.com/own"]), || found.to_string())
-    });
+    eventually(
+        "the finalizer of a Service that left the type is gone, and that of others is not",
+        PATIENCE,
+        || {
+            let found = plane.get_json(&["service", "web"])["metadata"]["finalizers"].clone();
+            ensure(found == json!(["example.com/own"]), || found.to_string())
+        },
+    );
     plane.apply(&plain("web"));
-    plane.kubectl(&["patch", "service", "web", "--type=merge", "-p", &finalizer.replace(r#","example.com/own""#, "")]);
+    plane.kubectl(&[
+        "patch",
+        "service",
+        "web",
+        "--type=merge",
+        "-p",
+        &finalizer.replace(r#","example.com/own""#, ""),
+    ]);
     plane.kubectl(&["delete", "service", "web", "--timeout=20s"]);
 }
 
@@ -189,7 +241,8 @@ fn every_annotation_of_the_table_does_what_it_says() {
     let mut last = 209;
     for (index, (name, meaning, _)) in ANNOTATIONS.iter().enumerate() {
         let service_name = format!("row-{index}");
-        let apply = |value: &str| plane.apply(&service(&service_name, &json!({*name: value}), &json!({})));
+        let apply =
+            |value: &str| plane.apply(&service(&service_name, &json!({*name: value}), &json!({})));
         match meaning {
             Meaning::Addresses => {
                 last += 1;
@@ -217,8 +270,12 @@ fn every_annotation_of_the_table_does_what_it_says() {
             Meaning::PreferNodes => {}
             Meaning::Ignore => {
                 apply("true");
-                running.wait_reason(&format!("default/{service_name}"), "is true: it is not served");
-                assert_eq!(published(&plane.get_json(&["service", &service_name])), Vec::<IpAddr>::new());
+                running
+                    .wait_reason(&format!("default/{service_name}"), "is true: it is not served");
+                assert_eq!(
+                    published(&plane.get_json(&["service", &service_name])),
+                    Vec::<IpAddr>::new()
+                );
             }
         }
     }
@@ -292,13 +349,24 @@ fn fifty_services_at_rest_cost_one_write_in_five_seconds_at_most() {
     thread::sleep(Duration::from_secs(25));
     let (mark, time) = (plane.mark(), Duration::from_secs(35));
     thread::sleep(time);
-    let writes: Vec<_> =
-        plane.requests(mark).into_iter().filter(|r| r.user == USER && !["get", "list", "watch"].contains(&&*r.verb)).collect();
-    assert!(!writes.is_empty() && writes.len() as f64 <= 0.2 * time.as_secs_f64(), "{} writes: {writes:?}", writes.len());
-    assert_eq!(running.pinnace().status().expect("a status").0["services"].as_array().map(Vec::len), Some(50));
+    let writes: Vec<_> = plane
+        .requests(mark)
+        .into_iter()
+        .filter(|r| r.user == USER && !["get", "list", "watch"].contains(&&*r.verb))
+        .collect();
+    assert!(
+        !writes.is_empty() && writes.len() as f64 <= 0.2 * time.as_secs_f64(),
+        "{} writes: {writes:?}",
+        writes.len()
+    );
+    assert_eq!(
+        running.pinnace().status().expect("a status").0["services"].as_array().map(Vec::len),
+        Some(50)
+    );
 }
 
-/// 403 is also what admission policies say about one Service, and every namespace that is being deleted about its Events.
+/// 403 is also what admission policies say about one Service, and every namespace that is being
+/// deleted about its Events.
 #[test]
 fn what_is_refused_for_one_service_stops_nothing_else() {
     let lab = Lab::new(0, 0);
@@ -322,7 +390,11 @@ fn what_is_refused_for_one_service_stops_nothing_else() {
         let name = format!("barred-{number}");
         plane.apply(&plain(&name));
         thread::sleep(Duration::from_secs(1));
-        let events = plane.get_json(&["events", "--field-selector", &format!("reason=SyncLoadBalancerFailed,involvedObject.name={name}")]);
+        let events = plane.get_json(&[
+            "events",
+            "--field-selector",
+            &format!("reason=SyncLoadBalancerFailed,involvedObject.name={name}"),
+        ]);
         let told = events["items"].to_string();
         ensure(told.contains("barred here"), || told)?;
         Ok(name)
@@ -336,19 +408,38 @@ fn what_is_refused_for_one_service_stops_nothing_else() {
     last["metadata"]["namespace"] = json!("ending");
     plane.apply(&last.to_string());
     let there = || published(&plane.get_json(&["-n", "ending", "service", "last"]));
-    let vip = eventually("last has an address", PATIENCE, || there().first().copied().ok_or_else(|| "none".to_owned()));
+    let vip = eventually("last has an address", PATIENCE, || {
+        there().first().copied().ok_or_else(|| "none".to_owned())
+    });
     plane.kubectl(&["delete", "namespace", "ending", "--wait=false"]);
     let mark = plane.mark();
-    let other = json!({"status": {"loadBalancer": {"ingress": [{"ip": "10.88.0.244"}]}}}).to_string();
-    plane.kubectl(&["-n", "ending", "patch", "service", "last", "--subresource=status", "-p", &other]);
-    eventually("its status is put right", PATIENCE, || ensure(there() == [vip], || format!("{:?}", there())));
+    let other =
+        json!({"status": {"loadBalancer": {"ingress": [{"ip": "10.88.0.244"}]}}}).to_string();
+    plane.kubectl(&[
+        "-n",
+        "ending",
+        "patch",
+        "service",
+        "last",
+        "--subresource=status",
+        "-p",
+        &other,
+    ]);
+    eventually("its status is put right", PATIENCE, || {
+        ensure(there() == [vip], || format!("{:?}", there()))
+    });
     eventually("an Event is refused", PATIENCE, || {
-        let refused = |r: &lab::control_plane::Request| (&*r.user, &*r.resource, &*r.namespace, r.code) == (USER, "events", "ending", 403);
+        let refused = |r: &lab::control_plane::Request| {
+            (&*r.user, &*r.resource, &*r.namespace, r.code) == (USER, "events", "ending", 403)
+        };
         ensure(plane.requests(mark).iter().any(refused), || "not yet".to_owned())
     });
     plane.apply(&plain("after"));
     event(&plane, "EnsuredLoadBalancer", "after");
-    assert_eq!(running.pinnace().status().expect("a status").0["writer"], json!({"node": "node-1", "here": true}));
+    assert_eq!(
+        running.pinnace().status().expect("a status").0["writer"],
+        json!({"node": "node-1", "here": true})
+    );
 }
 
 #[test]
@@ -375,22 +466,35 @@ fn one_that_may_not_write_leaves_it_to_others() {
     assert_eq!(published(&plane.get_json(&["service", "web"])), Vec::<IpAddr>::new());
 }
 
-/// Makes this many Services in about a second, whatever else the machine does, and says what it took.
+/// Makes this many Services in about a second, whatever else the machine does, and says what it
+/// took.
 fn storm(lab: &Lab, plane: &ControlPlane, count: u32) -> Duration {
     let object = |number: u32| {
         let spec = json!({"allocateLoadBalancerNodePorts": false});
-        vec![("/api/v1/namespaces/default/services", service(&format!("storm-{number}"), &json!({}), &spec))]
+        vec![(
+            "/api/v1/namespaces/default/services",
+            service(&format!("storm-{number}"), &json!({}), &spec),
+        )]
     };
-    let took = create(&lab.client2.ns, &plane.kubeconfig("admin"), count, object).expect("the API server takes them");
+    let took = create(&lab.client2.ns, &plane.kubeconfig("admin"), count, object)
+        .expect("the API server takes them");
     eprintln!("{count} Services were made in {took:?}");
     took
 }
 
-/// How often each object was written by Pinnace since then, with success; events of which there may be more have names of their own.
-fn written(plane: &ControlPlane, since: Mark, verb: &str, resource: &str) -> BTreeMap<String, usize> {
+/// How often each object was written by Pinnace since then, with success; events of which there may
+/// be more have names of their own.
+fn written(
+    plane: &ControlPlane,
+    since: Mark,
+    verb: &str,
+    resource: &str,
+) -> BTreeMap<String, usize> {
     let mut counted = BTreeMap::new();
     let requests = plane.requests(since).into_iter();
-    for request in requests.filter(|r| r.user == USER && r.verb == verb && r.resource == resource && r.code < 300) {
+    for request in requests
+        .filter(|r| r.user == USER && r.verb == verb && r.resource == resource && r.code < 300)
+    {
         *counted.entry(request.name).or_default() += 1;
     }
     counted
@@ -400,7 +504,12 @@ fn written(plane: &ControlPlane, since: Mark, verb: &str, resource: &str) -> BTr
 fn versions(plane: &ControlPlane) -> BTreeMap<String, String> {
     let items = plane.get_json(&["services"])["items"].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    items.iter().map(|object| (text(&object["metadata"]["name"]), text(&object["metadata"]["resourceVersion"]))).collect()
+    items
+        .iter()
+        .map(|object| {
+            (text(&object["metadata"]["name"]), text(&object["metadata"]["resourceVersion"]))
+        })
+        .collect()
 }
 
 #[test]
@@ -415,29 +524,42 @@ fn a_thousand_services_made_at_once_are_each_written_once_and_disturb_nobody() {
     let earlier = addresses(&plane, "earlier", PATIENCE);
     let before = versions(&plane)["earlier"].clone();
 
-    // It is stopped while they are made: however long that takes here, it meets all of them in one instant.
+    // It is stopped while they are made: however long that takes here, it meets all of them in one
+    // instant.
     let mark = plane.mark();
     running.signal(Signal::STOP);
     let took = storm(&lab, &plane, COUNT);
-    assert!(written(&plane, mark, "patch", "services/status").is_empty(), "it knows of none of them yet");
+    assert!(
+        written(&plane, mark, "patch", "services/status").is_empty(),
+        "it knows of none of them yet"
+    );
     running.signal(Signal::CONT);
     let since = Instant::now();
     eventually("all have addresses", Duration::from_secs(60), || {
         let found = written(&plane, mark, "patch", "services/status").len();
         ensure(found == COUNT as usize, || format!("{found} of {COUNT}"))
     });
-    eprintln!("the last status was written {:?} after the last Service, made in {took:?}", since.elapsed());
+    eprintln!(
+        "the last status was written {:?} after the last Service, made in {took:?}",
+        since.elapsed()
+    );
     assert_eq!(distinct(&plane).len(), COUNT as usize + 1);
     let after = versions(&plane);
     // Whoever flaps does so while others are still busy; the Events are on their way all this time.
     thread::sleep(Duration::from_secs(10));
     assert_eq!(versions(&plane), after, "nothing is written any more");
     assert_eq!((addresses(&plane, "earlier", PATIENCE), &after["earlier"]), (earlier, &before));
-    let often: Vec<_> = written(&plane, mark, "patch", "services/status").into_iter().filter(|(_, times)| *times != 1).collect();
+    let often: Vec<_> = written(&plane, mark, "patch", "services/status")
+        .into_iter()
+        .filter(|(_, times)| *times != 1)
+        .collect();
     assert!(often.is_empty(), "written more than once: {often:?}");
     let status = running.pinnace().status().expect("a status");
     let services = status.0["services"].as_array().cloned().unwrap_or_default();
-    assert_eq!(services.iter().filter(|service| service["addresses"][0].is_string()).count(), COUNT as usize + 1);
+    assert_eq!(
+        services.iter().filter(|service| service["addresses"][0].is_string()).count(),
+        COUNT as usize + 1
+    );
 }
 
 #[test]
@@ -460,18 +582,36 @@ fn a_thousand_services_and_a_hundred_addresses_leave_nine_hundred_with_a_reason_
     eventually("the others have a reason", PATIENCE, || {
         let status = running.pinnace().status()?;
         let services = status.0["services"].as_array().cloned().unwrap_or_default();
-        let told = services.iter().filter(|service| service["reasons"].to_string().contains("address in pool lan (100 addresses)")).count();
+        let told = services
+            .iter()
+            .filter(|service| {
+                service["reasons"].to_string().contains("address in pool lan (100 addresses)")
+            })
+            .count();
         ensure(told == COUNT as usize - POOL, || format!("{told} of {}", services.len()))
     });
     thread::sleep(Duration::from_secs(20));
     let warnings = plane.get_json(&["events", "--field-selector", "reason=SyncLoadBalancerFailed"]);
     let warnings = warnings["items"].as_array().cloned().unwrap_or_default();
-    let about: BTreeMap<_, _> = warnings.iter().map(|event| (event["involvedObject"]["name"].to_string(), event)).collect();
-    assert!(about.len() >= 20 && about.len() == warnings.len(), "one each: {} about {}", warnings.len(), about.len());
-    assert!(warnings.iter().all(|event| event["message"].to_string().contains("enlarge it, or delete a Service")), "{:?}", warnings[0]);
+    let about: BTreeMap<_, _> =
+        warnings.iter().map(|event| (event["involvedObject"]["name"].to_string(), event)).collect();
+    assert!(
+        about.len() >= 20 && about.len() == warnings.len(),
+        "one each: {} about {}",
+        warnings.len(),
+        about.len()
+    );
+    assert!(
+        warnings
+            .iter()
+            .all(|event| event["message"].to_string().contains("enlarge it, or delete a Service")),
+        "{:?}",
+        warnings[0]
+    );
 
     // Five a second after a burst of fifty, of all kinds together.
-    let events = written(&plane, mark, "create", "events").values().sum::<usize>() + written(&plane, mark, "patch", "events").len();
+    let events = written(&plane, mark, "create", "events").values().sum::<usize>()
+        + written(&plane, mark, "patch", "events").len();
     let bound = 50.0 + 5.0 * begin.elapsed().as_secs_f64();
     eprintln!("{events} Events were written in {:?}", begin.elapsed());
     assert!(events as f64 <= bound + 5.0, "{events} Events in {:?}", begin.elapsed());

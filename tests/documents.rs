@@ -1,24 +1,27 @@
-//! What is written is true of the code: the tables of the README, and the direction of dependencies that each room's head promises.
+//! What is written is true of the code: the tables of the README, and the direction of dependencies
+//! that each room's head promises.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use pinnace::config;
-use pinnace::edge::kube::request::{ANNOTATIONS, ANSWERED, Meaning};
-use pinnace::edge::metrics::Metrics;
+use pinnace::http::metrics::Metrics;
+use pinnace::k8s::annotations::{ANNOTATIONS, ANSWERED, Meaning};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The part of the README between two markers. With `UPDATE_README` set it is replaced by `text` first.
+/// The part of the README between two markers. With `UPDATE_README` set it is replaced by `text`
+/// first.
 fn between(marker: &str, text: &str) -> String {
     let path = root().join("README.md");
     let readme = fs::read_to_string(&path).expect("README.md");
     let begin = format!("<!-- {marker}: begin (generated from the code; a test compares) -->\n");
     let end = format!("<!-- {marker}: end -->");
-    let (before, rest) = readme.split_once(&begin).unwrap_or_else(|| panic!("README.md lacks {begin}"));
+    let (before, rest) =
+        readme.split_once(&begin).unwrap_or_else(|| panic!("README.md lacks {begin}"));
     let (found, after) = rest.split_once(&end).unwrap_or_else(|| panic!("README.md lacks {end}"));
     if std::env::var_os("UPDATE_README").is_some() {
         fs::write(&path, format!("{before}{begin}{text}{end}{after}")).expect("write README.md");
@@ -30,7 +33,11 @@ fn between(marker: &str, text: &str) -> String {
 #[test]
 fn the_readme_names_every_setting() {
     let table = config::markdown_table();
-    assert_eq!(between("settings", &table), table, "run UPDATE_README=1 cargo test --test documents");
+    assert_eq!(
+        between("settings", &table),
+        table,
+        "run UPDATE_README=1 cargo test --test documents"
+    );
 }
 
 #[test]
@@ -52,13 +59,21 @@ fn the_readme_names_every_annotation() {
     for (name, answer) in ANSWERED {
         table.push_str(&format!("| `{name}` | kube-vip | no effect: {answer} |\n"));
     }
-    assert_eq!(between("annotations", &table), table, "run UPDATE_README=1 cargo test --test documents");
+    assert_eq!(
+        between("annotations", &table),
+        table,
+        "run UPDATE_README=1 cargo test --test documents"
+    );
 }
 
 #[test]
 fn the_readme_answers_every_variable_of_kube_vip() {
     let table = config::kube_vip::markdown_table();
-    assert_eq!(between("kube-vip", &table), table, "run UPDATE_README=1 cargo test --test documents");
+    assert_eq!(
+        between("kube-vip", &table),
+        table,
+        "run UPDATE_README=1 cargo test --test documents"
+    );
 }
 
 #[test]
@@ -66,10 +81,17 @@ fn the_readme_names_every_metric() {
     let metrics = Metrics::new();
     metrics.writer(false, Some("node-1"));
     let text = metrics.encode();
-    let kinds: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).filter_map(|line| line.split_once(' ')).collect();
+    let kinds: BTreeMap<&str, &str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split_once(' '))
+        .collect();
     let mut table = "| metric | type | meaning |\n|---|---|---|\n".to_owned();
-    for (name, help) in text.lines().filter_map(|line| line.strip_prefix("# HELP ")).filter_map(|line| line.split_once(' ')) {
+    for (name, help) in text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# HELP "))
+        .filter_map(|line| line.split_once(' '))
+    {
         let kind = kinds[name];
         // Counters and build information are scraped under these names.
         let suffix = match kind {
@@ -78,11 +100,24 @@ fn the_readme_names_every_metric() {
             _ => "",
         };
         let prefix = format!("{name}{suffix}{{");
-        let first = text.lines().find_map(|line| line.strip_prefix(&prefix)).and_then(|labels| labels.split_once('='));
-        let label = first.filter(|_| kind != "histogram").map(|(label, _)| format!(" by {label}")).unwrap_or_default();
-        table.push_str(&format!("| `{name}{suffix}` | {kind}{label} | {} |\n", help.trim_end_matches('.')));
+        let first = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&prefix))
+            .and_then(|labels| labels.split_once('='));
+        let label = first
+            .filter(|_| kind != "histogram")
+            .map(|(label, _)| format!(" by {label}"))
+            .unwrap_or_default();
+        table.push_str(&format!(
+            "| `{name}{suffix}` | {kind}{label} | {} |\n",
+            help.trim_end_matches('.')
+        ));
     }
-    assert_eq!(between("metrics", &table), table, "run UPDATE_README=1 cargo test --test documents");
+    assert_eq!(
+        between("metrics", &table),
+        table,
+        "run UPDATE_README=1 cargo test --test documents"
+    );
 }
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -122,10 +157,15 @@ fn the_core_knows_no_edge_no_clock_and_no_io() {
         for file in files {
             let text = fs::read_to_string(&file).expect("a source file");
             // Words in comments bind nobody.
-            let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+            let code =
+                text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
             for (number, line) in code {
                 for word in forbidden.iter().filter(|word| line.contains(**word)) {
-                    faults.push(format!("{}:{}: {word}", file.strip_prefix(root()).unwrap_or(&file).display(), number + 1));
+                    faults.push(format!(
+                        "{}:{}: {word}",
+                        file.strip_prefix(root()).unwrap_or(&file).display(),
+                        number + 1
+                    ));
                 }
             }
         }
@@ -133,7 +173,8 @@ fn the_core_knows_no_edge_no_clock_and_no_io() {
     assert!(faults.is_empty(), "the core reaches outwards:\n{}", faults.join("\n"));
 }
 
-/// Whoever steps the clock by a day must change nothing but times that people read. (Certificates are valid by the clock; TLS judges them.)
+/// Whoever steps the clock by a day must change nothing but times that people read. (Certificates
+/// are valid by the clock; TLS judges them.)
 #[test]
 fn the_clock_on_the_wall_decides_nothing() {
     let shown = [
@@ -141,7 +182,10 @@ fn the_clock_on_the_wall_decides_nothing() {
         ("src/edge/kube/events.rs", "firstTimestamp and lastTimestamp of Events"),
         ("src/edge/kube/lease.rs", "acquireTime and renewTime, which nobody here reads"),
         ("src/edge/metrics.rs", "process_start_time_seconds"),
-        ("src/edge/snapshot.rs", "when the snapshot was taken, for status and for the name of a damaged one"),
+        (
+            "src/edge/snapshot.rs",
+            "when the snapshot was taken, for status and for the name of a damaged one",
+        ),
         ("src/edge/state.rs", "the name of a damaged file"),
         ("src/logging.rs", "log lines"),
     ];
@@ -150,16 +194,32 @@ fn the_clock_on_the_wall_decides_nothing() {
     let mut found = Vec::new();
     for file in files.iter().filter(|file| !file.to_string_lossy().ends_with("tests.rs")) {
         let text = fs::read_to_string(file).expect("a source file");
-        let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-        if ["SystemTime", "UNIX_EPOCH", "Timestamp::now", "Realtime)"].iter().any(|word| code.contains(word)) {
+        let code: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        if ["SystemTime", "UNIX_EPOCH", "Timestamp::now", "Realtime)"]
+            .iter()
+            .any(|word| code.contains(word))
+        {
             found.push(file.strip_prefix(root()).unwrap_or(file).to_string_lossy().into_owned());
         }
     }
     found.sort();
     assert_eq!(found, shown.map(|(file, _)| file), "time that decides is monotonic (Instant)");
     let lease = fs::read_to_string(root().join("src/edge/kube/lease.rs")).expect("a source file");
-    let read = lease.split("fn observed").nth(1).expect("where a Lease is read").split("\n}").next().unwrap_or_default();
-    assert!(!read.contains("renew_time") && !read.contains("acquire_time"), "another node's clock is no evidence");
+    let read = lease
+        .split("fn observed")
+        .nth(1)
+        .expect("where a Lease is read")
+        .split("\n}")
+        .next()
+        .unwrap_or_default();
+    assert!(
+        !read.contains("renew_time") && !read.contains("acquire_time"),
+        "another node's clock is no evidence"
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! What deciding costs must grow with the number of Services no faster than the number does. Counted in allocations, which are the
-//! same in every run, and in CPU time of the thread, which a busy machine hardly changes; never in time by the clock on the wall.
+//! What deciding costs must grow with the number of Services no faster than the number does.
+//! Counted in allocations, which are the same in every run, and in CPU time of the thread, which a
+//! busy machine hardly changes; never in time by the clock on the wall.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -7,11 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinnace::domain::engine::{Engine, Event, Role, Settings};
-use pinnace::domain::ipam::Allocations;
-use pinnace::domain::model::*;
-use pinnace::domain::plan::Plan;
-use pinnace::domain::pool::parse_pools;
+use pinnace::engine::plan::Plan;
+use pinnace::engine::{Engine, Event, Role, Settings};
+use pinnace::ipam::Allocations;
+use pinnace::ipam::pool::parse_pools;
+use pinnace::model::*;
 use rustix::time::{ClockId, clock_gettime};
 
 thread_local!(static ALLOCATED: Cell<u64> = const { Cell::new(0) });
@@ -49,7 +50,8 @@ fn work(task: impl FnOnce() -> Plan) -> Work {
     };
     let (allocations, start) = (ALLOCATED.get(), cpu());
     let plan = task();
-    let work = Work { allocations: (ALLOCATED.get() - allocations) as f64, microseconds: cpu() - start };
+    let work =
+        Work { allocations: (ALLOCATED.get() - allocations) as f64, microseconds: cpu() - start };
     drop(plan);
     work
 }
@@ -128,23 +130,36 @@ fn started(services: u32) -> (Engine, Work) {
 
 /// The least of several runs in each respect: noise only adds.
 fn least(mut run: impl FnMut() -> Work) -> Work {
-    (0..5).map(|_| run()).fold(Work { allocations: f64::MAX, microseconds: f64::MAX }, |least, work| Work {
-        allocations: least.allocations.min(work.allocations),
-        microseconds: least.microseconds.min(work.microseconds),
-    })
+    (0..5).map(|_| run()).fold(
+        Work { allocations: f64::MAX, microseconds: f64::MAX },
+        |least, work| Work {
+            allocations: least.allocations.min(work.allocations),
+            microseconds: least.microseconds.min(work.microseconds),
+        },
+    )
 }
 
-/// `large` handles four times as many as `small`: four times the work, and a little for deeper trees and colder caches, is linear;
-/// sixteen times would be quadratic.
+/// `large` handles four times as many as `small`: four times the work, and a little for deeper
+/// trees and colder caches, is linear; sixteen times would be quadratic.
 fn at_most_linear(what: &str, small: Work, large: Work) {
     println!("{what}: {small:?} → {large:?}");
-    assert!(large.allocations <= 5.0 * small.allocations + 500.0, "{what}: allocations grow too fast: {small:?} → {large:?}");
-    assert!(large.microseconds <= 9.0 * small.microseconds + 500.0, "{what}: CPU time grows too fast: {small:?} → {large:?}");
+    assert!(
+        large.allocations <= 5.0 * small.allocations + 500.0,
+        "{what}: allocations grow too fast: {small:?} → {large:?}"
+    );
+    assert!(
+        large.microseconds <= 9.0 * small.microseconds + 500.0,
+        "{what}: CPU time grows too fast: {small:?} → {large:?}"
+    );
 }
 
 #[test]
 fn giving_addresses_to_all_services() {
-    at_most_linear("1,250 and 5,000 Services at the start", least(|| started(1250).1), least(|| started(5000).1));
+    at_most_linear(
+        "1,250 and 5,000 Services at the start",
+        least(|| started(1250).1),
+        least(|| started(5000).1),
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The announcer and the interface watch against real kernels: network namespaces for a node and a client on a bridge that snoops MLD.
-//! Needs root. What is asserted is what the client's kernel believes.
+//! The announcer and the interface watch against real kernels: network namespaces for a node and a
+//! client on a bridge that snoops MLD. Needs root. What is asserted is what the client's kernel
+//! believes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,9 +11,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinnace::domain::announce::{Announcement, AnnouncerEvent, Config};
-use pinnace::domain::model::{Interface, Interfaces};
-use pinnace::edge::{l2, links};
+use pinnace::host::links;
+use pinnace::l2::announcer::{Announcement, AnnouncerEvent, Config};
+use pinnace::l2::io::task;
+use pinnace::model::{Interface, Interfaces};
 use tokio::sync::{mpsc, watch};
 
 #[path = "lab/patience.rs"]
@@ -30,17 +32,30 @@ fn ip(text: &str) -> IpAddr {
 
 fn run(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let output = Command::new(words[0]).args(&words[1..]).output().unwrap_or_else(|error| panic!("{line}: {error}"));
-    assert!(output.status.success(), "{line}: {} (root is needed)", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .output()
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    assert!(
+        output.status.success(),
+        "{line}: {} (root is needed)",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs `what` on a thread inside a namespace.
-fn inside<T: Send + 'static>(namespace: &str, what: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+fn inside<T: Send + 'static>(
+    namespace: &str,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
     let file = File::open(format!("/run/netns/{namespace}")).unwrap();
     thread::spawn(move || {
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(rustix::thread::LinkNameSpaceType::Network))
-            .unwrap();
+        rustix::thread::move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&file),
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )
+        .unwrap();
         what()
     })
 }
@@ -64,7 +79,9 @@ struct Lab {
 impl Lab {
     fn new() -> Lab {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let lab = Lab { prefix: format!("pnl2-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)) };
+        let lab = Lab {
+            prefix: format!("pnl2-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)),
+        };
         for name in ["lan", "node", "client"] {
             run(&format!("ip netns add {}", lab.namespace(name)));
         }
@@ -90,14 +107,25 @@ impl Lab {
     /// A cable from `name` to the bridge.
     fn plug(&self, name: &str, interface: &str) {
         let port = format!("{name}-{interface}");
-        self.ip("lan", &format!("link add {port} type veth peer name {interface} netns {}", self.namespace(name)));
+        self.ip(
+            "lan",
+            &format!(
+                "link add {port} type veth peer name {interface} netns {}",
+                self.namespace(name)
+            ),
+        );
         self.ip("lan", &format!("link set {port} master br0 up"));
         self.ip(name, &format!("link set {interface} up"));
     }
 
     fn mac(&self, name: &str, interface: &str) -> String {
         let listing = self.ip(name, &format!("-o link show {interface}"));
-        listing.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
+        listing
+            .split_whitespace()
+            .skip_while(|word| *word != "link/ether")
+            .nth(1)
+            .unwrap()
+            .to_owned()
     }
 
     /// The MAC that the client's kernel has for an address, without asking for it.
@@ -106,9 +134,12 @@ impl Lab {
         listing.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).map(str::to_owned)
     }
 
-    /// Makes the client's kernel resolve an address anew; the MAC, or None after a second of silence.
+    /// Makes the client's kernel resolve an address anew; the MAC, or None after a second of
+    /// silence.
     fn resolve(&self, address: &str) -> Option<String> {
-        let _ = Command::new("ip").args(["-n", &self.namespace("client"), "neigh", "del", address, "dev", "eth0"]).output();
+        let _ = Command::new("ip")
+            .args(["-n", &self.namespace("client"), "neigh", "del", address, "dev", "eth0"])
+            .output();
         let target = ip(address);
         inside(&self.namespace("client"), move || {
             let local = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -152,7 +183,7 @@ struct Node {
     wish: watch::Sender<Wish>,
     events: mpsc::Receiver<AnnouncerEvent>,
     interfaces: watch::Receiver<Interfaces>,
-    counters: Arc<l2::Counters>,
+    counters: Arc<task::Counters>,
 }
 
 impl Node {
@@ -160,18 +191,26 @@ impl Node {
         let (wish, mut wishes) = watch::channel(first);
         let (events_in, events) = mpsc::channel(64);
         let (snapshots, interfaces) = watch::channel(Interfaces::new());
-        let counters = Arc::new(l2::Counters::default());
+        let counters = Arc::new(task::Counters::default());
         let (mut seen, totals) = (interfaces.clone(), Arc::clone(&counters));
         inside(&lab.namespace("node"), move || {
-            let config = Config { probe_time: Duration::from_millis(300), announce_interval: Duration::from_secs(60) };
-            let (desired_in, desired) = watch::channel(l2::Desired::default());
-            let announcer = l2::spawn(desired, events_in, config, totals, Default::default()).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let config = Config {
+                probe_time: Duration::from_millis(300),
+                announce_interval: Duration::from_secs(60),
+            };
+            let (desired_in, desired) = watch::channel(task::Desired::default());
+            let announcer =
+                task::spawn(desired, events_in, config, totals, Default::default()).unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let watching = tokio::spawn(links::run(snapshots));
                 seen.changed().await.unwrap();
                 loop {
-                    desired_in.send_replace(desire(&wishes.borrow_and_update(), &seen.borrow_and_update()));
+                    desired_in.send_replace(desire(
+                        &wishes.borrow_and_update(),
+                        &seen.borrow_and_update(),
+                    ));
                     tokio::select! {
                         changed = wishes.changed() => if changed.is_err() { break },
                         changed = seen.changed() => changed.expect("links::run ended"),
@@ -196,11 +235,24 @@ impl Node {
     }
 }
 
-fn desire(wish: &Wish, interfaces: &Interfaces) -> l2::Desired {
-    let on = interfaces.values().filter(|interface| wish.interfaces.contains(&&*interface.name)).map(|interface| interface.index);
-    let announcement = Announcement { interfaces: Arc::new(on.collect()), probe: wish.probe, standby: false, quiet: false };
-    let announcements: BTreeMap<IpAddr, Announcement> = wish.vips.iter().map(|vip| (*vip, announcement.clone())).collect();
-    l2::Desired { announcements: Arc::new(announcements), interfaces: Arc::new(interfaces.clone()), ..l2::Desired::default() }
+fn desire(wish: &Wish, interfaces: &Interfaces) -> task::Desired {
+    let on = interfaces
+        .values()
+        .filter(|interface| wish.interfaces.contains(&&*interface.name))
+        .map(|interface| interface.index);
+    let announcement = Announcement {
+        interfaces: Arc::new(on.collect()),
+        probe: wish.probe,
+        standby: false,
+        quiet: false,
+    };
+    let announcements: BTreeMap<IpAddr, Announcement> =
+        wish.vips.iter().map(|vip| (*vip, announcement.clone())).collect();
+    task::Desired {
+        announcements: Arc::new(announcements),
+        interfaces: Arc::new(interfaces.clone()),
+        ..task::Desired::default()
+    }
 }
 
 fn bytes(mac: &str) -> [u8; 6] {
@@ -230,8 +282,14 @@ fn a_client_resolves_vips_and_nothing_else_until_they_are_withdrawn() {
         assert_eq!(lab.resolve(address), None, "{address} is nobody's");
     }
     let after = node.counters.totals();
-    assert_eq!(after.announcer.received, before.announcer.received, "questions about others do not wake us");
-    assert_eq!((after.announcer.malformed, after.send_failed, after.receive_failed, after.join_failed), (0, 0, 0, 0));
+    assert_eq!(
+        after.announcer.received, before.announcer.received,
+        "questions about others do not wake us"
+    );
+    assert_eq!(
+        (after.announcer.malformed, after.send_failed, after.receive_failed, after.join_failed),
+        (0, 0, 0, 0)
+    );
 
     node.wish.send_replace(Wish::default());
     thread::sleep(Duration::from_millis(100));
@@ -275,28 +333,39 @@ fn the_duplicate_address_detection_of_another_kernel_fails() {
     let mac = bytes(&lab.mac("client", "eth0"));
     let defended = AnnouncerEvent::Defended { vip: ip(V6), ifindex: eth0(&node), mac };
     assert_eq!(node.event("the client probes"), defended);
-    eventually("the client gives up", || lab.ip("client", &format!("-6 addr show to {V6}")).contains("dadfailed").then_some(()));
+    eventually("the client gives up", || {
+        lab.ip("client", &format!("-6 addr show to {V6}")).contains("dadfailed").then_some(())
+    });
 }
 
-/// Beyond 64 addresses the filter in the kernel is another one, beyond 200 groups another socket is a member.
+/// Beyond 64 addresses the filter in the kernel is another one, beyond 200 groups another socket is
+/// a member.
 #[test]
 fn many_addresses_on_one_interface() {
     let lab = Lab::new();
     let mac = lab.mac("node", "eth0");
     let vips = |count: u32| -> Vec<IpAddr> {
         let v4 = (0..count.min(200)).map(|n| IpAddr::from((0xc000_0200 + 20 + n).to_be_bytes()));
-        v4.chain((0..count).map(|n| IpAddr::from(((0xfd00_0001_u128 << 96) | (0x1000 + u128::from(n))).to_be_bytes()))).collect()
+        v4.chain((0..count).map(|n| {
+            IpAddr::from(((0xfd00_0001_u128 << 96) | (0x1000 + u128::from(n))).to_be_bytes())
+        }))
+        .collect()
     };
     let node = Node::start(&lab, Wish::default());
     for count in [64, 300, 2] {
         let before = node.counters.totals().sent;
         node.wish.send_replace(Wish { vips: vips(count), ..wish(&["eth0"], false) });
         if count > 2 {
-            eventually("the first announcements", || (node.counters.totals().sent > before + u64::from(count)).then_some(()));
+            eventually("the first announcements", || {
+                (node.counters.totals().sent > before + u64::from(count)).then_some(())
+            });
         }
-        for vip in
-            [vips(count)[0], vips(count)[count.min(200) as usize - 1], vips(count)[count.min(200) as usize], *vips(count).last().unwrap()]
-        {
+        for vip in [
+            vips(count)[0],
+            vips(count)[count.min(200) as usize - 1],
+            vips(count)[count.min(200) as usize],
+            *vips(count).last().unwrap(),
+        ] {
             eventually("an answer", || (lab.resolve(&vip.to_string())? == mac).then_some(()));
         }
         assert_eq!(node.counters.totals().join_failed, 0);
@@ -322,7 +391,10 @@ fn a_stale_neighbour_entry_is_replaced_without_asking() {
     let lab = Lab::new();
     let mac = lab.mac("node", "eth0");
     for vip in [V4, V6] {
-        lab.ip("client", &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
+        lab.ip(
+            "client",
+            &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"),
+        );
     }
     let _node = Node::start(&lab, wish(&["eth0"], false));
     for vip in [V4, V6] {
@@ -337,10 +409,15 @@ fn a_link_that_returns_is_announced_again() {
     let mut node = Node::start(&lab, wish(&["eth0"], false));
     eventually("the first announcements", || (node.counters.totals().sent >= 3).then_some(()));
     lab.ip("lan", "link set node-eth0 down");
-    eventually("carrier loss is seen", || node.interfaces.borrow().values().any(|i| &*i.name == "eth0" && !i.up).then_some(()));
+    eventually("carrier loss is seen", || {
+        node.interfaces.borrow().values().any(|i| &*i.name == "eth0" && !i.up).then_some(())
+    });
     for vip in [V4, V6] {
         assert_eq!(lab.resolve(vip), None, "{vip} while the link is down");
-        lab.ip("client", &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
+        lab.ip(
+            "client",
+            &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"),
+        );
     }
     lab.ip("lan", "link set node-eth0 up");
     for vip in [V4, V6] {
@@ -350,7 +427,8 @@ fn a_link_that_returns_is_announced_again() {
     assert_eq!(node.events.try_recv().ok(), None, "a link that goes down is no failure of ours");
 }
 
-/// Down and up again between two snapshots: nobody sees the link down, and yet the switch may have forgotten us.
+/// Down and up again between two snapshots: nobody sees the link down, and yet the switch may have
+/// forgotten us.
 #[test]
 fn a_link_that_flaps_faster_than_anybody_looks_is_announced_again() {
     let lab = Lab::new();
@@ -362,7 +440,10 @@ fn a_link_that_flaps_faster_than_anybody_looks_is_announced_again() {
     let mut snapshots = node.interfaces.clone();
     let before = snapshots.borrow_and_update()[&index].carrier_changes;
     for vip in [V4, V6] {
-        lab.ip("client", &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
+        lab.ip(
+            "client",
+            &format!("neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev eth0"),
+        );
     }
     let batch = format!("/tmp/{}.batch", lab.prefix);
     std::fs::write(&batch, "link set node-eth0 down\nlink set node-eth0 up\n").unwrap();
@@ -375,7 +456,8 @@ fn a_link_that_flaps_faster_than_anybody_looks_is_announced_again() {
     assert!(snapshots.borrow_and_update()[&index].carrier_changes > before);
 }
 
-/// Flooding aside: a bridge that snoops sends multicast only to ports that asked, so a VIP's solicited-node group must be joined.
+/// Flooding aside: a bridge that snoops sends multicast only to ports that asked, so a VIP's
+/// solicited-node group must be joined.
 #[test]
 fn the_solicited_node_group_of_a_vip_is_joined_on_the_port() {
     let lab = Lab::new();
@@ -385,7 +467,9 @@ fn the_solicited_node_group_of_a_vip_is_joined_on_the_port() {
     let group = "ff02::1:ff00:10";
     let listed = || {
         let mdb = run(&format!("ip netns exec {} bridge mdb show dev br0", lab.namespace("lan")));
-        mdb.lines().any(|line| line.contains("port node-eth0") && line.split_whitespace().any(|word| word == group))
+        mdb.lines().any(|line| {
+            line.contains("port node-eth0") && line.split_whitespace().any(|word| word == group)
+        })
     };
     assert!(!listed(), "before anything runs");
     let node = Node::start(&lab, wish(&["eth0"], false));
@@ -408,24 +492,39 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
         ipv6: true,
         ..Interface::default()
     };
-    let interfaces = Interfaces::from([(999, interface(999, "ghost", [2, 0, 0, 0, 0, 9])), (index, interface(index, "eth0", bytes(&mac)))]);
+    let interfaces = Interfaces::from([
+        (999, interface(999, "ghost", [2, 0, 0, 0, 0, 9])),
+        (index, interface(index, "eth0", bytes(&mac))),
+    ]);
     let mut first = desire(&wish(&["ghost", "eth0"], false), &interfaces);
-    let ghost_only = Announcement { interfaces: Arc::new([999].into()), probe: true, standby: false, quiet: false };
+    let ghost_only = Announcement {
+        interfaces: Arc::new([999].into()),
+        probe: true,
+        standby: false,
+        quiet: false,
+    };
     Arc::make_mut(&mut first.announcements).insert(ip(FREE[0]), ghost_only);
     let (desired_in, desired) = watch::channel(first);
     let (events_in, mut events) = mpsc::channel(64);
-    let counters = Arc::new(l2::Counters::default());
-    let announcer =
-        inside(&lab.namespace("node"), move || l2::spawn(desired, events_in, Config::default(), counters, Default::default()).unwrap());
+    let counters = Arc::new(task::Counters::default());
+    let announcer = inside(&lab.namespace("node"), move || {
+        task::spawn(desired, events_in, Config::default(), counters, Default::default()).unwrap()
+    });
     for vip in [V4, V6] {
         eventually(vip, || (lab.resolve(vip)? == mac).then_some(()));
     }
     match eventually("the failure", || events.try_recv().ok()) {
-        AnnouncerEvent::SocketFailed { ifindex: 999, reason } => assert!(reason.contains("ghost"), "{reason}"),
+        AnnouncerEvent::SocketFailed { ifindex: 999, reason } => {
+            assert!(reason.contains("ghost"), "{reason}")
+        }
         other => panic!("{other:?}"),
     }
     thread::sleep(Duration::from_millis(1200));
-    assert_eq!(events.try_recv().ok(), None, "tried again, not told again; and no address is clear where nobody can be heard");
+    assert_eq!(
+        events.try_recv().ok(),
+        None,
+        "tried again, not told again; and no address is clear where nobody can be heard"
+    );
     drop(desired_in);
     announcer.join().unwrap().join().unwrap();
 }
@@ -446,7 +545,9 @@ fn an_interface_that_appears_later_and_changes_its_mac() {
         eventually(vip, || (lab.neighbour(vip)? == "02:00:00:00:00:77").then_some(()));
     }
     lab.ip("lan", "link del node-eth1");
-    eventually("it is gone", || node.interfaces.borrow().values().all(|i| &*i.name != "eth1").then_some(()));
+    eventually("it is gone", || {
+        node.interfaces.borrow().values().all(|i| &*i.name != "eth1").then_some(())
+    });
     lab.plug("node", "eth1");
     let mac = lab.mac("node", "eth1");
     for vip in [V4, V6] {
@@ -460,16 +561,27 @@ fn snapshots_hold_what_the_kernel_has() {
     let node = Node::start(&lab, Wish::default());
     let addresses = |name: &str| -> Vec<String> {
         let interfaces = node.interfaces.borrow();
-        interfaces.values().filter(|i| &*i.name == name).flat_map(|i| i.addresses.iter().map(ToString::to_string)).collect()
+        interfaces
+            .values()
+            .filter(|i| &*i.name == name)
+            .flat_map(|i| i.addresses.iter().map(ToString::to_string))
+            .collect()
     };
-    eventually("addresses", || (addresses("eth0") == ["192.0.2.2/24", "fd00:1::2/64"]).then_some(()));
+    eventually("addresses", || {
+        (addresses("eth0") == ["192.0.2.2/24", "fd00:1::2/64"]).then_some(())
+    });
     let first = node.interfaces.borrow().clone();
     let interface = first.values().find(|i| &*i.name == "eth0").unwrap();
-    assert_eq!((&*interface.kind, interface.up, interface.mac), ("veth", true, Some(bytes(&lab.mac("node", "eth0")))));
+    assert_eq!(
+        (&*interface.kind, interface.up, interface.mac),
+        ("veth", true, Some(bytes(&lab.mac("node", "eth0"))))
+    );
     assert!(first.values().any(|i| i.loopback && i.addresses.is_empty()));
 
     lab.ip("node", "addr add 198.51.100.7/32 dev eth0");
-    eventually("an address more", || addresses("eth0").contains(&"198.51.100.7/32".to_owned()).then_some(()));
+    eventually("an address more", || {
+        addresses("eth0").contains(&"198.51.100.7/32".to_owned()).then_some(())
+    });
     lab.ip("node", "link add br7 type bridge");
     lab.ip("node", "link set eth0 master br7");
     eventually("a bridge and its port", || {

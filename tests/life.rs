@@ -1,4 +1,5 @@
-//! The life of a process, as its neighbours see it: start, replacement, stop, sudden death, and what it leaves.
+//! The life of a process, as its neighbours see it: start, replacement, stop, sudden death, and
+//! what it leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lab::manifests::{node, nodes, service, web};
 use lab::{Capture, Failure, Heard, Lab, Running, ensure, eventually, patient};
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use serde_json::Value;
 
 mod lab;
@@ -42,7 +43,11 @@ fn kill_9_leaves_packets_flowing_and_a_successor_drops_no_connection() {
     }
     let second = lab.pinnace().start_ready();
     second.wait_serving("default/web");
-    assert_eq!(Family::ALL.map(|family| second.address("default/web", family)), vips, "the addresses stay");
+    assert_eq!(
+        Family::ALL.map(|family| second.address("default/web", family)),
+        vips,
+        "the addresses stay"
+    );
     for (connection, pod) in open.iter_mut().zip(pods) {
         assert_eq!(connection.ask().map(|reply| reply.pod), Ok(pod), "the connection survived");
     }
@@ -66,7 +71,10 @@ fn sigterm_withdraws_everything_unless_told_to_keep_the_rules() {
     assert_eq!(lab.client.neighbour(vip), None, "announcing ends all the same");
     assert!(lab.pinnace().run(&["cleanup"]).status.success());
     assert_eq!(tables(&lab), "");
-    assert!(lab.pinnace().run(&["cleanup", "--state"]).status.success(), "nothing to do is no error");
+    assert!(
+        lab.pinnace().run(&["cleanup", "--state"]).status.success(),
+        "nothing to do is no error"
+    );
     assert!(!lab.directory().join("state").exists());
 }
 
@@ -107,7 +115,9 @@ fn rules_that_somebody_flushed_come_back() {
     let vip = running.address("default/web", Family::V6);
     lab.node.ns.output("nft", &["flush", "ruleset"]);
     assert!(lab.client.tcp(vip, 80).is_err(), "they are gone");
-    eventually("the rules are back", PATIENCE, || lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+    eventually("the rules are back", PATIENCE, || {
+        lab.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string())
+    });
     // It is counted when conntrack has been looked through as well.
     eventually("the repair is counted", PATIENCE, || {
         let (_, metrics) = running.pinnace().http("/metrics")?;
@@ -115,8 +125,9 @@ fn rules_that_somebody_flushed_come_back() {
     });
 }
 
-/// As `systemctl restart nftables` does it where a firewall tracks connections: the host's own rules are back at once, ours a moment later. A flow
-/// that began in between has been tracked, untranslated, and lives for as long as the client goes on.
+/// As `systemctl restart nftables` does it where a firewall tracks connections: the host's own
+/// rules are back at once, ours a moment later. A flow that began in between has been tracked,
+/// untranslated, and lives for as long as the client goes on.
 #[test]
 fn flows_that_began_while_the_rules_were_flushed_are_served_once_they_are_back() {
     let lab = Lab::new(1, 0);
@@ -126,9 +137,14 @@ fn flows_that_began_while_the_rules_were_flushed_are_served_once_they_are_back()
     running.wait_serving("default/dns");
     let vips = Family::ALL.map(|family| running.address("default/dns", family));
     for vip in vips {
-        assert!(lab.client.udp(vip, 53).is_ok() && lab.client.tcp(vip, 53).is_ok(), "{vip} is served");
+        assert!(
+            lab.client.udp(vip, 53).is_ok() && lab.client.tcp(vip, 53).is_ok(),
+            "{vip} is served"
+        );
         // Somebody takes the packets, so that no host on the way says that they do not arrive.
-        lab.node.ns.ip(&[format!("neigh replace {vip} dev eth0 lladdr 02:00:00:00:00:99 nud permanent")]);
+        lab.node
+            .ns
+            .ip(&[format!("neigh replace {vip} dev eth0 lladdr 02:00:00:00:00:99 nud permanent")]);
     }
     let firewall = "flush ruleset; add table inet host; add chain inet host input { type filter hook prerouting priority 0; }; \
                     add rule inet host input ct state invalid drop";
@@ -156,11 +172,16 @@ fn flows_that_began_while_the_rules_were_flushed_are_served_once_they_are_back()
 #[test]
 fn wrong_settings_are_all_named_at_once_and_nothing_is_touched() {
     let lab = serving();
-    let pinnace = lab.pinnace().set("PINNACE_POOLS", "10.0.0.9-10.0.0.1").set("PINNACE_PROBE", "soon").set("PINNACE_LISTEN", "nowhere");
+    let pinnace = lab
+        .pinnace()
+        .set("PINNACE_POOLS", "10.0.0.9-10.0.0.1")
+        .set("PINNACE_PROBE", "soon")
+        .set("PINNACE_LISTEN", "nowhere");
     let output = pinnace.run(&["run"]);
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{complaint}");
-    for word in ["PINNACE_POOLS", "10.0.0.9", "PINNACE_PROBE", "soon", "PINNACE_LISTEN", "nowhere"] {
+    for word in ["PINNACE_POOLS", "10.0.0.9", "PINNACE_PROBE", "soon", "PINNACE_LISTEN", "nowhere"]
+    {
         assert!(complaint.contains(word), "{word} is not named:\n{complaint}");
     }
     assert_eq!(tables(&lab), "");
@@ -187,7 +208,8 @@ fn systemd_is_told_when_it_is_ready_and_that_it_lives() {
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let pinnace = lab.pinnace().set("NOTIFY_SOCKET", path.display()).set("WATCHDOG_USEC", 900_000);
-    // From the first moment somebody reads, as systemd does: the kernel keeps ten datagrams for a reader who does not, and then the sender waits.
+    // From the first moment somebody reads, as systemd does: the kernel keeps ten datagrams for a
+    // reader who does not, and then the sender waits.
     let mut running = pinnace.start();
     let mut heard = String::new();
     let listen = |until: &str, heard: &mut String| {
@@ -218,7 +240,10 @@ fn links_that_go_and_come_take_the_announcements_with_them() {
     lab.node.ns.ip(&["link set eth0 down".to_owned()]);
     running.wait_reason("default/web", "LinkDown");
     // Addresses of IPv6 go with the link; a node gets them back from its configuration.
-    lab.node.ns.ip(&["link set eth0 up".to_owned(), format!("address replace {}/64 dev eth0 nodad", lab.node.v6)]);
+    lab.node.ns.ip(&[
+        "link set eth0 up".to_owned(),
+        format!("address replace {}/64 dev eth0 nodad", lab.node.v6),
+    ]);
     eventually("the address is answered for again", PATIENCE, || {
         let mac = lab.client.neighbour(vip);
         ensure(mac == Some(lab.node.mac()), || format!("{mac:?}"))
@@ -254,11 +279,16 @@ fn the_printed_rules_are_those_of_the_kernel_and_the_planned_ones_too() {
     let lab = serving();
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/web");
-    let print = |arguments: &[&str]| String::from_utf8(running.pinnace().run(arguments).stdout).unwrap();
+    let print =
+        |arguments: &[&str]| String::from_utf8(running.pinnace().run(arguments).stdout).unwrap();
     let live = print(&["ruleset"]);
     assert!(live.contains("jhash ip saddr . th sport mod 2 seed 0x5eed"), "{live}");
     assert_eq!(print(&["ruleset", "--planned"]), live);
-    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON")["nftables"].as_array().map(Vec::len);
+    let json = |text: &str| {
+        serde_json::from_str::<serde_json::Value>(text).expect("JSON")["nftables"]
+            .as_array()
+            .map(Vec::len)
+    };
     assert_eq!(
         json(&print(&["ruleset", "-o", "json"])).unwrap() + 1,
         json(&lab.node.ns.output("nft", &["-j", "list", "ruleset"])).unwrap()
@@ -279,20 +309,31 @@ fn an_endpoint_fewer_breaks_no_connection_and_verdicts_follow() {
         let pods: BTreeSet<String> = replies.into_iter().map(|reply| reply.pod).collect();
         ensure(pods == BTreeSet::from(["pod-1".to_string()]), || format!("{pods:?}"))
     });
-    eventually("its verdict is that of one endpoint", PATIENCE, || ensure(services().contains("80 : jump spread-1"), services));
+    eventually("its verdict is that of one endpoint", PATIENCE, || {
+        ensure(services().contains("80 : jump spread-1"), services)
+    });
 }
 
-/// Of the start, of work, of trouble and of the end; with words in it that somebody outside has chosen.
+/// Of the start, of work, of trouble and of the end; with words in it that somebody outside has
+/// chosen.
 #[test]
 fn every_line_of_a_log_in_json_is_one_object() {
     let lab = serving();
-    let settings = lab.pinnace().set("PINNACE_LOG_FORMAT", "json").set("PINNACE_LOG", "debug").set("PINNACE_POOL", "x");
+    let settings = lab
+        .pinnace()
+        .set("PINNACE_LOG_FORMAT", "json")
+        .set("PINNACE_LOG", "debug")
+        .set("PINNACE_POOL", "x");
     let mut running = settings.clone().start_ready();
     running.wait_serving("default/web");
-    assert!(!settings.set("PINNACE_LISTEN", "off").start().wait_end().success(), "a second process on the same state directory");
+    assert!(
+        !settings.set("PINNACE_LISTEN", "off").start().wait_end().success(),
+        "a second process on the same state directory"
+    );
     lab.apply("broken.yaml", "kind: Service\n metadata: [\n");
     running.wait_log("broken.yaml");
-    let hostile = web("hostile").annotation("pinnace.dev/addresses", r#"10.88.0.300\" \n{\"level\":\e[2J"#);
+    let hostile =
+        web("hostile").annotation("pinnace.dev/addresses", r#"10.88.0.300\" \n{\"level\":\e[2J"#);
     lab.apply("hostile.yaml", &hostile.with_pods(&lab.pods));
     running.wait_log("10.88.0.300");
     lab.node.ns.output("nft", &["flush", "ruleset"]);
@@ -302,11 +343,19 @@ fn every_line_of_a_log_in_json_is_one_object() {
     let log = running.log();
     let mut messages = Vec::new();
     for line in log.lines() {
-        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-        let text = |field: &str| object[field].as_str().unwrap_or_else(|| panic!("no {field}: {line}"));
+        let object: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        let text =
+            |field: &str| object[field].as_str().unwrap_or_else(|| panic!("no {field}: {line}"));
         assert!(["ERROR", "WARN", "INFO", "DEBUG"].contains(&text("level")), "{line}");
         let time = text("timestamp");
-        assert!(time.len() >= 20 && time[..5].ends_with('-') && time[..11].ends_with('T') && time.ends_with('Z'), "{line}");
+        assert!(
+            time.len() >= 20
+                && time[..5].ends_with('-')
+                && time[..11].ends_with('T')
+                && time.ends_with('Z'),
+            "{line}"
+        );
         assert!(!text("message").is_empty(), "{line}");
         messages.push((text("level").to_owned(), line));
     }
@@ -323,7 +372,8 @@ fn every_line_of_a_log_in_json_is_one_object() {
     }
 }
 
-/// So that a switch does not forget where they are: every second where that is asked, and not for a minute where it is not.
+/// So that a switch does not forget where they are: every second where that is asked, and not for a
+/// minute where it is not.
 #[test]
 fn addresses_are_announced_again_as_often_as_the_setting_says() {
     const WINDOW: Duration = Duration::from_secs(6);
@@ -338,19 +388,26 @@ fn addresses_are_announced_again_as_often_as_the_setting_says() {
         let capture = Capture::start(&lab.client.ns, "eth0");
         std::thread::sleep(WINDOW);
         let frames = capture.about(&vips);
-        vips.map(|vip| frames.iter().filter(|(address, heard)| *address == vip && *heard == Heard::Announcement).count())
+        vips.map(|vip| {
+            frames
+                .iter()
+                .filter(|(address, heard)| *address == vip && *heard == Heard::Announcement)
+                .count()
+        })
     };
     let mut running = lab.pinnace().start_ready();
     assert_eq!(heard(&running), [0, 0], "every minute, and not in the first");
     assert!(running.terminate().success());
     let running = lab.pinnace().set("PINNACE_ANNOUNCE_INTERVAL", "1s").start_ready();
     let [v4, v6] = heard(&running);
-    // Over IPv4 in both forms, as a request and as an answer; the window may begin between the two. A tenth more or less each time.
+    // Over IPv4 in both forms, as a request and as an answer; the window may begin between the two.
+    // A tenth more or less each time.
     assert!((10..=14).contains(&v4), "{v4} frames over IPv4 within {WINDOW:?}");
     assert!((5..=7).contains(&v6), "{v6} frames over IPv6 within {WINDOW:?}");
 }
 
-/// What the kernel of a node and its files say: rules, addresses, routes, sysctls, the state directory and the manifests.
+/// What the kernel of a node and its files say: rules, addresses, routes, sysctls, the state
+/// directory and the manifests.
 fn everything(lab: &Lab) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for (program, arguments) in [
@@ -362,7 +419,10 @@ fn everything(lab: &Lab) -> BTreeMap<String, String> {
         ("ip", &["-j", "route", "show", "table", "all"]),
         ("ip", &["-6", "-j", "route", "show", "table", "all"]),
     ] {
-        all.insert(format!("{program} {}", arguments.join(" ")), lab.node.ns.output(program, arguments));
+        all.insert(
+            format!("{program} {}", arguments.join(" ")),
+            lab.node.ns.output(program, arguments),
+        );
     }
     let mut files = files(lab.directory());
     files.retain(|path, _| !path.ends_with("log"));
@@ -396,7 +456,9 @@ fn commands_beside_a_running_node_agree_and_change_nothing() {
     let lab = serving();
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/web");
-    let print = |arguments: &[&str]| String::from_utf8(running.pinnace().run(arguments).stdout).expect("text");
+    let print = |arguments: &[&str]| {
+        String::from_utf8(running.pinnace().run(arguments).stdout).expect("text")
+    };
     // The seconds that it runs may change in between.
     let state = eventually("both formats say the same", PATIENCE, || {
         let json: Value = serde_json::from_str(&print(&["status", "-o", "json"])).expect("JSON");
@@ -408,10 +470,16 @@ fn commands_beside_a_running_node_agree_and_change_nothing() {
     for family in Family::ALL {
         assert!(human.contains(&running.address("default/web", family).to_string()), "{human}");
     }
-    assert_eq!(print(&["version"]), format!("pinnace {}\n", state["version"].as_str().expect("a version")));
+    assert_eq!(
+        print(&["version"]),
+        format!("pinnace {}\n", state["version"].as_str().expect("a version"))
+    );
 
     let before = everything(&lab);
-    assert!(before.keys().any(|key| key.ends_with("ipv4/ip_forward")) && before.keys().any(|key| key.ends_with("state.json")));
+    assert!(
+        before.keys().any(|key| key.ends_with("ipv4/ip_forward"))
+            && before.keys().any(|key| key.ends_with("state.json"))
+    );
     let report: Value = serde_json::from_str(&print(&["check", "-o", "json"])).expect("JSON");
     assert!(report["findings"].as_array().is_some_and(|findings| !findings.is_empty()), "{report}");
     assert!(!print(&["check"]).is_empty());

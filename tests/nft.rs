@@ -5,18 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
 
-use pinnace::domain::forwarding::{Backend, Forwarding, FrontendKey, Target};
-use pinnace::domain::model::{Family, Protocol};
-use pinnace::domain::plan::Changes;
-use pinnace::edge::nft::{ALIVE, Writer};
-use pinnace::ruleset::{Compiler, Table};
+use pinnace::engine::plan::Changes;
+use pinnace::model::forwarding::{Backend, Forwarding, FrontendKey, Target};
+use pinnace::model::{Family, Protocol};
+use pinnace::nft::io::writer::{ALIVE, Writer};
+use pinnace::nft::{Compiler, Table};
 use proptest::test_runner::{Config, TestRunner};
 
 /// Runs a test in a thread with a network namespace of its own, which ends with the thread.
 fn isolated(test: impl FnOnce() + Send + 'static) {
     let outcome = std::thread::spawn(move || {
         // SAFETY: only the network namespace of this thread changes; no memory is involved.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("these tests need root");
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+            .expect("these tests need root");
         test();
     })
     .join();
@@ -26,8 +27,14 @@ fn isolated(test: impl FnOnce() + Send + 'static) {
 }
 
 fn nft(arguments: &[&str]) -> String {
-    let output = Command::new("nft").args(arguments).output().expect("these tests need the nft program");
-    assert!(output.status.success(), "nft {arguments:?}: {} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    let output =
+        Command::new("nft").args(arguments).output().expect("these tests need the nft program");
+    assert!(
+        output.status.success(),
+        "nft {arguments:?}: {} {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -40,7 +47,13 @@ fn frontend(text: &str, protocol: Protocol, port: u16) -> FrontendKey {
 }
 
 fn backends(prefix: &str, count: u16, local: u16) -> Vec<Backend> {
-    (1..=count).map(|n| Backend { address: address(&format!("{prefix}{n}")), port: 8080, local: n <= local }).collect()
+    (1..=count)
+        .map(|n| Backend {
+            address: address(&format!("{prefix}{n}")),
+            port: 8080,
+            local: n <= local,
+        })
+        .collect()
 }
 
 fn plain(internal: Target) -> Forwarding {
@@ -49,7 +62,10 @@ fn plain(internal: Target) -> Forwarding {
 
 /// A change of one frontend.
 fn only(key: FrontendKey, internal: Target) -> Changes {
-    Changes { forwardings: BTreeMap::from([(key, Some(Arc::new(plain(internal))))]), ..Changes::default() }
+    Changes {
+        forwardings: BTreeMap::from([(key, Some(Arc::new(plain(internal))))]),
+        ..Changes::default()
+    }
 }
 
 /// Every kind of verdict, in both families.
@@ -60,25 +76,48 @@ fn example() -> Changes {
         ("2001:db8::1", "fd42::", ["fd00::/64", "fd00::/48", "::/0"]),
     ] {
         let net = |n: usize| ranges[n].parse().unwrap();
-        let mut add = |protocol, port, forwarding| forwardings.insert(frontend(vip, protocol, port), Some(Arc::new(forwarding)));
+        let mut add = |protocol, port, forwarding| {
+            forwardings.insert(frontend(vip, protocol, port), Some(Arc::new(forwarding)))
+        };
         add(Protocol::Tcp, 80, plain(Target::Spread(backends(pods, 3, 1))));
         add(Protocol::Udp, 53, plain(Target::Spread(backends(pods, 1, 0))));
         add(Protocol::Tcp, 81, plain(Target::Sticky(backends(pods, 2, 0))));
         add(Protocol::Tcp, 82, plain(Target::Reject));
         add(Protocol::Sctp, 83, plain(Target::Drop));
-        add(Protocol::Tcp, 84, Forwarding { sources: Some(vec![net(0), net(1)]), ..plain(Target::Reject) });
-        add(Protocol::Tcp, 85, Forwarding { sources: Some(vec![]), ..plain(Target::Spread(backends(pods, 2, 2))) });
+        add(
+            Protocol::Tcp,
+            84,
+            Forwarding { sources: Some(vec![net(0), net(1)]), ..plain(Target::Reject) },
+        );
+        add(
+            Protocol::Tcp,
+            85,
+            Forwarding { sources: Some(vec![]), ..plain(Target::Spread(backends(pods, 2, 2))) },
+        );
         add(Protocol::Tcp, 86, Forwarding { sources: Some(vec![net(2)]), ..plain(Target::Drop) });
         add(
             Protocol::Tcp,
             87,
-            Forwarding { external: Some(Target::Spread(backends(pods, 1, 1))), ..plain(Target::Spread(backends(pods, 3, 1))) },
+            Forwarding {
+                external: Some(Target::Spread(backends(pods, 1, 1))),
+                ..plain(Target::Spread(backends(pods, 3, 1)))
+            },
         );
-        add(Protocol::Tcp, 88, Forwarding { external: Some(Target::Drop), ..plain(Target::Spread(backends(pods, 3, 1))) });
+        add(
+            Protocol::Tcp,
+            88,
+            Forwarding {
+                external: Some(Target::Drop),
+                ..plain(Target::Spread(backends(pods, 3, 1)))
+            },
+        );
         add(
             Protocol::Tcp,
             89,
-            Forwarding { external: Some(Target::Sticky(backends(pods, 1, 1))), ..plain(Target::Sticky(backends(pods, 3, 1))) },
+            Forwarding {
+                external: Some(Target::Sticky(backends(pods, 1, 1))),
+                ..plain(Target::Sticky(backends(pods, 3, 1)))
+            },
         );
     }
     Changes {
@@ -100,7 +139,8 @@ fn sorted(mut tables: Vec<Table>) -> Vec<Table> {
     tables
 }
 
-/// The lines of a listing with its elements and chains in a canonical order: `nft` lists in the order of hashes and of creation.
+/// The lines of a listing with its elements and chains in a canonical order: `nft` lists in the
+/// order of hashes and of creation.
 fn canonical(text: &str) -> Vec<String> {
     let text = text.replace(",\n", ", ");
     let mut blocks: Vec<String> = text.split("\n\n").map(str::to_owned).collect();
@@ -108,11 +148,15 @@ fn canonical(text: &str) -> Vec<String> {
         let lines = block.lines().map(|line| {
             let line = line.trim().trim_end_matches('}').trim();
             let Some(list) = line.strip_prefix("elements = {") else { return line.to_owned() };
-            let mut elements: Vec<&str> = list.split(',').map(|e| e.split(" expires ").next().unwrap_or(e).trim()).collect();
+            let mut elements: Vec<&str> =
+                list.split(',').map(|e| e.split(" expires ").next().unwrap_or(e).trim()).collect();
             elements.sort_unstable();
             elements.join(", ")
         });
-        *block = lines.filter(|line| !line.is_empty() && !line.starts_with("table ")).collect::<Vec<_>>().join("\n");
+        *block = lines
+            .filter(|line| !line.is_empty() && !line.starts_with("table "))
+            .collect::<Vec<_>>()
+            .join("\n");
     }
     blocks.sort();
     blocks
@@ -127,9 +171,13 @@ fn canonical_json(objects: &[serde_json::Value]) -> Vec<String> {
             for body in object.as_object_mut().unwrap().values_mut() {
                 let body = body.as_object_mut().unwrap();
                 body.remove("handle");
-                if let Some(elements) = body.get_mut("elem").and_then(|elements| elements.as_array_mut()) {
+                if let Some(elements) =
+                    body.get_mut("elem").and_then(|elements| elements.as_array_mut())
+                {
                     for element in elements.iter_mut() {
-                        if let Some(element) = element.get_mut("elem").and_then(|element| element.as_object_mut()) {
+                        if let Some(element) =
+                            element.get_mut("elem").and_then(|element| element.as_object_mut())
+                        {
                             element.remove("expires");
                         }
                     }
@@ -150,15 +198,28 @@ fn what_we_print_is_what_nft_prints() {
         writer.apply(&example()).unwrap();
         let key = frontend("192.0.2.1", Protocol::Tcp, 80);
         writer.apply(&only(key, Target::Spread(backends("10.42.0.", 2, 1)))).unwrap();
-        // The kernel's first: it waits until the kernel's own hash tables stand still, for which `nft list` does not wait.
-        for (tables, source) in [(writer.live().unwrap(), "kernel"), (believed(writer.compiler()), "memory")] {
+        // The kernel's first: it waits until the kernel's own hash tables stand still, for which
+        // `nft list` does not wait.
+        for (tables, source) in
+            [(writer.live().unwrap(), "kernel"), (believed(writer.compiler()), "memory")]
+        {
             for (table, family) in tables.iter().zip(["ip", "ip6"]) {
                 let mut text = String::new();
-                pinnace::ruleset::text::table(table, ALIVE, &mut text).unwrap();
-                assert_eq!(canonical(&text), canonical(&nft(&["list", "table", family, "pinnace"])), "{source}");
-                let listed: serde_json::Value = serde_json::from_str(&nft(&["-j", "list", "table", family, "pinnace"])).unwrap();
-                let printed = pinnace::ruleset::json::table(table, ALIVE).unwrap();
-                assert_eq!(canonical_json(&printed), canonical_json(listed["nftables"].as_array().unwrap()), "{source}");
+                pinnace::nft::text::table(table, ALIVE, &mut text).unwrap();
+                assert_eq!(
+                    canonical(&text),
+                    canonical(&nft(&["list", "table", family, "pinnace"])),
+                    "{source}"
+                );
+                let listed: serde_json::Value =
+                    serde_json::from_str(&nft(&["-j", "list", "table", family, "pinnace"]))
+                        .unwrap();
+                let printed = pinnace::nft::json::table(table, ALIVE).unwrap();
+                assert_eq!(
+                    canonical_json(&printed),
+                    canonical_json(listed["nftables"].as_array().unwrap()),
+                    "{source}"
+                );
             }
         }
     });
@@ -191,7 +252,11 @@ fn some_changes() -> impl proptest::strategy::Strategy<Value = Changes> {
     ];
     let change = (0..2usize).prop_flat_map(move |family| {
         let pool = addresses[family];
-        let backend = (0..8usize, 1..3u16).prop_map(move |(n, port)| Backend { address: pool[n], port, local: n % 2 == 0 });
+        let backend = (0..8usize, 1..3u16).prop_map(move |(n, port)| Backend {
+            address: pool[n],
+            port,
+            local: n % 2 == 0,
+        });
         let set = btree_set(backend, 1..7).prop_map(|set| set.into_iter().collect::<Vec<_>>());
         let target = prop_oneof![
             4 => set.clone().prop_map(Target::Spread),
@@ -201,17 +266,39 @@ fn some_changes() -> impl proptest::strategy::Strategy<Value = Changes> {
         ];
         let range = (0..8usize, if family == 0 { 0..=32u8 } else { 0..=128u8 })
             .prop_map(move |(n, length)| ipnet::IpNet::new(pool[n], length).unwrap());
-        let forwarding = (target.clone(), proptest::option::of(target), proptest::option::of(vec(range, 0..4)))
-            .prop_map(|(internal, external, sources)| Arc::new(Forwarding { internal, external, sources }));
+        let forwarding =
+            (target.clone(), proptest::option::of(target), proptest::option::of(vec(range, 0..4)))
+                .prop_map(|(internal, external, sources)| {
+                    Arc::new(Forwarding { internal, external, sources })
+                });
         let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
-        let key = (0..2usize, protocol, 1..4u16).prop_map(move |(n, protocol, port)| FrontendKey { address: pool[n], protocol, port });
+        let key = (0..2usize, protocol, 1..4u16).prop_map(move |(n, protocol, port)| FrontendKey {
+            address: pool[n],
+            protocol,
+            port,
+        });
         (key, proptest::option::weighted(0.8, forwarding))
     });
-    let uplinks = btree_set(prop_oneof![Just("eth0".into()), Just("eth1".into()), Just("wlan0".into())], 0..3);
-    let vips = btree_set((0..2usize, 0..3usize).prop_map(move |(family, n)| addresses[family][n]), 0..4);
+    let uplinks = btree_set(
+        prop_oneof![Just("eth0".into()), Just("eth1".into()), Just("wlan0".into())],
+        0..3,
+    );
+    let vips =
+        btree_set((0..2usize, 0..3usize).prop_map(move |(family, n)| addresses[family][n]), 0..4);
     let forwardings = vec(change, 0..6).prop_map(|changes| changes.into_iter().collect());
-    (proptest::bool::weighted(0.05), proptest::option::of(uplinks), proptest::option::of(vips), forwardings)
-        .prop_map(|(reset, uplinks, vips, forwardings)| Changes { generation: 0, reset, uplinks, vips, forwardings })
+    (
+        proptest::bool::weighted(0.05),
+        proptest::option::of(uplinks),
+        proptest::option::of(vips),
+        forwardings,
+    )
+        .prop_map(|(reset, uplinks, vips, forwardings)| Changes {
+            generation: 0,
+            reset,
+            uplinks,
+            vips,
+            forwardings,
+        })
 }
 
 #[test]
@@ -225,19 +312,29 @@ fn after_any_sequence_of_changes_the_kernel_holds_what_a_fresh_load_would() {
             writer.apply(&all).unwrap();
             for (changes, settled) in sequence {
                 writer.settle(settled).unwrap();
-                assert!(looks_closely(&mut writer), "the drift check must agree with verdicts that followed");
+                assert!(
+                    looks_closely(&mut writer),
+                    "the drift check must agree with verdicts that followed"
+                );
                 writer.apply(&changes).unwrap();
                 all.merge(changes);
-                assert!(looks_closely(&mut writer), "the drift check must agree with what was applied");
+                assert!(
+                    looks_closely(&mut writer),
+                    "the drift check must agree with what was applied"
+                );
             }
             assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
-            assert!((0..100).any(|_| writer.settle(usize::MAX).unwrap().bytes == 0), "verdicts follow to the last");
+            assert!(
+                (0..100).any(|_| writer.settle(usize::MAX).unwrap().bytes == 0),
+                "verdicts follow to the last"
+            );
             let changed = sorted(writer.live().unwrap());
             let mut fresh = Writer::open().unwrap();
             fresh.apply(&all).unwrap();
             assert_eq!(changed, sorted(believed(writer.compiler())));
             // A fresh load lacks the chains of classes that came and went.
-            let sets = |tables: Vec<Table>| tables.into_iter().map(|table| table.sets).collect::<Vec<_>>();
+            let sets =
+                |tables: Vec<Table>| tables.into_iter().map(|table| table.sets).collect::<Vec<_>>();
             assert_eq!(sets(changed), sets(sorted(fresh.live().unwrap())));
             Ok(())
         });
@@ -251,10 +348,15 @@ fn drift_is_noticed_and_repaired() {
         let mut writer = Writer::open().unwrap();
         writer.apply(&example()).unwrap();
         let key = frontend("192.0.2.1", Protocol::Tcp, 80);
-        let resize = |writer: &mut Writer, count| writer.apply(&only(key, Target::Spread(backends("10.42.0.", count, 1)))).unwrap();
+        let resize = |writer: &mut Writer, count| {
+            writer.apply(&only(key, Target::Spread(backends("10.42.0.", count, 1)))).unwrap()
+        };
         resize(&mut writer, 2);
         nft(&["flush", "set", "ip", "pinnace", "resized"]);
-        assert!(writer.settle(1).is_ok() && writer.settle(1).is_err(), "first the verdict, then the note, which is gone");
+        assert!(
+            writer.settle(1).is_ok() && writer.settle(1).is_err(),
+            "first the verdict, then the note, which is gone"
+        );
         assert!(!writer.intact().unwrap());
         writer.reload().unwrap();
         resize(&mut writer, 3);
@@ -292,8 +394,13 @@ fn a_refused_change_names_the_object_and_changes_nothing() {
         nft(&["flush", "map", "ip", "pinnace", "services"]);
         let key = frontend("192.0.2.1", Protocol::Tcp, 80);
         let before = writer.compiler().everything();
-        let error = writer.apply(&Changes { forwardings: BTreeMap::from([(key, None)]), ..Changes::default() }).unwrap_err();
-        assert!(error.to_string().contains("delete elements of services of table ip pinnace"), "{error}");
+        let error = writer
+            .apply(&Changes { forwardings: BTreeMap::from([(key, None)]), ..Changes::default() })
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("delete elements of services of table ip pinnace"),
+            "{error}"
+        );
         assert_eq!(writer.compiler().everything(), before);
         writer.reload().unwrap();
         assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
@@ -303,7 +410,9 @@ fn a_refused_change_names_the_object_and_changes_nothing() {
 #[test]
 fn a_load_replaces_what_a_predecessor_left_and_cleanup_removes_it() {
     isolated(|| {
-        nft(&["add table ip pinnace; add chain ip pinnace odd; add rule ip pinnace odd drop; add table ip mine"]);
+        nft(&[
+            "add table ip pinnace; add chain ip pinnace odd; add rule ip pinnace odd drop; add table ip mine",
+        ]);
         let mut writer = Writer::open().unwrap();
         writer.apply(&example()).unwrap();
         assert!(!nft(&["list", "ruleset"]).contains("odd"));
@@ -323,19 +432,43 @@ fn one_endpoint_moves_few_elements() {
         let set = |target| only(key, target);
         let mut pods = backends("10.42.0.", 100, 0);
         writer.apply(&set(Target::Spread(pods.clone()))).unwrap();
-        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().bytes, 0, "nothing changed");
+        assert_eq!(
+            writer.apply(&set(Target::Spread(pods.clone()))).unwrap().bytes,
+            0,
+            "nothing changed"
+        );
         pods[40].port = 9090;
-        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 2, "one bucket deleted and added");
+        assert_eq!(
+            writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements,
+            2,
+            "one bucket deleted and added"
+        );
         pods.pop();
-        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 3, "one bucket less, another class");
-        assert_eq!(writer.settle(usize::MAX).unwrap().elements, 0, "so many have their verdict at once");
+        assert_eq!(
+            writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements,
+            3,
+            "one bucket less, another class"
+        );
+        assert_eq!(
+            writer.settle(usize::MAX).unwrap().elements,
+            0,
+            "so many have their verdict at once"
+        );
 
         pods.truncate(10);
         writer.apply(&set(Target::Spread(pods.clone()))).unwrap();
         pods.pop();
-        assert_eq!(writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements, 20, "all buckets of a few, and a note");
+        assert_eq!(
+            writer.apply(&set(Target::Spread(pods.clone()))).unwrap().elements,
+            20,
+            "all buckets of a few, and a note"
+        );
         pods.pop();
-        assert_eq!(writer.apply(&set(Target::Spread(pods))).unwrap().elements, 17, "and again, the note is there");
+        assert_eq!(
+            writer.apply(&set(Target::Spread(pods))).unwrap().elements,
+            17,
+            "and again, the note is there"
+        );
         assert_eq!(writer.settle(usize::MAX).unwrap().elements, 2, "another class");
         assert_eq!(writer.settle(usize::MAX).unwrap().elements, 1, "no note");
         assert_eq!(writer.settle(usize::MAX).unwrap().bytes, 0);
@@ -349,8 +482,17 @@ fn a_map_that_outgrows_the_room_it_was_made_with_is_made_anew() {
         let ports = |ports: std::ops::Range<u16>| Changes {
             forwardings: ports
                 .map(|port| {
-                    let backends = (1..=10).map(|n| Backend { address: address(&format!("10.42.0.{n}")), port, local: false }).collect();
-                    (frontend("192.0.2.1", Protocol::Tcp, port), Some(Arc::new(plain(Target::Spread(backends)))))
+                    let backends = (1..=10)
+                        .map(|n| Backend {
+                            address: address(&format!("10.42.0.{n}")),
+                            port,
+                            local: false,
+                        })
+                        .collect();
+                    (
+                        frontend("192.0.2.1", Protocol::Tcp, port),
+                        Some(Arc::new(plain(Target::Spread(backends)))),
+                    )
                 })
                 .collect(),
             ..Changes::default()

@@ -1,4 +1,5 @@
-//! What packets meet: a client on an uplink, a node with our rules, two pods behind it. Needs root and iproute2.
+//! What packets meet: a client on an uplink, a node with our rules, two pods behind it. Needs root
+//! and iproute2.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
@@ -7,12 +8,12 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinnace::domain::forwarding::{Backend, Forwarding, FrontendKey, Target};
-use pinnace::domain::model::Protocol;
-use pinnace::domain::plan::Changes;
-use pinnace::edge::conntrack;
-use pinnace::edge::nft::Writer;
-use pinnace::ruleset::SetId;
+use pinnace::engine::plan::Changes;
+use pinnace::model::Protocol;
+use pinnace::model::forwarding::{Backend, Forwarding, FrontendKey, Target};
+use pinnace::nft::SetId;
+use pinnace::nft::io::conntrack;
+use pinnace::nft::io::writer::Writer;
 
 #[path = "lab/patience.rs"]
 mod patience;
@@ -40,26 +41,46 @@ impl Lab {
         for room in ["client", "node", "pod1", "pod2"] {
             must(&format!("ip netns add {}", lab.room(room)));
             must(&format!("ip -n {} link set lo up", lab.room(room)));
-            must(&format!("ip netns exec {} sysctl -q -w net.ipv6.conf.default.accept_dad=0", lab.room(room)));
+            must(&format!(
+                "ip netns exec {} sysctl -q -w net.ipv6.conf.default.accept_dad=0",
+                lab.room(room)
+            ));
         }
         let node = lab.room("node");
-        for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]
-        {
+        for setting in [
+            "net.ipv4.ip_forward=1",
+            "net.ipv6.conf.all.forwarding=1",
+            "net.ipv4.icmp_ratelimit=0",
+            "net.ipv6.icmp.ratelimit=0",
+        ] {
             must(&format!("ip netns exec {node} sysctl -q -w {setting}"));
         }
-        for (number, room, inside, outside) in [(7, "client", "eth0", "uplink"), (1, "pod1", "eth0", "pod1"), (2, "pod2", "eth0", "pod2")] {
+        for (number, room, inside, outside) in [
+            (7, "client", "eth0", "uplink"),
+            (1, "pod1", "eth0", "pod1"),
+            (2, "pod2", "eth0", "pod2"),
+        ] {
             let room = lab.room(room);
-            must(&format!("ip -n {node} link add {outside} type veth peer name {inside} netns {room}"));
+            must(&format!(
+                "ip -n {node} link add {outside} type veth peer name {inside} netns {room}"
+            ));
             for (space, interface, host) in [(&node, outside, 1), (&room, inside, 2)] {
-                must(&format!("ip -n {space} link set {interface} address 02:00:00:00:0{number}:0{host} up"));
+                must(&format!(
+                    "ip -n {space} link set {interface} address 02:00:00:00:0{number}:0{host} up"
+                ));
                 must(&format!("ip -n {space} addr add 10.0.{number}.{host}/24 dev {interface}"));
-                must(&format!("ip -n {space} addr add fd00:{number}::{host}/64 dev {interface} nodad"));
+                must(&format!(
+                    "ip -n {space} addr add fd00:{number}::{host}/64 dev {interface} nodad"
+                ));
             }
             must(&format!("ip -n {room} route add default via 10.0.{number}.1"));
             must(&format!("ip -n {room} route add default via fd00:{number}::1"));
         }
         for vip in ["10.0.7.200", "fd00:7::200"] {
-            must(&format!("ip -n {} neigh add {vip} lladdr 02:00:00:00:07:01 dev eth0 nud permanent", lab.room("client")));
+            must(&format!(
+                "ip -n {} neigh add {vip} lladdr 02:00:00:00:07:01 dev eth0 nud permanent",
+                lab.room("client")
+            ));
         }
         for pod in ["pod1", "pod2"] {
             lab.inside(pod, move || serve(pod));
@@ -71,21 +92,30 @@ impl Lab {
         format!("{}{name}", self.prefix)
     }
 
-    fn inside<T: Send + 'static>(&self, room: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    fn inside<T: Send + 'static>(
+        &self,
+        room: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         let path = format!("/run/netns/{}", self.room(room));
         let work = move || {
             let file = std::fs::File::open(&path).expect(&path);
-            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(rustix::thread::LinkNameSpaceType::Network))
-                .expect("these tests need root");
+            rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&file),
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )
+            .expect("these tests need root");
             work()
         };
         std::thread::spawn(work).join().unwrap()
     }
 
-    /// What the server says to a connection from a room: its name and the address it saw, or why not.
+    /// What the server says to a connection from a room: its name and the address it saw, or why
+    /// not.
     fn ask(&self, room: &str, to: SocketAddr) -> Result<String, ErrorKind> {
         self.inside(room, move || {
-            let mut stream = TcpStream::connect_timeout(&to, patient(PATIENCE)).map_err(|error| error.kind())?;
+            let mut stream =
+                TcpStream::connect_timeout(&to, patient(PATIENCE)).map_err(|error| error.kind())?;
             stream.set_read_timeout(Some(patient(PATIENCE))).unwrap();
             let mut said = String::new();
             stream.read_to_string(&mut said).map_err(|error| error.kind())?;
@@ -99,7 +129,8 @@ impl Lab {
 
     fn ask_udp_from(&self, room: &str, port: u16, to: SocketAddr) -> Result<String, ErrorKind> {
         self.inside(room, move || {
-            let mut any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse().unwrap() } else { "[::]:0".parse().unwrap() };
+            let mut any: SocketAddr =
+                if to.is_ipv4() { "0.0.0.0:0".parse().unwrap() } else { "[::]:0".parse().unwrap() };
             any.set_port(port);
             let socket = UdpSocket::bind(any).unwrap();
             socket.set_read_timeout(Some(patient(PATIENCE))).unwrap();
@@ -119,7 +150,9 @@ impl Lab {
                 IpAddr::V6(_) => (socket2::Domain::IPV6, socket2::Protocol::ICMPV6, 128),
             };
             std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
-            let socket = UdpSocket::from(socket2::Socket::new(domain, socket2::Type::DGRAM, Some(protocol)).unwrap());
+            let socket = UdpSocket::from(
+                socket2::Socket::new(domain, socket2::Type::DGRAM, Some(protocol)).unwrap(),
+            );
             socket.set_read_timeout(Some(patient(PATIENCE))).unwrap();
             socket.connect((to, 0)).unwrap();
             socket.send(&[kind, 0, 0, 0, 0, 0, 0, 1, 42]).unwrap();
@@ -256,7 +289,12 @@ fn each_verdict_does_to_packets_what_it_says() {
             ("an empty list of ranges admits nobody", "client", 11, silence()),
             ("Local: the local backend", "client", 9, saw(1, net.client)),
             ("Local without a local endpoint", "client", 10, silence()),
-            ("in-cluster clients are not bound by Local and keep their source", "pod1", 10, saw(2, net.pods[1])),
+            (
+                "in-cluster clients are not bound by Local and keep their source",
+                "pod1",
+                10,
+                saw(2, net.pods[1]),
+            ),
             ("an unclaimed port", "client", 999, silence()),
             ("an unclaimed port, from a pod", "pod1", 999, silence()),
             ("a pod that reaches itself", "pod1", 1, saw(1, net.node_at[1])),
@@ -267,19 +305,41 @@ fn each_verdict_does_to_packets_what_it_says() {
             assert_eq!(&lab.ask(from, at(*port)), expected, "TCP {}: {what}", at(*port));
             let expected = match expected {
                 Err(ErrorKind::TimedOut) => udp_silence(),
-                // A datagram that the node itself sends fails in the call, as with any firewall on the output hook.
-                Err(ErrorKind::ConnectionRefused) if *from == "node" => Err(ErrorKind::PermissionDenied),
+                // A datagram that the node itself sends fails in the call, as with any firewall on
+                // the output hook.
+                Err(ErrorKind::ConnectionRefused) if *from == "node" => {
+                    Err(ErrorKind::PermissionDenied)
+                }
                 other => other.clone(),
             };
             assert_eq!(lab.ask_udp(from, at(*port)), expected, "UDP {}: {what}", at(*port));
         }
-        assert!(lab.ask("node", at(1)).is_ok_and(|said| said.starts_with("pod1")), "the node itself");
-        assert!(lab.ask("node", at(8)).is_ok_and(|said| said.starts_with("pod1")), "the node itself is exempt from source ranges");
-        let answers = |port| (0..40).map(|_| lab.ask("pod1", at(port)).unwrap()).map(|said| said[..4].to_owned()).collect::<BTreeSet<_>>();
+        assert!(
+            lab.ask("node", at(1)).is_ok_and(|said| said.starts_with("pod1")),
+            "the node itself"
+        );
+        assert!(
+            lab.ask("node", at(8)).is_ok_and(|said| said.starts_with("pod1")),
+            "the node itself is exempt from source ranges"
+        );
+        let answers = |port| {
+            (0..40)
+                .map(|_| lab.ask("pod1", at(port)).unwrap())
+                .map(|said| said[..4].to_owned())
+                .collect::<BTreeSet<_>>()
+        };
         assert_eq!(answers(5), BTreeSet::from(["pod1".into(), "pod2".into()]), "spread over both");
         assert_eq!(answers(6).len(), 1, "a client sticks to one");
-        assert_eq!(lab.ask("client", SocketAddr::new(net.node_at[0], 80)), saw(2, net.node_at[2]), "the node's own address");
-        assert_eq!(lab.ask("client", SocketAddr::new(net.node_at[0], 81)), refused(), "other ports of the node are not ours");
+        assert_eq!(
+            lab.ask("client", SocketAddr::new(net.node_at[0], 80)),
+            saw(2, net.node_at[2]),
+            "the node's own address"
+        );
+        assert_eq!(
+            lab.ask("client", SocketAddr::new(net.node_at[0], 81)),
+            refused(),
+            "other ports of the node are not ours"
+        );
         for from in ["client", "pod1", "node"] {
             assert!(lab.ping(from, net.vip), "ping {} from {from}", net.vip);
         }
@@ -296,17 +356,27 @@ fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
     });
     let waiting = |writer: &Writer| {
         let sets = writer.live().unwrap().into_iter().flat_map(|table| table.sets);
-        sets.filter(|(set, _)| *set == SetId::Resized).map(|(_, elements)| elements.len()).collect::<Vec<_>>()
+        sets.filter(|(set, _)| *set == SetId::Resized)
+            .map(|(_, elements)| elements.len())
+            .collect::<Vec<_>>()
     };
-    let of = |pods: &[usize]| -> BTreeSet<String> { pods.iter().map(|pod| format!("pod{pod}")).collect() };
+    let of = |pods: &[usize]| -> BTreeSet<String> {
+        pods.iter().map(|pod| format!("pod{pod}")).collect()
+    };
     // UDP flows of one go on in the other, so each has a port of its own.
-    for (port, before, after) in [(30, &[1][..], &[1, 2][..]), (31, &[1, 2], &[2]), (32, &[2], &[1])] {
+    for (port, before, after) in
+        [(30, &[1][..], &[1, 2][..]), (31, &[1, 2], &[2]), (32, &[2], &[1])]
+    {
         for which in [before, after] {
             let forwardings = nets().into_iter().flat_map(|net| {
                 let forwarding = Arc::new(plain(Target::Spread(pods(&net, which))));
-                [Protocol::Tcp, Protocol::Udp].map(|protocol| (FrontendKey { address: net.vip, protocol, port }, Some(forwarding.clone())))
+                [Protocol::Tcp, Protocol::Udp].map(|protocol| {
+                    (FrontendKey { address: net.vip, protocol, port }, Some(forwarding.clone()))
+                })
             });
-            writer.apply(&Changes { forwardings: forwardings.collect(), ..Changes::default() }).unwrap();
+            writer
+                .apply(&Changes { forwardings: forwardings.collect(), ..Changes::default() })
+                .unwrap();
         }
         // At once, with the verdict that followed, and when that is over.
         for notes in if before.len() == after.len() { [0, 0, 0] } else { [2, 2, 0] } {
@@ -315,7 +385,8 @@ fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
                 let at = SocketAddr::new(net.vip, port);
                 for from in ["client", "pod1", "node"] {
                     let said = (0..20).flat_map(|_| [lab.ask(from, at), lab.ask_udp(from, at)]);
-                    let answers: BTreeSet<String> = said.map(|said| said.unwrap()[..4].to_owned()).collect();
+                    let answers: BTreeSet<String> =
+                        said.map(|said| said.unwrap()[..4].to_owned()).collect();
                     assert_eq!(answers, of(after), "{at} from {from}, {before:?} → {after:?}");
                 }
             }
@@ -348,7 +419,8 @@ fn without_refresh_the_rules_disarm_themselves() {
 fn udp_clients_leave_backends_that_went_away() {
     let lab = Lab::new("u");
     let ask = |net: &Net| lab.ask_udp_from("client", 4000, SocketAddr::new(net.vip, 1));
-    // Before there is a rule, the client's datagrams make entries whose replies would come from the VIP itself.
+    // Before there is a rule, the client's datagrams make entries whose replies would come from the
+    // VIP itself.
     let mut writer = lab.inside("node", || {
         let mut writer = Writer::open().unwrap();
         writer.apply(&Changes { reset: true, ..Changes::default() }).unwrap();
@@ -359,8 +431,10 @@ fn udp_clients_leave_backends_that_went_away() {
     }
     writer.apply(&changes()).unwrap();
     let delete_stale = |pod: usize| {
-        let frontend = |net: &Net| FrontendKey { address: net.vip, protocol: Protocol::Udp, port: 1 };
-        let serving = nets().map(|net| (frontend(&net), vec![SocketAddr::new(net.pods[pod], 8080)]));
+        let frontend =
+            |net: &Net| FrontendKey { address: net.vip, protocol: Protocol::Udp, port: 1 };
+        let serving =
+            nets().map(|net| (frontend(&net), vec![SocketAddr::new(net.pods[pod], 8080)]));
         lab.inside("node", move || conntrack::delete_stale(&serving)).unwrap()
     };
     for net in nets() {
@@ -375,7 +449,9 @@ fn udp_clients_leave_backends_that_went_away() {
         let key = FrontendKey { address: net.vip, protocol: Protocol::Udp, port: 1 };
         (key, Some(Arc::new(plain(Target::Spread(pods(&net, &[2]))))))
     });
-    writer.apply(&Changes { forwardings: BTreeMap::from(forwardings), ..Changes::default() }).unwrap();
+    writer
+        .apply(&Changes { forwardings: BTreeMap::from(forwardings), ..Changes::default() })
+        .unwrap();
     for net in nets() {
         assert_eq!(ask(&net), Ok(format!("pod1 {}", net.client)), "an established flow goes on");
     }
@@ -385,7 +461,8 @@ fn udp_clients_leave_backends_that_went_away() {
     }
 }
 
-/// A program on the node may have the address and port of a frontend: its connections are left alone.
+/// A program on the node may have the address and port of a frontend: its connections are left
+/// alone.
 #[test]
 fn flows_that_nobody_translated_are_forgotten_unless_they_are_connections() {
     let lab = Lab::new("q");
@@ -399,14 +476,31 @@ fn flows_that_nobody_translated_are_forgotten_unless_they_are_connections() {
     for net in nets() {
         let (vip, node) = (SocketAddr::new(net.vip, 1), SocketAddr::new(net.node_at[0], 8080));
         let answer = Ok(format!("node {}", net.client));
-        assert_eq!((lab.ask("client", node), lab.ask_udp("client", node)), (answer.clone(), answer));
+        assert_eq!(
+            (lab.ask("client", node), lab.ask_udp("client", node)),
+            (answer.clone(), answer)
+        );
         assert!(lab.ask("client", vip).is_err() && lab.ask_udp("client", vip).is_err());
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            frontends.extend([vip, node].map(|at| FrontendKey { address: at.ip(), protocol, port: at.port() }));
+            frontends.extend([vip, node].map(|at| FrontendKey {
+                address: at.ip(),
+                protocol,
+                port: at.port(),
+            }));
         }
     }
-    let delete = |frontends: Vec<FrontendKey>| lab.inside("node", move || conntrack::delete_untranslated(frontends)).unwrap();
-    assert_eq!(delete(frontends.iter().map(|key| FrontendKey { port: key.port + 1, ..*key }).collect()), 0, "other ports");
-    assert_eq!(delete(frontends.clone()), 6, "in each family one of TCP that was never answered, and two of UDP");
+    let delete = |frontends: Vec<FrontendKey>| {
+        lab.inside("node", move || conntrack::delete_untranslated(frontends)).unwrap()
+    };
+    assert_eq!(
+        delete(frontends.iter().map(|key| FrontendKey { port: key.port + 1, ..*key }).collect()),
+        0,
+        "other ports"
+    );
+    assert_eq!(
+        delete(frontends.clone()),
+        6,
+        "in each family one of TCP that was never answered, and two of UDP"
+    );
     assert_eq!(delete(frontends), 0, "connections stay");
 }

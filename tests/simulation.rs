@@ -1,12 +1,15 @@
 //! Many nodes, hostile networks, and what must hold at every step.
 //!
-//! `cargo test --test simulation` runs `PINNACE_SEEDS` (10,000) seeds on two threads; `PINNACE_SEEDS=1000000` is a long run, and
-//! `PINNACE_FIRST_SEED` where it begins. A seed that fails prints how to replay it; `PINNACE_TRACE=1` says what happened on the way.
+//! `cargo test --test simulation` runs `PINNACE_SEEDS` (10,000) seeds on two threads;
+//! `PINNACE_SEEDS=1000000` is a long run, and `PINNACE_FIRST_SEED` where it begins. A seed that
+//! fails prints how to replay it; `PINNACE_TRACE=1` says what happened on the way.
 //!
-//! Bounds: two owners that hear each other for at most 5 s (BFD blocked, frames lost), nobody for at most 8 s while some node could
-//! (a link that returned or a stalled node that listens, a holder that fell silent behind a filter); without loss and with BFD, see the
-//! tests below. Engine, election, membership, announcer and codecs are the real ones. So are the BFD sessions in
-//! `seeds_with_real_sessions` (`PINNACE_BFD_SEEDS`, 1,000); elsewhere BFD is its timing ([`Detection`]).
+//! Bounds: two owners that hear each other for at most 5 s (BFD blocked, frames lost), nobody for
+//! at most 8 s while some node could (a link that returned or a stalled node that listens, a holder
+//! that fell silent behind a filter); without loss and with BFD, see the tests below. Engine,
+//! election, membership, announcer and codecs are the real ones. So are the BFD sessions in
+//! `seeds_with_real_sessions` (`PINNACE_BFD_SEEDS`, 1,000); elsewhere BFD is its timing
+//! ([`Detection`]).
 
 #[path = "simulation/world.rs"]
 mod world;
@@ -25,11 +28,16 @@ fn seeds() {
     try_seeds("seeds", Detection::Timing, variable("PINNACE_SEEDS").unwrap_or(10_000));
 }
 
-/// What the model of BFD's timing might leave out: slow starts, discriminators of earlier lives, farewells, adaptation to loss; with every
-/// other seed the sequence numbers of signed packets, which loss, repetition and restarts put out of order.
+/// What the model of BFD's timing might leave out: slow starts, discriminators of earlier lives,
+/// farewells, adaptation to loss; with every other seed the sequence numbers of signed packets,
+/// which loss, repetition and restarts put out of order.
 #[test]
 fn seeds_with_real_sessions() {
-    try_seeds("seeds_with_real_sessions", Detection::Packets, variable("PINNACE_BFD_SEEDS").unwrap_or(1_000));
+    try_seeds(
+        "seeds_with_real_sessions",
+        Detection::Packets,
+        variable("PINNACE_BFD_SEEDS").unwrap_or(1_000),
+    );
 }
 
 fn try_seeds(test: &str, detection: Detection, seeds: u64) {
@@ -48,14 +56,18 @@ fn try_seeds(test: &str, detection: Detection, seeds: u64) {
                 if seed >= first + seeds || failed.len() > 10 {
                     return failed;
                 }
-                failed.extend(hostile(seed, detection).first().map(|failure| (seed, failure.clone())));
+                failed.extend(
+                    hostile(seed, detection).first().map(|failure| (seed, failure.clone())),
+                );
             }
         };
         let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("a thread")).collect()
     });
     for (seed, failure) in &failed {
-        println!("{failure}\n  replay: PINNACE_SEED={seed} PINNACE_TRACE=1 cargo test --test simulation {test} -- --exact --nocapture");
+        println!(
+            "{failure}\n  replay: PINNACE_SEED={seed} PINNACE_TRACE=1 cargo test --test simulation {test} -- --exact --nocapture"
+        );
     }
     assert!(failed.is_empty(), "{} of {seeds} seeds failed", failed.len());
 }
@@ -82,7 +94,8 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
             world.preferred.insert(vip, pick(&mut dice));
         }
     }
-    (world.loss, world.repeat) = ([0, 0, 2, 10][dice.below(4) as usize], [0, 5][dice.below(2) as usize]);
+    (world.loss, world.repeat) =
+        ([0, 0, 2, 10][dice.below(4) as usize], [0, 5][dice.below(2) as usize]);
     world.delay = [1, 2, 10, 30][dice.below(4) as usize];
     world.boot([10, 3_000][dice.below(2) as usize]);
     let mut at = ms(6_000 + dice.below(8_000));
@@ -96,7 +109,8 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
             _ => 4_000 + dice.below(16_000),
         });
         let (a, b) = (pick(&mut dice), pick(&mut dice));
-        let sides = |dice: &mut world::Random| (0..nodes).map(|_| dice.below(3) as u8).collect::<Vec<_>>();
+        let sides =
+            |dice: &mut world::Random| (0..nodes).map(|_| dice.below(3) as u8).collect::<Vec<_>>();
         let kinds = if detection == Detection::Packets { 12 } else { 11 };
         let pair: Vec<(Fault, Fault)> = match dice.below(kinds) {
             0 => vec![(Fault::Kill(a), Fault::Start(a))],
@@ -106,7 +120,9 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
             5 if a != b => vec![(Fault::Block(a, b, true), Fault::Block(a, b, false))],
             6 if a != b => {
                 let both = [(a, b), (b, a)];
-                both.into_iter().map(|(a, b)| (Fault::Block(a, b, true), Fault::Block(a, b, false))).collect()
+                both.into_iter()
+                    .map(|(a, b)| (Fault::Block(a, b, true), Fault::Block(a, b, false)))
+                    .collect()
             }
             7 if a != b => vec![(Fault::OneWay(a, b, true), Fault::OneWay(a, b, false))],
             8 => vec![(Fault::Drain(a), Fault::Start(a))],
@@ -122,7 +138,8 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
         }
         end = end.max(at + lasts);
     }
-    // A drained node ends a second later than it was told; whoever is not running by now is started.
+    // A drained node ends a second later than it was told; whoever is not running by now is
+    // started.
     let peace = end + ms(1_500);
     for node in 0..nodes {
         world.fault_at(peace, Fault::Start(node));
@@ -147,14 +164,21 @@ fn peaceful(world: &mut World, before: &[Vec<usize>]) {
     for (n, vip) in world.vips.iter().enumerate() {
         let owners = world.owners(*vip);
         if owners.len() != 1 || before.get(n) != Some(&owners) {
-            wrong.push(format!("in peace {vip} is with {owners:?}, before with {:?}", before.get(n)));
+            wrong.push(format!(
+                "in peace {vip} is with {owners:?}, before with {:?}",
+                before.get(n)
+            ));
             continue;
         }
         let owner = owners[0];
         for (node, host) in world.hosts.iter().enumerate() {
             let Some(process) = &host.process else { continue };
             let state = process.engine.state();
-            let said = state.addresses.iter().find(|address| address.address == *vip).and_then(|address| address.owner.clone());
+            let said = state
+                .addresses
+                .iter()
+                .find(|address| address.address == *vip)
+                .and_then(|address| address.owner.clone());
             if said != Some(name(owner)) {
                 wrong.push(format!("node {node} says that {said:?} has {vip}, it is {owner}"));
             }
@@ -162,7 +186,8 @@ fn peaceful(world: &mut World, before: &[Vec<usize>]) {
         for (client, cache) in world.clients.iter().enumerate() {
             let entry = cache.get(vip);
             if entry.is_some_and(|entry| *entry != mac(owner)) {
-                wrong.push(format!("client {client} has {entry:?} for {vip}, the owner is {owner}"));
+                wrong
+                    .push(format!("client {client} has {entry:?} for {vip}, the owner is {owner}"));
             }
         }
     }
@@ -197,7 +222,12 @@ fn a_lost_owner_is_replaced_within_detection_and_a_step() {
         let mut world = quiet(seed, 2 + seed as usize % 4);
         world.bounds = (ms(50), ms(200));
         let victim = world.owners(world.vips[0])[0];
-        world.fault_at(ms(20_000), [Fault::Kill(victim), Fault::Link(victim, false), Fault::Freeze(victim)][seed as usize % 3].clone());
+        world.fault_at(
+            ms(20_000),
+            [Fault::Kill(victim), Fault::Link(victim, false), Fault::Freeze(victim)]
+                [seed as usize % 3]
+                .clone(),
+        );
         world.run(ms(24_000));
         assert_eq!(world.failures, [""; 0], "seed {seed}");
     }
@@ -210,7 +240,10 @@ fn a_planned_stop_and_an_exclusion_leave_no_gap() {
         // Nobody, for even a moment: the old owner answers until the new one is heard.
         world.bounds = (ms(50), Duration::ZERO);
         let victim = world.owners(world.vips[0])[0];
-        world.fault_at(ms(20_000), [Fault::Drain(victim), Fault::Exclude(victim, true)][seed as usize % 2].clone());
+        world.fault_at(
+            ms(20_000),
+            [Fault::Drain(victim), Fault::Exclude(victim, true)][seed as usize % 2].clone(),
+        );
         world.run(ms(23_000));
         assert_eq!(world.failures, [""; 0], "seed {seed}");
         assert!(world.vips.iter().all(|vip| world.owners(*vip) != [victim]), "seed {seed}");
@@ -227,11 +260,16 @@ fn a_stalled_owner_says_nothing_for_an_address_that_moved() {
         world.fault_at(ms(50_000), Fault::Thaw(victim, ms(30_000)));
         world.run(ms(65_000));
         assert_eq!(world.failures, [""; 0], "seed {seed}");
-        assert_ne!(world.owners(world.vips[0]), [victim], "a node that returns does not take it back");
+        assert_ne!(
+            world.owners(world.vips[0]),
+            [victim],
+            "a node that returns does not take it back"
+        );
     }
 }
 
-/// Its clock stood still with it, so it goes on as if nothing had been; only others can tell it that it was away, and do so as soon as it speaks.
+/// Its clock stood still with it, so it goes on as if nothing had been; only others can tell it
+/// that it was away, and do so as soon as it speaks.
 #[test]
 fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
     for seed in 1..=40 {
@@ -248,7 +286,8 @@ fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
     }
 }
 
-/// For good, or until the owner's announcements have become as rare as in peace: the one that hears the other yields, whichever it is.
+/// For good, or until the owner's announcements have become as rare as in peace: the one that hears
+/// the other yields, whichever it is.
 #[test]
 fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
     for seed in 1..=24 {
@@ -262,7 +301,11 @@ fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
         world.fault_at(ms(420_000), Fault::OneWay(from, to, false));
         world.run(ms(419_000));
         let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
-        assert!(world.moves.values().all(|moves| moves.len() <= 3), "seed {seed}: {:?}", world.moves);
+        assert!(
+            world.moves.values().all(|moves| moves.len() <= 3),
+            "seed {seed}: {:?}",
+            world.moves
+        );
         world.run(ms(440_000));
         peaceful(&mut world, &owners);
         assert_eq!(world.failures, [""; 0], "seed {seed}");
@@ -284,8 +327,8 @@ fn a_stall_that_nobody_noticed_changes_nothing() {
     }
 }
 
-/// Sessions stay up, but a fifth of all frames is lost for five minutes: of the questions to who has an address several in a row go
-/// unanswered. Nobody takes it for that, not even for a moment.
+/// Sessions stay up, but a fifth of all frames is lost for five minutes: of the questions to who
+/// has an address several in a row go unanswered. Nobody takes it for that, not even for a moment.
 #[test]
 fn lost_frames_alone_move_nothing() {
     for seed in 1..=40 {
@@ -337,7 +380,11 @@ fn splits_of_every_shape_have_one_owner_each_and_join_within_a_second() {
             let mut sides: Vec<u8> = world.owners(vip).iter().map(|node| shape[*node]).collect();
             sides.sort_unstable();
             let all: std::collections::BTreeSet<u8> = shape.iter().copied().collect();
-            assert_eq!(sides, all.into_iter().collect::<Vec<_>>(), "{shape:?}: one owner on each side of {vip}");
+            assert_eq!(
+                sides,
+                all.into_iter().collect::<Vec<_>>(),
+                "{shape:?}: one owner on each side of {vip}"
+            );
         }
         world.fault_at(ms(28_000), Fault::Sides(vec![0; shape.len()]));
         world.run(ms(29_000));
@@ -364,7 +411,9 @@ fn with_bfd_blocked_there_is_one_owner_and_both_sides_are_told_why() {
         peaceful(&mut world, &owners);
         assert_eq!(world.failures, [""; 0], "seed {seed}");
         let warned = world.hosts.iter().filter_map(|host| host.process.as_ref());
-        let warned = warned.filter(|process| process.engine.state().warnings.iter().any(|warning| warning.code == "BfdBlocked"));
+        let warned = warned.filter(|process| {
+            process.engine.state().warnings.iter().any(|warning| warning.code == "BfdBlocked")
+        });
         assert!(warned.count() >= nodes - 1, "seed {seed}");
     }
 }

@@ -1,7 +1,9 @@
-//! Uplinks that are not simply a network card: VLAN, active-backup bond, both stacked, macvlan. What a client on the LAN notices.
+//! Uplinks that are not simply a network card: VLAN, active-backup bond, both stacked, macvlan.
+//! What a client on the LAN notices.
 //!
-//! VLANs and bonds need modules (`8021q`, `bonding`) that not every kernel has: their tests are ignored unless asked for, and tests/kernels asks,
-//! in machines whose kernels have them. By hand: `cargo test --test uplinks -- --include-ignored`.
+//! VLANs and bonds need modules (`8021q`, `bonding`) that not every kernel has: their tests are
+//! ignored unless asked for, and tests/kernels asks, in machines whose kernels have them. By hand:
+//! `cargo test --test uplinks -- --include-ignored`.
 
 use std::net::IpAddr;
 use std::thread;
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lab::manifests::{node, web};
 use lab::{Capture, Heard, Host, Lab, Running, ensure, eventually, patient};
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 mod lab;
 
@@ -34,8 +36,9 @@ fn tag(lab: &Lab, port: &str) {
     ]);
 }
 
-/// `bond0` out of `eth0` and a second cable `eth1`, to the switch's ports `node-1` and `node-1b`. The switch snoops on MLD: neighbour
-/// solicitations go where a member of their group is, and nowhere else.
+/// `bond0` out of `eth0` and a second cable `eth1`, to the switch's ports `node-1` and `node-1b`.
+/// The switch snoops on MLD: neighbour solicitations go where a member of their group is, and
+/// nowhere else.
 fn bond(lab: &Lab) {
     lab.lan.ip(&[
         "link set br0 type bridge mcast_snooping 1 mcast_querier 1 mcast_query_response_interval 100 mcast_startup_query_interval 100"
@@ -77,22 +80,49 @@ fn serve(lab: &Lab) -> (Running, [IpAddr; 2]) {
 fn announced_on(running: &Running, address: IpAddr) -> Vec<String> {
     let status = running.pinnace().status().expect("status");
     let entries = status.0["addresses"].as_array().cloned().unwrap_or_default();
-    let entry = entries.iter().find(|entry| entry["address"] == address.to_string()).cloned().unwrap_or_default();
-    entry["announcedOn"].as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+    let entry = entries
+        .iter()
+        .find(|entry| entry["address"] == address.to_string())
+        .cloned()
+        .unwrap_or_default();
+    entry["announcedOn"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect()
 }
 
-/// A client resolves and reaches every VIP on this interface of the node, and every question is answered once: `outer` sees all frames of the
-/// node's cable, `inner` those that belong to the LAN.
-fn assert_served(lab: &Lab, running: &Running, vips: [IpAddr; 2], interface: &str, outer: &str, inner: &str) {
+/// A client resolves and reaches every VIP on this interface of the node, and every question is
+/// answered once: `outer` sees all frames of the node's cable, `inner` those that belong to the
+/// LAN.
+fn assert_served(
+    lab: &Lab,
+    running: &Running,
+    vips: [IpAddr; 2],
+    interface: &str,
+    outer: &str,
+    inner: &str,
+) {
     for vip in vips {
         assert_eq!(announced_on(running, vip), [interface]);
         let (outer, inner) = (Capture::start(&lab.lan, outer), Capture::start(&lab.lan, inner));
         assert_eq!(lab.client.neighbour(vip), Some(mac(&lab.node, interface)), "{vip}");
         let reply = lab.client.tcp(vip, 80).expect("served");
-        assert_eq!((reply.pod.as_str(), reply.peer.ip()), ("pod-1", lab.client.address(Family::of(vip))));
+        assert_eq!(
+            (reply.pod.as_str(), reply.peer.ip()),
+            ("pod-1", lab.client.address(Family::of(vip)))
+        );
         let (questions, answers) = inner.count(vip, patient(Duration::from_millis(300)));
-        assert!(questions > 0 && questions == answers, "{vip}: {questions} questions, {answers} answers");
-        assert_eq!(outer.count(vip, Duration::ZERO).1, answers, "{vip} was answered outside of its LAN as well");
+        assert!(
+            questions > 0 && questions == answers,
+            "{vip}: {questions} questions, {answers} answers"
+        );
+        assert_eq!(
+            outer.count(vip, Duration::ZERO).1,
+            answers,
+            "{vip} was answered outside of its LAN as well"
+        );
         lab.client.ping(vip).expect("a VIP answers ping");
     }
 }
@@ -100,7 +130,9 @@ fn assert_served(lab: &Lab, running: &Running, vips: [IpAddr; 2], interface: &st
 #[test]
 fn a_macvlan_as_uplink() {
     let lab = Lab::new(1, 0);
-    lab.node.ns.ip(&["link add link eth0 name lan0 address 02:00:00:00:10:01 type macvlan mode bridge"]);
+    lab.node
+        .ns
+        .ip(&["link add link eth0 name lan0 address 02:00:00:00:10:01 type macvlan mode bridge"]);
     readdress(&lab.node, "lan0");
     let (running, vips) = serve(&lab);
     assert_served(&lab, &running, vips, "lan0", "node-1", "node-1");
@@ -112,53 +144,79 @@ fn a_macvlan_as_uplink() {
 fn a_vlan_as_uplink() {
     let lab = Lab::new(1, 0);
     tag(&lab, "node-1");
-    lab.node.ns.ip(&["link add link eth0 name eth0.100 address 02:00:00:00:10:02 type vlan id 100"]);
+    lab.node
+        .ns
+        .ip(&["link add link eth0 name eth0.100 address 02:00:00:00:10:02 type vlan id 100"]);
     readdress(&lab.node, "eth0.100");
     let (running, vips) = serve(&lab);
     assert_served(&lab, &running, vips, "eth0.100", "node-1", "node-1.100");
     assert_eq!(lab.client.neighbour(vips[0]).as_deref(), Some("02:00:00:00:10:02"));
 }
 
-/// The same subnet tagged and untagged, both named as uplinks: each LAN is answered on its own interface.
+/// The same subnet tagged and untagged, both named as uplinks: each LAN is answered on its own
+/// interface.
 #[test]
 #[ignore = "needs a kernel with 8021q; tests/kernels runs it in machines that have it"]
 fn a_vlan_and_the_card_below_it_do_not_answer_for_each_other() {
     let lab = Lab::new(1, 0);
     tag(&lab, "node-1");
-    lab.node.ns.ip(&["link add link eth0 name eth0.100 address 02:00:00:00:10:02 type vlan id 100"]);
+    lab.node
+        .ns
+        .ip(&["link add link eth0 name eth0.100 address 02:00:00:00:10:02 type vlan id 100"]);
     readdress(&lab.node, "eth0.100");
-    lab.node.ns.ip(&["address add 10.88.0.13/24 dev eth0", "address add fd88::13/64 dev eth0 nodad"]);
+    lab.node
+        .ns
+        .ip(&["address add 10.88.0.13/24 dev eth0", "address add fd88::13/64 dev eth0 nodad"]);
     lab.apply("web.yaml", &web("web").with_pods(&lab.pods));
     let running = lab.pinnace().set("PINNACE_INTERFACES", "eth0,eth0.100").start_ready();
     running.wait_serving("default/web");
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         assert_eq!(announced_on(&running, vip), ["eth0", "eth0.100"]);
-        // Announcements go out on both; what is counted is who answers a question that was asked in the VLAN.
-        let (outer, inner) = (Capture::start(&lab.lan, "node-1"), Capture::start(&lab.lan, "node-1.100"));
+        // Announcements go out on both; what is counted is who answers a question that was asked in
+        // the VLAN.
+        let (outer, inner) =
+            (Capture::start(&lab.lan, "node-1"), Capture::start(&lab.lan, "node-1.100"));
         assert_eq!(lab.client.neighbour(vip).as_deref(), Some("02:00:00:00:10:02"), "{vip}");
         let (questions, answers) = inner.count(vip, patient(Duration::from_millis(300)));
-        assert!(questions > 0 && questions == answers, "{vip}: {questions} questions, {answers} answers");
-        assert_eq!(outer.count(vip, Duration::ZERO).1, answers, "{vip} was answered without the tag as well");
+        assert!(
+            questions > 0 && questions == answers,
+            "{vip}: {questions} questions, {answers} answers"
+        );
+        assert_eq!(
+            outer.count(vip, Duration::ZERO).1,
+            answers,
+            "{vip} was answered without the tag as well"
+        );
     }
 }
 
-/// Cuts the cable of a bond's active port: the connection survives, and everybody is told of the VIPs at once although neither carrier nor MAC
-/// of the bond changed.
+/// Cuts the cable of a bond's active port: the connection survives, and everybody is told of the
+/// VIPs at once although neither carrier nor MAC of the bond changed.
 fn assert_failover(lab: &Lab, vips: [IpAddr; 2], running: &Running) {
-    let active = || link(&lab.node, "bond0")["linkinfo"]["info_data"]["active_slave"].as_str().unwrap_or_default().to_owned();
+    let active = || {
+        link(&lab.node, "bond0")["linkinfo"]["info_data"]["active_slave"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     let mut open = vips.map(|vip| lab.client.connect(vip, 80).expect("connect"));
     open.iter_mut().for_each(|connection| drop(connection.ask().expect("an answer")));
-    // The burst after the start lasts five seconds, the next announcement would come after a minute.
+    // The burst after the start lasts five seconds, the next announcement would come after a
+    // minute.
     thread::sleep(patient(Duration::from_secs(6)));
     for round in 0..2 {
         let before = active();
-        let (cut, other) = if before == "eth0" { ("node-1", "node-1b") } else { ("node-1b", "node-1") };
+        let (cut, other) =
+            if before == "eth0" { ("node-1", "node-1b") } else { ("node-1b", "node-1") };
         let captures = vips.map(|_| Capture::start(&lab.client.ns, "eth0"));
         lab.lan.ip(&[format!("link set {other} up")]);
         thread::sleep(patient(Duration::from_millis(300)));
         assert!(
-            captures.iter().zip(vips).all(|(capture, vip)| !capture.heard(vip).contains(&Heard::Announcement)),
+            captures
+                .iter()
+                .zip(vips)
+                .all(|(capture, vip)| !capture.heard(vip).contains(&Heard::Announcement)),
             "nothing has happened yet"
         );
         let start = Instant::now();
@@ -169,13 +227,21 @@ fn assert_failover(lab: &Lab, vips: [IpAddr; 2], running: &Running) {
             });
         }
         println!("round {round}: announced {:?} after the cable was cut", start.elapsed());
-        eventually("the other port is active", PATIENCE, || ensure(active() != before, || before.clone()));
+        eventually("the other port is active", PATIENCE, || {
+            ensure(active() != before, || before.clone())
+        });
         for (connection, vip) in open.iter_mut().zip(vips) {
             assert_eq!(connection.ask().expect("the connection goes on").pod, "pod-1");
             assert_eq!(lab.client.tcp(vip, 80).expect("new connections too").pod, "pod-1");
-            eventually("a question reaches the node through the other port", Duration::from_secs(3), || {
-                ensure(lab.client.neighbour(vip).is_some(), || format!("nobody answers for {vip}"))
-            });
+            eventually(
+                "a question reaches the node through the other port",
+                Duration::from_secs(3),
+                || {
+                    ensure(lab.client.neighbour(vip).is_some(), || {
+                        format!("nobody answers for {vip}")
+                    })
+                },
+            );
         }
         thread::sleep(patient(Duration::from_secs(6)));
     }

@@ -1,8 +1,8 @@
 //! Keyed SHA1 and Meticulous Keyed SHA1 (RFC 5880 §6.7.4).
 
-use super::Discard;
-use super::random::Random;
-use crate::wire::bfd::{self, AuthenticationType, Key, Repr};
+use super::packet::{AuthenticationType, Key, Repr};
+use super::{Discard, packet};
+use crate::common::random::Random;
 
 /// How all sessions are authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,8 @@ impl Sequence {
         Sequence { next: random.next(), received: None }
     }
 
-    /// Nothing was heard for twice the detection time: a peer that restarts may begin anywhere (§6.8.1, bfd.AuthSeqKnown).
+    /// Nothing was heard for twice the detection time: a peer that restarts may begin anywhere
+    /// (§6.8.1, bfd.AuthSeqKnown).
     pub fn forget(&mut self) {
         self.received = None;
     }
@@ -38,23 +39,36 @@ impl Sequence {
         self.received.is_some()
     }
 
-    /// The section of the next packet, without its digest. Every packet gets a number of its own: what is right for the meticulous type
-    /// is allowed for the other (§6.7.4).
-    pub fn section(&mut self, authentication: &Authentication) -> bfd::Authentication {
+    /// The section of the next packet, without its digest. Every packet gets a number of its own:
+    /// what is right for the meticulous type is allowed for the other (§6.7.4).
+    pub fn section(&mut self, authentication: &Authentication) -> packet::Authentication {
         let sequence = self.next;
         self.next = self.next.wrapping_add(1);
-        bfd::Authentication { kind: authentication.kind, key_id: authentication.key_id, sequence, digest: [0; 20] }
+        packet::Authentication {
+            kind: authentication.kind,
+            key_id: authentication.key_id,
+            sequence,
+            digest: [0; 20],
+        }
     }
 
-    /// The number is one that the peer cannot have used yet when it was last heard, however many packets of its were missed.
+    /// The number is one that the peer cannot have used yet when it was last heard, however many
+    /// packets of its were missed.
     pub fn is_later(&self, packet: &Repr) -> bool {
-        let (Some(last), Some(section)) = (self.received, &packet.authentication) else { return false };
+        let (Some(last), Some(section)) = (self.received, &packet.authentication) else {
+            return false;
+        };
         (1..1 << 31).contains(&section.sequence.wrapping_sub(last))
     }
 
-    /// The checks in the order of §6.7.4, but that a number is remembered only after its digest was found right: who does not know the
-    /// secret must not be able to move the window.
-    pub fn check(&mut self, packet: &Repr, payload: &[u8], configured: Option<&Authentication>) -> Result<(), Discard> {
+    /// The checks in the order of §6.7.4, but that a number is remembered only after its digest was
+    /// found right: who does not know the secret must not be able to move the window.
+    pub fn check(
+        &mut self,
+        packet: &Repr,
+        payload: &[u8],
+        configured: Option<&Authentication>,
+    ) -> Result<(), Discard> {
         let (section, configured) = match (&packet.authentication, configured) {
             (None, None) => return Ok(()),
             (None, Some(_)) => return Err(Discard::NotAuthenticated),
@@ -74,7 +88,7 @@ impl Sequence {
                 return Err(Discard::Sequence);
             }
         }
-        if !bfd::is_signed(payload, &configured.key) {
+        if !packet::is_signed(payload, &configured.key) {
             return Err(Discard::Digest);
         }
         self.received = Some(section.sequence);
@@ -83,7 +97,11 @@ impl Sequence {
 }
 
 /// Whether a packet was made by somebody who knows the secret, at whatever time.
-pub(super) fn is_authentic(packet: &Repr, payload: &[u8], configured: Option<&Authentication>) -> bool {
+pub(super) fn is_authentic(
+    packet: &Repr,
+    payload: &[u8],
+    configured: Option<&Authentication>,
+) -> bool {
     // By the same checks, of somebody whose numbers are not known.
     Sequence { next: 0, received: None }.check(packet, payload, configured).is_ok()
 }

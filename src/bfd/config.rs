@@ -13,13 +13,19 @@ pub struct Config {
     pub multiplier: u8,
     /// None: packets carry no authentication section, and none is accepted.
     pub authentication: Option<Authentication>,
-    /// Packets per second that all sessions together send on average when they are up, and receive. With more sessions the interval grows.
+    /// Packets per second that all sessions together send on average when they are up, and
+    /// receive. With more sessions the interval grows.
     pub packet_rate: u32,
 }
 
 impl Default for Config {
     /// 50 ms × 3, and the load of 21 such sessions.
     fn default() -> Config {
-        Config { interval: Duration::from_millis(50), multiplier: 3, authentication: None, packet_rate: 500 }
+        Config {
+            interval: Duration::from_millis(50),
+            multiplier: 3,
+            authentication: None,
+            packet_rate: 500,
+        }
     }
 }

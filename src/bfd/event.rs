@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::PeerKey;
-use crate::wire::bfd::{Diagnostic, ParseError, State};
+use super::packet::{Diagnostic, ParseError, State};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,31 +14,36 @@ pub enum Event {
     Peer(PeerEvent),
     /// Intervals or multiplier follow what was measured.
     Adapted(Adaptation),
-    /// We slept for so long that peers may have declared us dead: whatever was believed before is to be looked at again.
+    /// We slept for so long that peers may have declared us dead: whatever was believed before is
+    /// to be looked at again.
     Stalled {
         /// How much later than planned we woke up.
         late: Duration,
         /// When.
         at: Duration,
     },
-    /// A peer has waited for us in vain, in a session that is up here. Either it does not hear us, or we were away for longer than our own clock shows,
-    /// as a virtual machine is that was suspended together with its clock; so this, too, is a reason to look at everything again.
+    /// A peer has waited for us in vain, in a session that is up here. Either it does not hear us,
+    /// or we were away for longer than our own clock shows, as a virtual machine is that was
+    /// suspended together with its clock; so this, too, is a reason to look at everything again.
     GivenUp {
         /// Whose session.
         peer: PeerKey,
         /// When.
         at: Duration,
     },
-    /// Two machines speak as one, which was copied with its address. Told again each second while it goes on.
+    /// Two machines speak as one, which was copied with its address. Told again each second while
+    /// it goes on.
     Double {
         /// The session that shows it.
         peer: PeerKey,
-        /// Who was copied: this machine, and another speaks to the peer in its place; or else the peer.
+        /// Who was copied: this machine, and another speaks to the peer in its place; or else the
+        /// peer.
         ours: bool,
         /// When.
         at: Duration,
     },
-    /// After [`Event::Stalled`] or [`Event::GivenUp`]: every session that is still up has been heard since.
+    /// After [`Event::Stalled`] or [`Event::GivenUp`]: every session that is still up has been
+    /// heard since.
     CaughtUp {
         /// When.
         at: Duration,
@@ -67,12 +72,13 @@ pub struct PeerEvent {
 pub enum Cause {
     /// The peer was heard, or hears us.
     Heard,
-    /// Nothing was heard for the detection time: the peer, or the way to it, is dead (diagnostic 1). Also told of a session that the peer had
-    /// declared down before it fell silent.
+    /// Nothing was heard for the detection time: the peer, or the way to it, is dead (diagnostic
+    /// 1). Also told of a session that the peer had declared down before it fell silent.
     DetectionTimeExpired,
     /// The peer says Down: it restarted, or does not hear us (diagnostic 3).
     NeighborDown,
-    /// The peer says AdminDown: a planned stop, no failure (diagnostic 3). Also told of a session that was down already.
+    /// The peer says AdminDown: a planned stop, no failure (diagnostic 3). Also told of a session
+    /// that was down already.
     NeighborAdminDown,
     /// We left (diagnostic 7).
     LocalAdminDown,
@@ -100,7 +106,8 @@ pub struct Adaptation {
 pub enum Reason {
     /// This many sessions share the packet rate.
     Sessions(usize),
-    /// Packets of the peer came so late that a little more would have ended the session, or did; after this much silence.
+    /// Packets of the peer came so late that a little more would have ended the session, or did;
+    /// after this much silence.
     LateArrivals(Duration),
     /// We woke up this much too late.
     LateWakes(Duration),
@@ -120,7 +127,8 @@ pub enum Discard {
     /// No session has its discriminator, or its source.
     #[error("no session")]
     NoSession,
-    /// A packet for a session over one hop came to the port for several hops, or the other way round.
+    /// A packet for a session over one hop came to the port for several hops, or the other way
+    /// round.
     #[error("the session is on another port")]
     WrongPort,
     /// The session is authenticated, the packet is not.
@@ -150,7 +158,10 @@ impl Discard {
     /// The two ends are not configured alike.
     pub fn is_about_secrets(&self) -> bool {
         use Discard::*;
-        matches!(self, NotAuthenticated | UnexpectedAuthentication | AuthenticationType | KeyId | Digest)
+        matches!(
+            self,
+            NotAuthenticated | UnexpectedAuthentication | AuthenticationType | KeyId | Digest
+        )
     }
 
     /// All kinds, for tables of counters: label and position.

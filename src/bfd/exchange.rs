@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::event::{Discard, Event};
-use crate::wire::bfd::{Diagnostic, MAX_LEN, State};
+use super::packet::{Diagnostic, MAX_LEN, State};
 
 /// Names a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

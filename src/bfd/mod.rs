@@ -1,5 +1,6 @@
-//! Bidirectional Forwarding Detection (RFC 5880), over one hop (RFC 5881) or several (RFC 5883), in asynchronous mode. PURE: time is an
-//! argument, randomness a seed, packets and events are return values.
+//! Bidirectional Forwarding Detection (RFC 5880), over one hop (RFC 5881) or several (RFC 5883), in
+//! asynchronous mode. PURE: time is an argument, randomness a seed, packets and events are return
+//! values.
 //!
 //! ```text
 //! Sessions   demultiplexing, authentication, peers that come and go
@@ -12,28 +13,28 @@
 //!
 //! Times are counted from an epoch that the caller chooses; they must not go back.
 
+mod adaptive;
 mod authentication;
 mod config;
-mod double;
+mod duplicate;
+#[cfg(test)]
+mod duplicate_tests;
 mod event;
 mod exchange;
+pub mod io;
+pub mod packet;
 mod parameters;
-mod random;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod sessions;
-mod tolerance;
+#[cfg(test)]
+mod sessions_tests;
+#[cfg(test)]
+mod simulation_tests;
 
 pub use authentication::Authentication;
 pub use config::Config;
 pub use event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
 pub use exchange::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus};
 pub use sessions::Sessions;
-
-#[cfg(test)]
-mod double_tests;
-#[cfg(test)]
-mod session_tests;
-#[cfg(test)]
-mod sessions_tests;
-#[cfg(test)]
-mod simulation_tests;

@@ -1,4 +1,5 @@
-//! The two intervals that we announce, and the Poll Sequences that make changes of them safe (RFC 5880 §6.5, §6.8.3).
+//! The two intervals that we announce, and the Poll Sequences that make changes of them safe (RFC
+//! 5880 §6.5, §6.8.3).
 
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ enum Poll {
     Due,
     /// P was sent, F has not come yet.
     Sent,
-    /// F has come. Another Poll Sequence has to wait for a packet without F, or its F could not be told from this one's (§6.8.3, third choice).
+    /// F has come. Another Poll Sequence has to wait for a packet without F, or its F could not be
+    /// told from this one's (§6.8.3, third choice).
     Settling,
 }
 
@@ -58,11 +60,13 @@ impl Parameters {
         }
     }
 
-    /// Moves towards what is wanted. While the session is up a change begins a Poll Sequence; slower sending and faster detection wait for
-    /// its end, everything else holds at once. A change that finds another one on its way has to be asked for again.
+    /// Moves towards what is wanted. While the session is up a change begins a Poll Sequence;
+    /// slower sending and faster detection wait for its end, everything else holds at once. A
+    /// change that finds another one on its way has to be asked for again.
     ///
-    /// While it is not up nothing depends on the intervals that the other side believes in, every packet tells them anew, and coming up
-    /// polls: the intervals simply change, and a Poll Sequence that was under way ends.
+    /// While it is not up nothing depends on the intervals that the other side believes in, every
+    /// packet tells them anew, and coming up polls: the intervals simply change, and a Poll
+    /// Sequence that was under way ends.
     pub fn request(&mut self, wanted: Intervals, up: bool) {
         if !up {
             *self = Parameters::new(wanted);

@@ -1,18 +1,19 @@
-//! The state machine of one session (RFC 5880 §6.8), its periodic packets (§6.8.7) and its detection time (§6.8.4).
+//! The state machine of one session (RFC 5880 §6.8), its periodic packets (§6.8.7) and its
+//! detection time (§6.8.4).
 
 use std::time::Duration;
 
+use super::adaptive::Tolerance;
 use super::authentication::Sequence;
 use super::event::Cause;
+use super::packet::{Diagnostic, Repr, State};
 use super::parameters::{Intervals, Parameters};
-use super::random::Random;
-use super::tolerance::Tolerance;
-use crate::wire::bfd::{Diagnostic, Repr, State};
+use crate::common::random::Random;
 
 /// Below this rate nobody is burdened by a neighbour that is not there (§6.8.3).
 pub(super) const SLOW: Duration = Duration::from_secs(1);
-/// A farewell is said so often, for packets are lost, and so long after the one before: with the default intervals the last one arrives before the
-/// other side has waited for us in vain.
+/// A farewell is said so often, for packets are lost, and so long after the one before: with the
+/// default intervals the last one arrives before the other side has waited for us in vain.
 const FAREWELLS: u8 = 3;
 const FAREWELL_INTERVAL: Duration = Duration::from_millis(25);
 /// No interval is longer, whatever was measured.
@@ -66,7 +67,8 @@ pub(super) struct Session {
     /// The detection time has passed since, and that has been dealt with.
     expired: bool,
     last_sent: Option<Duration>,
-    /// bfd.DetectMult as the other side last heard it: from then on it waits for so many intervals.
+    /// bfd.DetectMult as the other side last heard it: from then on it waits for so many
+    /// intervals.
     told_multiplier: u8,
     /// Packets sent in AdminDown.
     farewells: u8,
@@ -120,7 +122,8 @@ impl Session {
         }
     }
 
-    /// Aims at other intervals or another multiplier. The multiplier needs no Poll Sequence (§6.8.3).
+    /// Aims at other intervals or another multiplier. The multiplier needs no Poll Sequence
+    /// (§6.8.3).
     pub fn aim(&mut self, target: Target) {
         self.target = target;
         self.request();
@@ -142,11 +145,13 @@ impl Session {
         self.parameters.request(self.wanted(), self.state == State::Up);
     }
 
-    /// A packet that belongs here and is authentic (§6.8.6, from "Set bfd.RemoteDiscr" on). In AdminDown nothing but the record changes.
+    /// A packet that belongs here and is authentic (§6.8.6, from "Set bfd.RemoteDiscr" on). In
+    /// AdminDown nothing but the record changes.
     pub fn receive(&mut self, packet: &Repr, now: Duration) -> Reception {
         let mut reception = Reception::default();
         let was_up = self.remote.state == State::Up;
-        // The peer that we gave up, and whose discriminator we forgot, speaks: it hears of that at once, not within a second (§6.8.7).
+        // The peer that we gave up, and whose discriminator we forgot, speaks: it hears of that at
+        // once, not within a second (§6.8.7).
         self.news |= self.expired;
         let changed = self.remote.state != packet.state;
         self.remote = Remote {
@@ -187,12 +192,14 @@ impl Session {
 
     /// The other side's detection time ran out, which is news here.
     pub fn is_given_up_by(&self, packet: &Repr) -> bool {
-        let expired = packet.state == State::Down && packet.diagnostic == Diagnostic::ControlDetectionTimeExpired;
+        let expired = packet.state == State::Down
+            && packet.diagnostic == Diagnostic::ControlDetectionTimeExpired;
         self.state == State::Up && expired
     }
 
-    /// How close to failure the other side's packets come, by what the last of them promises: who has woken up late and asks for more patience
-    /// himself need not be given it twice. Only gaps that the negotiated rate makes meaningful count.
+    /// How close to failure the other side's packets come, by what the last of them promises: who
+    /// has woken up late and asks for more patience himself need not be given it twice. Only
+    /// gaps that the negotiated rate makes meaningful count.
     fn observe(&mut self, gap: Duration, now: Duration) -> Option<Duration> {
         if self.remote.demand {
             return None;
@@ -207,8 +214,9 @@ impl Session {
         self.arrivals.observe(gap, threshold, limit, now).then_some(gap)
     }
 
-    /// We woke up this much too late. What the other side sent meanwhile has been waiting for us; if nothing has, it may have slept as well, as
-    /// virtual machines of one host do, and is given one interval to be heard, once.
+    /// We woke up this much too late. What the other side sent meanwhile has been waiting for us;
+    /// if nothing has, it may have slept as well, as virtual machines of one host do, and is
+    /// given one interval to be heard, once.
     pub fn woke(&mut self, late: Duration, now: Duration) {
         self.overslept += late;
         if late >= self.target.interval {
@@ -216,8 +224,9 @@ impl Session {
         }
     }
 
-    /// §6.8.4: what has passed without a packet. Only Init and Up fall, but in every state the other side's discriminator is void then, and
-    /// after twice the time its sequence number (§6.8.1).
+    /// §6.8.4: what has passed without a packet. Only Init and Up fall, but in every state the
+    /// other side's discriminator is void then, and after twice the time its sequence number
+    /// (§6.8.1).
     pub fn expire(&mut self, now: Duration) -> Option<Cause> {
         let due = self.detection_deadline()?;
         if now < due {
@@ -266,7 +275,9 @@ impl Session {
         self.state = if cause == Cause::LocalAdminDown { State::AdminDown } else { State::Down };
         self.diagnostic = match cause {
             Cause::DetectionTimeExpired => Diagnostic::ControlDetectionTimeExpired,
-            Cause::NeighborDown | Cause::NeighborAdminDown => Diagnostic::NeighborSignaledSessionDown,
+            Cause::NeighborDown | Cause::NeighborAdminDown => {
+                Diagnostic::NeighborSignaledSessionDown
+            }
             Cause::LocalAdminDown => Diagnostic::AdministrativelyDown,
             Cause::Heard | Cause::LocalReturn => Diagnostic::None,
         };
@@ -276,9 +287,13 @@ impl Session {
         Some(cause)
     }
 
-    /// §6.8.4 for asynchronous mode: what the other side sends at most, or we accept, times its multiplier. None before anything was heard.
+    /// §6.8.4 for asynchronous mode: what the other side sends at most, or we accept, times its
+    /// multiplier. None before anything was heard.
     pub fn detection_time(&self) -> Option<Duration> {
-        self.last_received.map(|_| self.remote.desired_min_tx.max(self.parameters.in_use().rx) * u32::from(self.remote.multiplier))
+        self.last_received.map(|_| {
+            self.remote.desired_min_tx.max(self.parameters.in_use().rx)
+                * u32::from(self.remote.multiplier)
+        })
     }
 
     fn detection_deadline(&self) -> Option<Duration> {
@@ -292,8 +307,12 @@ impl Session {
 
     /// §6.8.2, the greater of the two; None when periodic packets must not be sent (§6.8.7).
     pub fn transmit_interval(&self) -> Option<Duration> {
-        let demanded = self.remote.demand && self.state == State::Up && self.remote.state == State::Up && !self.parameters.polling();
-        (!self.remote.min_rx.is_zero() && !demanded).then(|| self.parameters.in_use().tx.max(self.remote.min_rx))
+        let demanded = self.remote.demand
+            && self.state == State::Up
+            && self.remote.state == State::Up
+            && !self.parameters.polling();
+        (!self.remote.min_rx.is_zero() && !demanded)
+            .then(|| self.parameters.in_use().tx.max(self.remote.min_rx))
     }
 
     /// When the next packet is due; zero: at once.
@@ -302,13 +321,17 @@ impl Session {
         match self.last_sent {
             _ if self.news && !self.remote.min_rx.is_zero() => Some(Duration::ZERO),
             None => interval.map(|_| Duration::ZERO),
-            Some(last) if self.state == State::AdminDown && self.farewells < FAREWELLS => interval.map(|_| last + FAREWELL_INTERVAL),
-            // An interval that the other side has shortened counts from the last packet, so it may be over already (§6.8.3).
+            Some(last) if self.state == State::AdminDown && self.farewells < FAREWELLS => {
+                interval.map(|_| last + FAREWELL_INTERVAL)
+            }
+            // An interval that the other side has shortened counts from the last packet, so it may
+            // be over already (§6.8.3).
             Some(last) => interval.map(|interval| last + interval * self.fraction / 1000),
         }
     }
 
-    /// When the other side gives us up (§6.8.4), if it has heard the last packet and hears no more. None: it does not wait for any.
+    /// When the other side gives us up (§6.8.4), if it has heard the last packet and hears no more.
+    /// None: it does not wait for any.
     pub fn expected_by(&self) -> Option<Duration> {
         Some(self.last_sent? + self.transmit_interval()? * u32::from(self.told_multiplier))
     }
@@ -320,17 +343,22 @@ impl Session {
 
     /// When something is due next.
     pub fn next_deadline(&self) -> Option<Duration> {
-        [self.transmit_deadline(), self.detection_deadline(), self.arrivals.deadline()].into_iter().flatten().min()
+        [self.transmit_deadline(), self.detection_deadline(), self.arrivals.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// The answer to a packet with P: outside of the periodic ones, whose time it does not change (§6.5, §6.8.7).
+    /// The answer to a packet with P: outside of the periodic ones, whose time it does not change
+    /// (§6.5, §6.8.7).
     pub fn answer(&mut self) -> Repr {
         self.news = false;
         self.told_multiplier = self.told_multiplier.min(self.target.multiplier);
         Repr { finished: true, ..self.contents() }
     }
 
-    /// The next periodic packet. The one after it comes 0 to 25 % earlier than the interval; 10 to 25 % when our multiplier is 1 (§6.8.7).
+    /// The next periodic packet. The one after it comes 0 to 25 % earlier than the interval; 10 to
+    /// 25 % when our multiplier is 1 (§6.8.7).
     pub fn transmit(&mut self, now: Duration, random: &mut Random) -> Repr {
         self.news = false;
         self.last_sent = Some(now);

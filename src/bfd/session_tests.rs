@@ -1,11 +1,12 @@
-//! One session against packets written by hand. Every test names the rule of RFC 5880 that it holds the machine to.
+//! One session against packets written by hand. Every test names the rule of RFC 5880 that it holds
+//! the machine to.
 
 use std::time::Duration;
 
 use super::event::Cause;
-use super::random::Random;
+use super::packet::{Diagnostic, Repr, State};
 use super::session::{Session, Target};
-use crate::wire::bfd::{Diagnostic, Repr, State};
+use crate::common::random::Random;
 
 const INTERVAL: Duration = Duration::from_millis(50);
 
@@ -54,7 +55,8 @@ impl Bench {
         self.session.transmit(self.now, &mut self.random)
     }
 
-    /// Lets time pass until the next periodic packet, which must not come later than this; how long it took.
+    /// Lets time pass until the next periodic packet, which must not come later than this; how long
+    /// it took.
     fn next_packet(&mut self, at_most: Duration) -> (Duration, Repr) {
         let start = self.now;
         while !self.session.is_due(self.now) {
@@ -117,21 +119,39 @@ fn every_transition_of_section_6_8_6() {
         }
         assert_eq!(bench.session.state, ours);
         let found = bench.receive(theirs, |_| {});
-        assert_eq!((bench.session.state, bench.session.diagnostic, found), (then, diagnostic, cause), "{ours:?} hears {theirs:?}");
+        assert_eq!(
+            (bench.session.state, bench.session.diagnostic, found),
+            (then, diagnostic, cause),
+            "{ours:?} hears {theirs:?}"
+        );
     }
 }
 
-/// §6.8.4: the remote multiplier times the greater of what they send at most and we accept; only Init and Up fail; diagnostic 1.
+/// §6.8.4: the remote multiplier times the greater of what they send at most and we accept; only
+/// Init and Up fail; diagnostic 1.
 #[test]
 fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
-    for (desired, multiplier, detection) in [(50_000, 3, 150), (20_000, 3, 150), (200_000, 3, 600), (50_000, 1, 50), (50_000, 10, 500)] {
+    for (desired, multiplier, detection) in
+        [(50_000, 3, 150), (20_000, 3, 150), (200_000, 3, 600), (50_000, 1, 50), (50_000, 10, 500)]
+    {
         let mut bench = Bench::up();
-        bench.receive(State::Up, |packet| (packet.desired_min_tx, packet.detect_multiplier) = (desired, multiplier));
+        bench.receive(State::Up, |packet| {
+            (packet.desired_min_tx, packet.detect_multiplier) = (desired, multiplier)
+        });
         assert_eq!(bench.session.detection_time(), Some(ms(detection)));
-        assert_eq!(bench.session.expire(bench.now + ms(detection) - Duration::from_micros(1)), None);
+        assert_eq!(
+            bench.session.expire(bench.now + ms(detection) - Duration::from_micros(1)),
+            None
+        );
         assert_eq!(bench.session.state, State::Up);
-        assert_eq!(bench.session.expire(bench.now + ms(detection)), Some(Cause::DetectionTimeExpired));
-        assert_eq!((bench.session.state, bench.session.diagnostic), (State::Down, Diagnostic::ControlDetectionTimeExpired));
+        assert_eq!(
+            bench.session.expire(bench.now + ms(detection)),
+            Some(Cause::DetectionTimeExpired)
+        );
+        assert_eq!(
+            (bench.session.state, bench.session.diagnostic),
+            (State::Down, Diagnostic::ControlDetectionTimeExpired)
+        );
     }
     let mut bench = Bench::new();
     bench.receive(State::Down, |packet| packet.desired_min_tx = 1_000_000);
@@ -139,10 +159,12 @@ fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
     assert_eq!(bench.session.expire(bench.now + ms(3000)), Some(Cause::DetectionTimeExpired));
 }
 
-/// Not of the RFC: who has declared the session down and is silent from then on is not even heard any more; who has left said so.
+/// Not of the RFC: who has declared the session down and is silent from then on is not even heard
+/// any more; who has left said so.
 #[test]
 fn silence_after_down_is_told_and_changes_nothing() {
-    for (said, told) in [(State::Down, Some(Cause::DetectionTimeExpired)), (State::AdminDown, None)] {
+    for (said, told) in [(State::Down, Some(Cause::DetectionTimeExpired)), (State::AdminDown, None)]
+    {
         let mut bench = Bench::up();
         bench.receive(said, |_| {});
         let diagnostic = bench.session.diagnostic;
@@ -162,7 +184,8 @@ fn the_remote_discriminator_is_forgotten_after_the_detection_time() {
     assert_eq!(bench.send().your_discriminator, 0);
 }
 
-/// §6.8.3: not less than a second while the session is not up. §6.8.7: the contents have changed, so the packet does not wait.
+/// §6.8.3: not less than a second while the session is not up. §6.8.7: the contents have changed,
+/// so the packet does not wait.
 #[test]
 fn slow_until_up_and_state_changes_at_once() {
     let mut bench = Bench::new();
@@ -193,13 +216,21 @@ fn jitter_of_section_6_8_7() {
         bench.send();
         let gaps: Vec<Duration> = (0..500).map(|_| bench.next_packet(ms(51)).0).collect();
         let step = Duration::from_micros(100);
-        assert!(gaps.iter().all(|gap| *gap >= Duration::from_micros(37_500) && *gap <= ms(longest) + step), "{gaps:?}");
+        assert!(
+            gaps.iter()
+                .all(|gap| *gap >= Duration::from_micros(37_500) && *gap <= ms(longest) + step),
+            "{gaps:?}"
+        );
         let span = *gaps.iter().max().unwrap() - *gaps.iter().min().unwrap();
-        assert!(span > (ms(longest) - Duration::from_micros(37_500)) * 9 / 10, "drawn from all of the range: {span:?}");
+        assert!(
+            span > (ms(longest) - Duration::from_micros(37_500)) * 9 / 10,
+            "drawn from all of the range: {span:?}"
+        );
     }
 }
 
-/// §6.8.2, §6.8.7: not faster than the other side can receive; not at all when it says 0; at once when it shortens the interval (§6.8.3).
+/// §6.8.2, §6.8.7: not faster than the other side can receive; not at all when it says 0; at once
+/// when it shortens the interval (§6.8.3).
 #[test]
 fn the_rate_follows_what_the_other_side_can_receive() {
     let mut bench = Bench::up();
@@ -225,7 +256,8 @@ fn demand_mode_of_the_other_side_silences_us() {
     assert!(bench.next_packet(ms(50)).1.poll);
 }
 
-/// §6.5, §6.8.6, §6.8.7: P is answered with F at once, in whatever state but AdminDown, and never with P.
+/// §6.5, §6.8.6, §6.8.7: P is answered with F at once, in whatever state but AdminDown, and never
+/// with P.
 #[test]
 fn a_poll_is_answered_at_once() {
     let mut bench = Bench::up();
@@ -240,7 +272,8 @@ fn a_poll_is_answered_at_once() {
     assert!(!bench.session.receive(&Repr { poll: true, ..packet(State::Up) }, bench.now).answer);
 }
 
-/// §6.8.3: a longer transmit interval is announced with P, and used only after F; a shorter one is used at once. Detection the other way round.
+/// §6.8.3: a longer transmit interval is announced with P, and used only after F; a shorter one is
+/// used at once. Detection the other way round.
 #[test]
 fn changed_intervals_wait_for_the_end_of_the_poll_sequence() {
     let mut bench = Bench::up();
@@ -248,7 +281,10 @@ fn changed_intervals_wait_for_the_end_of_the_poll_sequence() {
     assert_eq!(bench.session.transmit_interval(), Some(ms(50)), "slower sending waits");
     assert_eq!(bench.session.detection_time(), Some(ms(600)), "slower detection does not");
     let packet = bench.next_packet(ms(50)).1;
-    assert_eq!((packet.poll, packet.desired_min_tx, packet.required_min_rx), (true, 200_000, 200_000));
+    assert_eq!(
+        (packet.poll, packet.desired_min_tx, packet.required_min_rx),
+        (true, 200_000, 200_000)
+    );
     assert!(bench.next_packet(ms(50)).1.poll, "until F comes");
     bench.receive(State::Up, |packet| packet.finished = true);
     assert_eq!(bench.session.transmit_interval(), Some(ms(200)));
@@ -262,7 +298,8 @@ fn changed_intervals_wait_for_the_end_of_the_poll_sequence() {
     assert_eq!(bench.session.detection_time(), Some(ms(150)));
 }
 
-/// §6.8.3: the F of one Poll Sequence must not pass for that of the next, and one that nobody asked for ends nothing.
+/// §6.8.3: the F of one Poll Sequence must not pass for that of the next, and one that nobody asked
+/// for ends nothing.
 #[test]
 fn a_second_change_waits_for_a_packet_without_f() {
     let mut bench = Bench::up();
@@ -295,12 +332,16 @@ fn administrative_control_of_section_6_8_16() {
     assert_eq!(bench.session.leave(), Some(Cause::LocalAdminDown));
     assert_eq!(bench.session.leave(), None);
     let packet = bench.next_packet(ms(0)).1;
-    assert_eq!((packet.state, packet.diagnostic), (State::AdminDown, Diagnostic::AdministrativelyDown));
+    assert_eq!(
+        (packet.state, packet.diagnostic),
+        (State::AdminDown, Diagnostic::AdministrativelyDown)
+    );
     assert_eq!(bench.session.come_back(), Some(Cause::LocalReturn));
     assert_eq!((bench.session.state, bench.session.diagnostic), (State::Down, Diagnostic::None));
 }
 
-/// Not of the RFC: near misses lengthen the interval that we ask for, once they repeat; silence as long as an outage does not.
+/// Not of the RFC: near misses lengthen the interval that we ask for, once they repeat; silence as
+/// long as an outage does not.
 #[test]
 fn lateness_raises_the_interval_and_quiet_lowers_it() {
     let mut bench = Bench::up();
@@ -327,13 +368,18 @@ fn lateness_raises_the_interval_and_quiet_lowers_it() {
     for _ in 0..5 {
         bench.now += ms(2000);
         bench.session.expire(bench.now);
-        assert_eq!(bench.session.receive(&packet(State::Up), bench.now).raised, None, "an outage is to be detected");
+        assert_eq!(
+            bench.session.receive(&packet(State::Up), bench.now).raised,
+            None,
+            "an outage is to be detected"
+        );
         bench.receive(State::Init, |_| {});
     }
     assert_eq!(bench.session.required_min_rx(), ms(50));
 }
 
-/// Not of the RFC: the side that woke up late asks for more patience; the other, which sees the same gap, need not ask for it as well.
+/// Not of the RFC: the side that woke up late asks for more patience; the other, which sees the
+/// same gap, need not ask for it as well.
 #[test]
 fn lateness_is_answered_by_one_side_only() {
     let mut bench = Bench::up();
@@ -341,7 +387,11 @@ fn lateness_is_answered_by_one_side_only() {
         bench.now += ms(130);
         bench.receive(State::Up, |packet| packet.detect_multiplier = multiplier);
     }
-    assert_eq!(bench.session.required_min_rx(), ms(50), "it asked for twice the time with the packet that was late");
+    assert_eq!(
+        bench.session.required_min_rx(),
+        ms(50),
+        "it asked for twice the time with the packet that was late"
+    );
 
     let mut bench = Bench::up();
     for _ in 0..2 {
@@ -349,10 +399,15 @@ fn lateness_is_answered_by_one_side_only() {
         bench.session.woke(ms(90), bench.now);
         bench.receive(State::Up, |_| {});
     }
-    assert_eq!(bench.session.required_min_rx(), ms(50), "the packet was on time as far as we know: we slept");
+    assert_eq!(
+        bench.session.required_min_rx(),
+        ms(50),
+        "the packet was on time as far as we know: we slept"
+    );
 }
 
-/// Not of the RFC: machines of one host may have slept together. What was not said then is waited for once, for one interval.
+/// Not of the RFC: machines of one host may have slept together. What was not said then is waited
+/// for once, for one interval.
 #[test]
 fn who_wakes_up_late_listens_before_it_believes_in_silence() {
     let mut bench = Bench::up();
@@ -360,12 +415,20 @@ fn who_wakes_up_late_listens_before_it_believes_in_silence() {
     bench.session.woke(ms(360), bench.now);
     assert_eq!(bench.session.expire(bench.now + ms(49)), None);
     bench.session.woke(ms(60), bench.now + ms(49));
-    assert_eq!(bench.session.expire(bench.now + ms(50)), Some(Cause::DetectionTimeExpired), "once only");
+    assert_eq!(
+        bench.session.expire(bench.now + ms(50)),
+        Some(Cause::DetectionTimeExpired),
+        "once only"
+    );
 
     let mut bench = Bench::up();
     bench.now += ms(149);
     bench.session.woke(ms(20), bench.now);
-    assert_eq!(bench.session.expire(bench.now + ms(1)), Some(Cause::DetectionTimeExpired), "less than an interval is nothing");
+    assert_eq!(
+        bench.session.expire(bench.now + ms(1)),
+        Some(Cause::DetectionTimeExpired),
+        "less than an interval is nothing"
+    );
 }
 
 /// Not of the RFC: a minute without near misses takes one step back.

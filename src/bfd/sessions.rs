@@ -1,17 +1,19 @@
-//! All sessions of a node: peers that come and go, demultiplexing (RFC 5880 §6.3, §6.8.6), authentication and the node's packet rate.
+//! All sessions of a node: peers that come and go, demultiplexing (RFC 5880 §6.3, §6.8.6),
+//! authentication and the node's packet rate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::authentication::{self, Authentication};
+use super::adaptive::Tolerance;
+use super::authentication::Authentication;
 use super::config::Config;
-use super::double::Double;
+use super::duplicate::Double;
 use super::event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
 use super::exchange::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus};
-use super::random::Random;
+use super::packet::{Repr, State};
 use super::session::{SLOW, Session, Target};
-use super::tolerance::Tolerance;
-use crate::wire::bfd::{self, Repr, State};
+use super::{authentication, packet};
+use crate::common::random::Random;
 
 /// One peer.
 #[derive(Debug)]
@@ -65,10 +67,12 @@ impl Sessions {
         }
     }
 
-    /// Makes the set of peers this one. Sessions that stay are not disturbed; those that go tell their peers (AdminDown) first.
+    /// Makes the set of peers this one. Sessions that stay are not disturbed; those that go tell
+    /// their peers (AdminDown) first.
     pub fn set(&mut self, peers: &BTreeMap<PeerKey, Peer>, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        let gone: Vec<PeerKey> = self.discriminators.keys().filter(|key| !peers.contains_key(key)).copied().collect();
+        let gone: Vec<PeerKey> =
+            self.discriminators.keys().filter(|key| !peers.contains_key(key)).copied().collect();
         for key in gone {
             self.leave(key, now, &mut effects);
         }
@@ -89,7 +93,8 @@ impl Sessions {
         effects
     }
 
-    /// One peer less: it is told (AdminDown), for as long as it takes it to notice; see [`Sessions::is_empty`].
+    /// One peer less: it is told (AdminDown), for as long as it takes it to notice; see
+    /// [`Sessions::is_empty`].
     pub fn remove(&mut self, key: PeerKey, now: Duration) -> Effects {
         let mut effects = Effects::default();
         self.leave(key, now, &mut effects);
@@ -121,7 +126,18 @@ impl Sessions {
         let session = Session::new(discriminator, self.target(), &mut self.random);
         self.discriminators.insert(key, discriminator);
         let double = Double::new(now);
-        self.entries.insert(discriminator, Entry { peer: key, settings, session, double, refused: None, leaving: None, unheard: false });
+        self.entries.insert(
+            discriminator,
+            Entry {
+                peer: key,
+                settings,
+                session,
+                double,
+                refused: None,
+                leaving: None,
+                unheard: false,
+            },
+        );
     }
 
     /// Random, so that a packet for a session of an earlier life finds none.
@@ -135,11 +151,18 @@ impl Sessions {
     }
 
     fn leave(&mut self, key: PeerKey, now: Duration, effects: &mut Effects) {
-        let Some(entry) = self.discriminators.get(&key).and_then(|discriminator| self.entries.get_mut(discriminator)) else { return };
+        let Some(entry) = self
+            .discriminators
+            .get(&key)
+            .and_then(|discriminator| self.entries.get_mut(discriminator))
+        else {
+            return;
+        };
         if entry.leaving.is_none() {
-            // After the first three, AdminDown is sent once a second, and in answer to whoever has not heard it; who does not listen need not be
-            // waited for.
-            let patience = if entry.session.remote.discriminator == 0 { Duration::ZERO } else { SLOW * 3 };
+            // After the first three, AdminDown is sent once a second, and in answer to whoever has
+            // not heard it; who does not listen need not be waited for.
+            let patience =
+                if entry.session.remote.discriminator == 0 { Duration::ZERO } else { SLOW * 3 };
             entry.leaving = Some(now + patience);
             let cause = entry.session.leave();
             entry.tell(cause, now, effects);
@@ -154,8 +177,14 @@ impl Sessions {
     }
 
     /// The rules of §6.8.6 that need a session, with those of RFC 5881 §5 and §6.7.4.
-    fn take(&mut self, received: &Received<'_>, now: Duration, effects: &mut Effects) -> Result<(), Discard> {
-        // On the port for one hop there are sessions over one hop only, so this need not wait for one to be found.
+    fn take(
+        &mut self,
+        received: &Received<'_>,
+        now: Duration,
+        effects: &mut Effects,
+    ) -> Result<(), Discard> {
+        // On the port for one hop there are sessions over one hop only, so this need not wait for
+        // one to be found.
         if !received.multihop && received.ttl != Some(255) {
             return Err(Discard::Ttl);
         }
@@ -168,15 +197,25 @@ impl Sessions {
         if entry.settings.multihop != received.multihop {
             return Err(Discard::WrongPort);
         }
-        if let Err(reason) = entry.session.sequence.check(&packet, received.payload, self.config.authentication.as_ref()) {
+        if let Err(reason) = entry.session.sequence.check(
+            &packet,
+            received.payload,
+            self.config.authentication.as_ref(),
+        ) {
             entry.refused = Some(reason);
-            // We missed more packets than its number allows for, so it is not believed in general. But it is no repetition: it knows this session, and
-            // the number is none that was used before we heard its sender last.
-            let missed =
-                reason == Discard::Sequence && packet.your_discriminator == discriminator && entry.session.sequence.is_later(&packet);
+            // We missed more packets than its number allows for, so it is not believed in general.
+            // But it is no repetition: it knows this session, and the number is none
+            // that was used before we heard its sender last.
+            let missed = reason == Discard::Sequence
+                && packet.your_discriminator == discriminator
+                && entry.session.sequence.is_later(&packet);
             if missed
                 && entry.session.is_given_up_by(&packet)
-                && authentication::is_authentic(&packet, received.payload, self.config.authentication.as_ref())
+                && authentication::is_authentic(
+                    &packet,
+                    received.payload,
+                    self.config.authentication.as_ref(),
+                )
             {
                 effects.events.push(Event::GivenUp { peer: entry.peer, at: now });
                 self.doubt();
@@ -185,7 +224,8 @@ impl Sessions {
         }
         let given_up = entry.session.is_given_up_by(&packet);
         if given_up {
-            // Before the end of the session is told: whoever hears of that first may think that this node alone is left.
+            // Before the end of the session is told: whoever hears of that first may think that
+            // this node alone is left.
             effects.events.push(Event::GivenUp { peer: entry.peer, at: now });
         }
         if entry.double.heard(packet.my_discriminator, packet.your_discriminator != 0, now) {
@@ -228,15 +268,34 @@ impl Sessions {
         if held { Err(Discard::AdminDown) } else { Ok(()) }
     }
 
-    /// By our discriminator alone when the peer knows it, whatever source and interface are (§6.3); else by interface and source.
+    /// By our discriminator alone when the peer knows it, whatever source and interface are (§6.3);
+    /// else by interface and source.
     fn select(&self, packet: &Repr, received: &Received<'_>) -> Option<u32> {
-        if packet.your_discriminator != 0 { Some(packet.your_discriminator) } else { self.of_source(received) }
+        if packet.your_discriminator != 0 {
+            Some(packet.your_discriminator)
+        } else {
+            self.of_source(received)
+        }
     }
 
     /// Another machine may have the session that the packet names.
-    fn foreign(&mut self, packet: &Repr, received: &Received<'_>, now: Duration, effects: &mut Effects) {
-        let Some(entry) = self.of_source(received).and_then(|discriminator| self.entries.get_mut(&discriminator)) else { return };
-        let authentic = authentication::is_authentic(packet, received.payload, self.config.authentication.as_ref());
+    fn foreign(
+        &mut self,
+        packet: &Repr,
+        received: &Received<'_>,
+        now: Duration,
+        effects: &mut Effects,
+    ) {
+        let Some(entry) =
+            self.of_source(received).and_then(|discriminator| self.entries.get_mut(&discriminator))
+        else {
+            return;
+        };
+        let authentic = authentication::is_authentic(
+            packet,
+            received.payload,
+            self.config.authentication.as_ref(),
+        );
         let expected = entry.leaving.is_none() && entry.settings.multihop == received.multihop;
         if expected && authentic && entry.double.foreign(now) {
             effects.events.push(Event::Double { peer: entry.peer, ours: true, at: now });
@@ -245,11 +304,15 @@ impl Sessions {
 
     fn of_source(&self, received: &Received<'_>) -> Option<u32> {
         let key = |interface| PeerKey { interface, address: received.source };
-        self.discriminators.get(&key(Some(received.interface))).or_else(|| self.discriminators.get(&key(None))).copied()
+        self.discriminators
+            .get(&key(Some(received.interface)))
+            .or_else(|| self.discriminators.get(&key(None)))
+            .copied()
     }
 
-    /// Does what is due: detection, farewells, periodic packets. To be called at [`Sessions::next_deadline`], after everything that had arrived by
-    /// `now` was handled: silence is no evidence as long as there is something unread.
+    /// Does what is due: detection, farewells, periodic packets. To be called at
+    /// [`Sessions::next_deadline`], after everything that had arrived by `now` was handled:
+    /// silence is no evidence as long as there is something unread.
     pub fn poll(&mut self, now: Duration) -> Effects {
         let mut effects = Effects::default();
         if self.wakes.relax(now) {
@@ -278,8 +341,12 @@ impl Sessions {
                 entry.send(packet, self.config.authentication.as_ref(), effects);
             }
         }
-        let gone: Vec<u32> =
-            self.entries.iter().filter(|(_, entry)| entry.leaving.is_some_and(|until| until <= now)).map(|(id, _)| *id).collect();
+        let gone: Vec<u32> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.leaving.is_some_and(|until| until <= now))
+            .map(|(id, _)| *id)
+            .collect();
         for discriminator in gone {
             self.forget(discriminator);
         }
@@ -294,20 +361,28 @@ impl Sessions {
 
     /// When [`Sessions::poll`] has something to do; a time in the past: at once.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let sessions = self.entries.values().flat_map(|entry| [entry.session.next_deadline(), entry.leaving]);
+        let sessions =
+            self.entries.values().flat_map(|entry| [entry.session.next_deadline(), entry.leaving]);
         sessions.flatten().chain(self.wakes.deadline()).min()
     }
 
-    /// When the first of the peers gives us up if it hears nothing more, as far as we know: by what was last sent to each, not by how long we wait for
-    /// them. `planned` is when we mean to go on; while no session is up it counts as if a packet had been due then.
+    /// When the first of the peers gives us up if it hears nothing more, as far as we know: by what
+    /// was last sent to each, not by how long we wait for them. `planned` is when we mean to go
+    /// on; while no session is up it counts as if a packet had been due then.
     pub fn expected_by(&self, planned: Duration) -> Duration {
         let up = self.entries.values().filter(|entry| entry.session.state == State::Up);
         let soonest = up.filter_map(|entry| entry.session.expected_by()).min();
-        soonest.unwrap_or_else(|| planned + self.interval * u32::from(multiplier(&self.config, &self.wakes)).saturating_sub(1).max(1))
+        soonest.unwrap_or_else(|| {
+            planned
+                + self.interval
+                    * u32::from(multiplier(&self.config, &self.wakes)).saturating_sub(1).max(1)
+        })
     }
 
-    /// To be called with how much too late the caller woke up, before it reads what has queued up. Small delays make the multiplier grow; after one
-    /// that has let the time pass for which some peer waits for us ([`Sessions::expected_by`]) it may have declared us dead, and that is told.
+    /// To be called with how much too late the caller woke up, before it reads what has queued up.
+    /// Small delays make the multiplier grow; after one that has let the time pass for which
+    /// some peer waits for us ([`Sessions::expected_by`]) it may have declared us dead, and that is
+    /// told.
     pub fn woke(&mut self, late: Duration, now: Duration) -> Effects {
         let mut effects = Effects::default();
         self.entries.values_mut().for_each(|entry| entry.session.woke(late, now));
@@ -352,10 +427,13 @@ impl Sessions {
         }
     }
 
-    /// The interval that the packet rate admits for so many sessions; jitter takes an eighth of it on average (§6.8.7).
+    /// The interval that the packet rate admits for so many sessions; jitter takes an eighth of it
+    /// on average (§6.8.7).
     fn share(&mut self, now: Duration, effects: &mut Effects) {
         let sessions = self.entries.values().filter(|entry| entry.leaving.is_none()).count();
-        let fair = Duration::from_secs(1) * u32::try_from(sessions).unwrap_or(u32::MAX) * 8 / 7 / self.config.packet_rate.max(1);
+        let fair = Duration::from_secs(1) * u32::try_from(sessions).unwrap_or(u32::MAX) * 8
+            / 7
+            / self.config.packet_rate.max(1);
         let interval = self.config.interval.max(fair);
         if interval != self.interval {
             self.interval = interval;
@@ -377,12 +455,21 @@ impl Sessions {
 
     fn tell_all(&self, reason: Reason, now: Duration, effects: &mut Effects) {
         let Target { interval, multiplier } = self.target();
-        effects.events.push(Event::Adapted(Adaptation { peer: None, reason, interval, multiplier, at: now }));
+        effects.events.push(Event::Adapted(Adaptation {
+            peer: None,
+            reason,
+            interval,
+            multiplier,
+            at: now,
+        }));
     }
 
     /// All sessions, in the order of their peers.
     pub fn status(&self) -> Vec<SessionStatus> {
-        let entries = self.discriminators.values().filter_map(|discriminator| self.entries.get(discriminator));
+        let entries = self
+            .discriminators
+            .values()
+            .filter_map(|discriminator| self.entries.get(discriminator));
         entries
             .map(|Entry { peer, session, refused, .. }| SessionStatus {
                 peer: *peer,
@@ -398,7 +485,11 @@ impl Sessions {
 
     /// Peers whose sessions are up.
     pub fn up(&self) -> BTreeSet<PeerKey> {
-        self.entries.values().filter(|entry| entry.session.state == State::Up).map(|entry| entry.peer).collect()
+        self.entries
+            .values()
+            .filter(|entry| entry.session.state == State::Up)
+            .map(|entry| entry.peer)
+            .collect()
     }
 }
 
@@ -420,11 +511,17 @@ impl Entry {
         }
     }
 
-    fn send(&mut self, packet: Repr, authentication: Option<&Authentication>, effects: &mut Effects) {
-        let section = authentication.map(|authentication| self.session.sequence.section(authentication));
+    fn send(
+        &mut self,
+        packet: Repr,
+        authentication: Option<&Authentication>,
+        effects: &mut Effects,
+    ) {
+        let section =
+            authentication.map(|authentication| self.session.sequence.section(authentication));
         let (mut bytes, length) = Repr { authentication: section, ..packet }.to_bytes();
         if let (Some(authentication), Some(packet)) = (authentication, bytes.get_mut(..length)) {
-            bfd::sign(packet, &authentication.key);
+            packet::sign(packet, &authentication.key);
         }
         effects.packets.push(Outgoing { peer: self.peer, settings: self.settings, bytes, length });
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::*;
-use crate::wire::bfd::{self, AuthenticationType, Key, Repr, State};
+use super::packet::{AuthenticationType, Key, Repr, State};
+use super::{packet, *};
 
 fn ms(value: u64) -> Duration {
     Duration::from_millis(value)
@@ -18,7 +18,7 @@ fn key(interface: Option<u32>, host: u8) -> PeerKey {
 /// From a peer that does not know us.
 fn hello() -> Repr {
     Repr {
-        diagnostic: bfd::Diagnostic::None,
+        diagnostic: packet::Diagnostic::None,
         state: State::Down,
         poll: false,
         finished: false,
@@ -35,7 +35,13 @@ fn hello() -> Repr {
 }
 
 fn received(interface: u32, host: u8, payload: &[u8]) -> Received<'_> {
-    Received { interface, source: IpAddr::from([10, 0, 0, host]), ttl: Some(255), multihop: false, payload }
+    Received {
+        interface,
+        source: IpAddr::from([10, 0, 0, host]),
+        ttl: Some(255),
+        multihop: false,
+        payload,
+    }
 }
 
 fn state(sessions: &Sessions, key: PeerKey) -> State {
@@ -50,13 +56,19 @@ fn parsed(packet: &Outgoing) -> Repr {
 fn up(config: Config) -> (Sessions, Repr) {
     let mut sessions = Sessions::new(config, 3);
     let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
-    let heard = Repr { state: State::Init, your_discriminator: parsed(&first).my_discriminator, desired_min_tx: 50_000, ..hello() };
+    let heard = Repr {
+        state: State::Init,
+        your_discriminator: parsed(&first).my_discriminator,
+        desired_min_tx: 50_000,
+        ..hello()
+    };
     sessions.handle(&received(2, 9, &heard.to_vec()), ms(1));
     assert_eq!(state(&sessions, key(Some(2), 9)), State::Up);
     (sessions, Repr { state: State::Up, ..heard })
 }
 
-/// RFC 5881 §5: whatever passed a router is not from this link. RFC 5883 has no such rule, but another port.
+/// RFC 5881 §5: whatever passed a router is not from this link. RFC 5883 has no such rule, but
+/// another port.
 #[test]
 fn the_ttl_must_be_255_on_one_hop() {
     let mut sessions = Sessions::new(Config::default(), 1);
@@ -71,37 +83,61 @@ fn the_ttl_must_be_255_on_one_hop() {
     let far = Received { ttl: Some(61), multihop: true, ..received(2, 8, &hello) };
     assert_eq!(sessions.handle(&far, ms(1)).discarded, None);
     assert_eq!(
-        sessions.handle(&Received { multihop: true, ttl: Some(61), ..received(2, 9, &hello) }, ms(1)).discarded,
+        sessions
+            .handle(&Received { multihop: true, ttl: Some(61), ..received(2, 9, &hello) }, ms(1))
+            .discarded,
         Some(Discard::WrongPort)
     );
     assert_eq!(sessions.handle(&received(2, 8, &hello), ms(1)).discarded, Some(Discard::WrongPort));
 }
 
-/// RFC 5880 §6.3, §6.8.6: by our discriminator alone when it is there, else by interface and source.
+/// RFC 5880 §6.3, §6.8.6: by our discriminator alone when it is there, else by interface and
+/// source.
 #[test]
 fn demultiplexing() {
     let mut sessions = Sessions::new(Config::default(), 1);
-    let ours = parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]).my_discriminator;
+    let ours =
+        parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]).my_discriminator;
     sessions.add(key(Some(3), 9), Peer::default(), ms(0));
     sessions.add(key(None, 8), Peer::default(), ms(0));
     let known = |your_discriminator| Repr { your_discriminator, ..hello() }.to_vec();
     assert_eq!(sessions.handle(&received(3, 9, &hello().to_vec()), ms(1)).discarded, None);
-    assert_eq!((state(&sessions, key(Some(2), 9)), state(&sessions, key(Some(3), 9))), (State::Down, State::Init));
-    assert_eq!(sessions.handle(&received(7, 8, &hello().to_vec()), ms(1)).discarded, None, "any interface");
+    assert_eq!(
+        (state(&sessions, key(Some(2), 9)), state(&sessions, key(Some(3), 9))),
+        (State::Down, State::Init)
+    );
+    assert_eq!(
+        sessions.handle(&received(7, 8, &hello().to_vec()), ms(1)).discarded,
+        None,
+        "any interface"
+    );
     assert_eq!(state(&sessions, key(None, 8)), State::Init);
     for (interface, host) in [(7, 9), (2, 7)] {
-        assert_eq!(sessions.handle(&received(interface, host, &hello().to_vec()), ms(1)).discarded, Some(Discard::NoSession));
+        assert_eq!(
+            sessions.handle(&received(interface, host, &hello().to_vec()), ms(1)).discarded,
+            Some(Discard::NoSession)
+        );
     }
-    assert_eq!(sessions.handle(&received(2, 9, &known(ours ^ 1)), ms(1)).discarded, Some(Discard::NoSession), "an earlier life of ours");
-    assert_eq!(sessions.handle(&received(7, 70, &known(ours)), ms(1)).discarded, None, "source and interface may change");
+    assert_eq!(
+        sessions.handle(&received(2, 9, &known(ours ^ 1)), ms(1)).discarded,
+        Some(Discard::NoSession),
+        "an earlier life of ours"
+    );
+    assert_eq!(
+        sessions.handle(&received(7, 70, &known(ours)), ms(1)).discarded,
+        None,
+        "source and interface may change"
+    );
     assert_eq!(state(&sessions, key(Some(2), 9)), State::Init);
 }
 
-/// §6.8.6: a peer that has restarted does not know us; the session falls at once and is up again soon, without waiting for silence.
+/// §6.8.6: a peer that has restarted does not know us; the session falls at once and is up again
+/// soon, without waiting for silence.
 #[test]
 fn a_restarted_peer_is_noticed_at_once() {
     let (mut sessions, _) = up(Config::default());
-    let effects = sessions.handle(&received(2, 9, &Repr { my_discriminator: 78, ..hello() }.to_vec()), ms(20));
+    let effects = sessions
+        .handle(&received(2, 9, &Repr { my_discriminator: 78, ..hello() }.to_vec()), ms(20));
     let [Event::Peer(event)] = &effects.events[..] else { panic!("{effects:?}") };
     assert_eq!((event.state, event.cause, event.at), (State::Down, Cause::NeighborDown, ms(20)));
     let answer = parsed(&effects.packets[0]);
@@ -109,35 +145,60 @@ fn a_restarted_peer_is_noticed_at_once() {
 }
 
 fn secret(text: &str) -> Option<Authentication> {
-    Some(Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key: Key::new(text.as_bytes()).expect("not empty") })
+    Some(Authentication {
+        kind: AuthenticationType::MeticulousKeyedSha1,
+        key_id: 1,
+        key: Key::new(text.as_bytes()).expect("not empty"),
+    })
 }
 
-fn signed(packet: &Repr, sequence: u32, key_id: u8, kind: AuthenticationType, secret: &str) -> Vec<u8> {
-    let section = bfd::Authentication { kind, key_id, sequence, digest: [0; 20] };
+fn signed(
+    packet: &Repr,
+    sequence: u32,
+    key_id: u8,
+    kind: AuthenticationType,
+    secret: &str,
+) -> Vec<u8> {
+    let section = packet::Authentication { kind, key_id, sequence, digest: [0; 20] };
     let mut bytes = Repr { authentication: Some(section), ..*packet }.to_vec();
-    bfd::sign(&mut bytes, &Key::new(secret.as_bytes()).expect("not empty"));
+    packet::sign(&mut bytes, &Key::new(secret.as_bytes()).expect("not empty"));
     bytes
 }
 
-/// §6.7.4: type, key, window of the sequence number, digest; and the number is forgotten after twice the detection time of silence (§6.8.1).
+/// §6.7.4: type, key, window of the sequence number, digest; and the number is forgotten after
+/// twice the detection time of silence (§6.8.1).
 #[test]
 fn meticulous_keyed_sha1() {
     let meticulous = AuthenticationType::MeticulousKeyedSha1;
-    let mut sessions = Sessions::new(Config { authentication: secret("s"), ..Config::default() }, 1);
+    let mut sessions =
+        Sessions::new(Config { authentication: secret("s"), ..Config::default() }, 1);
     let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
-    assert!(bfd::is_signed(first.payload(), &Key::new(b"s").expect("not empty")));
+    assert!(packet::is_signed(first.payload(), &Key::new(b"s").expect("not empty")));
     let mut take = |bytes: &[u8], now| {
         let effects = sessions.handle(&received(2, 9, bytes), now);
-        (effects.discarded, effects.packets.iter().map(|packet| parsed(packet).authentication.map(|section| section.sequence)).next())
+        (
+            effects.discarded,
+            effects
+                .packets
+                .iter()
+                .map(|packet| parsed(packet).authentication.map(|section| section.sequence))
+                .next(),
+        )
     };
     let with = |sequence| signed(&hello(), sequence, 1, meticulous, "s");
     assert_eq!(take(&hello().to_vec(), ms(1)).0, Some(Discard::NotAuthenticated));
-    assert_eq!(take(&signed(&hello(), 5, 1, AuthenticationType::KeyedSha1, "s"), ms(1)).0, Some(Discard::AuthenticationType));
+    assert_eq!(
+        take(&signed(&hello(), 5, 1, AuthenticationType::KeyedSha1, "s"), ms(1)).0,
+        Some(Discard::AuthenticationType)
+    );
     assert_eq!(take(&signed(&hello(), 5, 2, meticulous, "s"), ms(1)).0, Some(Discard::KeyId));
     assert_eq!(take(&signed(&hello(), 5, 1, meticulous, "t"), ms(1)).0, Some(Discard::Digest));
     let start = u32::MAX - 2;
     let (taken, sequence) = take(&with(start), ms(1));
-    assert_eq!((taken, sequence), (None, Some(parsed(&first).authentication.map(|section| section.sequence.wrapping_add(1)))));
+    assert_eq!(
+        (taken, sequence),
+        (None, Some(parsed(&first).authentication.map(|section| section.sequence.wrapping_add(1))))
+    );
     for (sequence, expected) in [
         (start, Some(Discard::Sequence)),
         (start - 1, Some(Discard::Sequence)),
@@ -150,11 +211,21 @@ fn meticulous_keyed_sha1() {
     }
     let forged = signed(&hello(), start.wrapping_add(15), 1, meticulous, "t");
     assert_eq!(take(&forged, ms(3)).0, Some(Discard::Digest));
-    assert_eq!(take(&with(start.wrapping_add(11)), ms(3)).0, None, "a forged packet does not move the window");
+    assert_eq!(
+        take(&with(start.wrapping_add(11)), ms(3)).0,
+        None,
+        "a forged packet does not move the window"
+    );
     // The peer restarts: detection time 3 s, twice.
-    for (now, expected) in [(3004, Some(Discard::Sequence)), (6002, Some(Discard::Sequence)), (6004, None)] {
+    for (now, expected) in
+        [(3004, Some(Discard::Sequence)), (6002, Some(Discard::Sequence)), (6004, None)]
+    {
         sessions.poll(ms(now));
-        assert_eq!(sessions.handle(&received(2, 9, &with(12345)), ms(now)).discarded, expected, "{now}");
+        assert_eq!(
+            sessions.handle(&received(2, 9, &with(12345)), ms(now)).discarded,
+            expected,
+            "{now}"
+        );
     }
 }
 
@@ -162,18 +233,29 @@ fn meticulous_keyed_sha1() {
 fn a_packet_with_authentication_needs_a_session_with_it() {
     let (mut sessions, heard) = up(Config::default());
     let bytes = signed(&heard, 1, 1, AuthenticationType::MeticulousKeyedSha1, "s");
-    assert_eq!(sessions.handle(&received(2, 9, &bytes), ms(2)).discarded, Some(Discard::UnexpectedAuthentication));
+    assert_eq!(
+        sessions.handle(&received(2, 9, &bytes), ms(2)).discarded,
+        Some(Discard::UnexpectedAuthentication)
+    );
     assert_eq!(sessions.status()[0].refused, Some(Discard::UnexpectedAuthentication));
 }
 
-/// RFC 5880 §6.8.16: who is no longer wanted is told AdminDown until it has noticed; who returns meanwhile goes on.
+/// RFC 5880 §6.8.16: who is no longer wanted is told AdminDown until it has noticed; who returns
+/// meanwhile goes on.
 #[test]
 fn farewells() {
     let (mut sessions, heard) = up(Config::default());
     let effects = sessions.set(&BTreeMap::new(), ms(10));
-    assert!(matches!(&effects.events[..], [Event::Peer(PeerEvent { state: State::AdminDown, cause: Cause::LocalAdminDown, .. })]));
+    assert!(matches!(
+        &effects.events[..],
+        [Event::Peer(PeerEvent { state: State::AdminDown, cause: Cause::LocalAdminDown, .. })]
+    ));
     assert_eq!(parsed(&effects.packets[0]).state, State::AdminDown);
-    assert_eq!(sessions.handle(&received(2, 9, &heard.to_vec()), ms(11)).discarded, Some(Discard::AdminDown), "sent before it heard");
+    assert_eq!(
+        sessions.handle(&received(2, 9, &heard.to_vec()), ms(11)).discarded,
+        Some(Discard::AdminDown),
+        "sent before it heard"
+    );
     assert!(!sessions.is_empty());
     sessions.handle(&received(2, 9, &Repr { state: State::Down, ..heard }.to_vec()), ms(12));
     assert!(sessions.is_empty());
@@ -181,7 +263,10 @@ fn farewells() {
     let (mut sessions, heard) = up(Config::default());
     sessions.remove(key(Some(2), 9), ms(10));
     let effects = sessions.add(key(Some(2), 9), Peer::default(), ms(11));
-    assert!(matches!(&effects.events[..], [Event::Peer(PeerEvent { state: State::Down, cause: Cause::LocalReturn, .. })]));
+    assert!(matches!(
+        &effects.events[..],
+        [Event::Peer(PeerEvent { state: State::Down, cause: Cause::LocalReturn, .. })]
+    ));
     sessions.handle(&received(2, 9, &Repr { state: State::Down, ..heard }.to_vec()), ms(12));
     assert_eq!(state(&sessions, key(Some(2), 9)), State::Init);
 
@@ -211,7 +296,9 @@ fn the_set_of_peers_changes_around_a_session() {
 #[test]
 fn many_sessions_stretch_the_interval_and_say_so() {
     let mut sessions = Sessions::new(Config { packet_rate: 100, ..Config::default() }, 1);
-    let peers = |count: u8| (1..=count).map(|host| (key(Some(2), host), Peer::default())).collect::<BTreeMap<_, _>>();
+    let peers = |count: u8| {
+        (1..=count).map(|host| (key(Some(2), host), Peer::default())).collect::<BTreeMap<_, _>>()
+    };
     assert_eq!(sessions.set(&peers(4), ms(0)).events, vec![]);
     for (count, interval) in [(70, 800_000), (7, 80_000), (4, 50_000)] {
         let effects = sessions.set(&peers(count), ms(0));
@@ -226,12 +313,16 @@ fn many_sessions_stretch_the_interval_and_say_so() {
     }
 }
 
-/// A stall is told before anything that is read after it, and its end when all that are up have been heard anew.
+/// A stall is told before anything that is read after it, and its end when all that are up have
+/// been heard anew.
 #[test]
 fn a_stall_is_told_and_ends_with_fresh_packets() {
     let (mut sessions, heard) = up(Config::default());
     let now = ms(30_000);
-    assert_eq!(sessions.woke(ms(29_900), now).events, vec![Event::Stalled { late: ms(29_900), at: now }]);
+    assert_eq!(
+        sessions.woke(ms(29_900), now).events,
+        vec![Event::Stalled { late: ms(29_900), at: now }]
+    );
     let queued = sessions.handle(&received(2, 9, &heard.to_vec()), now);
     assert_eq!(queued.events, vec![], "it had queued up, and proves nothing about now");
     assert_eq!(sessions.caught_up(now).events, vec![]);
@@ -245,55 +336,115 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
     assert_eq!(sessions.poll(now).events, vec![], "there is an interval to be heard");
     let causes: Vec<Event> = sessions.poll(now + ms(50)).events;
     assert!(
-        matches!(causes[..], [Event::Peer(PeerEvent { cause: Cause::DetectionTimeExpired, .. }), Event::CaughtUp { .. }]),
+        matches!(
+            causes[..],
+            [
+                Event::Peer(PeerEvent { cause: Cause::DetectionTimeExpired, .. }),
+                Event::CaughtUp { .. }
+            ]
+        ),
         "{causes:?}"
     );
 }
 
-/// Not of the RFC: our clock may have stood still. That the peer gave us up is told before the end of its session, and holds until the others were heard.
+/// Not of the RFC: our clock may have stood still. That the peer gave us up is told before the end
+/// of its session, and holds until the others were heard.
 #[test]
 fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
     let (mut sessions, heard) = up(Config::default());
     sessions.add(key(Some(2), 8), Peer::default(), ms(1));
     let other = Repr { state: State::Down, ..hello() };
-    let ours = sessions.handle(&received(2, 8, &other.to_vec()), ms(2)).packets.last().map(parsed).expect("an answer").my_discriminator;
+    let ours = sessions
+        .handle(&received(2, 8, &other.to_vec()), ms(2))
+        .packets
+        .last()
+        .map(parsed)
+        .expect("an answer")
+        .my_discriminator;
     let other = Repr { state: State::Up, your_discriminator: ours, ..other };
     sessions.handle(&received(2, 8, &other.to_vec()), ms(3));
     assert_eq!(sessions.up().len(), 2);
 
-    let down = Repr { state: State::Down, diagnostic: bfd::Diagnostic::ControlDetectionTimeExpired, ..heard };
+    let down = Repr {
+        state: State::Down,
+        diagnostic: packet::Diagnostic::ControlDetectionTimeExpired,
+        ..heard
+    };
     let told = sessions.handle(&received(2, 9, &down.to_vec()), ms(20)).events;
     let given_up = Event::GivenUp { peer: key(Some(2), 9), at: ms(20) };
-    assert!(matches!(&told[..], [first, Event::Peer(PeerEvent { cause: Cause::NeighborDown, .. })] if *first == given_up), "{told:?}");
+    assert!(
+        matches!(&told[..], [first, Event::Peer(PeerEvent { cause: Cause::NeighborDown, .. })] if *first == given_up),
+        "{told:?}"
+    );
     assert_eq!(sessions.caught_up(ms(20)).events, vec![]);
-    assert_eq!(sessions.handle(&received(2, 8, &other.to_vec()), ms(40)).events, vec![Event::CaughtUp { at: ms(40) }]);
+    assert_eq!(
+        sessions.handle(&received(2, 8, &other.to_vec()), ms(40)).events,
+        vec![Event::CaughtUp { at: ms(40) }]
+    );
 }
 
-/// While we were away the peer's numbers went on (RFC 5880 §6.7.4 refuses them then). Only what is new, and meant for this session, counts.
+/// While we were away the peer's numbers went on (RFC 5880 §6.7.4 refuses them then). Only what is
+/// new, and meant for this session, counts.
 #[test]
 fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
     let config = Config { authentication: secret("s"), ..Config::default() };
-    for (ahead, digest, knows_us, counts) in
-        [(40, "s", true, true), (40, "t", true, false), (40, "s", false, false), (0, "s", true, false), (u32::MAX - 40, "s", true, false)]
-    {
+    for (ahead, digest, knows_us, counts) in [
+        (40, "s", true, true),
+        (40, "t", true, false),
+        (40, "s", false, false),
+        (0, "s", true, false),
+        (u32::MAX - 40, "s", true, false),
+    ] {
         let mut sessions = Sessions::new(config.clone(), 3);
         let first = parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]);
-        let heard = Repr { state: State::Init, your_discriminator: first.my_discriminator, desired_min_tx: 50_000, ..hello() };
-        sessions.handle(&received(2, 9, &signed(&heard, 1000, 1, AuthenticationType::MeticulousKeyedSha1, "s")), ms(1));
+        let heard = Repr {
+            state: State::Init,
+            your_discriminator: first.my_discriminator,
+            desired_min_tx: 50_000,
+            ..hello()
+        };
+        sessions.handle(
+            &received(2, 9, &signed(&heard, 1000, 1, AuthenticationType::MeticulousKeyedSha1, "s")),
+            ms(1),
+        );
         assert_eq!(sessions.up().len(), 1);
         let your_discriminator = if knows_us { first.my_discriminator } else { 0 };
-        let down = Repr { state: State::Down, diagnostic: bfd::Diagnostic::ControlDetectionTimeExpired, your_discriminator, ..heard };
+        let down = Repr {
+            state: State::Down,
+            diagnostic: packet::Diagnostic::ControlDetectionTimeExpired,
+            your_discriminator,
+            ..heard
+        };
         let effects = sessions.handle(
-            &received(2, 9, &signed(&down, 1000u32.wrapping_add(ahead), 1, AuthenticationType::MeticulousKeyedSha1, digest)),
+            &received(
+                2,
+                9,
+                &signed(
+                    &down,
+                    1000u32.wrapping_add(ahead),
+                    1,
+                    AuthenticationType::MeticulousKeyedSha1,
+                    digest,
+                ),
+            ),
             ms(20),
         );
-        let expected = if counts { vec![Event::GivenUp { peer: key(Some(2), 9), at: ms(20) }] } else { vec![] };
-        assert_eq!((effects.discarded, effects.events), (Some(Discard::Sequence), expected), "{ahead} {digest} {knows_us}");
+        let expected = if counts {
+            vec![Event::GivenUp { peer: key(Some(2), 9), at: ms(20) }]
+        } else {
+            vec![]
+        };
+        assert_eq!(
+            (effects.discarded, effects.events),
+            (Some(Discard::Sequence), expected),
+            "{ahead} {digest} {knows_us}"
+        );
         assert_eq!(sessions.up().len(), 1, "the session stays what it was");
     }
 }
 
-/// What counts is how long peers wait for us: the silence that they hear, against our multiplier as they know it. Theirs does not matter.
+/// What counts is how long peers wait for us: the silence that they hear, against our multiplier as
+/// they know it. Theirs does not matter.
 #[test]
 fn a_stall_is_measured_by_what_peers_wait_for() {
     for theirs in [1, 3, 12] {
@@ -304,12 +455,17 @@ fn a_stall_is_measured_by_what_peers_wait_for() {
             sessions.poll(ms(100));
             // The next packet was due 40 ms later.
             let effects = sessions.woke(ms(silence - 40), ms(100 + silence));
-            assert_eq!(effects.events.iter().any(|event| matches!(event, Event::Stalled { .. })), stalled, "{theirs}: {silence} ms");
+            assert_eq!(
+                effects.events.iter().any(|event| matches!(event, Event::Stalled { .. })),
+                stalled,
+                "{theirs}: {silence} ms"
+            );
         }
     }
 }
 
-/// Not of the RFC: waking up late, repeatedly, makes peers wait longer for us; a suspension does not.
+/// Not of the RFC: waking up late, repeatedly, makes peers wait longer for us; a suspension does
+/// not.
 #[test]
 fn late_wakes_raise_the_multiplier() {
     let (mut sessions, heard) = up(Config::default());
@@ -323,10 +479,19 @@ fn late_wakes_raise_the_multiplier() {
     speak(&mut sessions, 20_900);
     assert_eq!(sessions.woke(ms(70), ms(21_000)).events, vec![]);
     speak(&mut sessions, 21_900);
-    let raised = Adaptation { peer: None, reason: Reason::LateWakes(ms(70)), interval: ms(50), multiplier: 4, at: ms(22_000) };
+    let raised = Adaptation {
+        peer: None,
+        reason: Reason::LateWakes(ms(70)),
+        interval: ms(50),
+        multiplier: 4,
+        at: ms(22_000),
+    };
     assert_eq!(sessions.woke(ms(70), ms(22_000)).events, vec![Event::Adapted(raised)]);
     assert_eq!(sessions.expected_by(ms(22_000)), ms(21_900 + 150), "nobody has been told yet");
     assert_eq!(speak(&mut sessions, 22_000).map(|packet| packet.detect_multiplier), Some(4));
     assert_eq!(sessions.woke(ms(149), ms(22_199)).events, vec![], "peers wait for 200 ms by now");
-    assert!(matches!(sessions.woke(ms(150), ms(22_200)).events.last(), Some(Event::Stalled { .. })));
+    assert!(matches!(
+        sessions.woke(ms(150), ms(22_200)).events.last(),
+        Some(Event::Stalled { .. })
+    ));
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::random::Random;
+use super::packet::{AuthenticationType, Key, State};
 use super::*;
-use crate::wire::bfd::{AuthenticationType, Key, State};
+use crate::common::random::Random;
 
 fn ms(value: u64) -> Duration {
     Duration::from_millis(value)
@@ -51,7 +51,11 @@ fn peer_of(node: usize) -> PeerKey {
 impl World {
     fn new(seed: u64, authenticated: bool) -> World {
         let kind = AuthenticationType::MeticulousKeyedSha1;
-        let authentication = authenticated.then(|| Authentication { kind, key_id: 1, key: Key::new(b"secret").expect("not empty") });
+        let authentication = authenticated.then(|| Authentication {
+            kind,
+            key_id: 1,
+            key: Key::new(b"secret").expect("not empty"),
+        });
         let config = Config { authentication, ..Config::default() };
         let nodes = [0, 1].map(|node| Sessions::new(config.clone(), seed * 2 + node));
         let mut world = World {
@@ -81,7 +85,10 @@ impl World {
             let copies = 1 + u32::from(self.random.between(1, 100) <= repeated);
             for _ in 0..copies {
                 if self.random.between(1, 100) > loss {
-                    let arrival = self.now + Duration::from_micros(u64::from(self.random.between(50, 50 + delay * 1000)));
+                    let arrival = self.now
+                        + Duration::from_micros(u64::from(
+                            self.random.between(50, 50 + delay * 1000),
+                        ));
                     self.count += 1;
                     self.wire.insert((arrival, self.count), (1 - from, packet.payload().to_vec()));
                 }
@@ -94,14 +101,28 @@ impl World {
         let end = self.now + time;
         loop {
             let arrival = self.wire.keys().next().map(|(at, _)| *at);
-            let next = self.nodes.iter().filter_map(Sessions::next_deadline).chain(arrival).min().expect("sessions never rest");
+            let next = self
+                .nodes
+                .iter()
+                .filter_map(Sessions::next_deadline)
+                .chain(arrival)
+                .min()
+                .expect("sessions never rest");
             if next > end {
                 break;
             }
             self.now = self.now.max(next);
-            while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
+            while let Some(entry) =
+                self.wire.first_entry().filter(|entry| entry.key().0 <= self.now)
+            {
                 let (to, payload) = entry.remove();
-                let received = Received { interface: 2, source: address(1 - to), ttl: Some(255), multihop: false, payload: &payload };
+                let received = Received {
+                    interface: 2,
+                    source: address(1 - to),
+                    ttl: Some(255),
+                    multihop: false,
+                    payload: &payload,
+                };
                 let effects = self.nodes[to].handle(&received, self.now);
                 self.carry(to, effects);
             }
@@ -119,17 +140,27 @@ impl World {
 
     /// The longer one of the two.
     fn detection_time(&self) -> Duration {
-        self.nodes.iter().filter_map(|node| node.status()[0].detection_time).max().expect("both have heard")
+        self.nodes
+            .iter()
+            .filter_map(|node| node.status()[0].detection_time)
+            .max()
+            .expect("both have heard")
     }
 
     fn peer_events(&mut self) -> Vec<PeerEvent> {
         let events = self.told.iter_mut().flat_map(std::mem::take);
-        events.filter_map(|event| if let Event::Peer(event) = event { Some(event) } else { None }).collect()
+        events
+            .filter_map(|event| if let Event::Peer(event) = event { Some(event) } else { None })
+            .collect()
     }
 }
 
 fn weather() -> impl Strategy<Value = Weather> {
-    (0u32..=100, 0u32..80, 0u32..30).prop_map(|(loss, delay, repeated)| Weather { loss, delay, repeated })
+    (0u32..=100, 0u32..80, 0u32..30).prop_map(|(loss, delay, repeated)| Weather {
+        loss,
+        delay,
+        repeated,
+    })
 }
 
 /// Losses that sessions have to live with.
@@ -199,7 +230,8 @@ proptest! {
     }
 }
 
-/// RFC 5880 §6.8.16: of three farewells any two may be lost, whether or not the peer's own packets arrive, and a peer that is heard hears it again.
+/// RFC 5880 §6.8.16: of three farewells any two may be lost, whether or not the peer's own packets
+/// arrive, and a peer that is heard hears it again.
 #[test]
 fn a_planned_stop_is_no_failure_although_farewells_are_lost() {
     for (seed, lost) in (0..50).flat_map(|seed| [0, 1, 2].map(|lost| (seed, lost))) {
@@ -215,22 +247,31 @@ fn a_planned_stop_is_no_failure_although_farewells_are_lost() {
             let effects = world.nodes[0].set(&BTreeMap::new(), world.now);
             world.carry(0, effects);
             world.run(ms(500));
-            let causes: Vec<Cause> = world.peer_events().into_iter().map(|event| event.cause).collect();
-            assert_eq!(causes, [Cause::LocalAdminDown, Cause::NeighborAdminDown], "seed {seed}, {lost} lost, deaf: {deaf}");
+            let causes: Vec<Cause> =
+                world.peer_events().into_iter().map(|event| event.cause).collect();
+            assert_eq!(
+                causes,
+                [Cause::LocalAdminDown, Cause::NeighborAdminDown],
+                "seed {seed}, {lost} lost, deaf: {deaf}"
+            );
             assert!(deaf || world.nodes[0].is_empty(), "who has heard it need not be told again");
         }
     }
 }
 
-/// A link whose delay varies by more than the detection time: sessions fail at first, then ask for longer intervals, say so and hold.
+/// A link whose delay varies by more than the detection time: sessions fail at first, then ask for
+/// longer intervals, say so and hold.
 #[test]
 fn a_link_with_much_jitter_ends_in_longer_intervals_and_stays_up() {
     let mut world = World::new(1, false);
     world.run(ms(2000));
     world.weather = [Weather { loss: 0, delay: 170, repeated: 0 }; 2];
     world.run(ms(40_000));
-    let said =
-        |told: &[Event]| told.iter().any(|event| matches!(event, Event::Adapted(Adaptation { reason: Reason::LateArrivals(_), .. })));
+    let said = |told: &[Event]| {
+        told.iter().any(|event| {
+            matches!(event, Event::Adapted(Adaptation { reason: Reason::LateArrivals(_), .. }))
+        })
+    };
     assert!(said(&world.told[0]) && said(&world.told[1]));
     world.peer_events();
     world.run(ms(20_000));

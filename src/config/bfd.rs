@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values;
-use crate::wire::bfd::Key;
+use crate::bfd::packet::Key;
 
 /// Bytes of a secret that count (RFC 5880 §4.4).
 const SECRET_LEN: usize = 20;
@@ -16,7 +16,10 @@ pub fn interval(text: &str) -> Result<Duration, String> {
 
 /// After how many missing packets a node counts as dead: 2 to 50.
 pub fn multiplier(text: &str) -> Result<u8, String> {
-    text.parse().ok().filter(|number| (2..=50).contains(number)).ok_or_else(|| "write a number from 2 to 50".to_string())
+    text.parse()
+        .ok()
+        .filter(|number| (2..=50).contains(number))
+        .ok_or_else(|| "write a number from 2 to 50".to_string())
 }
 
 /// The file that holds the shared secret, read by the caller.
@@ -43,7 +46,8 @@ pub enum SecretWarning {
 ///
 /// The error completes the sentence "NAME=value: …".
 pub fn secret(file: &SecretFile) -> Result<(Key, Vec<SecretWarning>), String> {
-    let (bytes, mode) = file.contents.as_ref().map_err(|reason| format!("the secret cannot be read: {reason}"))?;
+    let (bytes, mode) =
+        file.contents.as_ref().map_err(|reason| format!("the secret cannot be read: {reason}"))?;
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
     let key = Key::new(bytes).ok_or_else(|| {
@@ -66,7 +70,10 @@ mod tests {
     #[test]
     fn intervals_and_multipliers_have_limits() {
         assert_eq!((interval("50ms"), multiplier("3")), (Ok(Duration::from_millis(50)), Ok(3)));
-        assert_eq!((interval("3ms"), interval("1s")), (Ok(Duration::from_millis(3)), Ok(Duration::from_secs(1))));
+        assert_eq!(
+            (interval("3ms"), interval("1s")),
+            (Ok(Duration::from_millis(3)), Ok(Duration::from_secs(1)))
+        );
         for wrong in ["2ms", "1001ms", "50", "fast", ""] {
             assert!(interval(wrong).is_err(), "{wrong}");
         }
@@ -77,7 +84,10 @@ mod tests {
     }
 
     fn read(text: &[u8], mode: u32) -> Result<(Key, Vec<SecretWarning>), String> {
-        secret(&SecretFile { path: "/etc/pinnace/secret".into(), contents: Ok((text.to_vec(), mode)) })
+        secret(&SecretFile {
+            path: "/etc/pinnace/secret".into(),
+            contents: Ok((text.to_vec(), mode)),
+        })
     }
 
     #[test]
@@ -87,10 +97,19 @@ mod tests {
             assert_eq!(read(text, 0o100600), Ok((key(b"pinnace"), vec![])));
         }
         let path = PathBuf::from("/etc/pinnace/secret");
-        assert_eq!(read(b"pinnace\n", 0o100644), Ok((key(b"pinnace"), vec![SecretWarning::WorldReadable(path.clone())])));
-        assert_eq!(read(&[b'x'; 32], 0o400), Ok((key(&[b'x'; 20]), vec![SecretWarning::Long(path, 32)])));
+        assert_eq!(
+            read(b"pinnace\n", 0o100644),
+            Ok((key(b"pinnace"), vec![SecretWarning::WorldReadable(path.clone())]))
+        );
+        assert_eq!(
+            read(&[b'x'; 32], 0o400),
+            Ok((key(&[b'x'; 20]), vec![SecretWarning::Long(path, 32)]))
+        );
         assert!(read(b"\n", 0o600).is_err_and(|reason| reason.contains("empty")));
-        let missing = SecretFile { path: "/nowhere".into(), contents: Err("No such file or directory".to_string()) };
+        let missing = SecretFile {
+            path: "/nowhere".into(),
+            contents: Err("No such file or directory".to_string()),
+        };
         assert!(secret(&missing).is_err_and(|reason| reason.contains("No such file")));
         assert_eq!(
             read(b"x", 0o644).map(|(_, warnings)| warnings[0].to_string()),

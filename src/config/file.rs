@@ -1,5 +1,6 @@
-//! The configuration file: a YAML mapping of one `key: value` per setting. A list is the same as its values separated by commas
-//! (by semicolons where they are named pools). Values are taken as written, never as YAML's idea of a number or a date.
+//! The configuration file: a YAML mapping of one `key: value` per setting. A list is the same as
+//! its values separated by commas (by semicolons where they are named pools). Values are taken as
+//! written, never as YAML's idea of a number or a date.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,13 +9,21 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde::{Deserialize, de};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
-use super::nearest::nearest;
 use super::table::TABLE;
 use super::{ConfigFile, Given, Origin, PREFIX, Place, Problem, Warning};
+use crate::common::nearest::nearest;
 
-pub(super) fn read(file: &ConfigFile, given: &mut Given, warnings: &mut Vec<Warning>, problems: &mut Vec<Problem>) {
+pub(super) fn read(
+    file: &ConfigFile,
+    given: &mut Given,
+    warnings: &mut Vec<Warning>,
+    problems: &mut Vec<Problem>,
+) {
     let place = |line| Place { path: file.path.clone(), line };
-    let text = file.text.as_ref().map_err(|error| (None, format!("the configuration file cannot be read: {error}")));
+    let text = file
+        .text
+        .as_ref()
+        .map_err(|error| (None, format!("the configuration file cannot be read: {error}")));
     let entries = match text.and_then(|text| parse(text)) {
         Ok(entries) => entries,
         Err((line, reason)) => {
@@ -27,7 +36,13 @@ pub(super) fn read(file: &ConfigFile, given: &mut Given, warnings: &mut Vec<Warn
         let upper = key.to_ascii_uppercase().replace('-', "_");
         let short = upper.strip_prefix(PREFIX).unwrap_or(&upper);
         let origin = Origin::Key(place.clone(), key.clone());
-        let mut refuse = |reason: &str| problems.push(Problem { origin: origin.clone(), value: None, reason: reason.to_string() });
+        let mut refuse = |reason: &str| {
+            problems.push(Problem {
+                origin: origin.clone(),
+                value: None,
+                reason: reason.to_string(),
+            })
+        };
         let Some(setting) = TABLE.iter().find(|setting| setting.name == short) else {
             let nearest = nearest(short, TABLE.iter().map(|s| s.name)).map(str::to_ascii_lowercase);
             warnings.push(Warning::UnknownKey { key, place, nearest });
@@ -35,7 +50,9 @@ pub(super) fn read(file: &ConfigFile, given: &mut Given, warnings: &mut Vec<Warn
         };
         let value = match value {
             Value::Text(text) => text.trim().to_string(),
-            Value::List(items) => items.join(if items.iter().any(|item| item.contains('=')) { ";" } else { "," }),
+            Value::List(items) => {
+                items.join(if items.iter().any(|item| item.contains('=')) { ";" } else { "," })
+            }
             Value::Mapping => {
                 refuse("a mapping is not understood here; write the value as one text");
                 continue;
@@ -56,7 +73,8 @@ enum Value {
     Mapping,
 }
 
-/// What a value looks like, found in a first pass, so that the second can ask for exactly that and gets scalars as they were written.
+/// What a value looks like, found in a first pass, so that the second can ask for exactly that and
+/// gets scalars as they were written.
 #[derive(Clone, Copy)]
 enum Shape {
     Scalar,
@@ -70,17 +88,27 @@ fn parse(text: &str) -> Result<Entries, (Option<u64>, String)> {
     let failed = |error: serde_saphyr::Error| {
         let line = error.location().map(|location| location.line());
         let reason = match error.without_snippet() {
-            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => format!("{key} is given twice in the file; remove one"),
-            other => format!("{}; write one `key: value` per line", other.render_with_formatter(&UserMessageFormatter)),
+            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+                format!("{key} is given twice in the file; remove one")
+            }
+            other => format!(
+                "{}; write one `key: value` per line",
+                other.render_with_formatter(&UserMessageFormatter)
+            ),
         };
         (line, reason)
     };
-    let blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---";
+    let blank = |line: &str| {
+        line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---"
+    };
     if text.lines().all(blank) {
         return Ok(Vec::new());
     }
     let shapes: BTreeMap<String, Spanned<Shape>> = serde_saphyr::from_str(text).map_err(failed)?;
-    serde_saphyr::with_deserializer_from_str(text, |deserializer| deserializer.deserialize_map(SecondPass(&shapes))).map_err(failed)
+    serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+        deserializer.deserialize_map(SecondPass(&shapes))
+    })
+    .map_err(failed)
 }
 
 struct SecondPass<'a>(&'a BTreeMap<String, Spanned<Shape>>);
@@ -95,7 +123,10 @@ impl<'de> Visitor<'de> for SecondPass<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
         let mut entries = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
-            let shape = self.0.get(&key).ok_or_else(|| de::Error::custom(format!("{key} is a key without a value")))?;
+            let shape = self
+                .0
+                .get(&key)
+                .ok_or_else(|| de::Error::custom(format!("{key} is a key without a value")))?;
             let value = map.next_value_seed(shape.value)?;
             entries.push((key, shape.referenced.line(), value));
         }
@@ -108,7 +139,9 @@ impl<'de> DeserializeSeed<'de> for Shape {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         match self {
-            Shape::Scalar => Ok(Value::Text(Option::<String>::deserialize(deserializer)?.unwrap_or_default())),
+            Shape::Scalar => {
+                Ok(Value::Text(Option::<String>::deserialize(deserializer)?.unwrap_or_default()))
+            }
             Shape::List => Vec::deserialize(deserializer).map(Value::List),
             Shape::Mapping => IgnoredAny::deserialize(deserializer).map(|_| Value::Mapping),
         }

@@ -6,9 +6,16 @@ use super::table::{Default, Setting, TABLE};
 
 /// One paragraph per variable: name, format, default, description.
 pub fn help_text() -> String {
-    let mut text = String::from("Settings (environment variables; an empty one counts as not set):\n");
+    let mut text =
+        String::from("Settings (environment variables; an empty one counts as not set):\n");
     for setting in TABLE {
-        let _ = write!(text, "\n  {}  <{}>  [default: {}]\n", setting.variable(), setting.format, default(setting));
+        let _ = write!(
+            text,
+            "\n  {}  <{}>  [default: {}]\n",
+            setting.variable(),
+            setting.format,
+            default(setting)
+        );
         for line in wrap(setting.help, 92) {
             let _ = writeln!(text, "      {line}");
         }
@@ -18,13 +25,20 @@ pub fn help_text() -> String {
 
 /// The same as a Markdown table.
 pub fn markdown_table() -> String {
-    let mut text = String::from("| variable | default | format | what it does |\n|---|---|---|---|\n");
+    let mut text =
+        String::from("| variable | default | format | what it does |\n|---|---|---|---|\n");
     for setting in TABLE {
         let default = match setting.default {
             Default::Is(value) => format!("`{value}`"),
             Default::Computed(words) => words.to_string(),
         };
-        let _ = writeln!(text, "| `{}` | {default} | {} | {} |", setting.variable(), escape(setting.format), escape(setting.help));
+        let _ = writeln!(
+            text,
+            "| `{}` | {default} | {} | {} |",
+            setting.variable(),
+            escape(setting.format),
+            escape(setting.help)
+        );
     }
     text
 }

@@ -1,4 +1,5 @@
-//! kube-vip's variables: people bring them along in their manifests, and each is answered with what to write here in its place.
+//! kube-vip's variables: people bring them along in their manifests, and each is answered with what
+//! to write here in its place.
 
 /// What takes the place of a variable of kube-vip.
 #[derive(Clone, Copy, Debug)]
@@ -16,17 +17,20 @@ impl Instead {
     pub fn advice(&self, value: &str) -> String {
         match self {
             Instead::Same(setting) => format!("write PINNACE_{setting}={value}"),
-            Instead::Made(setting, make, how) => format!("write PINNACE_{setting}={} ({how})", make(value)),
+            Instead::Made(setting, make, how) => {
+                format!("write PINNACE_{setting}={} ({how})", make(value))
+            }
             Instead::Nothing(why) => (*why).to_string(),
         }
     }
 }
 
 const ALWAYS: &str = "leave it out: Pinnace always does this";
-const CONTROL_PLANE: &str = "Pinnace has no address for the control plane: keep kube-vip, or another one, for that alone";
-const BGP: &str = "Pinnace does not speak BGP: have a router send the pool's addresses to the nodes";
-const DETECTION: &str =
-    "leave it out: nodes watch each other by BFD and take over in a fraction of a second (PINNACE_BFD_INTERVAL, PINNACE_BFD_MULTIPLIER)";
+const CONTROL_PLANE: &str =
+    "Pinnace has no address for the control plane: keep kube-vip, or another one, for that alone";
+const BGP: &str =
+    "Pinnace does not speak BGP: have a router send the pool's addresses to the nodes";
+const DETECTION: &str = "leave it out: nodes watch each other by BFD and take over in a fraction of a second (PINNACE_BFD_INTERVAL, PINNACE_BFD_MULTIPLIER)";
 const EVERYTHING: &str = "one address and port for health, metrics and state";
 
 fn opposite(value: &str) -> String {
@@ -36,7 +40,11 @@ fn opposite(value: &str) -> String {
 /// `:2112`, `2112` or `10.0.0.1:2112`.
 fn listen(value: &str) -> String {
     let port = value.strip_prefix(':').unwrap_or(value);
-    if port.bytes().all(|byte| byte.is_ascii_digit()) { format!("0.0.0.0:{port}") } else { value.to_owned() }
+    if port.bytes().all(|byte| byte.is_ascii_digit()) {
+        format!("0.0.0.0:{port}")
+    } else {
+        value.to_owned()
+    }
 }
 
 /// The variables, as kube-vip spells them.
@@ -61,16 +69,29 @@ pub const VARIABLES: &[(&str, Instead)] = &[
     ("bgp_as", Instead::Nothing(BGP)),
     ("bgp_routerid", Instead::Nothing(BGP)),
     ("bgp_peers", Instead::Nothing(BGP)),
-    ("enable_upnp", Instead::Nothing("Pinnace does not open ports in routers: forward them there by hand")),
+    (
+        "enable_upnp",
+        Instead::Nothing("Pinnace does not open ports in routers: forward them there by hand"),
+    ),
 ];
 
 /// Names that anybody may use for anything; they mean kube-vip only beside one of the others.
 const GENERIC: [&str; 2] = ["address", "port"];
 
 /// Those of the variables that are set, with the advice about each.
-pub(super) fn advice<'a>(environment: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Vec<(&'static str, String)> {
-    let find = |name: &'static str| environment.clone().find(|(set, value)| *set == name && !value.is_empty()).map(|(_, value)| value);
-    let set: Vec<_> = VARIABLES.iter().filter_map(|(name, instead)| Some((*name, instead.advice(find(name)?)))).collect();
+pub(super) fn advice<'a>(
+    environment: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+) -> Vec<(&'static str, String)> {
+    let find = |name: &'static str| {
+        environment
+            .clone()
+            .find(|(set, value)| *set == name && !value.is_empty())
+            .map(|(_, value)| value)
+    };
+    let set: Vec<_> = VARIABLES
+        .iter()
+        .filter_map(|(name, instead)| Some((*name, instead.advice(find(name)?))))
+        .collect();
     if set.iter().all(|(name, _)| GENERIC.contains(name)) { Vec::new() } else { set }
 }
 
@@ -90,29 +111,48 @@ pub fn markdown_table() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::TABLE;
     use super::*;
+    use crate::config::table::TABLE;
 
     #[test]
     fn every_answer_names_a_setting_that_exists() {
         for (name, instead) in VARIABLES {
             if let Instead::Same(setting) | Instead::Made(setting, ..) = instead {
-                assert!(TABLE.iter().any(|known| known.name == *setting), "{name}: {setting} is no setting");
+                assert!(
+                    TABLE.iter().any(|known| known.name == *setting),
+                    "{name}: {setting} is no setting"
+                );
             }
         }
     }
 
     #[test]
     fn variables_of_kube_vip_are_answered_and_those_of_others_are_not() {
-        let set = [("vip_interface", "eth0"), ("port", "6443"), ("PATH", "/bin"), ("svc_enable", "")];
+        let set =
+            [("vip_interface", "eth0"), ("port", "6443"), ("PATH", "/bin"), ("svc_enable", "")];
         let told = advice(set.into_iter());
-        assert_eq!(told.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["vip_interface", "port"]);
+        assert_eq!(
+            told.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            ["vip_interface", "port"]
+        );
         assert_eq!(told[0].1, "write PINNACE_INTERFACES=eth0");
-        let set = [("lb_class_only", "true"), ("prometheus_server", ":2112"), ("health_check_port", "8080"), ("vip_leaseduration", "5")];
-        let told: Vec<String> = advice(set.into_iter()).into_iter().map(|(_, advice)| advice).collect();
+        let set = [
+            ("lb_class_only", "true"),
+            ("prometheus_server", ":2112"),
+            ("health_check_port", "8080"),
+            ("vip_leaseduration", "5"),
+        ];
+        let told: Vec<String> =
+            advice(set.into_iter()).into_iter().map(|(_, advice)| advice).collect();
         assert_eq!(told[0], "write PINNACE_DEFAULT_CLASS=false (the opposite)");
-        assert!(told[1].starts_with("leave it out") && told[1].contains("PINNACE_BFD_INTERVAL"), "{told:?}");
-        assert!(told[2].starts_with("write PINNACE_LISTEN=0.0.0.0:2112 (") && told[3].starts_with("write PINNACE_LISTEN=0.0.0.0:8080 ("));
+        assert!(
+            told[1].starts_with("leave it out") && told[1].contains("PINNACE_BFD_INTERVAL"),
+            "{told:?}"
+        );
+        assert!(
+            told[2].starts_with("write PINNACE_LISTEN=0.0.0.0:2112 (")
+                && told[3].starts_with("write PINNACE_LISTEN=0.0.0.0:8080 (")
+        );
         assert_eq!(advice([("port", "80"), ("address", "here")].into_iter()), []);
     }
 }

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use http::Uri;
 
-use super::{LogFormat, OnExit, PREFIX, Settings};
-use super::{bfd, values};
-use crate::domain::model::Mode;
-use crate::domain::pool::{Pool, parse_pools};
-use crate::domain::uplinks::InterfacePattern;
-use crate::wire::bfd::Key;
+use super::{LogFormat, OnExit, PREFIX, Settings, bfd, values};
+use crate::bfd::packet::Key;
+use crate::engine::uplinks::InterfacePattern;
+use crate::ipam::pool::{Pool, parse_pools};
+use crate::model::Mode;
 
 /// One setting.
 pub struct Setting {
@@ -192,7 +191,9 @@ pub const TABLE: &[Setting] = &[
         default: Default::Computed("vip with a pool, else node"),
         format: "vip or node",
         help: "Where Services without the annotation pinnace.dev/mode get their address: from a pool, or the nodes' own.",
-        parse: |d, v| store(&mut d.mode, values::one_of(v, &[("vip", Mode::Vip), ("node", Mode::Node)])),
+        parse: |d, v| {
+            store(&mut d.mode, values::one_of(v, &[("vip", Mode::Vip), ("node", Mode::Node)]))
+        },
     },
     Setting {
         name: "CLASS",
@@ -223,7 +224,9 @@ pub const TABLE: &[Setting] = &[
         default: Default::Is("1s"),
         format: "duration up to 1m, 0 = off",
         help: "How long a new address is probed for another holder before it is first announced.",
-        parse: |d, v| store(&mut d.probe, values::duration_or_off(v, 10 * SECOND / 1000, 60 * SECOND)),
+        parse: |d, v| {
+            store(&mut d.probe, values::duration_or_off(v, 10 * SECOND / 1000, 60 * SECOND))
+        },
     },
     Setting {
         name: "LISTEN",
@@ -237,7 +240,12 @@ pub const TABLE: &[Setting] = &[
         default: Default::Is("remove"),
         format: "remove or keep",
         help: "What becomes of the rules at SIGTERM. Kept rules go on forwarding until the dead man's switch disarms them.",
-        parse: |d, v| store(&mut d.on_exit, values::one_of(v, &[("remove", OnExit::Remove), ("keep", OnExit::Keep)])),
+        parse: |d, v| {
+            store(
+                &mut d.on_exit,
+                values::one_of(v, &[("remove", OnExit::Remove), ("keep", OnExit::Keep)]),
+            )
+        },
     },
     Setting {
         name: "DEAD_MAN_TIMEOUT",
@@ -286,7 +294,12 @@ pub const TABLE: &[Setting] = &[
         default: Default::Is("human"),
         format: "human or json",
         help: "How log lines look.",
-        parse: |d, v| store(&mut d.log_format, values::one_of(v, &[("human", LogFormat::Human), ("json", LogFormat::Json)])),
+        parse: |d, v| {
+            store(
+                &mut d.log_format,
+                values::one_of(v, &[("human", LogFormat::Human), ("json", LogFormat::Json)]),
+            )
+        },
     },
 ];
 

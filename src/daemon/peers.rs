@@ -1,4 +1,5 @@
-//! Between the engine and the other nodes: BFD sessions as it wants them, and what is learned from them.
+//! Between the engine and the other nodes: BFD sessions as it wants them, and what is learned from
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,23 +9,23 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::bfd::{Adaptation, Authentication, Config, Event, Peer, PeerKey, Reason};
+use crate::bfd::io::{Handle, Options, Realtime};
+use crate::bfd::packet::{AuthenticationType, State};
+use crate::bfd::{Adaptation, Authentication, Config, Event, Peer, PeerKey, Reason, io};
 use crate::config::Settings;
-use crate::domain::membership::{DOUBLED_FOR, DownReason, Liveness, PeerEvent};
-use crate::domain::model::Interfaces;
-use crate::domain::plan::Sessions;
-use crate::domain::status;
-use crate::edge::bfd::{self, Handle, Options, Realtime};
-use crate::edge::metrics::Metrics;
-use crate::edge::neighbours;
-use crate::edge::vigil::Vigil;
-use crate::wire::bfd::{AuthenticationType, State};
-use crate::wire::ethernet::Mac;
+use crate::engine::membership::{DOUBLED_FOR, DownReason, Liveness, PeerEvent};
+use crate::engine::plan::Sessions;
+use crate::host::liveness_fence::Vigil;
+use crate::host::neighbours;
+use crate::http::metrics::Metrics;
+use crate::l2::ethernet::Mac;
+use crate::model::{Interfaces, state};
 
 /// How long a planned stop waits for peers to have heard of it.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// The other nodes, as far as packets reach them. Without any, no port is opened and no thread runs.
+/// The other nodes, as far as packets reach them. Without any, no port is opened and no thread
+/// runs.
 pub(super) struct Peers {
     options: Options,
     handle: Option<Handle>,
@@ -42,16 +43,26 @@ pub(super) struct Peers {
     stations: mpsc::UnboundedReceiver<(IpAddr, Mac)>,
     /// Of peers, as the neighbour table says.
     known: BTreeMap<IpAddr, Mac>,
-    /// Sessions that come and go because two machines speak as this one (None), or as the peer, and when the last sign of it was.
+    /// Sessions that come and go because two machines speak as this one (None), or as the peer,
+    /// and when the last sign of it was.
     doubled: BTreeMap<Option<IpAddr>, Instant>,
 }
 
 impl Peers {
     pub fn new(settings: &Settings, vigil: Arc<Vigil>, metrics: Arc<Metrics>) -> Peers {
-        let authentication =
-            settings.secret.clone().map(|key| Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key });
-        let config = Config { interval: settings.bfd_interval, multiplier: settings.bfd_multiplier, authentication, ..Config::default() };
-        // Unbounded, for the thread that sends must not wait; what it sends is bounded by the packets that nodes exchange.
+        let authentication = settings.secret.clone().map(|key| Authentication {
+            kind: AuthenticationType::MeticulousKeyedSha1,
+            key_id: 1,
+            key,
+        });
+        let config = Config {
+            interval: settings.bfd_interval,
+            multiplier: settings.bfd_multiplier,
+            authentication,
+            ..Config::default()
+        };
+        // Unbounded, for the thread that sends must not wait; what it sends is bounded by the
+        // packets that nodes exchange.
         let (events_in, events) = mpsc::unbounded_channel();
         let (stations_wanted, wanted) = watch::channel(BTreeSet::new());
         let (found, stations) = mpsc::unbounded_channel();
@@ -78,7 +89,8 @@ impl Peers {
     pub fn want(&mut self, sessions: Sessions) {
         (self.wanted, self.homes) = (sessions.peers, sessions.homes);
         self.known.retain(|address, _| self.wanted.contains_key(address));
-        self.doubled.retain(|peer, _| peer.is_none_or(|address| self.wanted.contains_key(&address)));
+        self.doubled
+            .retain(|peer, _| peer.is_none_or(|address| self.wanted.contains_key(&address)));
         self.stations_wanted.send_replace(self.on_link());
         self.apply();
     }
@@ -87,16 +99,24 @@ impl Peers {
     pub fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
         self.interfaces = interfaces;
         let on_link = self.on_link();
-        self.stations_wanted.send_if_modified(|wanted| std::mem::replace(wanted, on_link.clone()) != on_link);
+        self.stations_wanted
+            .send_if_modified(|wanted| std::mem::replace(wanted, on_link.clone()) != on_link);
         self.apply();
     }
 
     /// The peers that are neighbours: the kernel knows no station of one behind a router.
     fn on_link(&self) -> BTreeSet<IpAddr> {
-        self.wanted.keys().copied().filter(|address| session(*address, &self.interfaces, &self.homes).0.interface.is_some()).collect()
+        self.wanted
+            .keys()
+            .copied()
+            .filter(|address| {
+                session(*address, &self.interfaces, &self.homes).0.interface.is_some()
+            })
+            .collect()
     }
 
-    /// A station was heard to have an address of ours. It may be a peer's that is back after so long that it is rarely looked for.
+    /// A station was heard to have an address of ours. It may be a peer's that is back after so
+    /// long that it is rarely looked for.
     pub fn heard(&self, mac: Mac) {
         if self.known.values().all(|known| *known != mac) {
             self.stations_wanted.send_modify(|_| ());
@@ -108,7 +128,12 @@ impl Peers {
             self.start();
         }
         if let Some(handle) = &self.handle {
-            handle.set_peers(self.wanted.keys().map(|address| session(*address, &self.interfaces, &self.homes)).collect());
+            handle.set_peers(
+                self.wanted
+                    .keys()
+                    .map(|address| session(*address, &self.interfaces, &self.homes))
+                    .collect(),
+            );
         }
     }
 
@@ -121,10 +146,13 @@ impl Peers {
 
     fn start(&mut self) {
         let events = self.events_in.clone();
-        match bfd::spawn(self.options.clone(), move |event| drop(events.send(event))) {
+        match io::spawn(self.options.clone(), move |event| drop(events.send(event))) {
             Ok(handle) => {
                 match handle.realtime() {
-                    Realtime::Fifo(priority) => info!(priority, "watching the other nodes by BFD, ahead of ordinary processes"),
+                    Realtime::Fifo(priority) => info!(
+                        priority,
+                        "watching the other nodes by BFD, ahead of ordinary processes"
+                    ),
                     Realtime::Refused(why) => warn!(
                         "watching the other nodes by BFD, but not ahead of other processes ({why}): on a busy host they may take this \
                          node for dead; grant CAP_SYS_NICE or LimitRTPRIO=10"
@@ -137,28 +165,41 @@ impl Peers {
             Err(error) => {
                 let error = error.to_string();
                 if self.failed.as_ref() != Some(&error) {
-                    warn!("{error}; until then nodes see each other only by what they announce, and take over within seconds");
+                    warn!(
+                        "{error}; until then nodes see each other only by what they announce, and take over within seconds"
+                    );
                 }
                 self.failed = Some(error);
             }
         }
     }
 
-    /// Completes what the engine says with what only the sessions know. With many sessions it costs them some microseconds.
-    pub fn describe(&self, state: &mut status::State) {
+    /// Completes what the engine says with what only the sessions know. With many sessions it costs
+    /// them some microseconds.
+    pub fn describe(&self, state: &mut state::State) {
         let Some(handle) = self.handle.as_ref().filter(|_| !self.wanted.is_empty()) else { return };
         let sessions = handle.status();
         if sessions.is_empty() {
             let message = "the thread that watches the other nodes does not run, and while it does not this node answers for no address; \
                            if that lasts, start Pinnace again";
-            return state.warnings.push(status::Reason::new("NotWatching", message));
+            return state.warnings.push(state::Reason::new("NotWatching", message));
         }
         for peer in &mut state.peers {
-            let with = || sessions.iter().filter(|session| peer.addresses.contains(&session.peer.address));
-            let longest = with().filter(|session| session.state == State::Up).filter_map(|session| session.detection_time).max();
-            peer.detection_milliseconds = longest.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-            if let Some(refused) = with().find_map(|session| session.refused).filter(|refused| !peer.alive && refused.is_about_secrets()) {
-                peer.state = format!("its BFD packets are refused: {refused}; PINNACE_SECRET_FILE has to be the same on every node");
+            let with =
+                || sessions.iter().filter(|session| peer.addresses.contains(&session.peer.address));
+            let longest = with()
+                .filter(|session| session.state == State::Up)
+                .filter_map(|session| session.detection_time)
+                .max();
+            peer.detection_milliseconds =
+                longest.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            if let Some(refused) = with()
+                .find_map(|session| session.refused)
+                .filter(|refused| !peer.alive && refused.is_about_secrets())
+            {
+                peer.state = format!(
+                    "its BFD packets are refused: {refused}; PINNACE_SECRET_FILE has to be the same on every node"
+                );
             }
         }
     }
@@ -182,9 +223,12 @@ impl Peers {
     /// What the engine is to know of it; people are told here.
     fn translate(&mut self, event: Event) -> Option<PeerEvent> {
         if let Event::Adapted(change) = &event {
-            let node = change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node);
+            let node =
+                change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node);
             match change.peer {
-                Some(peer) if self.is_doubled(peer.address) => debug!(node, ?change, "a session of two machines that are one"),
+                Some(peer) if self.is_doubled(peer.address) => {
+                    debug!(node, ?change, "a session of two machines that are one")
+                }
                 _ => adapted(change, node),
             }
         }
@@ -198,7 +242,9 @@ impl Peers {
             }
             let node = self.wanted.get(address).map_or("?", |node| node);
             match state {
-                _ if self.is_doubled(*address) => debug!(node, %address, ?state, "a session of two machines that are one"),
+                _ if self.is_doubled(*address) => {
+                    debug!(node, %address, ?state, "a session of two machines that are one")
+                }
                 Liveness::Up => {
                     info!(node, %address, "node is up");
                     // Its station may have changed while it was away.
@@ -207,7 +253,9 @@ impl Peers {
                 Liveness::Down(DownReason::DetectionTimeout) => {
                     warn!(node, %address, "node is lost: nothing was heard for the detection time")
                 }
-                Liveness::Down(DownReason::AdminDown) => info!(node, %address, "node stops as planned"),
+                Liveness::Down(DownReason::AdminDown) => {
+                    info!(node, %address, "node stops as planned")
+                }
                 Liveness::Heard => debug!(node, %address, "node is heard"),
                 Liveness::Down(DownReason::Deaf) => {
                     warn!(node, %address, "node does not hear this one: packets to it were lost, or are blocked")
@@ -218,11 +266,15 @@ impl Peers {
         Some(told)
     }
 
-    /// Each of its addresses is one of both machines, though the signs at this one may not be proof yet.
+    /// Each of its addresses is one of both machines, though the signs at this one may not be proof
+    /// yet.
     fn is_doubled(&self, address: IpAddr) -> bool {
         let node = |address: &IpAddr| self.wanted.get(address);
-        let same =
-            |peer: &Option<IpAddr>| peer.is_none_or(|peer| peer == address || node(&peer).is_some_and(|name| node(&address) == Some(name)));
+        let same = |peer: &Option<IpAddr>| {
+            peer.is_none_or(|peer| {
+                peer == address || node(&peer).is_some_and(|name| node(&address) == Some(name))
+            })
+        };
         self.doubled.iter().any(|(peer, last)| same(peer) && last.elapsed() < DOUBLED_FOR)
     }
 
@@ -243,23 +295,38 @@ impl Peers {
 fn adapted(change: &Adaptation, node: Option<&str>) {
     let (interval, multiplier) = (change.interval, change.multiplier);
     match change.reason {
-        Reason::Sessions(count) => info!(?interval, "{count} nodes share the rate of packets, so each hears less often"),
+        Reason::Sessions(count) => {
+            info!(?interval, "{count} nodes share the rate of packets, so each hears less often")
+        }
         Reason::LateArrivals(silence) => {
-            warn!(node, ?interval, "packets came late, after {silence:?}: waiting longer before a node is taken for dead")
+            warn!(
+                node,
+                ?interval,
+                "packets came late, after {silence:?}: waiting longer before a node is taken for dead"
+            )
         }
         Reason::LateWakes(late) => {
-            warn!(multiplier, "this process woke up {late:?} too late: asking others to wait longer before they take it for dead")
+            warn!(
+                multiplier,
+                "this process woke up {late:?} too late: asking others to wait longer before they take it for dead"
+            )
         }
-        Reason::Calm => info!(node, ?interval, multiplier, "packets are on time again: watching more closely"),
+        Reason::Calm => {
+            info!(node, ?interval, multiplier, "packets are on time again: watching more closely")
+        }
     }
 }
 
-/// Over one hop, bound to the interface, where the peer is in one of our subnets; through routers otherwise (RFC 5883). The source is one of
-/// the addresses by which the peer knows this node, if it can be: of several in the subnet (an alias, another program's virtual address), and
+/// Over one hop, bound to the interface, where the peer is in one of our subnets; through routers
+/// otherwise (RFC 5883). The source is one of the addresses by which the peer knows this node, if
+/// it can be: of several in the subnet (an alias, another program's virtual address), and
 /// through routers where there is only one.
 fn session(address: IpAddr, interfaces: &Interfaces, homes: &BTreeSet<IpAddr>) -> (PeerKey, Peer) {
     let near = interfaces.values().filter(|interface| !interface.loopback).flat_map(|interface| {
-        let subnets = interface.addresses.iter().filter(|subnet| subnet.contains(&address) && subnet.addr() != address);
+        let subnets = interface
+            .addresses
+            .iter()
+            .filter(|subnet| subnet.contains(&address) && subnet.addr() != address);
         subnets.map(|subnet| (interface.index, subnet.addr()))
     });
     // The first of those that are equally good.
@@ -273,7 +340,7 @@ fn session(address: IpAddr, interfaces: &Interfaces, homes: &BTreeSet<IpAddr>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::fixtures::interface;
+    use crate::model::fixtures::interface;
 
     #[test]
     fn packets_come_from_the_address_by_which_the_peer_knows_this_node() {
@@ -281,7 +348,8 @@ mod tests {
             interface(2, "eth0", "10.0.0.5/24 10.0.0.11/24 fd00::5/64 fd00::11/64"),
             interface(3, "eth1", "10.0.0.4/24 10.1.0.5/24 10.1.0.6/24"),
         ];
-        let interfaces: Interfaces = all.into_iter().map(|interface| (interface.index, interface)).collect();
+        let interfaces: Interfaces =
+            all.into_iter().map(|interface| (interface.index, interface)).collect();
         let cases = [
             ("10.0.0.12", "10.0.0.11 fd00::11", Some(2), Some("10.0.0.11")),
             ("fd00::12", "10.0.0.11 fd00::11", Some(2), Some("fd00::11")),
@@ -294,10 +362,15 @@ mod tests {
             ("10.2.0.12", "fd00::11", None, None),
         ];
         for (peer, homes, index, local) in cases {
-            let homes = homes.split_whitespace().map(|home| home.parse().expect("an address")).collect();
+            let homes =
+                homes.split_whitespace().map(|home| home.parse().expect("an address")).collect();
             let (key, settings) = session(peer.parse().expect("an address"), &interfaces, &homes);
             let local = local.map(|local| local.parse().expect("an address"));
-            assert_eq!((key.interface, settings.local, settings.multihop), (index, local, index.is_none()), "{peer}, known as {homes:?}");
+            assert_eq!(
+                (key.interface, settings.local, settings.multihop),
+                (index, local, index.is_none()),
+                "{peer}, known as {homes:?}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Where the objects come from: a directory of manifests or the API server, as events for the engine.
+//! Where the objects come from: a directory of manifests or the API server, as events for the
+//! engine.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,14 +10,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::config::Settings;
-use crate::domain::engine::Event;
-use crate::domain::status::Problem;
-use crate::edge::dated::Dated;
-use crate::edge::kube::client::Connection;
-use crate::edge::kube::credentials::{self, Credentials};
-use crate::edge::kube::watch::{self as api, ApiUpdate};
-use crate::edge::manifests::{self, ManifestUpdate};
-use crate::edge::snapshot;
+use crate::engine::Event;
+use crate::host::trigger_time::Dated;
+use crate::k8s::io::client::Connection;
+use crate::k8s::io::credentials::Credentials;
+use crate::k8s::io::watch::ApiUpdate;
+use crate::k8s::io::{credentials, watch as api};
+use crate::manifests;
+use crate::manifests::ManifestUpdate;
+use crate::model::state::Problem;
+use crate::storage::snapshot;
 
 /// How often credentials that cannot be used are tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -39,12 +42,17 @@ impl Source {
         match (&settings.manifests, &settings.kubeconfig) {
             (Some(_), Some(_)) => Err(NoSource::Two),
             (Some(directory), None) => Ok(Source::Manifests(directory.clone())),
-            (None, kubeconfig) => Ok(Source::Api(credentials::choose(kubeconfig.as_deref(), credentials::in_pod(), Path::new("/"))?)),
+            (None, kubeconfig) => Ok(Source::Api(credentials::choose(
+                kubeconfig.as_deref(),
+                credentials::in_pod(),
+                Path::new("/"),
+            )?)),
         }
     }
 
-    /// Reads the credentials. Those that cannot be used are a mistake to be told at once, unless there is a snapshot: a node whose disk was
-    /// damaged by a power cut goes on serving, and uses them when they are right again.
+    /// Reads the credentials. Those that cannot be used are a mistake to be told at once, unless
+    /// there is a snapshot: a node whose disk was damaged by a power cut goes on serving, and
+    /// uses them when they are right again.
     ///
     /// # Errors
     /// What is wrong with the credentials.
@@ -128,11 +136,24 @@ enum Updates {
 impl Started {
     /// Begins to read. `queue` updates may wait.
     pub(crate) fn new(opened: Opened, settings: &Settings, queue: usize) -> io::Result<Started> {
-        let empty = |updates, health| Started { updates, queue, synced: None, connection: None, snapshot: None, health };
+        let empty = |updates, health| Started {
+            updates,
+            queue,
+            synced: None,
+            connection: None,
+            snapshot: None,
+            health,
+        };
         match opened {
             Opened::Manifests(directory) => {
                 let (updates_in, updates) = mpsc::channel(queue);
-                Ok(empty(Updates::Manifests(updates, tokio::spawn(manifests::watch(directory, updates_in))), Ok(())))
+                Ok(empty(
+                    Updates::Manifests(
+                        updates,
+                        tokio::spawn(manifests::watch(directory, updates_in)),
+                    ),
+                    Ok(()),
+                ))
             }
             Opened::Api(connection) => {
                 let (_, nobody) = oneshot::channel();
@@ -143,14 +164,23 @@ impl Started {
             Opened::Unusable(credentials, why) => {
                 let (usable_in, usable) = oneshot::channel();
                 warn!("{why}; serving from the snapshot until they can be used");
-                tokio::spawn(await_credentials(credentials, settings.api_servers.clone(), why.clone(), usable_in));
+                tokio::spawn(await_credentials(
+                    credentials,
+                    settings.api_servers.clone(),
+                    why.clone(),
+                    usable_in,
+                ));
                 Ok(empty(Updates::Awaited(usable), Err(why)))
             }
         }
     }
 
     fn connect(&mut self, connection: Connection) -> io::Result<()> {
-        let found = if matches!(connection.credentials(), Credentials::Found(_)) { ", found on this K3s host" } else { "" };
+        let found = if matches!(connection.credentials(), Credentials::Found(_)) {
+            ", found on this K3s host"
+        } else {
+            ""
+        };
         info!(server = %connection.server(), "serving from the Kubernetes API with {}{found}", connection.credentials());
         let source = api::spawn(connection.clone(), self.queue)?;
         self.health = Err(format!("the API server {} has not answered yet", connection.server()));
@@ -160,11 +190,15 @@ impl Started {
         Ok(())
     }
 
-    /// True when everything is known to have been told within this time. Nothing is taken from the source meanwhile.
+    /// True when everything is known to have been told within this time. Nothing is taken from the
+    /// source meanwhile.
     pub(crate) async fn synced_within(&mut self, patience: Duration) -> bool {
         match &mut self.synced {
             _ if matches!(self.updates, Updates::Awaited(_)) => false,
-            Some(synced) => matches!(tokio::time::timeout(patience, synced.wait_for(|synced| *synced)).await, Ok(Ok(_))),
+            Some(synced) => matches!(
+                tokio::time::timeout(patience, synced.wait_for(|synced| *synced)).await,
+                Ok(Ok(_))
+            ),
             None => true,
         }
     }
@@ -202,7 +236,11 @@ impl Started {
     }
 
     fn api_events(&mut self, update: ApiUpdate) -> Vec<Event> {
-        let mut events = vec![Event::Source { changes: update.changes, problems: update.problems, synced: update.synced }];
+        let mut events = vec![Event::Source {
+            changes: update.changes,
+            problems: update.problems,
+            synced: update.synced,
+        }];
         let bridged = update.synced && self.snapshot.take().is_some();
         if let Some(health) = update.health {
             self.health = health;
@@ -216,14 +254,21 @@ impl Started {
     fn shown_health(&self) -> Result<(), String> {
         match (&self.snapshot, &self.health) {
             (Some(taken), Err(why)) => Err(format!("serving from the snapshot of {taken}: {why}")),
-            (Some(taken), Ok(())) => Err(format!("serving from the snapshot of {taken}: the API server has not told everything yet")),
+            (Some(taken), Ok(())) => Err(format!(
+                "serving from the snapshot of {taken}: the API server has not told everything yet"
+            )),
             (None, health) => health.clone(),
         }
     }
 }
 
 /// Tries until the credentials can be used, and says when the reason changes why they cannot.
-async fn await_credentials(credentials: Credentials, servers: Vec<Uri>, mut said: String, usable: oneshot::Sender<Connection>) {
+async fn await_credentials(
+    credentials: Credentials,
+    servers: Vec<Uri>,
+    mut said: String,
+    usable: oneshot::Sender<Connection>,
+) {
     loop {
         tokio::time::sleep(RETRY).await;
         match Connection::open(credentials.clone(), servers.clone()).await {

@@ -1,5 +1,6 @@
-//! Lines on their way to standard error. Who logs must not wait for whoever reads: a journal that stands still, or a pipe that nobody
-//! empties, would stop the node with its addresses in its hands.
+//! Lines on their way to standard error. Who logs must not wait for whoever reads: a journal that
+//! stands still, or a pipe that nobody empties, would stop the node with its addresses in its
+//! hands.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What may wait, in bytes: the lines of a start with ten thousand Services. Lines beyond it are lost, counted and told of.
+/// What may wait, in bytes: the lines of a start with ten thousand Services. Lines beyond it are
+/// lost, counted and told of.
 const CAPACITY: usize = 4 << 20;
 /// Pause before a reader that takes nothing at the moment is tried again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -35,18 +37,30 @@ struct State {
 }
 
 impl Queue {
-    /// Starts the thread. `told` is called on it with the number of lines that were lost, once there is room again.
-    pub fn start(out: impl Write + Send + 'static, told: impl Fn(u64) + Send + 'static) -> io::Result<Queue> {
+    /// Starts the thread. `told` is called on it with the number of lines that were lost, once
+    /// there is room again.
+    pub fn start(
+        out: impl Write + Send + 'static,
+        told: impl Fn(u64) + Send + 'static,
+    ) -> io::Result<Queue> {
         let queue = Queue::default();
         let reader = queue.clone();
-        thread::Builder::new().name("log".into()).stack_size(128 * 1024).spawn(move || reader.run(out, told))?;
+        thread::Builder::new()
+            .name("log".into())
+            .stack_size(128 * 1024)
+            .spawn(move || reader.run(out, told))?;
         Ok(queue)
     }
 
     /// Waits until everything is written, or for so long.
     pub fn flush(&self, patience: Duration) {
         let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
-        drop(self.0.empty.wait_timeout_while(self.state(), patience, busy).unwrap_or_else(PoisonError::into_inner));
+        drop(
+            self.0
+                .empty
+                .wait_timeout_while(self.state(), patience, busy)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -56,7 +70,11 @@ impl Queue {
     fn run(&self, mut out: impl Write, told: impl Fn(u64)) {
         loop {
             let nothing = |state: &mut State| state.waiting.is_empty();
-            let mut state = self.0.filled.wait_while(self.state(), nothing).unwrap_or_else(PoisonError::into_inner);
+            let mut state = self
+                .0
+                .filled
+                .wait_while(self.state(), nothing)
+                .unwrap_or_else(PoisonError::into_inner);
             // Nothing of it is kept for later: a storm's memory goes with the storm.
             let lines = std::mem::take(&mut state.waiting);
             let lost = std::mem::take(&mut state.lost);
@@ -119,8 +137,9 @@ impl Write for Line<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::mpsc;
+
+    use super::*;
 
     /// Takes a write only when it is let.
     struct Gate(mpsc::Receiver<()>, mpsc::Sender<Vec<u8>>);
@@ -160,7 +179,10 @@ mod tests {
         }
         drop(open);
         queue.flush(Duration::from_secs(10));
-        assert_eq!(written.try_iter().map(|bytes| bytes.len()).sum::<usize>(), line.len() + CAPACITY);
+        assert_eq!(
+            written.try_iter().map(|bytes| bytes.len()).sum::<usize>(),
+            line.len() + CAPACITY
+        );
         assert_eq!(said.try_iter().sum::<u64>(), 10, "lines that were lost");
     }
 }

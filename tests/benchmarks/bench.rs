@@ -1,14 +1,18 @@
-//! What Pinnace costs, measured on a real kernel in namespaces of its own, beside controls in the same run.
+//! What Pinnace costs, measured on a real kernel in namespaces of its own, beside controls in the
+//! same run.
 //!
-//!     scale.rs    per size: cold start, memory, an endpoint change, an idle second, a listing (daemon.rs, manifests.rs, monitor.rs), beside
-//!                 tables of that size that nft loads (rules.rs), and the least a change can take (floor.rs)
-//!     packets.rs  new connections per second and throughput (syn.rs, stream.rs), against hand-written nft and iptables (rules.rs)
-//!     failover.rs three nodes: what a client notices when one fails, beside keepalived (the lab is the tests' own, ../lab)
-//!     api.rs      a real API server as source: memory, writes, and its changes on their way into the kernel, beside kube-proxy (objects.rs)
-//!     lab.rs      namespaces; report.rs: the table and the JSON file
+//!     scale.rs    per size: cold start, memory, an endpoint change, an idle second, a listing
+//! (daemon.rs, manifests.rs, monitor.rs), beside                 tables of that size that nft loads
+//! (rules.rs), and the least a change can take (floor.rs)     packets.rs  new connections per
+//! second and throughput (syn.rs, stream.rs), against hand-written nft and iptables (rules.rs)
+//!     failover.rs three nodes: what a client notices when one fails, beside keepalived (the lab is
+//! the tests' own, ../lab)     api.rs      a real API server as source: memory, writes, and its
+//! changes on their way into the kernel, beside kube-proxy (objects.rs)     lab.rs      namespaces;
+//! report.rs: the table and the JSON file
 //!
-//! Usage: bench [quick] [controls] [scale|packets|api|failover] [OUTPUT.json]. `quick` measures the smallest size, roughly; `controls` leaves Pinnace out.
-//! `failover` and `api` are measured only when asked for: 50 times every blow, or `RUNS`, takes an hour; `api` some 25 minutes.
+//! Usage: bench [quick] [controls] [scale|packets|api|failover] [OUTPUT.json]. `quick` measures the
+//! smallest size, roughly; `controls` leaves Pinnace out. `failover` and `api` are measured only
+//! when asked for: 50 times every blow, or `RUNS`, takes an hour; `api` some 25 minutes.
 
 mod api;
 mod daemon;
@@ -61,22 +65,38 @@ fn run() -> Result<(), String> {
         (_, true) => ("large", &SIZES[2..], &SIZES[2..]),
         _ => ("full", &SIZES[..], &[SIZES[0], SIZES[2]][..]),
     };
-    let prefix = std::env::var("BENCH_PREFIX").unwrap_or_else(|_| format!("pb{}", std::process::id()));
+    let prefix =
+        std::env::var("BENCH_PREFIX").unwrap_or_else(|_| format!("pb{}", std::process::id()));
 
     let mut report = Report::begin(mode);
     if pinnace {
-        let bytes = std::fs::metadata(daemon::binary()).map_err(|e| format!("{}: {e}", daemon::binary()))?.len();
+        let bytes = std::fs::metadata(daemon::binary())
+            .map_err(|e| format!("{}: {e}", daemon::binary()))?
+            .len();
         report.add(row("the binary", bytes as f64 / f64::from(1 << 20), "MiB"));
     }
     if has("failover") {
-        let runs = std::env::var("RUNS").map(|text| text.parse().map_err(|_| format!("RUNS={text}: write a number")));
+        let runs = std::env::var("RUNS")
+            .map(|text| text.parse().map_err(|_| format!("RUNS={text}: write a number")));
         let some = failover::BLOWS.iter().any(|(word, _)| has(word));
-        let blows: Vec<_> = failover::BLOWS.iter().filter(|(word, _)| !some || has(word)).map(|(_, blow)| *blow).collect();
-        failover::measure(&mut report, runs.unwrap_or(Ok(if quick { 3 } else { 50 }))?, &blows, pinnace)?;
+        let blows: Vec<_> = failover::BLOWS
+            .iter()
+            .filter(|(word, _)| !some || has(word))
+            .map(|(_, blow)| *blow)
+            .collect();
+        failover::measure(
+            &mut report,
+            runs.unwrap_or(Ok(if quick { 3 } else { 50 }))?,
+            &blows,
+            pinnace,
+        )?;
         return report.write(output);
     }
     if has("api") {
-        let effort = api::Effort { changes: if quick { 30 } else { 150 }, idle: Duration::from_secs(if quick { 10 } else { 30 }) };
+        let effort = api::Effort {
+            changes: if quick { 30 } else { 150 },
+            idle: Duration::from_secs(if quick { 10 } else { 30 }),
+        };
         for (size, memory) in sizes {
             api::measure(&mut report, *size, &effort, *memory)?;
         }
@@ -84,7 +104,13 @@ fn run() -> Result<(), String> {
     }
     if !has("packets") {
         for (size, memory) in sizes {
-            let goals = Goals { change: Some(2.0), start: Some(1000.0), kernel: Some(150.0), memory: *memory, idle: Some(0.5) };
+            let goals = Goals {
+                change: Some(2.0),
+                start: Some(1000.0),
+                kernel: Some(150.0),
+                memory: *memory,
+                idle: Some(0.5),
+            };
             let effort = if quick {
                 scale::Effort { starts: 2, changes: 60, idle: Duration::from_secs(5) }
             } else {

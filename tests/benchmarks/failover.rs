@@ -1,8 +1,8 @@
-//! How long a client waits when the node that answers for an address fails: Pinnace with two sets of timers, keepalived with two, in
-//! the same lab under the same questions.
+//! How long a client waits when the node that answers for an address fails: Pinnace with two sets
+//! of timers, keepalived with two, in the same lab under the same questions.
 //!
-//! Several labs take turns, for after each blow a lab rests until nobody in it is new: one is struck and watched while the others
-//! recover.
+//! Several labs take turns, for after each blow a lab rests until nobody in it is new: one is
+//! struck and watched while the others recover.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 use crate::netlab::keepalived::Keepalived;
 use crate::netlab::trio::{Blow, Cluster, Trio};
@@ -33,7 +33,8 @@ struct Contestant {
     make: fn() -> Lab,
     /// How long a failover may take before watching ends.
     patience: Duration,
-    /// The detection time that is set, in milliseconds; Pinnace lengthens it where packets come late.
+    /// The detection time that is set, in milliseconds; Pinnace lengthens it where packets come
+    /// late.
     detection: Option<u64>,
     /// Power loss, in milliseconds at the 99th percentile.
     goal: Option<f64>,
@@ -49,7 +50,12 @@ const CONTESTANTS: [Contestant; 4] = [
     },
     Contestant {
         name: "Pinnace, 10 ms × 3",
-        make: || Lab::Pinnace(Cluster::start(&[("PINNACE_BFD_INTERVAL", "10ms"), ("PINNACE_BFD_MULTIPLIER", "3")])),
+        make: || {
+            Lab::Pinnace(Cluster::start(&[
+                ("PINNACE_BFD_INTERVAL", "10ms"),
+                ("PINNACE_BFD_MULTIPLIER", "3"),
+            ]))
+        },
         patience: Duration::from_secs(2),
         detection: Some(30),
         goal: Some(50.0),
@@ -90,7 +96,8 @@ struct Figures {
     lost: Vec<f64>,
     /// From the first question that was sent to the struck node's pod in vain to the last.
     dead_pod: Vec<f64>,
-    /// What percentage of the questions was lost that were asked when the struck address was answered again.
+    /// What percentage of the questions was lost that were asked when the struck address was
+    /// answered again.
     later: Vec<f64>,
     /// Answers through a node after it ran again, which nobody should have asked.
     late: Vec<f64>,
@@ -99,10 +106,20 @@ struct Figures {
 }
 
 /// Strikes each contestant `runs` times in each of these ways.
-pub fn measure(report: &mut Report, runs: usize, blows: &[Blow], pinnace: bool) -> Result<(), String> {
+pub fn measure(
+    report: &mut Report,
+    runs: usize,
+    blows: &[Blow],
+    pinnace: bool,
+) -> Result<(), String> {
     let mut table = Vec::new();
-    for contestant in CONTESTANTS.iter().filter(|contestant| pinnace || contestant.name.starts_with("keepalived")) {
-        report.section(&format!("failover: {}, {runs} runs each, a question per millisecond and family", contestant.name));
+    for contestant in
+        CONTESTANTS.iter().filter(|contestant| pinnace || contestant.name.starts_with("keepalived"))
+    {
+        report.section(&format!(
+            "failover: {}, {runs} runs each, a question per millisecond and family",
+            contestant.name
+        ));
         let mut labs: Vec<Lab> = (0..LABS.min(runs)).map(|_| (contestant.make)()).collect();
         for blow in blows {
             let mut figures = strike_many(&mut labs, contestant, *blow, runs);
@@ -119,7 +136,8 @@ pub fn measure(report: &mut Report, runs: usize, blows: &[Blow], pinnace: bool) 
 
 /// The labs take turns until there are enough runs.
 fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usize) -> Figures {
-    let (figures, turn, count) = (Mutex::new(Figures::default()), Mutex::new(()), AtomicUsize::new(0));
+    let (figures, turn, count) =
+        (Mutex::new(Figures::default()), Mutex::new(()), AtomicUsize::new(0));
     thread::scope(|scope| {
         for lab in labs {
             let (figures, turn, count) = (&figures, &turn, &count);
@@ -132,8 +150,15 @@ fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usiz
                     lab.settle();
                     let _turn = turn.lock().expect("nobody panicked in a turn");
                     let target = Family::ALL[run % Family::ALL.len()];
-                    let victim = strike(lab, contestant, blow, target, &mut figures.lock().expect("nobody panicked"));
-                    // In the turn, too: the start of processes would make those late who are watched.
+                    let victim = strike(
+                        lab,
+                        contestant,
+                        blow,
+                        target,
+                        &mut figures.lock().expect("nobody panicked"),
+                    );
+                    // In the turn, too: the start of processes would make those late who are
+                    // watched.
                     if !passes(blow) {
                         lab.heal(victim, blow);
                     }
@@ -150,12 +175,19 @@ fn passes(blow: Blow) -> bool {
 }
 
 /// Strikes the owner of a family's address and watches. Gives back whom.
-fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, figures: &mut Figures) -> usize {
+fn strike(
+    lab: &mut Lab,
+    contestant: &Contestant,
+    blow: Blow,
+    target: Family,
+    figures: &mut Figures,
+) -> usize {
     let owners = Family::ALL.map(|family| lab.owner(family));
     let victim = lab.owner(target);
     let probers = Family::ALL.map(|family| lab.probe(family));
     thread::sleep(Duration::from_millis(300));
-    let unstretched = contestant.detection.is_some() && lab.detection(victim) == contestant.detection;
+    let unstretched =
+        contestant.detection.is_some() && lab.detection(victim) == contestant.detection;
     lab.strike(victim, blow);
     let mut resumed = None;
     if passes(blow) {
@@ -177,7 +209,9 @@ fn strike(lab: &mut Lab, contestant: &Contestant, blow: Blow, target: Family, fi
                 let through: BTreeMap<usize, usize> = after.by(|reply| lab.trio().through(reply));
                 match blow {
                     Blow::Parted => figures.joined.push(after.gap().as_secs_f64() * 1e3),
-                    _ => figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64),
+                    _ => {
+                        figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64)
+                    }
                 }
             }
         }
@@ -206,18 +240,31 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut F
     let keepalived = contestant.name.starts_with("keepalived");
     let mut all = |name: &str, samples: &mut Vec<f64>, unit, goal: Option<f64>| -> [f64; 3] {
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| quantile(samples, share));
-        let figure = row(format!("{what}: {name}, p99"), p99, unit).saying(format!("p50 {p50:.0}, max {max:.0}")).goal(goal);
+        let figure = row(format!("{what}: {name}, p99"), p99, unit)
+            .saying(format!("p50 {p50:.0}, max {max:.0}"))
+            .goal(goal);
         report.add(figure.with("p50", p50).with("max", max).with("samples", samples.clone()));
         [p50, p99, max]
     };
-    let gap = all("time without an answer", &mut figures.gap, "ms", contestant.goal.filter(|_| blow == Blow::PowerLoss));
+    let gap = all(
+        "time without an answer",
+        &mut figures.gap,
+        "ms",
+        contestant.goal.filter(|_| blow == Blow::PowerLoss),
+    );
     if blow == Blow::PowerLoss && !figures.unstretched.is_empty() {
         let runs = figures.unstretched.len();
-        all(&format!("the same where detection times were as set, {runs} runs"), &mut figures.unstretched, "ms", contestant.goal);
+        all(
+            &format!("the same where detection times were as set, {runs} runs"),
+            &mut figures.unstretched,
+            "ms",
+            contestant.goal,
+        );
     }
     let nothing = (blow == Blow::Terminated && !keepalived).then_some(0.0);
     let lost = all("questions lost", &mut figures.lost, "", nothing);
-    // Nobody tells keepalived's rules that a pod is dead: it is asked for ever, one time out of three.
+    // Nobody tells keepalived's rules that a pod is dead: it is asked for ever, one time out of
+    // three.
     let (name, samples, unit) = match keepalived {
         true => ("questions lost of those after that time", &mut figures.later, "%"),
         false => ("questions went to the dead pod for", &mut figures.dead_pod, "ms"),
@@ -227,9 +274,16 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut F
         all("time without an answer after the join", &mut figures.joined, "ms", None);
     }
     if !figures.late.is_empty() {
-        all("answers through the node that was stalled", &mut figures.late, "", (!keepalived).then_some(0.0));
+        all(
+            "answers through the node that was stalled",
+            &mut figures.late,
+            "",
+            (!keepalived).then_some(0.0),
+        );
     }
-    let dead = dead.map_or("– | –".to_owned(), |[p50, _, max]| format!("{p50:.0} {unit} | {max:.0} {unit}"));
+    let dead = dead.map_or("– | –".to_owned(), |[p50, _, max]| {
+        format!("{p50:.0} {unit} | {max:.0} {unit}")
+    });
     format!(
         "| {} | {what} | {} | {:.0} ms | {:.0} ms | {:.0} ms | {:.0} | {:.0} | {dead} |",
         contestant.name,
@@ -269,7 +323,9 @@ impl Lab {
     fn detection(&self, victim: usize) -> Option<u64> {
         let Lab::Pinnace(cluster) = self else { return None };
         let others = ALL.into_iter().filter(|node| *node != victim);
-        let times = others.map(|node| cluster.detection_time(node, victim).expect("a node that has settled says so"));
+        let times = others.map(|node| {
+            cluster.detection_time(node, victim).expect("a node that has settled says so")
+        });
         times.max()
     }
 

@@ -1,7 +1,9 @@
-//! A lab of three network namespaces in a row, client — node — pods, joined by veth pairs, and ways to act inside them.
+//! A lab of three network namespaces in a row, client — node — pods, joined by veth pairs, and ways
+//! to act inside them.
 //!
-//! Addresses are the same in every lab, for labs never see each other: client 10.91.0.2/16, node 10.91.0.1/16 and 10.92.0.1/24, pods behind
-//! 10.92.0.2. VIPs come from the client's subnet; [`SOURCES`] is routed to the client, so that packets can have many sources.
+//! Addresses are the same in every lab, for labs never see each other: client 10.91.0.2/16, node
+//! 10.91.0.1/16 and 10.92.0.1/24, pods behind 10.92.0.2. VIPs come from the client's subnet;
+//! [`SOURCES`] is routed to the client, so that packets can have many sources.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -42,7 +44,8 @@ pub struct InNetns(Arc<File>);
 impl Netns {
     fn new(name: String) -> Result<Netns, String> {
         shell(&format!("ip netns add {name} && ip -n {name} link set lo up"))?;
-        let file = File::open(format!("/run/netns/{name}")).map_err(|e| format!("/run/netns/{name}: {e}"))?;
+        let file = File::open(format!("/run/netns/{name}"))
+            .map_err(|e| format!("/run/netns/{name}: {e}"))?;
         Ok(Netns { name, place: InNetns(Arc::new(file)) })
     }
 
@@ -68,7 +71,9 @@ impl Netns {
         // SAFETY: setns and prctl are async-signal-safe and take no pointers.
         unsafe {
             command.pre_exec(move || {
-                if libc::setns(fd, libc::CLONE_NEWNET) != 0 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                if libc::setns(fd, libc::CLONE_NEWNET) != 0
+                    || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+                {
                     return Err(std::io::Error::last_os_error());
                 }
                 Ok(())
@@ -80,12 +85,18 @@ impl Netns {
     /// Runs a program here to its end, its output thrown away: time taken and peak memory (KiB).
     pub fn timed(&self, program: &str, args: &[&str]) -> Result<(Duration, i64), String> {
         let start = Instant::now();
-        let child =
-            self.command(program).args(args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(|e| format!("{program}: {e}"))?;
+        let child = self
+            .command(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("{program}: {e}"))?;
         let mut status = 0;
         // SAFETY: rusage is plain integers, for which zero is a valid value.
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        // SAFETY: both pointers are to live locals of the right types; the child is ours and waited for here only.
+        // SAFETY: both pointers are to live locals of the right types; the child is ours and waited
+        // for here only.
         let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
         let took = start.elapsed();
         let status = <ExitStatus as std::os::unix::process::ExitStatusExt>::from_raw(status);
@@ -102,8 +113,14 @@ impl InNetns {
         let fd = self.0.as_raw_fd();
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
-                // SAFETY: setns takes no pointers; it moves this thread only, which ends with the scope.
-                assert_eq!(unsafe { libc::setns(fd, libc::CLONE_NEWNET) }, 0, "setns: {}", std::io::Error::last_os_error());
+                // SAFETY: setns takes no pointers; it moves this thread only, which ends with the
+                // scope.
+                assert_eq!(
+                    unsafe { libc::setns(fd, libc::CLONE_NEWNET) },
+                    0,
+                    "setns: {}",
+                    std::io::Error::last_os_error()
+                );
                 act()
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -120,7 +137,11 @@ impl Drop for Netns {
 /// Runs a shell line; its error output is the error.
 pub fn shell(line: &str) -> Result<(), String> {
     let out = Command::new("sh").args(["-ec", line]).output().map_err(|e| format!("sh: {e}"))?;
-    if out.status.success() { Ok(()) } else { Err(format!("{line}\n{}", String::from_utf8_lossy(&out.stderr))) }
+    if out.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{line}\n{}", String::from_utf8_lossy(&out.stderr)))
+    }
 }
 
 /// Client, node and pods.
@@ -142,8 +163,10 @@ impl Lab {
             pods: Netns::new(format!("{prefix}p"))?,
         };
         let (c, n, p) = (lab.client.name(), lab.node.name(), lab.pods.name());
-        let addresses: String = (0..PODS).map(|i| format!("ip -n {p} addr add {}/32 dev lo\n", pod(i))).collect();
-        // IPv6 is off so that the counters of the pods' interface count what is sent and no neighbour discovery.
+        let addresses: String =
+            (0..PODS).map(|i| format!("ip -n {p} addr add {}/32 dev lo\n", pod(i))).collect();
+        // IPv6 is off so that the counters of the pods' interface count what is sent and no
+        // neighbour discovery.
         shell(&format!(
             "for ns in {c} {n} {p}; do ip netns exec $ns sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 \
                 net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1; done
@@ -169,9 +192,16 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Forgets every connection the node tracks, and waits a moment for the kernel to free them, so that the next to be measured need not.
+    /// Forgets every connection the node tracks, and waits a moment for the kernel to free them, so
+    /// that the next to be measured need not.
     pub fn forget_connections(&self) {
-        let _ = self.node.command("conntrack").arg("-F").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = self
+            .node
+            .command("conntrack")
+            .arg("-F")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         std::thread::sleep(Duration::from_millis(50));
     }
 }

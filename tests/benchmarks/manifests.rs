@@ -1,13 +1,13 @@
 //! Directories of manifests of a given size.
 //!
-//! Every Service has one TCP port and one slice; one more, `measured`, is the one of the packet measurements, with [`PODS`] endpoints that
-//! exist. The slice that changes, of Service `changing`, has a file of its own in every layout.
+//! Every Service has one TCP port and one slice; one more, `measured`, is the one of the packet
+//! measurements, with [`PODS`] endpoints that exist. The slice that changes, of Service `changing`,
+//! has a file of its own in every layout.
 
-use std::fmt;
 use std::fmt::Write as _;
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use crate::lab::{PODS, VIP, pod};
 
@@ -39,7 +39,8 @@ pub enum Layout {
 pub const NODE: &str = "bench-node";
 const OTHER: &str = "other-node";
 
-/// Where files are that are measured: in memory, so that a disk that is busy is not taken for what is measured.
+/// Where files are that are measured: in memory, so that a disk that is busy is not taken for what
+/// is measured.
 pub fn memory() -> PathBuf {
     let shared = Path::new("/dev/shm");
     if shared.is_dir() { shared.into() } else { std::env::temp_dir() }
@@ -53,12 +54,15 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// Writes them; `local`: the measured pods run on our own node. `name` must be unique on the machine.
+    /// Writes them; `local`: the measured pods run on our own node. `name` must be unique on the
+    /// machine.
     pub fn write(name: &str, size: Size, layout: Layout, local: bool) -> Result<Manifests, String> {
         let root = memory().join(format!("pinnace-bench-{name}"));
         let manifests = Manifests { root, each: size.endpoints / size.services, step: 0 };
         let (dir, state) = (manifests.dir(), manifests.state());
-        fs::create_dir_all(&dir).and_then(|()| fs::create_dir_all(state)).map_err(|e| format!("{}: {e}", dir.display()))?;
+        fs::create_dir_all(&dir)
+            .and_then(|()| fs::create_dir_all(state))
+            .map_err(|e| format!("{}: {e}", dir.display()))?;
         let mut file = String::new();
         for s in 0..size.services {
             let first = s * manifests.each;
@@ -74,7 +78,10 @@ impl Manifests {
                         let _ = write!(file, "{}", slice_yaml(&name, &addresses));
                     }
                     if s % 100 == 99 || s + 1 == size.services {
-                        put(&dir.join(format!("apps-{}.yaml", s / 100)), &std::mem::take(&mut file))?;
+                        put(
+                            &dir.join(format!("apps-{}.yaml", s / 100)),
+                            &std::mem::take(&mut file),
+                        )?;
                     }
                 }
                 Layout::Single => {
@@ -119,11 +126,18 @@ impl Manifests {
             1 => ("remove", None),
             _ => ("add", Some(fresh(self.step + 1))),
         };
-        // The address that appears, or on removal the one that goes, which the step before has put there.
+        // The address that appears, or on removal the one that goes, which the step before has put
+        // there.
         let touched = last.unwrap_or_else(|| fresh(self.step + 2));
         self.step += 1;
         let addresses = (0..self.each - 1).map(endpoint).chain(last).collect();
-        Change { kind, touched, addresses, ready: self.root.join("changing.new"), target: self.dir().join("changing.json") }
+        Change {
+            kind,
+            touched,
+            addresses,
+            ready: self.root.join("changing.new"),
+            target: self.dir().join("changing.json"),
+        }
     }
 }
 

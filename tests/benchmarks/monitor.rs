@@ -1,4 +1,5 @@
-//! Hears from the kernel when a transaction of nf_tables has been committed (netlink group NFNLGRP_NFTABLES, as `nft monitor` does).
+//! Hears from the kernel when a transaction of nf_tables has been committed (netlink group
+//! NFNLGRP_NFTABLES, as `nft monitor` does).
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -57,7 +58,8 @@ impl Monitor {
         while self.receive(libc::MSG_DONTWAIT) > 0 {}
     }
 
-    /// The next transaction that changes something with this address in it, as octets or in the name of a chain; None after two seconds.
+    /// The next transaction that changes something with this address in it, as octets or in the
+    /// name of a chain; None after two seconds.
     pub fn wait(&mut self, address: Ipv4Addr) -> Option<Commit> {
         let mut commit = Commit { at: Instant::now(), elements: 0, messages: 0, touched: false };
         // As kube-proxy names the chains of endpoints: …__10.176.0.3/8080.
@@ -66,7 +68,8 @@ impl Monitor {
             let length = usize::try_from(self.receive(0)).ok().filter(|n| *n > 0)?;
             let at = Instant::now();
             let mut rest = self.buffer.get(..length)?;
-            // struct nlmsghdr: length, type, flags, sequence, port; messages are aligned to four bytes.
+            // struct nlmsghdr: length, type, flags, sequence, port; messages are aligned to four
+            // bytes.
             while let (Some(length), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
                 let message = rest.get(16..length as usize)?;
                 match kind {
@@ -74,7 +77,8 @@ impl Monitor {
                     NEW_GENERATION => (commit.elements, commit.messages) = (0, 0),
                     _ if kind >> 8 == SUBSYSTEM => {
                         commit.messages += 1;
-                        commit.elements += usize::from(matches!(kind, NEW_ELEMENT | DELETE_ELEMENT));
+                        commit.elements +=
+                            usize::from(matches!(kind, NEW_ELEMENT | DELETE_ELEMENT));
                         commit.touched |= message.windows(4).any(|w| w == address.octets());
                         commit.touched |= message.windows(name.len()).any(|w| w == name.as_bytes());
                     }
@@ -87,13 +91,22 @@ impl Monitor {
 
     fn receive(&mut self, flags: i32) -> isize {
         // SAFETY: the buffer is ours and its length is given.
-        unsafe { libc::recv(self.socket.as_raw_fd(), self.buffer.as_mut_ptr().cast(), self.buffer.len(), flags) }
+        unsafe {
+            libc::recv(
+                self.socket.as_raw_fd(),
+                self.buffer.as_mut_ptr().cast(),
+                self.buffer.len(),
+                flags,
+            )
+        }
     }
 }
 
 fn subscribe(patience: Duration) -> std::io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor is checked before it is owned.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER) };
+    let fd = unsafe {
+        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)
+    };
     if fd < 0 {
         return Err(std::io::Error::last_os_error());
     }
@@ -106,7 +119,9 @@ fn subscribe(patience: Duration) -> std::io::Result<OwnedFd> {
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
     address.nl_family = libc::AF_NETLINK as u16;
     // SAFETY: the address is a live sockaddr_nl and its size is given.
-    if unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_nl>() as u32) } != 0 {
+    if unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_nl>() as u32) }
+        != 0
+    {
         return Err(std::io::Error::last_os_error());
     }
     set(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &NFNLGRP_NFTABLES)?;
@@ -115,7 +130,9 @@ fn subscribe(patience: Duration) -> std::io::Result<OwnedFd> {
 
 fn set<T>(fd: i32, level: i32, name: i32, value: &T) -> std::io::Result<()> {
     // SAFETY: the value is live and its size is given.
-    let done = unsafe { libc::setsockopt(fd, level, name, (&raw const *value).cast(), size_of::<T>() as u32) };
+    let done = unsafe {
+        libc::setsockopt(fd, level, name, (&raw const *value).cast(), size_of::<T>() as u32)
+    };
     if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 

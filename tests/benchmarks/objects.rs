@@ -1,6 +1,7 @@
 //! Objects of a given size in a real API server, and changes of them.
 //!
-//! Services have no selector and no controller runs: the slices are written here, as kube-controller-manager would write them.
+//! Services have no selector and no controller runs: the slices are written here, as
+//! kube-controller-manager would write them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use crate::netlab::control_plane::{Api, create};
 const SERVICES: &str = "/api/v1/namespaces/bench/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/bench/endpointslices";
 
-/// Writes all of them over several connections from this namespace: the first Service is called `changing`.
+/// Writes all of them over several connections from this namespace: the first Service is called
+/// `changing`.
 pub fn write(namespace: &Namespace, kubeconfig: &Path, size: Size) -> Result<Duration, String> {
     namespace.enter(|| {
         let body = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"bench"}}"#;

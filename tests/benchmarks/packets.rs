@@ -1,7 +1,9 @@
-//! The price of a packet: new connections per second and throughput through Pinnace, and through hand-written rules that do the same.
+//! The price of a packet: new connections per second and throughput through Pinnace, and through
+//! hand-written rules that do the same.
 //!
-//! Every contestant has a lab of its own, all set up before the first round; rounds go through all of them in turn, so that whatever else
-//! the machine does hits all alike. Results are medians over rounds, ratios are taken within a round.
+//! Every contestant has a lab of its own, all set up before the first round; rounds go through all
+//! of them in turn, so that whatever else the machine does hits all alike. Results are medians over
+//! rounds, ratios are taken within a round.
 
 use std::time::Duration;
 
@@ -45,7 +47,13 @@ pub struct Effort {
 }
 
 /// Runs all contestants; without `pinnace` the controls alone.
-pub fn measure(report: &mut Report, prefix: &str, sizes: &[Size], pinnace: bool, effort: &Effort) -> Result<(), String> {
+pub fn measure(
+    report: &mut Report,
+    prefix: &str,
+    sizes: &[Size],
+    pinnace: bool,
+    effort: &Effort,
+) -> Result<(), String> {
     let mut all = contestants(prefix)?;
     if pinnace {
         for (i, size) in sizes.iter().enumerate() {
@@ -71,12 +79,17 @@ pub fn measure(report: &mut Report, prefix: &str, sizes: &[Size], pinnace: bool,
             let (download, _) = gigabits(&c.lab, c.direct, Direction::Download, effort.stream)?;
             c.lab.forget_connections();
             if (source == CLIENT) == c.masquerades {
-                return Err(format!("{}: the pod saw {source}: this is not what was to be measured", c.name));
+                return Err(format!(
+                    "{}: the pod saw {source}: this is not what was to be measured",
+                    c.name
+                ));
             }
             // The first round warms caches.
             if round > 0 {
                 c.lost += u64::from(effort.syns) - new.count.min(u64::from(effort.syns));
-                for (all, one) in c.rounds.iter_mut().zip([new.rate(), known.rate(), upload, download]) {
+                for (all, one) in
+                    c.rounds.iter_mut().zip([new.rate(), known.rate(), upload, download])
+                {
                     all.push(one);
                 }
             }
@@ -91,34 +104,70 @@ pub fn measure(report: &mut Report, prefix: &str, sizes: &[Size], pinnace: bool,
     for (measure, (what, unit)) in MEASURES.iter().enumerate() {
         for c in &all {
             let value = median(&mut c.rounds[measure].clone());
-            let mut figure = row(format!("{what}, {}", c.name), value, unit).with("rounds", c.rounds[measure].clone());
+            let mut figure = row(format!("{what}, {}", c.name), value, unit)
+                .with("rounds", c.rounds[measure].clone());
             for control in c.controls {
-                let control = all.iter().find(|c| c.name == *control).ok_or_else(|| format!("no contestant {control}"))?;
-                let mut ratios: Vec<_> = c.rounds[measure].iter().zip(&control.rounds[measure]).map(|(a, b)| a / b).collect();
-                figure = figure.ratio(control.label, median(&mut control.rounds[measure].clone()), median(&mut ratios));
+                let control = all
+                    .iter()
+                    .find(|c| c.name == *control)
+                    .ok_or_else(|| format!("no contestant {control}"))?;
+                let mut ratios: Vec<_> = c.rounds[measure]
+                    .iter()
+                    .zip(&control.rounds[measure])
+                    .map(|(a, b)| a / b)
+                    .collect();
+                figure = figure.ratio(
+                    control.label,
+                    median(&mut control.rounds[measure].clone()),
+                    median(&mut ratios),
+                );
             }
             if measure < 2 {
                 let added = 1e6 / value - 1e6 / median(&mut all[0].rounds[measure].clone());
-                figure = figure.saying(format!("{added:+.2} µs each")).with("added_us", added).with("lost", c.lost);
+                figure = figure
+                    .saying(format!("{added:+.2} µs each"))
+                    .with("added_us", added)
+                    .with("lost", c.lost);
             }
             report.add(figure);
         }
     }
     for c in all.iter().filter(|c| c.lost > 0) {
-        report.note(&format!("{}: {} of {} SYNs never arrived", c.name, c.lost, u64::from(effort.syns) * effort.rounds as u64));
+        report.note(&format!(
+            "{}: {} of {} SYNs never arrived",
+            c.name,
+            c.lost,
+            u64::from(effort.syns) * effort.rounds as u64
+        ));
     }
     Ok(())
 }
 
 fn contestants(prefix: &str) -> Result<Vec<Contestant>, String> {
-    let with = |letter: &str, label: &'static str, direct, controls, program: &str, text: String| -> Result<Contestant, String> {
+    let with = |letter: &str,
+                label: &'static str,
+                direct,
+                controls,
+                program: &str,
+                text: String|
+     -> Result<Contestant, String> {
         let lab = Lab::new(&format!("{prefix}{letter}"))?;
         if !text.is_empty() {
             let args: &[&str] = if program == "nft" { &["-f", "-"] } else { &[] };
             rules::load(&lab.node, program, args, &text)?;
         }
         let masquerades = label.contains("masq");
-        Ok(Contestant { name: label.into(), masquerades, label, controls, direct, lab, daemon: None, rounds: Default::default(), lost: 0 })
+        Ok(Contestant {
+            name: label.into(),
+            masquerades,
+            label,
+            controls,
+            direct,
+            lab,
+            daemon: None,
+            rounds: Default::default(),
+            lost: 0,
+        })
     };
     Ok(vec![
         // Direct routing comes first: what others add is counted from it.

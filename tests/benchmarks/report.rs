@@ -29,7 +29,15 @@ pub struct Row {
 
 /// `what` came out as `value`.
 pub fn row(what: impl Into<String>, value: f64, unit: &'static str) -> Row {
-    Row { what: what.into(), value, unit, goal: None, controls: Vec::new(), suffix: String::new(), more: Map::new() }
+    Row {
+        what: what.into(),
+        value,
+        unit,
+        goal: None,
+        controls: Vec::new(),
+        suffix: String::new(),
+        more: Map::new(),
+    }
 }
 
 impl Row {
@@ -81,9 +89,27 @@ impl Report {
             "mode": mode,
         });
         let text = |key: &str| machine[key].as_str().unwrap_or_default().to_string();
-        println!("{} × {}, kernel {}, {}, {}", cores, text("cpu"), text("kernel"), text("nft"), text("iptables"));
-        println!("commit {}, {}, load before {}, {mode}", text("commit"), text("date"), text("load"));
-        Report { rows: Vec::new(), section: String::new(), missed: 0, machine, before: processor_time() }
+        println!(
+            "{} × {}, kernel {}, {}, {}",
+            cores,
+            text("cpu"),
+            text("kernel"),
+            text("nft"),
+            text("iptables")
+        );
+        println!(
+            "commit {}, {}, load before {}, {mode}",
+            text("commit"),
+            text("date"),
+            text("load")
+        );
+        Report {
+            rows: Vec::new(),
+            section: String::new(),
+            missed: 0,
+            machine,
+            before: processor_time(),
+        }
     }
 
     /// Opens a group of rows.
@@ -100,11 +126,22 @@ impl Report {
 
     /// Prints and keeps one figure.
     pub fn add(&mut self, row: Row) {
-        let mut line = format!("  {:<64} {:>8} {:<7} {:<14}", row.what, short(row.value), row.unit, row.suffix);
+        let mut line = format!(
+            "  {:<64} {:>8} {:<7} {:<14}",
+            row.what,
+            short(row.value),
+            row.unit,
+            row.suffix
+        );
         let mut kept = json!({ "section": self.section, "what": row.what, "value": row.value, "unit": row.unit });
         let mut controls = Vec::new();
         for (name, control, ratio) in row.controls {
-            line.push_str(&format!("{} {} × {name} ({})", if controls.is_empty() { "" } else { "," }, short(ratio), short(control)));
+            line.push_str(&format!(
+                "{} {} × {name} ({})",
+                if controls.is_empty() { "" } else { "," },
+                short(ratio),
+                short(control)
+            ));
             controls.push(json!({ "name": name, "value": control, "ratio": ratio }));
         }
         if !controls.is_empty() {
@@ -113,7 +150,11 @@ impl Report {
         if let Some(goal) = row.goal {
             let met = row.value <= goal;
             self.missed += usize::from(!met);
-            line.push_str(&format!(" goal ≤ {}: {}", short(goal), if met { "met" } else { "MISSED" }));
+            line.push_str(&format!(
+                " goal ≤ {}: {}",
+                short(goal),
+                if met { "met" } else { "MISSED" }
+            ));
             kept["goal"] = json!({ "at_most": goal, "met": met });
         }
         println!("{}", line.trim_end());
@@ -133,16 +174,27 @@ impl Report {
         });
         let text = serde_json::to_string_pretty(&all).map_err(|e| e.to_string())?;
         std::fs::write(path, text + "\n").map_err(|e| format!("{path}: {e}"))?;
-        println!("\nof the processor time that was wanted, others on the host of this machine took {} %", short(stolen));
+        println!(
+            "\nof the processor time that was wanted, others on the host of this machine took {} %",
+            short(stolen)
+        );
         println!("{} goals missed; written to {path}", self.missed);
         Ok(())
     }
 }
 
-/// What the hypervisor gave to others although we wanted it, and all that was wanted, in ticks since boot (proc_stat(5)).
+/// What the hypervisor gave to others although we wanted it, and all that was wanted, in ticks
+/// since boot (proc_stat(5)).
 fn processor_time() -> (f64, f64) {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let ticks: Vec<f64> = text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    let ticks: Vec<f64> = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|n| n.parse().ok())
+        .collect();
     let tick = |n: usize| ticks.get(n).copied().unwrap_or_default();
     (tick(7), [0, 1, 2, 5, 6, 7].into_iter().map(tick).sum())
 }

@@ -1,4 +1,5 @@
-//! The controls: what an administrator would write by hand for the same Service, in nft and in iptables.
+//! The controls: what an administrator would write by hand for the same Service, in nft and in
+//! iptables.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,9 +11,11 @@ use crate::lab::{Netns, PODS, VIP, pod};
 /// Connection tracking without NAT: what every stateful firewall costs.
 pub const TRACKING: &str = "table ip control { chain c { type filter hook prerouting priority -150; ct state invalid drop; }; }";
 
-/// DNAT by a hash of the flow, and masquerade when asked for. Port 80 goes to 8080 (counted and dropped), 81 to 9000 (streams).
+/// DNAT by a hash of the flow, and masquerade when asked for. Port 80 goes to 8080 (counted and
+/// dropped), 81 to 9000 (streams).
 pub fn nft(masquerade: bool) -> String {
-    let mut text = String::from("table ip control {\nchain pre { type nat hook prerouting priority -110;\n");
+    let mut text =
+        String::from("table ip control {\nchain pre { type nat hook prerouting priority -110;\n");
     for (port, target) in [(80, 8080), (81, 9000)] {
         let pods: Vec<_> = (0..PODS).map(|n| format!("{n} : {} . {target}", pod(n))).collect();
         let map = pods.join(", ");
@@ -23,13 +26,16 @@ pub fn nft(masquerade: bool) -> String {
     }
     text.push_str("}\n");
     if masquerade {
-        text.push_str("chain post { type nat hook postrouting priority 90; ct status dnat masquerade; }\n");
+        text.push_str(
+            "chain post { type nat hook postrouting priority 90; ct status dnat masquerade; }\n",
+        );
     }
     text.push_str("}\n");
     text
 }
 
-/// The same for iptables-restore: DNAT to a range, which iptables spreads by a hash of its own, and masquerade.
+/// The same for iptables-restore: DNAT to a range, which iptables spreads by a hash of its own, and
+/// masquerade.
 pub fn iptables() -> String {
     let (first, last) = (pod(0), pod(PODS - 1));
     format!(
@@ -47,7 +53,11 @@ pub fn nft_of_size(services: u32, endpoints: u32) -> String {
         let vip = Ipv4Addr::from(0x0a5b_1000 + s);
         let _ = writeln!(frontends, "{vip} . tcp . 80 : goto spread,");
         for e in 0..each {
-            let _ = writeln!(backends, "{vip} . tcp . 80 . {e:#x} : {} . 8080,", Ipv4Addr::from(0x0aa0_0000 + s * each + e));
+            let _ = writeln!(
+                backends,
+                "{vip} . tcp . 80 . {e:#x} : {} . 8080,",
+                Ipv4Addr::from(0x0aa0_0000 + s * each + e)
+            );
         }
     }
     format!(
@@ -63,21 +73,37 @@ pub fn nft_of_size(services: u32, endpoints: u32) -> String {
 
 /// Replaces one element of it, for the `n`-th time.
 pub fn nft_change(n: usize) -> String {
-    let element =
-        |n| format!("element ip control backends {{ 10.91.16.0 . tcp . 80 . 0x0 : {} . 8080 }}", Ipv4Addr::from(0x0ab0_0000 + n as u32));
+    let element = |n| {
+        format!(
+            "element ip control backends {{ 10.91.16.0 . tcp . 80 . 0x0 : {} . 8080 }}",
+            Ipv4Addr::from(0x0ab0_0000 + n as u32)
+        )
+    };
     // The first replaces what the table began with.
-    let before =
-        if n == 0 { "element ip control backends { 10.91.16.0 . tcp . 80 . 0x0 : 10.160.0.0 . 8080 }".into() } else { element(n - 1) };
+    let before = if n == 0 {
+        "element ip control backends { 10.91.16.0 . tcp . 80 . 0x0 : 10.160.0.0 . 8080 }".into()
+    } else {
+        element(n - 1)
+    };
     format!("delete {before}\nadd {}\n", element(n))
 }
 
 /// Feeds `text` to a program in the namespace.
 pub fn load(netns: &Netns, program: &str, args: &[&str], text: &str) -> Result<(), String> {
-    let mut child =
-        netns.command(program).args(args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|e| format!("{program}: {e}"))?;
+    let mut child = netns
+        .command(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("{program}: {e}"))?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(text.as_bytes()).map_err(|e| format!("{program}: {e}"))?;
     }
     let out = child.wait_with_output().map_err(|e| format!("{program}: {e}"))?;
-    if out.status.success() { Ok(()) } else { Err(format!("{program}: {}\n{text:.400}", String::from_utf8_lossy(&out.stderr))) }
+    if out.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{program}: {}\n{text:.400}", String::from_utf8_lossy(&out.stderr)))
+    }
 }

@@ -38,39 +38,67 @@ pub struct Goals {
 const MS: f64 = 1e3;
 
 /// Measures one size; without `pinnace` the controls alone.
-pub fn measure(report: &mut Report, prefix: &str, size: Size, pinnace: bool, effort: &Effort, goals: Goals) -> Result<(), String> {
+pub fn measure(
+    report: &mut Report,
+    prefix: &str,
+    size: Size,
+    pinnace: bool,
+    effort: &Effort,
+    goals: Goals,
+) -> Result<(), String> {
     report.section(&format!("{size} services × endpoints"));
     let control = control(report, prefix, size, effort)?;
     if !pinnace {
         return Ok(());
     }
     for layout in [Layout::Single, Layout::Hundreds] {
-        let label = if layout == Layout::Single { "JSON, a file per object" } else { "YAML, 100 per file" };
+        let label =
+            if layout == Layout::Single { "JSON, a file per object" } else { "YAML, 100 per file" };
         let (mut ready, mut kernel, mut peak) = (Vec::new(), Vec::new(), Vec::new());
         for start in 0..effort.starts {
             let name = format!("{prefix}s{start}");
             let lab = Lab::new(&name)?;
             let daemon = Daemon::start(&lab.node, Manifests::write(&name, size, layout, false)?)?;
             ready.push(daemon.ready_after.as_secs_f64() * MS);
-            kernel.extend(daemon.histogram("pinnace_ruleset_apply_duration_seconds").map(|(sum, _)| sum * MS));
+            kernel.extend(
+                daemon.histogram("pinnace_ruleset_apply_duration_seconds").map(|(sum, _)| sum * MS),
+            );
             peak.push(daemon.memory().peak / 1024.0);
         }
-        report.add(row(format!("cold start, {label}"), median(&mut ready), "ms").goal(goals.start).with("runs", ready.clone()));
-        let figure = row("  of it rules into the kernel", median(&mut kernel), "ms").goal(goals.kernel);
-        report.add(figure.against("nft -f of as many elements", control.load).with("runs", kernel.clone()));
-        report.add(row(format!("  process, peak, {label}"), median(&mut peak), "MiB").goal(goals.memory));
+        report.add(
+            row(format!("cold start, {label}"), median(&mut ready), "ms")
+                .goal(goals.start)
+                .with("runs", ready.clone()),
+        );
+        let figure =
+            row("  of it rules into the kernel", median(&mut kernel), "ms").goal(goals.kernel);
+        report.add(
+            figure.against("nft -f of as many elements", control.load).with("runs", kernel.clone()),
+        );
+        report.add(
+            row(format!("  process, peak, {label}"), median(&mut peak), "MiB").goal(goals.memory),
+        );
     }
     let lab = Lab::new(&format!("{prefix}r"))?;
     let before = settled_kernel_memory();
-    let mut daemon = Daemon::start(&lab.node, Manifests::write(&format!("{prefix}r"), size, Layout::Hundreds, false)?)?;
+    let mut daemon = Daemon::start(
+        &lab.node,
+        Manifests::write(&format!("{prefix}r"), size, Layout::Hundreds, false)?,
+    )?;
     daemon.settle();
     let sets = (kernel_memory() - before) / 1024.0;
     let figure = row("kernel memory (slab + vmalloc + percpu, approximate)", sets, "MiB");
     // Below this it is noise: the rest of the machine allocates too.
-    report.add(if control.memory < 1.0 { figure } else { figure.against("by nft -f", control.memory) });
+    report.add(if control.memory < 1.0 {
+        figure
+    } else {
+        figure.against("by nft -f", control.memory)
+    });
     let memory = daemon.memory();
     report.add(
-        row("process, steady (RSS)", memory.resident / 1024.0, "MiB").goal(goals.memory).with("anonymous_mib", memory.anonymous / 1024.0),
+        row("process, steady (RSS)", memory.resident / 1024.0, "MiB")
+            .goal(goals.memory)
+            .with("anonymous_mib", memory.anonymous / 1024.0),
     );
     idle(report, &daemon, effort.idle, goals);
     // In turns with the control, so that both see the same of what the host takes.
@@ -80,7 +108,9 @@ pub fn measure(report: &mut Report, prefix: &str, size: Size, pinnace: bool, eff
     idle(report, &daemon, effort.idle, goals);
     let memory = daemon.memory();
     report.add(
-        row("process after the changes (RSS)", memory.resident / 1024.0, "MiB").goal(goals.memory).with("peak_mib", memory.peak / 1024.0),
+        row("process after the changes (RSS)", memory.resident / 1024.0, "MiB")
+            .goal(goals.memory)
+            .with("peak_mib", memory.peak / 1024.0),
     );
     list(report, &lab.node, &control)
 }
@@ -94,7 +124,12 @@ struct Control {
     change: [f64; 2],
 }
 
-fn control(report: &mut Report, prefix: &str, size: Size, effort: &Effort) -> Result<Control, String> {
+fn control(
+    report: &mut Report,
+    prefix: &str,
+    size: Size,
+    effort: &Effort,
+) -> Result<Control, String> {
     let text = rules::nft_of_size(size.services, size.endpoints);
     let (mut load, mut memory, mut list) = (Vec::new(), Vec::new(), [f64::NAN; 2]);
     let mut change = Vec::new();
@@ -111,10 +146,13 @@ fn control(report: &mut Report, prefix: &str, size: Size, effort: &Effort) -> Re
                 rules::load(&lab.node, "nft", &["-f", "-"], &rules::nft_change(n))?;
                 change.push(start.elapsed().as_secs_f64() * MS);
             }
-            list = LISTS.map(|args| lab.node.timed("nft", args).map_or(f64::NAN, |(took, _)| took.as_secs_f64() * MS));
+            list = LISTS.map(|args| {
+                lab.node.timed("nft", args).map_or(f64::NAN, |(took, _)| took.as_secs_f64() * MS)
+            });
         }
     }
-    // What earlier runs gave back to the slabs is not seen when it is taken again: the largest run is nearest to the truth.
+    // What earlier runs gave back to the slabs is not seen when it is taken again: the largest run
+    // is nearest to the truth.
     let control = Control {
         load: median(&mut load),
         memory: quantile(&mut memory, 1.0),
@@ -136,9 +174,10 @@ const LISTS: [&[&str]; 2] = [&["list", "ruleset"], &["-j", "list", "ruleset"]];
 fn list(report: &mut Report, node: &Netns, control: &Control) -> Result<(), String> {
     for (args, control) in LISTS.iter().zip(control.list) {
         let (took, kib) = node.timed("nft", args)?;
-        let figure =
-            row(format!("nft {}", args.join(" ")), took.as_secs_f64() * MS, "ms").saying(format!("{:.0} MiB", kib as f64 / 1024.0));
-        report.add(figure.against("hand-written", control).with("nft_peak_mib", kib as f64 / 1024.0));
+        let figure = row(format!("nft {}", args.join(" ")), took.as_secs_f64() * MS, "ms")
+            .saying(format!("{:.0} MiB", kib as f64 / 1024.0));
+        report
+            .add(figure.against("hand-written", control).with("nft_peak_mib", kib as f64 / 1024.0));
     }
     Ok(())
 }
@@ -149,7 +188,11 @@ fn idle(report: &mut Report, daemon: &Daemon, period: Duration, goals: Goals) {
     let after = daemon.usage();
     let percent = (after.cpu - before.cpu).as_secs_f64() / period.as_secs_f64() * 100.0;
     let switches = (after.switches - before.switches) as f64 / period.as_secs_f64();
-    report.add(row(format!("idle for {period:?}"), percent, "% core").goal(goals.idle).with("context_switches_per_second", switches));
+    report.add(
+        row(format!("idle for {period:?}"), percent, "% core")
+            .goal(goals.idle)
+            .with("context_switches_per_second", switches),
+    );
 }
 
 fn changes(
@@ -169,25 +212,29 @@ fn changes(
     for n in 0..count {
         let change = daemon.manifests.next_change()?;
         // Not in step with any timer.
-        let pause = || std::thread::sleep(Duration::from_micros(5_000 + (n as u64 * 7_919) % 15_000));
+        let pause =
+            || std::thread::sleep(Duration::from_micros(5_000 + (n as u64 * 7_919) % 15_000));
         pause();
         least.push(floor.change()? * MS);
         pause();
         monitor.drain();
         let start = Instant::now();
         change.apply()?;
-        let commit = monitor
-            .wait(change.touched)
-            .ok_or_else(|| format!("change {n} ({} {}) never reached the kernel", change.kind, change.touched))?;
+        let commit = monitor.wait(change.touched).ok_or_else(|| {
+            format!("change {n} ({} {}) never reached the kernel", change.kind, change.touched)
+        })?;
         let took = (commit.at - start).as_secs_f64() * MS;
         all.push(took);
         kinds.entry(change.kind).or_default().push(took);
         elements += commit.elements;
     }
     let p99 = quantile(&mut all, 0.99);
-    let mut figure = row(format!("rename(2) → committed, p99 of {count}"), p99, "ms").goal(goals.change);
+    let mut figure =
+        row(format!("rename(2) → committed, p99 of {count}"), p99, "ms").goal(goals.change);
     for (kind, samples) in &mut kinds {
-        figure = figure.with(&format!("{kind}_p50_ms"), median(samples)).with(&format!("{kind}_p99_ms"), quantile(samples, 0.99));
+        figure = figure
+            .with(&format!("{kind}_p50_ms"), median(samples))
+            .with(&format!("{kind}_p99_ms"), quantile(samples, 0.99));
     }
     let floors = [median(&mut least), quantile(&mut least, 0.99)];
     report.add(
@@ -202,12 +249,19 @@ fn changes(
             .with("max_ms", quantile(&mut all, 1.0))
             .with(
                 "kinds_ms",
-                kinds.into_iter().map(|(kind, samples)| (kind.to_string(), samples.into())).collect::<serde_json::Map<_, _>>(),
+                kinds
+                    .into_iter()
+                    .map(|(kind, samples)| (kind.to_string(), samples.into()))
+                    .collect::<serde_json::Map<_, _>>(),
             )
             .with("elements_per_change", elements as f64 / count as f64),
     );
     if let (Some((sum0, n0)), Some((sum1, n1))) = (before, daemon.histogram(PROGRAMMING)) {
-        report.add(row(format!("  as Pinnace sees it, mean of {}", n1 - n0), (sum1 - sum0) / (n1 - n0) * MS, "ms"));
+        report.add(row(
+            format!("  as Pinnace sees it, mean of {}", n1 - n0),
+            (sum1 - sum0) / (n1 - n0) * MS,
+            "ms",
+        ));
     }
     Ok(())
 }
@@ -230,6 +284,10 @@ fn settled_kernel_memory() -> f64 {
 fn kernel_memory() -> f64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let fields = ["SUnreclaim:", "VmallocUsed:", "Percpu:"];
-    let value = |line: &str| fields.iter().find_map(|f| line.strip_prefix(f)?.split_whitespace().next()?.parse::<f64>().ok());
+    let value = |line: &str| {
+        fields
+            .iter()
+            .find_map(|f| line.strip_prefix(f)?.split_whitespace().next()?.parse::<f64>().ok())
+    };
     text.lines().filter_map(value).sum()
 }

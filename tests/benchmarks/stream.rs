@@ -15,10 +15,17 @@ pub enum Direction {
     Download,
 }
 
-/// Gb/s over about `period`, through the VIP's port 81 or straight to a pod; and the source address that the pod saw.
-pub fn gigabits(lab: &Lab, direct: bool, direction: Direction, period: Duration) -> Result<(f64, IpAddr), String> {
+/// Gb/s over about `period`, through the VIP's port 81 or straight to a pod; and the source address
+/// that the pod saw.
+pub fn gigabits(
+    lab: &Lab,
+    direct: bool,
+    direction: Direction,
+    period: Duration,
+) -> Result<(f64, IpAddr), String> {
     let failed = |what: &'static str| move |e: std::io::Error| format!("stream, {what}: {e}");
-    let listener = lab.pods.enter(|| TcpListener::bind(("0.0.0.0", 9000))).map_err(failed("listen"))?;
+    let listener =
+        lab.pods.enter(|| TcpListener::bind(("0.0.0.0", 9000))).map_err(failed("listen"))?;
     let target = if direct { (pod(0), 9000) } else { (VIP, 81) };
     let connect = || TcpStream::connect_timeout(&target.into(), Duration::from_secs(3));
     let client = lab.client.enter(connect).map_err(failed("connect"))?;
@@ -27,7 +34,10 @@ pub fn gigabits(lab: &Lab, direct: bool, direction: Direction, period: Duration)
     std::thread::scope(|scope| {
         let sender = scope.spawn(move || send(from, period));
         let (received, took) = receive(to).map_err(failed("receive"))?;
-        sender.join().map_err(|_| "stream: the sender panicked".to_string())?.map_err(failed("send"))?;
+        sender
+            .join()
+            .map_err(|_| "stream: the sender panicked".to_string())?
+            .map_err(failed("send"))?;
         Ok((received as f64 * 8.0 / took.as_secs_f64() / 1e9, source.ip()))
     })
 }

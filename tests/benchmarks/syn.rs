@@ -1,7 +1,9 @@
-//! New connections per second: distinct TCP SYNs written to the client's interface, counted where they arrive at the pods.
+//! New connections per second: distinct TCP SYNs written to the client's interface, counted where
+//! they arrive at the pods.
 //!
-//! veth hands a packet from namespace to namespace on the CPU that sent it, so the time is that of the whole path: generator, node, arrival.
-//! At most [`WINDOW`] packets are under way: fewer than the kernel queues per CPU, so none is lost to the generator's own haste.
+//! veth hands a packet from namespace to namespace on the CPU that sent it, so the time is that of
+//! the whole path: generator, node, arrival. At most [`WINDOW`] packets are under way: fewer than
+//! the kernel queues per CPU, so none is lost to the generator's own haste.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -16,7 +18,8 @@ const BATCH: usize = 64;
 const WINDOW: u64 = 512;
 /// Packets that have not arrived after this long are lost.
 const LOST: Duration = Duration::from_millis(50);
-/// Ports used of each source address; sources use disjoint ports as far as they go round, as masquerade keeps a port that is free.
+/// Ports used of each source address; sources use disjoint ports as far as they go round, as
+/// masquerade keeps a port that is free.
 const PORTS: u32 = 1000;
 
 /// SYNs ready to send.
@@ -91,13 +94,17 @@ struct Counter {
 
 impl Counter {
     fn open(interface: &str) -> Result<Counter, String> {
-        let file = File::open("/proc/thread-self/net/dev").map_err(|e| format!("/proc/net/dev: {e}"))?;
+        let file =
+            File::open("/proc/thread-self/net/dev").map_err(|e| format!("/proc/net/dev: {e}"))?;
         Ok(Counter { file, label: format!("{interface}:"), text: String::new() })
     }
 
     fn read(&mut self) -> Result<u64, String> {
         self.text.clear();
-        self.file.rewind().and_then(|()| self.file.read_to_string(&mut self.text)).map_err(|e| format!("/proc/net/dev: {e}"))?;
+        self.file
+            .rewind()
+            .and_then(|()| self.file.read_to_string(&mut self.text))
+            .map_err(|e| format!("/proc/net/dev: {e}"))?;
         let line = self.text.lines().find_map(|line| line.trim_start().strip_prefix(&self.label));
         line.and_then(|line| line.split_whitespace().nth(1))
             .and_then(|n| n.parse().ok())
@@ -115,11 +122,15 @@ fn packet_socket() -> Result<OwnedFd, String> {
     // SAFETY: just opened, owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: a C string literal; sockaddr_ll is plain integers, for which zero is valid.
-    let (index, mut address) = unsafe { (libc::if_nametoindex(c"eth0".as_ptr()), std::mem::zeroed::<libc::sockaddr_ll>()) };
+    let (index, mut address) = unsafe {
+        (libc::if_nametoindex(c"eth0".as_ptr()), std::mem::zeroed::<libc::sockaddr_ll>())
+    };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_ifindex = index as i32;
     // SAFETY: the address is a live sockaddr_ll and its size is given.
-    if unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32) } != 0 {
+    if unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32) }
+        != 0
+    {
         return Err(failed("bind"));
     }
     Ok(socket)
@@ -127,8 +138,13 @@ fn packet_socket() -> Result<OwnedFd, String> {
 
 /// Sends the frames with one system call; how many went.
 fn send(socket: &OwnedFd, frames: &[u8]) -> Result<u64, String> {
-    let mut parts: Vec<libc::iovec> =
-        frames.chunks(FRAME).map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() }).collect();
+    let mut parts: Vec<libc::iovec> = frames
+        .chunks(FRAME)
+        .map(|frame| libc::iovec {
+            iov_base: frame.as_ptr().cast_mut().cast(),
+            iov_len: frame.len(),
+        })
+        .collect();
     let mut messages: Vec<libc::mmsghdr> = parts
         .iter_mut()
         .map(|part| {
@@ -139,8 +155,11 @@ fn send(socket: &OwnedFd, frames: &[u8]) -> Result<u64, String> {
             message
         })
         .collect();
-    // SAFETY: messages, parts and frames live until the call returns; the kernel only reads what they point to.
-    match unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), messages.len() as u32, 0) } {
+    // SAFETY: messages, parts and frames live until the call returns; the kernel only reads what
+    // they point to.
+    match unsafe {
+        libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), messages.len() as u32, 0)
+    } {
         sent if sent >= 0 => Ok(sent as u64),
         _ => Err(format!("sendmmsg: {}", std::io::Error::last_os_error())),
     }
@@ -167,7 +186,9 @@ fn frame(source: Ipv4Addr, source_port: u16, target: Ipv4Addr, port: u16) -> [u8
 
 /// The Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8], initial: u32) -> [u8; 2] {
-    let mut sum = bytes.chunks(2).fold(initial, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let mut sum = bytes
+        .chunks(2)
+        .fold(initial, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -1,11 +1,12 @@
-//! Sessions with FRR and BIRD: they come up on both sides, and each side notices the other's failure.
+//! Sessions with FRR and BIRD: they come up on both sides, and each side notices the other's
+//! failure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use pinnace::bfd::{Cause, Config, Discard, Event, Peer, PeerKey};
-use pinnace::edge::bfd::{self, Options, StartError};
-use pinnace::wire::bfd::{Diagnostic, State};
+use pinnace::bfd::io::{Options, StartError};
+use pinnace::bfd::packet::{Diagnostic, State};
+use pinnace::bfd::{Cause, Config, Discard, Event, Peer, PeerKey, io};
 use rustix::process::Signal;
 
 use super::lab::Namespace;
@@ -25,8 +26,9 @@ fn frr_down(frr: &Frr, diagnostic: &str, remote_diagnostic: &str) {
     for (ours, _) in ENDS {
         eventually(&format!("FRR has {ours} down"), || {
             let view = frr.view(ours)?;
-            let right =
-                !view.up && view.diagnostic == diagnostic && (remote_diagnostic.is_empty() || view.remote_diagnostic == remote_diagnostic);
+            let right = !view.up
+                && view.diagnostic == diagnostic
+                && (remote_diagnostic.is_empty() || view.remote_diagnostic == remote_diagnostic);
             if right { Ok(()) } else { Err(format!("{view:?}")) }
         });
     }
@@ -53,10 +55,17 @@ fn frozen_is_detected(speaker: &Speaker, freeze: impl FnOnce()) {
     freeze();
     let (at, events) = speaker.both_say(Cause::DetectionTimeExpired);
     for event in events {
-        assert_eq!((event.state, event.diagnostic), (State::Down, Diagnostic::ControlDetectionTimeExpired), "RFC 5880 §6.8.4");
+        assert_eq!(
+            (event.state, event.diagnostic),
+            (State::Down, Diagnostic::ControlDetectionTimeExpired),
+            "RFC 5880 §6.8.4"
+        );
     }
     let took = at - start;
-    assert!(took > detection / 2 && took < detection + SLACK, "noticed after {took:?} instead of {detection:?}");
+    assert!(
+        took > detection / 2 && took < detection + SLACK,
+        "noticed after {took:?} instead of {detection:?}"
+    );
 }
 
 #[test]
@@ -68,7 +77,11 @@ fn frr_over_both_families() {
     speaker.wait_up();
     std::thread::sleep(Duration::from_secs(1));
     let totals = speaker.handle.counters().totals();
-    assert_eq!((totals.discarded, totals.send_failed, totals.receive_failed), (Default::default(), 0, 0), "{totals:?}");
+    assert_eq!(
+        (totals.discarded, totals.send_failed, totals.receive_failed),
+        (Default::default(), 0, 0),
+        "{totals:?}"
+    );
 
     frozen_is_detected(&speaker, || frr.0.signal(Signal::STOP));
     frr.0.signal(Signal::CONT);
@@ -89,7 +102,10 @@ fn frr_over_both_families() {
         frr.vtysh(&["configure terminal", "bfd", peer, "shutdown"]).unwrap();
     }
     let (_, events) = speaker.both_say(Cause::NeighborAdminDown);
-    assert!(events.iter().all(|event| event.diagnostic == Diagnostic::NeighborSignaledSessionDown), "{events:?}");
+    assert!(
+        events.iter().all(|event| event.diagnostic == Diagnostic::NeighborSignaledSessionDown),
+        "{events:?}"
+    );
     for peer in &peers {
         frr.vtysh(&["configure terminal", "bfd", peer, "no shutdown"]).unwrap();
     }
@@ -140,8 +156,11 @@ fn bird_over_both_families_with_meticulous_keyed_sha1() {
 fn another_secret_is_no_neighbour_and_is_named() {
     let link = Link::new();
     let bird = Bird::start(&link, Some("right"));
-    for (authentication, reason) in [(secret("wrong"), Discard::Digest), (None, Discard::UnexpectedAuthentication)] {
-        let speaker = Speaker::start(&link, Config { authentication, ..Config::default() }, both(&link));
+    for (authentication, reason) in
+        [(secret("wrong"), Discard::Digest), (None, Discard::UnexpectedAuthentication)]
+    {
+        let speaker =
+            Speaker::start(&link, Config { authentication, ..Config::default() }, both(&link));
         eventually("the reason", || {
             let status = speaker.handle.status();
             if status.len() == 2 && status.iter().all(|session| session.refused == Some(reason)) {
@@ -194,7 +213,10 @@ fn frr_behind_a_router() {
             format!("address add 10.99.{subnet}.1/24 dev eth{end}"),
             format!("address add fd99:{subnet}::1/64 dev eth{end} nodad"),
         ]);
-        host.ip(&[format!("route add default via 10.99.{subnet}.1"), format!("route add ::/0 via fd99:{subnet}::1")]);
+        host.ip(&[
+            format!("route add default via 10.99.{subnet}.1"),
+            format!("route add ::/0 via fd99:{subnet}::1"),
+        ]);
     }
     router.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]);
     let ends = [("10.99.1.2", "10.99.2.2"), ("fd99:1::2", "fd99:2::2")];
@@ -204,7 +226,12 @@ fn frr_behind_a_router() {
     let frr = Frr::configured(&link, &peers.concat());
     let peers: BTreeMap<PeerKey, Peer> = ends
         .iter()
-        .map(|(ours, theirs)| (PeerKey { interface: None, address: ip(theirs) }, Peer { local: Some(ip(ours)), multihop: true }))
+        .map(|(ours, theirs)| {
+            (
+                PeerKey { interface: None, address: ip(theirs) },
+                Peer { local: Some(ip(ours)), multihop: true },
+            )
+        })
         .collect();
     let speaker = Speaker::start(&link, Config::default(), peers);
     for (ours, _) in ends {
@@ -220,7 +247,8 @@ fn frr_behind_a_router() {
 fn whoever_has_the_port_is_named() {
     let link = Link::new();
     let _frr = Frr::start(&link);
-    let refused = link.theirs.enter(|| bfd::spawn(Options::default(), |_| {}).map(drop)).unwrap_err();
+    let refused =
+        link.theirs.enter(|| io::spawn(Options::default(), |_| {}).map(drop)).unwrap_err();
     assert!(matches!(refused, StartError::PortTaken { port: 3784, .. }), "{refused:?}");
     assert!(refused.to_string().contains("FRR's bfdd (process "), "{refused}");
 }

@@ -1,5 +1,6 @@
-//! BFD against other implementations on the real kernel: FRR's bfdd and BIRD, each in a network namespace of its own, and Pinnace itself.
-//! Needs root. What is asserted is what the other side believes, and what our events say.
+//! BFD against other implementations on the real kernel: FRR's bfdd and BIRD, each in a network
+//! namespace of its own, and Pinnace itself. Needs root. What is asserted is what the other side
+//! believes, and what our events say.
 
 #[path = "../lab/mod.rs"]
 mod lab;
@@ -21,7 +22,8 @@ use lab::Namespace;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The detection time of all sessions here, 50 ms × 3, before they adapt to a busy machine.
 const DETECTION: Duration = Duration::from_millis(150);
-/// How much later than the detection time a failure may be noticed on a machine that does other things as well.
+/// How much later than the detection time a failure may be noticed on a machine that does other
+/// things as well.
 const SLACK: Duration = Duration::from_millis(350);
 
 /// Two hosts on one cable.
@@ -36,9 +38,12 @@ const ENDS: [(&str, &str); 2] = [("10.99.0.1", "10.99.0.2"), ("fd99::1", "fd99::
 impl Link {
     fn new() -> Link {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let prefix = format!("pnl{}-bfd{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let prefix =
+            format!("pnl{}-bfd{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut made = Namespace::create(&[format!("{prefix}a"), format!("{prefix}b")]);
-        let (Some(theirs), Some(ours)) = (made.pop(), made.pop()) else { panic!("two were asked for") };
+        let (Some(theirs), Some(ours)) = (made.pop(), made.pop()) else {
+            panic!("two were asked for")
+        };
         ours.ip(&[format!("link add eth0 type veth peer name eth0 netns {}", theirs.name)]);
         for (host, end) in [(&ours, 1), (&theirs, 2)] {
             host.ip(&[
@@ -69,7 +74,9 @@ fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> 
     loop {
         match attempt() {
             Ok(value) => return (value, start.elapsed()),
-            Err(reason) => assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}\n{reason}"),
+            Err(reason) => {
+                assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}\n{reason}")
+            }
         }
         thread::sleep(Duration::from_millis(5));
     }

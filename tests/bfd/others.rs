@@ -1,4 +1,5 @@
-//! FRR's bfdd and BIRD: each in the namespace of a test, with its files in a directory of its own, killed by its process number when dropped.
+//! FRR's bfdd and BIRD: each in the namespace of a test, with its files in a directory of its own,
+//! killed by its process number when dropped.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -27,7 +28,8 @@ pub struct View {
 fn directory(name: &str) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let count = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!("pinnace-bfd-{}-{count}-{name}", std::process::id()));
+    let path =
+        std::env::temp_dir().join(format!("pinnace-bfd-{}-{count}-{name}", std::process::id()));
     fs::create_dir_all(&path).unwrap();
     path
 }
@@ -35,7 +37,10 @@ fn directory(name: &str) -> PathBuf {
 /// Numbers of an account, as the package has made it.
 fn account(name: &str) -> (u32, u32) {
     let accounts = fs::read_to_string("/etc/passwd").unwrap();
-    let line = accounts.lines().find(|line| line.starts_with(&format!("{name}:"))).unwrap_or_else(|| panic!("no account {name}"));
+    let line = accounts
+        .lines()
+        .find(|line| line.starts_with(&format!("{name}:")))
+        .unwrap_or_else(|| panic!("no account {name}"));
     let fields: Vec<&str> = line.split(':').collect();
     (fields[2].parse().unwrap(), fields[3].parse().unwrap())
 }
@@ -99,7 +104,12 @@ impl Frr {
             ["--bfdctl", &path("ctl.sock")],
             ["--log", "stdout"],
         ];
-        let frr = Frr(Program::start(link, directory.clone(), "/usr/lib/frr/bfdd", arguments.as_flattened()));
+        let frr = Frr(Program::start(
+            link,
+            directory.clone(),
+            "/usr/lib/frr/bfdd",
+            arguments.as_flattened(),
+        ));
         eventually("bfdd is there", || frr.vtysh(&["show bfd peers json"]).map(drop));
         frr
     }
@@ -107,7 +117,11 @@ impl Frr {
     pub fn vtysh(&self, commands: &[&str]) -> Result<String, String> {
         let mut vtysh = Command::new("vtysh");
         vtysh.arg("--vty_socket").arg(&self.0.directory);
-        let output = commands.iter().fold(&mut vtysh, |vtysh, command| vtysh.args(["-c", command])).output().unwrap();
+        let output = commands
+            .iter()
+            .fold(&mut vtysh, |vtysh, command| vtysh.args(["-c", command]))
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() { Ok(text) } else { Err(format!("{text}\n{}", self.0.log())) }
     }
@@ -115,10 +129,20 @@ impl Frr {
     /// By our address.
     pub fn view(&self, address: &str) -> Result<View, String> {
         let text = self.vtysh(&["show bfd peers json"])?;
-        let listed: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
-        let peer = listed.as_array().into_iter().flatten().find(|peer| peer["peer"] == address).ok_or_else(|| text.clone())?;
+        let listed: Value =
+            serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        let peer = listed
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|peer| peer["peer"] == address)
+            .ok_or_else(|| text.clone())?;
         let field = |name: &str| peer[name].as_str().unwrap_or_default().to_owned();
-        Ok(View { up: peer["status"] == "up", diagnostic: field("diagnostic"), remote_diagnostic: field("remote-diagnostic") })
+        Ok(View {
+            up: peer["status"] == "up",
+            diagnostic: field("diagnostic"),
+            remote_diagnostic: field("remote-diagnostic"),
+        })
     }
 }
 
@@ -129,9 +153,14 @@ impl Bird {
     pub fn start(link: &Link, password: Option<&str>) -> Bird {
         let directory = directory("bird");
         let authentication = password
-            .map(|password| format!("authentication meticulous keyed sha1; password \"{password}\" {{ id 1; }};"))
+            .map(|password| {
+                format!(
+                    "authentication meticulous keyed sha1; password \"{password}\" {{ id 1; }};"
+                )
+            })
             .unwrap_or_default();
-        let neighbours = ENDS.map(|(ours, theirs)| format!("  neighbor {ours} dev \"eth0\" local {theirs};\n"));
+        let neighbours =
+            ENDS.map(|(ours, theirs)| format!("  neighbor {ours} dev \"eth0\" local {theirs};\n"));
         let text = format!(
             "router id 10.99.0.2;\nlog stderr all;\nprotocol device {{}}\nprotocol bfd {{\n  interface \"eth0\" {{ min rx interval 50 ms; \
              min tx interval 50 ms; idle tx interval 1 s; multiplier 3; {authentication} }};\n{}}}\n",
@@ -141,15 +170,24 @@ impl Bird {
         fs::write(path("bird.conf"), text).unwrap();
         let arguments = ["-f", "-c", &path("bird.conf"), "-s", &path("ctl"), "-P", &path("pid")];
         let bird = Bird(Program::start(link, directory.clone(), "bird", &arguments));
-        eventually("BIRD is there", || if Path::new(&path("ctl")).exists() { Ok(()) } else { Err(bird.0.log()) });
+        eventually("BIRD is there", || {
+            if Path::new(&path("ctl")).exists() { Ok(()) } else { Err(bird.0.log()) }
+        });
         bird
     }
 
     /// The state of the session with our address: `Up`, `Init`, `Down` or `AdminDown`.
     pub fn state(&self, address: &str) -> Result<String, String> {
-        let output = Command::new("birdc").arg("-s").arg(self.0.directory.join("ctl")).args(["show", "bfd", "sessions"]).output().unwrap();
+        let output = Command::new("birdc")
+            .arg("-s")
+            .arg(self.0.directory.join("ctl"))
+            .args(["show", "bfd", "sessions"])
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = text.lines().find(|line| line.split_whitespace().next() == Some(address));
-        line.and_then(|line| line.split_whitespace().nth(2)).map(str::to_owned).ok_or_else(|| format!("{text}\n{}", self.0.log()))
+        line.and_then(|line| line.split_whitespace().nth(2))
+            .map(str::to_owned)
+            .ok_or_else(|| format!("{text}\n{}", self.0.log()))
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pinnace::bfd::{Authentication, Cause, Config, Event, Peer, PeerEvent, PeerKey};
-use pinnace::edge::bfd::{self, Handle, Options};
-use pinnace::wire::bfd::{AuthenticationType, Key, State};
+use pinnace::bfd::io::{Handle, Options};
+use pinnace::bfd::packet::{AuthenticationType, Key, State};
+use pinnace::bfd::{Authentication, Cause, Config, Event, Peer, PeerEvent, PeerKey, io};
 
 use super::lab::Namespace;
 use super::{DETECTION, ENDS, Link, eventually, ip};
@@ -18,14 +18,23 @@ pub struct Speaker {
 
 /// Meticulous Keyed SHA1 with key 1.
 pub fn secret(text: &str) -> Option<Authentication> {
-    Some(Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key: Key::new(text.as_bytes()).expect("not empty") })
+    Some(Authentication {
+        kind: AuthenticationType::MeticulousKeyedSha1,
+        key_id: 1,
+        key: Key::new(text.as_bytes()).expect("not empty"),
+    })
 }
 
 /// The other end of the link in both families, bound to the interface.
 pub fn both(link: &Link) -> BTreeMap<PeerKey, Peer> {
     let interface = Some(link.index());
     ENDS.iter()
-        .map(|(ours, theirs)| (PeerKey { interface, address: ip(theirs) }, Peer { local: Some(ip(ours)), multihop: false }))
+        .map(|(ours, theirs)| {
+            (
+                PeerKey { interface, address: ip(theirs) },
+                Peer { local: Some(ip(ours)), multihop: false },
+            )
+        })
         .collect()
 }
 
@@ -34,11 +43,23 @@ impl Speaker {
         Speaker::start_in(&link.ours, config, peers)
     }
 
-    pub fn start_in(namespace: &Namespace, config: Config, peers: BTreeMap<PeerKey, Peer>) -> Speaker {
-        let options = Options { config, multihop: peers.values().any(|peer| peer.multihop), ..Options::default() };
+    pub fn start_in(
+        namespace: &Namespace,
+        config: Config,
+        peers: BTreeMap<PeerKey, Peer>,
+    ) -> Speaker {
+        let options = Options {
+            config,
+            multihop: peers.values().any(|peer| peer.multihop),
+            ..Options::default()
+        };
         let events = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&events);
-        let handle = namespace.enter(|| bfd::spawn(options, move |event| list.lock().unwrap().push((Instant::now(), event)))).unwrap();
+        let handle = namespace
+            .enter(|| {
+                io::spawn(options, move |event| list.lock().unwrap().push((Instant::now(), event)))
+            })
+            .unwrap();
         handle.set_peers(peers);
         Speaker { handle, events }
     }
@@ -51,19 +72,33 @@ impl Speaker {
     pub fn wait_up(&self) {
         eventually("all sessions are up", || {
             let status = self.handle.status();
-            if !status.is_empty() && status.iter().all(|session| session.state == State::Up) { Ok(()) } else { Err(format!("{status:?}")) }
+            if !status.is_empty() && status.iter().all(|session| session.state == State::Up) {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
         });
-        // Intervals are agreed upon by a Poll Sequence after that. On a busy machine the sessions may have asked for four times the interval.
+        // Intervals are agreed upon by a Poll Sequence after that. On a busy machine the sessions
+        // may have asked for four times the interval.
         eventually("all sessions are fast", || {
             let status = self.handle.status();
             let fast = |time: Option<Duration>| time.is_some_and(|time| time <= 4 * DETECTION);
-            if status.iter().all(|session| fast(session.detection_time)) { Ok(()) } else { Err(format!("{status:?}")) }
+            if status.iter().all(|session| fast(session.detection_time)) {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
         });
     }
 
     /// The longest that silence may last now.
     pub fn detection_time(&self) -> Duration {
-        self.handle.status().iter().filter_map(|session| session.detection_time).max().expect("sessions that have heard something")
+        self.handle
+            .status()
+            .iter()
+            .filter_map(|session| session.detection_time)
+            .max()
+            .expect("sessions that have heard something")
     }
 
     /// Waits until both sessions have told this; the later of the two times and both events.
@@ -79,7 +114,11 @@ impl Speaker {
                     found.push(event);
                 }
             }
-            if found.len() >= 2 { Ok(()) } else { Err(format!("{found:?}\n{:?}", self.handle.status())) }
+            if found.len() >= 2 {
+                Ok(())
+            } else {
+                Err(format!("{found:?}\n{:?}", self.handle.status()))
+            }
         });
         (last, found)
     }

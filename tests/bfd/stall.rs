@@ -1,14 +1,13 @@
 //! A process that is stopped for longer than its peers wait, and goes on.
 
-use std::env;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, thread};
 
-use pinnace::bfd::{Cause, Config, Peer, PeerKey};
-use pinnace::edge::bfd::{self, Options};
+use pinnace::bfd::io::Options;
+use pinnace::bfd::{Cause, Config, Peer, PeerKey, io};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::speaker::{Speaker, both};
@@ -17,15 +16,20 @@ use super::{ENDS, Link, ip};
 /// Set in the process that is to be stopped.
 const ROLE: &str = "PINNACE_TEST_BFD_SPEAKER";
 
-/// Not a test of its own: what the process started by [`start`] does. Prints its events until its standard input ends.
+/// Not a test of its own: what the process started by [`start`] does. Prints its events until its
+/// standard input ends.
 #[test]
 fn speaks_when_it_is_told_to() {
     if env::var_os(ROLE).is_none() {
         return;
     }
-    let handle = bfd::spawn(Options::default(), |event| println!("\nevent {event:?}")).unwrap();
-    let peer =
-        |(theirs, ours): &(&str, &str)| (PeerKey { interface: None, address: ip(theirs) }, Peer { local: Some(ip(ours)), multihop: false });
+    let handle = io::spawn(Options::default(), |event| println!("\nevent {event:?}")).unwrap();
+    let peer = |(theirs, ours): &(&str, &str)| {
+        (
+            PeerKey { interface: None, address: ip(theirs) },
+            Peer { local: Some(ip(ours)), multihop: false },
+        )
+    };
     handle.set_peers(ENDS.iter().map(peer).collect());
     let _ = std::io::stdin().read(&mut [0]);
 }
@@ -100,8 +104,14 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
         speaker.wait_up();
         let events = process.until("CaughtUp");
         assert!(events[0].starts_with("Stalled { late: "), "{events:#?}");
-        assert!(events.iter().all(|event| !event.contains("cause: DetectionTimeExpired")), "{events:#?}");
-        assert!(events.iter().filter(|event| event.contains("cause: NeighborDown")).count() == 2, "they had given us up: {events:#?}");
+        assert!(
+            events.iter().all(|event| !event.contains("cause: DetectionTimeExpired")),
+            "{events:#?}"
+        );
+        assert!(
+            events.iter().filter(|event| event.contains("cause: NeighborDown")).count() == 2,
+            "they had given us up: {events:#?}"
+        );
     }
 }
 
@@ -120,5 +130,9 @@ fn who_died_meanwhile_is_found_dead_after_waking_up() {
     process.signal(Signal::CONT);
     let events = process.until("CaughtUp");
     assert!(events[0].starts_with("Stalled"), "{events:#?}");
-    assert_eq!(events.iter().filter(|event| event.contains("cause: DetectionTimeExpired")).count(), 2, "{events:#?}");
+    assert_eq!(
+        events.iter().filter(|event| event.contains("cause: DetectionTimeExpired")).count(),
+        2,
+        "{events:#?}"
+    );
 }

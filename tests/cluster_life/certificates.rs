@@ -33,10 +33,13 @@ impl Authority {
         fs::create_dir_all(&authority.directory).expect("a directory");
         fs::write(authority.file("settings"), SETTINGS).expect("a file");
         fs::write(authority.file("index"), "").expect("a file");
-        authority.openssl(&format!("req -x509 {KEY} -keyout ca.key -out ca.crt -subj /CN=clients -days 2"));
+        authority.openssl(&format!(
+            "req -x509 {KEY} -keyout ca.key -out ca.crt -subj /CN=clients -days 2"
+        ));
         // The name of the service account, which has the rights.
         let subject = "/O=system:serviceaccounts/CN=system:serviceaccount:pinnace:pinnace";
-        authority.openssl(&format!("req -new {KEY} -keyout client.key -out client.csr -subj {subject}"));
+        authority
+            .openssl(&format!("req -new {KEY} -keyout client.key -out client.csr -subj {subject}"));
         authority
     }
 
@@ -51,7 +54,10 @@ impl Authority {
         let (begin, end) = (at(Timestamp::now() - LONG), at(Timestamp::now() + valid));
         let authority = "-config settings -cert ca.crt -keyfile ca.key";
         self.openssl(&format!("ca -batch -notext {authority} -startdate {begin} -enddate {end} -in client.csr -out issued.crt"));
-        replace(&self.file("client.crt"), &fs::read_to_string(self.file("issued.crt")).expect("a certificate"));
+        replace(
+            &self.file("client.crt"),
+            &fs::read_to_string(self.file("issued.crt")).expect("a certificate"),
+        );
     }
 
     /// A kubeconfig that names the files, as K3s writes them for its agents.
@@ -73,17 +79,32 @@ impl Authority {
     }
 
     fn openssl(&self, arguments: &str) {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(&self.directory).output();
+        let output = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(&self.directory)
+            .output();
         let output = output.expect("openssl is installed (tests/run installs it)");
-        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "openssl {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
 /// The API server is started anew on the way, without streamed lists for whoever comes next.
-pub fn a_certificate_that_ends_is_named_and_its_successor_used(lab: &Lab, plane: &mut ControlPlane, authority: &Authority) {
+pub fn a_certificate_that_ends_is_named_and_its_successor_used(
+    lab: &Lab,
+    plane: &mut ControlPlane,
+    authority: &Authority,
+) {
     authority.issue(LONG);
     let kubeconfig = authority.kubeconfig(plane);
-    let mut running = lab.pinnace().unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", kubeconfig.display()).start_ready();
+    let mut running = lab
+        .pinnace()
+        .unset("PINNACE_MANIFESTS")
+        .set("PINNACE_KUBECONFIG", kubeconfig.display())
+        .start_ready();
     let certified = |pods| web("certified").with_pods(pods);
     plane.apply(&certified(&lab.pods[..1]));
     let vip = address(plane, "certified", TAKEOVER);
@@ -93,12 +114,19 @@ pub fn a_certificate_that_ends_is_named_and_its_successor_used(lab: &Lab, plane:
     };
     eventually("a client is served", PATIENCE, || served_by(0));
 
-    // The Lease notices: the API server looks at the date with every request. Watches that run go on.
-    let complaint = format!("does not accept the client certificate in {}: it expired at 20", kubeconfig.display());
+    // The Lease notices: the API server looks at the date with every request. Watches that run go
+    // on.
+    let complaint = format!(
+        "does not accept the client certificate in {}: it expired at 20",
+        kubeconfig.display()
+    );
     authority.issue(SHORT);
     running.complains(&complaint);
     let status = String::from_utf8(running.pinnace().run(&["status"]).stdout).expect("text");
-    assert!(status.contains(&complaint) && status.contains("renew it, it is read again by itself"), "{status}");
+    assert!(
+        status.contains(&complaint) && status.contains("renew it, it is read again by itself"),
+        "{status}"
+    );
     eventually("it leaves the writing to others", PATIENCE, || {
         let here = running.pinnace().status()?.0["writer"]["here"].clone();
         ensure(here == false, || here.to_string())

@@ -1,4 +1,5 @@
-//! A node whose wall clock is stepped while it runs. Where the time is right others write it; here the writer's own is wrong.
+//! A node whose wall clock is stepped while it runs. Where the time is right others write it; here
+//! the writer's own is wrong.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -6,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use pinnace::domain::lease::DURATION;
+use pinnace::k8s::leader::DURATION;
 
 use super::lab::control_plane::{ControlPlane, Options};
 use super::lab::manifests::service;
@@ -17,7 +18,11 @@ const PORT: u16 = 53;
 
 /// Its Service, served by node-1 as long as that lives.
 fn apply(lab: &Lab, plane: &ControlPlane, name: &str) {
-    let service = service(name).annotation("pinnace.dev/prefer-nodes", "node-1").port("udp", "UDP", PORT.into());
+    let service = service(name).annotation("pinnace.dev/prefer-nodes", "node-1").port(
+        "udp",
+        "UDP",
+        PORT.into(),
+    );
     plane.apply(&service.with_pods(lab.all_pods()));
 }
 
@@ -32,15 +37,28 @@ fn served(lab: &Lab, vip: IpAddr) {
 
 /// Single answers may be late where the machine is busy with other things.
 fn served_throughout(trace: &Trace) {
-    println!("{:?} without an answer, {} of {} lost", trace.gap(), trace.lost(), trace.probes.len());
+    println!(
+        "{:?} without an answer, {} of {} lost",
+        trace.gap(),
+        trace.lost(),
+        trace.probes.len()
+    );
     assert!(trace.gap() <= patient(Duration::from_secs(1)), "{:?} without an answer", trace.gap());
 }
 
-/// Who holds the Lease, since when, after how many others; and when it was renewed, by the holder's clock.
+/// Who holds the Lease, since when, after how many others; and when it was renewed, by the holder's
+/// clock.
 fn lease(plane: &ControlPlane) -> ([String; 3], Timestamp) {
     let lease = plane.get_json(&["-n", "pinnace", "lease", "pinnace"]);
-    let spec = |field: &str| lease["spec"][field].as_str().map_or_else(|| lease["spec"][field].to_string(), str::to_owned);
-    (["holderIdentity", "acquireTime", "leaseTransitions"].map(spec), spec("renewTime").parse().expect("a time"))
+    let spec = |field: &str| {
+        lease["spec"][field]
+            .as_str()
+            .map_or_else(|| lease["spec"][field].to_string(), str::to_owned)
+    };
+    (
+        ["holderIdentity", "acquireTime", "leaseTransitions"].map(spec),
+        spec("renewTime").parse().expect("a time"),
+    )
 }
 
 /// How far a time is from what a clock so many days ahead says.
@@ -58,7 +76,9 @@ fn a_wall_clock_that_is_stepped_moves_no_lease_and_stops_no_packet() {
         let pinnace = pinnace.unset("PINNACE_MANIFESTS").set("PINNACE_NAMESPACE", "pinnace");
         pinnace.set("PINNACE_KUBECONFIG", kubeconfig.display())
     };
-    let mut stepped = in_cluster(lab.pinnace(), plane.kubeconfig_with_faults("pinnace")).with_clock().start_ready();
+    let mut stepped = in_cluster(lab.pinnace(), plane.kubeconfig_with_faults("pinnace"))
+        .with_clock()
+        .start_ready();
     stepped.wait_log("gives addresses to Services");
     let mut other = in_cluster(lab.pinnace_on(node2), plane.kubeconfig("pinnace")).start_ready();
     apply(&lab, &plane, "first");
@@ -68,7 +88,8 @@ fn a_wall_clock_that_is_stepped_moves_no_lease_and_stops_no_packet() {
     let (holder, _) = lease(&plane);
     assert!(holder[0].starts_with("node-1"), "{holder:?}");
     let prober = Prober::start(&lab.client, vip, PORT);
-    // Two days back in one step, and still within the validity of the API server's certificate: it begins a day before it was issued.
+    // Two days back in one step, and still within the validity of the API server's certificate: it
+    // begins a day before it was issued.
     for days in [1, -1] {
         stepped.step_clock(days);
         let begin = Instant::now();
@@ -94,9 +115,10 @@ fn a_wall_clock_that_is_stepped_moves_no_lease_and_stops_no_packet() {
 
     let prober = Prober::start(&lab.client, vip, PORT);
     let clock = "see that this host's clock is right";
-    for (days, complaint) in
-        [(40, format!("its certificate has expired; renew it, and {clock}")), (-2, format!("its certificate is not valid yet; {clock}"))]
-    {
+    for (days, complaint) in [
+        (40, format!("its certificate has expired; renew it, and {clock}")),
+        (-2, format!("its certificate is not valid yet; {clock}")),
+    ] {
         stepped.step_clock(days);
         // Connections that stand are not asked for certificates.
         thread::sleep(Duration::from_secs(3));
@@ -123,5 +145,8 @@ fn a_wall_clock_that_is_stepped_moves_no_lease_and_stops_no_packet() {
     }
     served(&lab, vip);
     served_throughout(&prober.stop());
-    assert!(stepped.terminate().success() && other.terminate().success(), "they are the processes that were started");
+    assert!(
+        stepped.terminate().success() && other.terminate().success(),
+        "they are the processes that were started"
+    );
 }

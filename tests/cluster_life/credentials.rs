@@ -1,12 +1,12 @@
-//! Credentials of a pod that are rotated under it, beside those of a host; a kubeconfig that a power cut has broken; a server without
-//! streamed lists.
+//! Credentials of a pod that are rotated under it, beside those of a host; a kubeconfig that a
+//! power cut has broken; a server without streamed lists.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use serde_json::json;
 
 use super::certificates::{Authority, a_certificate_that_ends_is_named_and_its_successor_used};
@@ -23,10 +23,17 @@ pub fn replace(file: &Path, text: &str) {
 
 pub fn field(kubeconfig: &Path, name: &str) -> String {
     let text = fs::read_to_string(kubeconfig).expect("a kubeconfig");
-    text.split_once(&format!("{name}: \"")).expect("a field").1.split('"').next().expect("a quote").to_owned()
+    text.split_once(&format!("{name}: \""))
+        .expect("a field")
+        .1
+        .split('"')
+        .next()
+        .expect("a quote")
+        .to_owned()
 }
 
-/// A directory as a kubelet mounts it into a pod: files are links into a directory that is replaced at once.
+/// A directory as a kubelet mounts it into a pod: files are links into a directory that is replaced
+/// at once.
 struct Account {
     directory: PathBuf,
     version: u32,
@@ -51,7 +58,8 @@ impl Account {
         fs::create_dir(&directory).expect("a directory");
         fs::write(directory.join("token"), token).expect("the token");
         fs::write(directory.join("namespace"), "pinnace").expect("the namespace");
-        fs::copy(plane.directory().join("ca.crt"), directory.join("ca.crt")).expect("the authority");
+        fs::copy(plane.directory().join("ca.crt"), directory.join("ca.crt"))
+            .expect("the authority");
         symlink(version, self.directory.join("..new")).expect("a link");
         fs::rename(self.directory.join("..new"), self.directory.join("..data")).expect("renamed");
     }
@@ -61,7 +69,10 @@ impl Account {
 fn token(plane: &ControlPlane, name: &str) -> String {
     plane.kubectl(&["-n", "pinnace", "create", "secret", "generic", name]);
     let bound = ["--bound-object-kind=Secret", &format!("--bound-object-name={name}")];
-    plane.kubectl(&[&["-n", "pinnace", "create", "token", "pinnace"], &bound[..]].concat()).trim().to_owned()
+    plane
+        .kubectl(&[&["-n", "pinnace", "create", "token", "pinnace"], &bound[..]].concat())
+        .trim()
+        .to_owned()
 }
 
 /// Deletes the Secret of a token and waits until the API server refuses it.
@@ -71,9 +82,23 @@ fn revoke(lab: &Lab, plane: &ControlPlane, name: &str, token: &str) {
     let authority = field(&plane.kubeconfig("admin"), "certificate-authority");
     eventually("the token is refused", PATIENCE, || {
         let mut curl = Command::new("curl");
-        curl.args(["-s", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &authority]);
+        curl.args([
+            "-s",
+            "-m",
+            "3",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--cacert",
+            &authority,
+        ]);
         curl.args(["-H", &format!("Authorization: Bearer {token}"), &url]);
-        let output = lab.client.ns.enter(|| curl.output()).expect("curl is installed (tests/run installs it)");
+        let output = lab
+            .client
+            .ns
+            .enter(|| curl.output())
+            .expect("curl is installed (tests/run installs it)");
         let code = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure(code == "401", || code)
     });
@@ -99,7 +124,8 @@ fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_servin
     let lab = Lab::new(2, 1);
     let authority = Authority::new(&lab);
     let options = Options::on(&lab.client2).without_controllers();
-    let mut plane = ControlPlane::start(options.argument(Component::ApiServer, &authority.argument()));
+    let mut plane =
+        ControlPlane::start(options.argument(Component::ApiServer, &authority.argument()));
     plane.node_of(&lab.node);
     plane.apply(&web("web").with_pods(&lab.pods[..1]));
     let first = token(&plane, "first");
@@ -121,7 +147,8 @@ fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_servin
     running.recovers();
     assert!(!running.log().contains("(401)"), "the old token was used after it ended");
 
-    // The token ends and nobody has replaced it: said, and served on; the next one is used by itself.
+    // The token ends and nobody has replaced it: said, and served on; the next one is used by
+    // itself.
     revoke(&lab, &plane, "second", &second);
     plane.faults("cut");
     running.complains("does not accept the credentials in the pod's service account (401)");
@@ -137,16 +164,27 @@ fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_servin
     a_server_without_streamed_lists_is_read_in_pages(&lab, &plane);
 }
 
-/// Two installations in one cluster, each with what it has by default: a DaemonSet, and a service of the host with a kubeconfig.
+/// Two installations in one cluster, each with what it has by default: a DaemonSet, and a service
+/// of the host with a kubeconfig.
 fn a_pod_and_a_host_share_one_lease(lab: &Lab, plane: &ControlPlane, mut pod: Running) {
     let node2 = lab.node2.as_ref().expect("a lab with far pods has a second node");
     plane.node_of(node2);
-    let host = lab.pinnace_on(node2).unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display());
+    let host = lab
+        .pinnace_on(node2)
+        .unset("PINNACE_MANIFESTS")
+        .set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display());
     let mut host = host.start_ready();
-    let writer = |running: &Running| running.pinnace().status().map(|status| status.0["writer"].clone());
+    let writer =
+        |running: &Running| running.pinnace().status().map(|status| status.0["writer"].clone());
     eventually("both know the writer", PATIENCE, || {
         let both = (writer(&pod)?, writer(&host)?);
-        ensure(both == (json!({"node": "node-1", "here": true}), json!({"node": "node-1", "here": false})), || format!("{both:?}"))
+        ensure(
+            both == (
+                json!({"node": "node-1", "here": true}),
+                json!({"node": "node-1", "here": false}),
+            ),
+            || format!("{both:?}"),
+        )
     });
     let mark = plane.mark();
     plane.apply(&web("shared").with_pods(&lab.pods));
@@ -160,14 +198,18 @@ fn a_pod_and_a_host_share_one_lease(lab: &Lab, plane: &ControlPlane, mut pod: Ru
     plane.apply(&web("handed-on").with_pods(&lab.pods));
     address(plane, "handed-on", PATIENCE);
     for name in ["shared", "handed-on"] {
-        let patches = plane
-            .requests(mark)
-            .into_iter()
-            .filter(|r| (&*r.user, &*r.verb, &*r.resource, &*r.name) == (USER, "patch", "services/status", name));
+        let patches = plane.requests(mark).into_iter().filter(|r| {
+            (&*r.user, &*r.verb, &*r.resource, &*r.name) == (USER, "patch", "services/status", name)
+        });
         assert_eq!(patches.count(), 1, "one of the two wrote the status of {name}, once");
     }
     let leases = plane.get_json(&["leases", "-A", "--field-selector", "metadata.name=pinnace"]);
-    let namespaces: Vec<_> = leases["items"].as_array().into_iter().flatten().map(|lease| &lease["metadata"]["namespace"]).collect();
+    let namespaces: Vec<_> = leases["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|lease| &lease["metadata"]["namespace"])
+        .collect();
     assert_eq!(namespaces, ["kube-system"]);
     assert!(host.terminate().success());
     plane.kubectl(&["delete", "service", "shared", "handed-on"]);
@@ -176,7 +218,11 @@ fn a_pod_and_a_host_share_one_lease(lab: &Lab, plane: &ControlPlane, mut pod: Ru
 
 fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlane) {
     let file = lab.directory().join("power-cut.kubeconfig");
-    let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS").set("PINNACE_KUBECONFIG", file.display()).set("PINNACE_NAMESPACE", "pinnace");
+    let pinnace = lab
+        .pinnace()
+        .unset("PINNACE_MANIFESTS")
+        .set("PINNACE_KUBECONFIG", file.display())
+        .set("PINNACE_NAMESPACE", "pinnace");
     let running = pinnace.clone().start();
     running.wait_serving("default/web");
     served_by(lab, &running, 1);
@@ -202,7 +248,11 @@ fn a_broken_kubeconfig_keeps_no_node_from_serving(lab: &Lab, plane: &ControlPlan
     let output = pinnace.set("PINNACE_STATE_DIR", empty.display()).run(&["run"]);
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{complaint}");
-    assert!(complaint.contains("power-cut.kubeconfig cannot be used") && complaint.contains("no snapshot"), "{complaint}");
+    assert!(
+        complaint.contains("power-cut.kubeconfig cannot be used")
+            && complaint.contains("no snapshot"),
+        "{complaint}"
+    );
     assert!(!empty.exists(), "not even the state directory was made");
 }
 
@@ -216,13 +266,20 @@ fn a_server_without_streamed_lists_is_read_in_pages(lab: &Lab, plane: &ControlPl
     let items: Vec<_> = (0..SERVICES).map(service).collect();
     plane.create(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
     let mark = plane.mark();
-    let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS").set("PINNACE_STATE_DIR", lab.directory().join("pages").display());
-    let running = pinnace.set("PINNACE_KUBECONFIG", plane.kubeconfig("read-only").display()).start_ready();
+    let pinnace = lab
+        .pinnace()
+        .unset("PINNACE_MANIFESTS")
+        .set("PINNACE_STATE_DIR", lab.directory().join("pages").display());
+    let running =
+        pinnace.set("PINNACE_KUBECONFIG", plane.kubeconfig("read-only").display()).start_ready();
     let known = |expected: usize| {
         eventually(&format!("{expected} Services are known"), PATIENCE, || {
             let status = running.pinnace().status()?;
             let services = status.0["services"].as_array().cloned().unwrap_or_default();
-            let found = services.iter().filter(|service| service["key"].as_str().is_some_and(|key| key.contains("/page-"))).count();
+            let found = services
+                .iter()
+                .filter(|service| service["key"].as_str().is_some_and(|key| key.contains("/page-")))
+                .count();
             ensure(found == expected, || format!("{found}"))
         });
     };

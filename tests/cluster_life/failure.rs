@@ -1,10 +1,11 @@
-//! The API server is there, and yet not all is well: its store stands still, its answers take seconds, clocks are a day off.
+//! The API server is there, and yet not all is well: its store stands still, its answers take
+//! seconds, clocks are a day off.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use pinnace::domain::lease::DURATION;
-use pinnace::domain::model::Family;
+use pinnace::k8s::leader::DURATION;
+use pinnace::model::Family;
 use serde_json::{Value, json};
 
 use super::lab::control_plane::{Component, ControlPlane, Options};
@@ -20,7 +21,9 @@ fn pinnace(lab: &Lab, plane: &ControlPlane) -> Pinnace {
 }
 
 fn served(lab: &Lab, address: std::net::IpAddr) {
-    eventually("a client is served", PATIENCE, || lab.client.tcp(address, 80).map(drop).map_err(|failure| failure.to_string()));
+    eventually("a client is served", PATIENCE, || {
+        lab.client.tcp(address, 80).map(drop).map_err(|failure| failure.to_string())
+    });
 }
 
 #[test]
@@ -63,7 +66,11 @@ fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_pa
     // Long enough for renewals that take so long.
     let lost = running.log().matches("no longer gives addresses").count();
     thread::sleep(DURATION);
-    assert_eq!(running.log().matches("no longer gives addresses").count(), lost, "the Lease is kept by slow renewals");
+    assert_eq!(
+        running.log().matches("no longer gives addresses").count(),
+        lost,
+        "the Lease is kept by slow renewals"
+    );
     plane.faults("pass");
     running.recovers();
     assert!(running.terminate().success());
@@ -71,14 +78,23 @@ fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_pa
     clocks_that_are_a_day_off_neither_take_the_lease_nor_keep_it(&lab, &plane);
 }
 
-/// What another node writes whose clock was stepped by a day: the holder is judged by whether it renews, not by the time it writes.
+/// What another node writes whose clock was stepped by a day: the holder is judged by whether it
+/// renews, not by the time it writes.
 fn clocks_that_are_a_day_off_neither_take_the_lease_nor_keep_it(lab: &Lab, plane: &ControlPlane) {
     let renew = |time: SystemTime| {
         let seconds = time.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
         let time = k8s_openapi::jiff::Timestamp::from_second(seconds as i64).expect("a time");
-        let spec =
-            json!({"spec": {"holderIdentity": "ghost_1", "leaseDurationSeconds": DURATION.as_secs(), "renewTime": format!("{time:.6}")}});
-        plane.kubectl(&["-n", "pinnace", "patch", "lease", "pinnace", "--type=merge", "-p", &spec.to_string()]);
+        let spec = json!({"spec": {"holderIdentity": "ghost_1", "leaseDurationSeconds": DURATION.as_secs(), "renewTime": format!("{time:.6}")}});
+        plane.kubectl(&[
+            "-n",
+            "pinnace",
+            "patch",
+            "lease",
+            "pinnace",
+            "--type=merge",
+            "-p",
+            &spec.to_string(),
+        ]);
     };
     let holder = || {
         let lease: Value = plane.get_json(&["-n", "pinnace", "lease", "pinnace"]);
@@ -98,7 +114,11 @@ fn clocks_that_are_a_day_off_neither_take_the_lease_nor_keep_it(lab: &Lab, plane
         let holder = holder();
         ensure(holder.starts_with("node-1"), || holder)
     });
-    assert!(since.elapsed() > DURATION - Duration::from_secs(3), "it was given the time it asked for: {:?}", since.elapsed());
+    assert!(
+        since.elapsed() > DURATION - Duration::from_secs(3),
+        "it was given the time it asked for: {:?}",
+        since.elapsed()
+    );
     running.wait_log("gives addresses to Services");
     assert!(lab.client.tcp(running.address("default/web", Family::V4), 80).is_ok());
 }

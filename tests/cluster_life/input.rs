@@ -1,11 +1,11 @@
-//! What people get wrong, each on a Service of its own: its Events say what and its status says so, and the clients of the Service beside it
-//! notice nothing.
+//! What people get wrong, each on a Service of its own: its Events say what and its status says so,
+//! and the clients of the Service beside it notice nothing.
 
 use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -48,8 +48,14 @@ impl Cluster {
         plane.node_of(&lab.node);
         let file = lab.directory().join("pinnace.yaml");
         fs::write(&file, "pools: 10.88.0.200-10.88.0.219").expect("the settings");
-        let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS").unset("PINNACE_POOLS").set("PINNACE_NAMESPACE", "pinnace");
-        let pinnace = pinnace.set("PINNACE_CONFIG", file.display()).set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display());
+        let pinnace = lab
+            .pinnace()
+            .unset("PINNACE_MANIFESTS")
+            .unset("PINNACE_POOLS")
+            .set("PINNACE_NAMESPACE", "pinnace");
+        let pinnace = pinnace
+            .set("PINNACE_CONFIG", file.display())
+            .set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display());
         let running = pinnace.start_ready();
         running.wait_log("gives addresses to Services");
         Cluster { running, plane, lab }
@@ -64,7 +70,11 @@ impl Cluster {
         let told = event(&self.plane, reason, name, text);
         let object = &told["involvedObject"];
         let uid = self.plane.get_json(&["service", name])["metadata"]["uid"].clone();
-        assert_eq!((&told["type"], &object["kind"], &object["uid"]), (&json!("Warning"), &json!("Service"), &uid), "{told}");
+        assert_eq!(
+            (&told["type"], &object["kind"], &object["uid"]),
+            (&json!("Warning"), &json!("Service"), &uid),
+            "{told}"
+        );
     }
 
     /// Nobody is sent anywhere, and nobody answers there for it.
@@ -74,11 +84,15 @@ impl Cluster {
         assert_eq!(published(&self.plane, name), Vec::<IpAddr>::new(), "{name}");
     }
 
-    /// Its status names one address of the pool that no other status names, and a client is served there.
+    /// Its status names one address of the pool that no other status names, and a client is served
+    /// there.
     fn served(&self, name: &str) -> IpAddr {
         let vip = address(&self.plane, name, TAKEOVER);
-        let all = self.plane.get_json(&["services"])["items"].as_array().cloned().unwrap_or_default();
-        let holders = all.iter().filter(|object| object["status"]["loadBalancer"]["ingress"][0]["ip"] == json!(vip));
+        let all =
+            self.plane.get_json(&["services"])["items"].as_array().cloned().unwrap_or_default();
+        let holders = all
+            .iter()
+            .filter(|object| object["status"]["loadBalancer"]["ingress"][0]["ip"] == json!(vip));
         assert_eq!(holders.count(), 1, "{vip} is in one status");
         assert!((ip(HEALTHY)..=ip(219)).contains(&vip), "{name}: {vip}");
         eventually(&format!("{name} is served at {vip}"), PATIENCE, || {
@@ -101,7 +115,9 @@ fn each_is_told_about_its_own_mistake_and_the_neighbours_clients_notice_nothing(
     eventually("the first client is served", PATIENCE, || {
         cluster.lab.client.udp(ip(HEALTHY), 53).map(drop).map_err(|failure| failure.to_string())
     });
-    let version = |plane: &ControlPlane| plane.get_json(&["service", "healthy"])["metadata"]["resourceVersion"].clone();
+    let version = |plane: &ControlPlane| {
+        plane.get_json(&["service", "healthy"])["metadata"]["resourceVersion"].clone()
+    };
     let untouched = version(&cluster.plane);
     let prober = Prober::start(&cluster.lab.client, ip(HEALTHY), 53);
 
@@ -112,12 +128,27 @@ fn each_is_told_about_its_own_mistake_and_the_neighbours_clients_notice_nothing(
     a_pool_that_shrinks(&cluster);
 
     let trace = prober.stop();
-    println!("{} questions, {} lost, {:?} without an answer", trace.probes.len(), trace.lost(), trace.gap());
-    // Single questions are lost where the machine is busy with other things, and not for as long as anybody would notice.
-    assert!(trace.gap() < GAP && trace.lost() * 20 < trace.probes.len(), "{} lost, {:?} without an answer", trace.lost(), trace.gap());
+    println!(
+        "{} questions, {} lost, {:?} without an answer",
+        trace.probes.len(),
+        trace.lost(),
+        trace.gap()
+    );
+    // Single questions are lost where the machine is busy with other things, and not for as long as
+    // anybody would notice.
+    assert!(
+        trace.gap() < GAP && trace.lost() * 20 < trace.probes.len(),
+        "{} lost, {:?} without an answer",
+        trace.lost(),
+        trace.gap()
+    );
     assert_eq!(version(&cluster.plane), untouched, "nobody wrote to it");
     assert_eq!(published(&cluster.plane, "healthy"), [ip(HEALTHY)]);
-    let warnings = cluster.plane.get_json(&["events", "--field-selector", "type=Warning,involvedObject.name=healthy"]);
+    let warnings = cluster.plane.get_json(&[
+        "events",
+        "--field-selector",
+        "type=Warning,involvedObject.name=healthy",
+    ]);
     assert_eq!(warnings["items"], json!([]), "it did nothing wrong");
 
     classes_of_others(&mut cluster);
@@ -127,16 +158,32 @@ fn each_is_told_about_its_own_mistake_and_the_neighbours_clients_notice_nothing(
 fn annotations_that_make_no_sense(cluster: &Cluster) {
     let mode = "pinnace.dev/mode";
     let served = [
-        (demanding("garbage", "garbage"), "pinnace.dev/addresses: \"garbage\" is not an IP address"),
-        (named("sideways").annotation(mode, "sideways"), "annotation pinnace.dev/mode: \"sideways\" is no mode; write vip or node"),
+        (
+            demanding("garbage", "garbage"),
+            "pinnace.dev/addresses: \"garbage\" is not an IP address",
+        ),
+        (
+            named("sideways").annotation(mode, "sideways"),
+            "annotation pinnace.dev/mode: \"sideways\" is no mode; write vip or node",
+        ),
     ];
     let refused = [
-        (named("no-pool").annotation("pinnace.dev/pool", "nosuch"), "there is no pool nosuch; there are: "),
-        (demanding("outside", "10.88.0.230"), "10.88.0.230 is in no pool; add it to PINNACE_POOLS or ask for another"),
+        (
+            named("no-pool").annotation("pinnace.dev/pool", "nosuch"),
+            "there is no pool nosuch; there are: ",
+        ),
+        (
+            demanding("outside", "10.88.0.230"),
+            "10.88.0.230 is in no pool; add it to PINNACE_POOLS or ask for another",
+        ),
         (demanding("two", "10.88.0.206,10.88.0.207"), "two IPv4 addresses are asked for"),
         (demanding("other-family", "fd88::206"), "fd88::206 is not of a family in spec.ipFamilies"),
     ];
-    let all: String = served.iter().chain(&refused).map(|(service, _)| service.with_pods(cluster.pods())).collect();
+    let all: String = served
+        .iter()
+        .chain(&refused)
+        .map(|(service, _)| service.with_pods(cluster.pods()))
+        .collect();
     cluster.plane.apply(&all);
     let name = |service: &Service| service.key().trim_start_matches("default/").to_owned();
     for (service, text) in &served {
@@ -150,7 +197,11 @@ fn annotations_that_make_no_sense(cluster: &Cluster) {
 
     // At nodes with a pod behind it, of which there is none.
     cluster.plane.apply(&named("nowhere").node_mode().local().yaml());
-    cluster.told("nowhere", "UnAvailableLoadBalancer", "There are no available nodes for LoadBalancer");
+    cluster.told(
+        "nowhere",
+        "UnAvailableLoadBalancer",
+        "There are no available nodes for LoadBalancer",
+    );
     assert_eq!(published(&cluster.plane, "nowhere"), Vec::<IpAddr>::new());
 }
 
@@ -177,14 +228,25 @@ fn a_status_edited_by_hand(cluster: &Cluster) {
     let vip = cluster.served("edited");
     // Of another network, and of another Service.
     for foreign in ["203.0.113.9", "10.88.0.200"] {
-        cluster.plane.patch_status("service", "edited", &json!({"loadBalancer": {"ingress": [{"ip": foreign}]}}));
-        cluster.told("edited", FAILED, &format!("status.loadBalancer was changed by someone else to [{foreign}] and is put right"));
+        cluster.plane.patch_status(
+            "service",
+            "edited",
+            &json!({"loadBalancer": {"ingress": [{"ip": foreign}]}}),
+        );
+        cluster.told(
+            "edited",
+            FAILED,
+            &format!(
+                "status.loadBalancer was changed by someone else to [{foreign}] and is put right"
+            ),
+        );
         publishes(&cluster.plane, "edited", &[vip]);
         assert_eq!(cluster.served("edited"), vip, "nothing moved");
     }
 }
 
-/// Its type, its class and its policy, twenty times in a row, each as soon as the API server has taken the one before.
+/// Its type, its class and its policy, twenty times in a row, each as soon as the API server has
+/// taken the one before.
 fn one_that_cannot_make_up_its_mind(cluster: &Cluster) {
     let plane = &cluster.plane;
     plane.apply(&named("fickle").with_pods(cluster.pods()));
@@ -202,7 +264,10 @@ fn one_that_cannot_make_up_its_mind(cluster: &Cluster) {
             },
         );
     }
-    assert_eq!(plane.get_json(&["service", "fickle"])["spec"]["loadBalancerClass"], "pinnace.dev/pinnace");
+    assert_eq!(
+        plane.get_json(&["service", "fickle"])["spec"]["loadBalancerClass"],
+        "pinnace.dev/pinnace"
+    );
     cluster.served("fickle");
     cluster.running.wait_serving("default/fickle");
     event(plane, "DeletedLoadBalancer", "fickle", "no longer served on 10.88.0.2");
@@ -210,8 +275,13 @@ fn one_that_cannot_make_up_its_mind(cluster: &Cluster) {
     // Another's, and nothing of ours is left of it.
     let vip = published(plane, "fickle")[0];
     cluster.patch("fickle", &json!({"type": "ClusterIP", "loadBalancerClass": null}));
-    cluster.patch("fickle", &json!({"type": "LoadBalancer", "loadBalancerClass": "example.com/other"}));
-    cluster.running.wait_reason("default/fickle", "class example.com/other belongs to another implementation");
+    cluster.patch(
+        "fickle",
+        &json!({"type": "LoadBalancer", "loadBalancerClass": "example.com/other"}),
+    );
+    cluster
+        .running
+        .wait_reason("default/fickle", "class example.com/other belongs to another implementation");
     eventually("nobody answers there any more", PATIENCE, || {
         let found = cluster.lab.client.neighbour(vip);
         ensure(found.is_none(), || format!("{found:?}"))
@@ -223,18 +293,29 @@ fn one_that_cannot_make_up_its_mind(cluster: &Cluster) {
 fn a_pool_that_shrinks(cluster: &Cluster) {
     let plane = &cluster.plane;
     plane.apply(
-        &(demanding("demands", "10.88.0.215").with_pods(cluster.pods()) + &demanding("moves", "10.88.0.216").with_pods(cluster.pods())),
+        &(demanding("demands", "10.88.0.215").with_pods(cluster.pods())
+            + &demanding("moves", "10.88.0.216").with_pods(cluster.pods())),
     );
     publishes(plane, "demands", &[ip(215)]);
     publishes(plane, "moves", &[ip(216)]);
     plane.kubectl(&["annotate", "service", "moves", &format!("{ADDRESSES}-")]);
     cluster.running.wait_serving("default/moves");
-    assert_eq!((cluster.served("demands"), cluster.served("moves")), (ip(215), ip(216)), "nobody moves without need");
+    assert_eq!(
+        (cluster.served("demands"), cluster.served("moves")),
+        (ip(215), ip(216)),
+        "nobody moves without need"
+    );
 
-    fs::write(cluster.lab.directory().join("pinnace.yaml"), "pools: 10.88.0.200-10.88.0.209").expect("the settings");
+    fs::write(cluster.lab.directory().join("pinnace.yaml"), "pools: 10.88.0.200-10.88.0.209")
+        .expect("the settings");
     cluster.running.signal(Signal::HUP);
     cluster.refused("demands", "10.88.0.215 is in no pool");
-    let told = event(plane, "UpdatedLoadBalancer", "moves", "Updated LoadBalancer with new IPs: [10.88.0.216] -> [10.88.0.2");
+    let told = event(
+        plane,
+        "UpdatedLoadBalancer",
+        "moves",
+        "Updated LoadBalancer with new IPs: [10.88.0.216] -> [10.88.0.2",
+    );
     assert_eq!(told["type"], "Normal", "{told}");
     eventually("the other has an address that is left", PATIENCE, || {
         let found = published(plane, "moves");
@@ -252,19 +333,34 @@ fn a_pool_that_shrinks(cluster: &Cluster) {
 /// The same cluster with another class of ours, and without those that have none.
 fn classes_of_others(cluster: &mut Cluster) {
     assert!(cluster.running.terminate().success());
-    let pinnace = cluster.running.pinnace().clone().set("PINNACE_CLASS", "example.com/x").set("PINNACE_DEFAULT_CLASS", "false");
+    let pinnace = cluster
+        .running
+        .pinnace()
+        .clone()
+        .set("PINNACE_CLASS", "example.com/x")
+        .set("PINNACE_DEFAULT_CLASS", "false");
     cluster.running = pinnace.start_ready();
     cluster.running.wait_log("gives addresses to Services");
-    let classed = |service: Service, class: &str| service.spec(&format!("loadBalancerClass: {class}")).with_pods(cluster.pods());
+    let classed = |service: Service, class: &str| {
+        service.spec(&format!("loadBalancerClass: {class}")).with_pods(cluster.pods())
+    };
     let ours = classed(named("ours"), "example.com/x");
     let plane = &cluster.plane;
-    plane.apply(&(ours + &classed(named("theirs"), "pinnace.dev/pinnace") + &named("anybodys").with_pods(cluster.pods())));
+    plane.apply(
+        &(ours
+            + &classed(named("theirs"), "pinnace.dev/pinnace")
+            + &named("anybodys").with_pods(cluster.pods())),
+    );
     cluster.served("ours");
     for (name, class) in [("theirs", "pinnace.dev/pinnace"), ("anybodys", "(none)")] {
-        cluster.running.wait_reason(&format!("default/{name}"), &format!("class {class} belongs to another implementation"));
+        cluster.running.wait_reason(
+            &format!("default/{name}"),
+            &format!("class {class} belongs to another implementation"),
+        );
         assert_eq!(published(plane, name), Vec::<IpAddr>::new(), "{name}");
     }
-    // It was served before the class was another: its status is for others to change, and nobody answers for it.
+    // It was served before the class was another: its status is for others to change, and nobody
+    // answers for it.
     assert_eq!(published(plane, "healthy"), [ip(HEALTHY)]);
     assert_eq!(cluster.lab.client.neighbour(ip(HEALTHY)), None);
 }

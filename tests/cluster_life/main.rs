@@ -1,4 +1,5 @@
-//! A real cluster as it is lived in: nodes that come and go, other load balancers, a store that stands still, credentials that change.
+//! A real cluster as it is lived in: nodes that come and go, other load balancers, a store that
+//! stands still, credentials that change.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -34,7 +35,8 @@ fn published(plane: &ControlPlane, name: &str) -> Vec<IpAddr> {
 
 fn published_in(plane: &ControlPlane, namespace: &str, name: &str) -> Vec<IpAddr> {
     let object = plane.get_json(&["-n", namespace, "service", name]);
-    let entries = object["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+    let entries =
+        object["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
     entries.iter().filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect()
 }
 
@@ -52,15 +54,23 @@ fn publishes_in(plane: &ControlPlane, namespace: &str, name: &str, expected: &[I
 
 /// The first address of a Service, once it has one.
 fn address(plane: &ControlPlane, name: &str, patience: Duration) -> IpAddr {
-    eventually(&format!("{name} has an address"), patience, || published(plane, name).first().copied().ok_or_else(|| "none".to_owned()))
+    eventually(&format!("{name} has an address"), patience, || {
+        published(plane, name).first().copied().ok_or_else(|| "none".to_owned())
+    })
 }
 
 /// Waits for an Event about an object whose message contains this text.
 fn event(plane: &ControlPlane, reason: &str, name: &str, text: &str) -> Value {
     eventually(&format!("an Event {reason} about {name} that says {text:?}"), PATIENCE, || {
-        let found = plane.get_json(&["events", "--field-selector", &format!("reason={reason},involvedObject.name={name}")]);
+        let found = plane.get_json(&[
+            "events",
+            "--field-selector",
+            &format!("reason={reason},involvedObject.name={name}"),
+        ]);
         let all = found["items"].as_array().cloned().unwrap_or_default();
-        let found = all.iter().find(|event| event["message"].as_str().is_some_and(|message| message.contains(text)));
+        let found = all
+            .iter()
+            .find(|event| event["message"].as_str().is_some_and(|message| message.contains(text)));
         found.cloned().ok_or_else(|| plane.kubectl(&["get", "events"]))
     })
 }

@@ -1,9 +1,10 @@
-//! Three nodes: which addresses are published in node mode as nodes change, and that an excluded node is named.
+//! Three nodes: which addresses are published in node mode as nodes change, and that an excluded
+//! node is named.
 
 use std::fmt::Write;
 use std::net::{IpAddr, UdpSocket};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use serde_json::json;
 
 use super::lab::control_plane::{ControlPlane, Options};
@@ -27,7 +28,10 @@ impl Cluster {
         let plane = ControlPlane::start(Options::on(&trio.client).without_controllers());
         trio.nodes.iter().for_each(|node| plane.node_of(node));
         let start = |node: usize| {
-            let pinnace = trio.pinnace_on(node).unset("PINNACE_MANIFESTS").set("PINNACE_NAMESPACE", "pinnace");
+            let pinnace = trio
+                .pinnace_on(node)
+                .unset("PINNACE_MANIFESTS")
+                .set("PINNACE_NAMESPACE", "pinnace");
             pinnace.set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display()).start_ready()
         };
         let running = (0..NODES).map(start).collect();
@@ -36,14 +40,18 @@ impl Cluster {
 
     /// `name` with a ready pod on each of these nodes.
     fn endpoints(&self, name: &str, nodes: &[usize]) {
-        let endpoint = |node: &usize| Endpoint::ready(&self.trio.pods[*node]).on(&self.trio.nodes[*node].name);
+        let endpoint =
+            |node: &usize| Endpoint::ready(&self.trio.pods[*node]).on(&self.trio.nodes[*node].name);
         let endpoints: Vec<Endpoint> = nodes.iter().map(endpoint).collect();
         self.plane.apply(&slices(name, &[("http", "TCP", POD_PORTS[0])], &endpoints));
     }
 
     /// The internal addresses of these nodes, IPv4 first.
     fn internal(&self, nodes: &[usize]) -> Vec<IpAddr> {
-        Family::ALL.iter().flat_map(|family| nodes.iter().map(|node| self.trio.nodes[*node].address(*family))).collect()
+        Family::ALL
+            .iter()
+            .flat_map(|family| nodes.iter().map(|node| self.trio.nodes[*node].address(*family)))
+            .collect()
     }
 
     fn label(&self, node: usize, label: &str) {
@@ -52,10 +60,24 @@ impl Cluster {
 
     fn addresses_of(&self, node: usize, external: Option<&str>) {
         let host = &self.trio.nodes[node];
-        let internal = Family::ALL.map(|family| json!({"type": "InternalIP", "address": host.address(family)}));
-        let all: Vec<_> = external.map(|ip| json!({"type": "ExternalIP", "address": ip})).into_iter().chain(internal).collect();
-        let patch = json!([{"op": "replace", "path": "/status/addresses", "value": all}]).to_string();
-        self.plane.kubectl(&["patch", "node", &host.name, "--subresource=status", "--type=json", "-p", &patch]);
+        let internal = Family::ALL
+            .map(|family| json!({"type": "InternalIP", "address": host.address(family)}));
+        let all: Vec<_> = external
+            .map(|ip| json!({"type": "ExternalIP", "address": ip}))
+            .into_iter()
+            .chain(internal)
+            .collect();
+        let patch =
+            json!([{"op": "replace", "path": "/status/addresses", "value": all}]).to_string();
+        self.plane.kubectl(&[
+            "patch",
+            "node",
+            &host.name,
+            "--subresource=status",
+            "--type=json",
+            "-p",
+            &patch,
+        ]);
     }
 
     /// The status says this, and a client is served at each of the addresses, by these pods only.
@@ -106,7 +128,8 @@ fn addresses_of_nodes_are_published_as_servicelb_does_while_nodes_change_come_an
     cluster.endpoints("web", &[0, 1, 2]);
     cluster.served_at("web", &cluster.internal(&[0, 1, 2]));
 
-    // ServiceLB's label: on any node, and only those count where it is true; with the last one gone all do again.
+    // ServiceLB's label: on any node, and only those count where it is true; with the last one gone
+    // all do again.
     cluster.label(0, &format!("{ENABLE}=true"));
     cluster.label(1, &format!("{ENABLE}=false"));
     cluster.served_at("web", &cluster.internal(&[0]));
@@ -127,8 +150,9 @@ fn addresses_of_nodes_are_published_as_servicelb_does_while_nodes_change_come_an
     metrics_tell_who_writes_and_how_bfd_does(&cluster);
 }
 
-/// As people have it who opened the ports of their Services and of Kubernetes alone. The nodes see each other at Services' addresses all the
-/// same, so each knows what is wrong and says it about itself, where administrators look.
+/// As people have it who opened the ports of their Services and of Kubernetes alone. The nodes see
+/// each other at Services' addresses all the same, so each knows what is wrong and says it about
+/// itself, where administrators look.
 #[test]
 fn a_firewall_that_drops_bfd_between_the_nodes_is_named_with_its_port_in_an_event_and_in_status() {
     let cluster = Cluster::start();
@@ -136,12 +160,16 @@ fn a_firewall_that_drops_bfd_between_the_nodes_is_named_with_its_port_in_an_even
     plane.apply(&web("web").yaml());
     cluster.endpoints("web", &[0, 1, 2]);
     let vip = super::address(plane, "web", PATIENCE);
-    let served =
-        || eventually("a client is served", PATIENCE, || trio.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string()));
+    let served = || {
+        eventually("a client is served", PATIENCE, || {
+            trio.client.tcp(vip, 80).map(drop).map_err(|failure| failure.to_string())
+        })
+    };
     served();
     for node in 0..NODES {
         eventually("BFD sessions are up", PATIENCE, || {
-            let up = metric(&cluster.running[node], "pinnace_bfd_session_changes_total{state=\"up\"}");
+            let up =
+                metric(&cluster.running[node], "pinnace_bfd_session_changes_total{state=\"up\"}");
             ensure(up >= 4.0, || format!("{up} sessions on node-{}", node + 1))
         });
         assert!(cluster.warned(node, "BfdBlocked").is_err(), "nothing is blocked yet");
@@ -156,18 +184,27 @@ fn a_firewall_that_drops_bfd_between_the_nodes_is_named_with_its_port_in_an_even
     });
     let about = |field: &str| told["involvedObject"][field].as_str().unwrap_or_default();
     assert_eq!((&told["type"], about("kind")), (&json!("Warning"), "Node"), "{told}");
-    let witness = trio.nodes.iter().position(|node| node.name == about("name")).expect("one of the nodes says it of itself");
+    let witness = trio
+        .nodes
+        .iter()
+        .position(|node| node.name == about("name"))
+        .expect("one of the nodes says it of itself");
     let message = told["message"].as_str().unwrap_or_default();
-    let other =
-        (0..NODES).find(|node| message.contains(&format!("node {} is heard", trio.nodes[*node].name))).expect("it names the other node");
+    let other = (0..NODES)
+        .find(|node| message.contains(&format!("node {} is heard", trio.nodes[*node].name)))
+        .expect("it names the other node");
     assert_ne!(witness, other, "{message}");
     for address in cluster.internal(&[other]) {
-        assert!(message.contains("UDP port 3784") && message.contains(&address.to_string()), "{address}: {message}");
+        assert!(
+            message.contains("UDP port 3784") && message.contains(&address.to_string()),
+            "{address}: {message}"
+        );
     }
     // The same sentence wherever somebody looks.
     cluster.running[witness].wait_log(message);
     eventually("its status says so", PATIENCE, || cluster.warned(witness, message));
-    let status = String::from_utf8(cluster.running[witness].pinnace().run(&["status"]).stdout).expect("text");
+    let status = String::from_utf8(cluster.running[witness].pinnace().run(&["status"]).stdout)
+        .expect("text");
     assert!(status.contains("3784"), "{status}");
     served();
 
@@ -188,17 +225,28 @@ fn metric(running: &Running, name: &str) -> f64 {
 }
 
 fn metrics_tell_who_writes_and_how_bfd_does(cluster: &Cluster) {
-    let writers: Vec<f64> = cluster.running.iter().map(|running| metric(running, "pinnace_writer")).collect();
+    let writers: Vec<f64> =
+        cluster.running.iter().map(|running| metric(running, "pinnace_writer")).collect();
     let writer = writers.iter().position(|writer| *writer == 1.0).expect("somebody writes");
     assert_eq!(writers.iter().sum::<f64>(), 1.0, "{writers:?}");
     for running in &cluster.running {
-        assert_eq!(metric(running, &format!("pinnace_lease_holder{{node=\"node-{}\"}}", writer + 1)), 1.0);
-        let (sent, received) = (metric(running, "pinnace_bfd_packets_sent_total"), metric(running, "pinnace_bfd_packets_received_total"));
+        assert_eq!(
+            metric(running, &format!("pinnace_lease_holder{{node=\"node-{}\"}}", writer + 1)),
+            1.0
+        );
+        let (sent, received) = (
+            metric(running, "pinnace_bfd_packets_sent_total"),
+            metric(running, "pinnace_bfd_packets_received_total"),
+        );
         assert!(sent > 100.0 && received > 100.0, "{sent} sent, {received} received");
-        assert!(metric(running, "pinnace_bfd_session_changes_total{state=\"up\"}") >= 2.0, "a session with each of the two others");
+        assert!(
+            metric(running, "pinnace_bfd_session_changes_total{state=\"up\"}") >= 2.0,
+            "a session with each of the two others"
+        );
         assert_eq!(metric(running, "pinnace_events_dropped_total"), 0.0);
     }
-    // What is no BFD is counted by what is wrong with it, unless version or length tell the kernel already.
+    // What is no BFD is counted by what is wrong with it, unless version or length tell the kernel
+    // already.
     let node = &cluster.running[0];
     let before = metric(node, "pinnace_bfd_packets_discarded_total{reason=\"malformed\"}");
     cluster.trio.client.ns.enter(|| {
@@ -230,16 +278,24 @@ fn an_excluded_node_is_named_in_both_modes(cluster: &Cluster) {
     cluster.served_at("web", &cluster.internal(&[1, 2]));
     answers(&|owner| owner != 0, "another node answers for the virtual address");
     let told = event(plane, "NodeExcluded", "node-1", EXCLUDE);
-    assert_eq!((&told["type"], &told["involvedObject"]["kind"]), (&json!("Warning"), &json!("Node")));
+    assert_eq!(
+        (&told["type"], &told["involvedObject"]["kind"]),
+        (&json!("Warning"), &json!("Node"))
+    );
     cluster.running[0].wait_log("node node-1 has the label");
     for running in 0..NODES {
-        eventually("every node's status says so", PATIENCE, || cluster.warned(running, "node node-1 has the label"));
+        eventually("every node's status says so", PATIENCE, || {
+            cluster.warned(running, "node node-1 has the label")
+        });
     }
-    let status = String::from_utf8(cluster.running[1].pinnace().run(&["status"]).stdout).expect("text");
+    let status =
+        String::from_utf8(cluster.running[1].pinnace().run(&["status"]).stdout).expect("text");
     assert!(status.contains("remove the label to serve there"), "{status}");
 
     cluster.label(0, &format!("{EXCLUDE}-"));
     cluster.served_at("web", &cluster.internal(&[0, 1, 2]));
     event(plane, "NodeIncluded", "node-1", "takes part in load balancing again");
-    eventually("nobody warns of it any more", PATIENCE, || ensure(cluster.warned(1, "node-1").is_err(), || "it does".to_owned()));
+    eventually("nobody warns of it any more", PATIENCE, || {
+        ensure(cluster.warned(1, "node-1").is_err(), || "it does".to_owned())
+    });
 }

@@ -1,8 +1,9 @@
-//! Pools that are not open to everybody, and addresses that Services share: what the API says, and what a client reaches.
+//! Pools that are not open to everybody, and addresses that Services share: what the API says, and
+//! what a client reaches.
 
 use std::net::IpAddr;
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use serde_json::json;
 
 use super::lab::control_plane::{ControlPlane, Options};
@@ -19,7 +20,11 @@ fn both(host: u16) -> [IpAddr; 2] {
 }
 
 fn in_shop(service: &Service, pods: &[Host]) -> String {
-    service.clone().annotation("pinnace.dev/pool", "shop").with_pods(pods).replace("namespace: default", "namespace: shop")
+    service
+        .clone()
+        .annotation("pinnace.dev/pool", "shop")
+        .with_pods(pods)
+        .replace("namespace: default", "namespace: shop")
 }
 
 #[test]
@@ -27,22 +32,44 @@ fn a_pool_of_one_namespace_serves_its_services_and_others_are_told_why_not() {
     let lab = Lab::new(2, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
-    let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS").set("PINNACE_POOLS", POOLS).set("PINNACE_NAMESPACE", "pinnace");
-    let running = pinnace.set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display()).start_ready();
+    let pinnace = lab
+        .pinnace()
+        .unset("PINNACE_MANIFESTS")
+        .set("PINNACE_POOLS", POOLS)
+        .set("PINNACE_NAMESPACE", "pinnace");
+    let running =
+        pinnace.set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display()).start_ready();
     running.wait_log("gives addresses to Services");
     plane.kubectl(&["create", "namespace", "shop"]);
 
     // First the one that may not, so that every address of the pool is free for it.
     plane.apply(&web("web").annotation("pinnace.dev/pool", "shop").with_pods(&lab.pods[..1]));
-    let told = event(&plane, "SyncLoadBalancerFailed", "web", "pool shop is not open to namespace default");
-    assert_eq!((&told["type"], &told["involvedObject"]["namespace"]), (&json!("Warning"), &json!("default")), "{told}");
+    let told = event(
+        &plane,
+        "SyncLoadBalancerFailed",
+        "web",
+        "pool shop is not open to namespace default",
+    );
+    assert_eq!(
+        (&told["type"], &told["involvedObject"]["namespace"]),
+        (&json!("Warning"), &json!("default")),
+        "{told}"
+    );
     running.wait_phase("default/web", "Refused");
 
     // Its own, and two that share one address: by protocol, each with pods of its own.
-    let (tcp, udp) = (service("dns-tcp").port("dns", "TCP", 53), service("dns-udp").port("dns", "UDP", 53));
-    let [tcp, udp] =
-        [tcp, udp].map(|service| service.annotation(SHARED, "dns").annotation("pinnace.dev/addresses", "10.88.0.235,fd88::235"));
-    plane.apply(&(in_shop(&web("web"), &lab.pods) + &in_shop(&tcp, &lab.pods[..1]) + &in_shop(&udp, &lab.pods[1..])));
+    let (tcp, udp) =
+        (service("dns-tcp").port("dns", "TCP", 53), service("dns-udp").port("dns", "UDP", 53));
+    let [tcp, udp] = [tcp, udp].map(|service| {
+        service
+            .annotation(SHARED, "dns")
+            .annotation("pinnace.dev/addresses", "10.88.0.235,fd88::235")
+    });
+    plane.apply(
+        &(in_shop(&web("web"), &lab.pods)
+            + &in_shop(&tcp, &lab.pods[..1])
+            + &in_shop(&udp, &lab.pods[1..])),
+    );
     for (name, expected) in [("web", both(230)), ("dns-tcp", both(235)), ("dns-udp", both(235))] {
         publishes_in(&plane, "shop", name, &expected);
         running.wait_serving(&format!("shop/{name}"));
@@ -55,9 +82,14 @@ fn a_pool_of_one_namespace_serves_its_services_and_others_are_told_why_not() {
         assert_eq!(lab.client.tcp(vip, 53).map(|reply| reply.pod), Ok("pod-1".to_owned()), "{vip}");
         assert_eq!(lab.client.udp(vip, 53).map(|reply| reply.pod), Ok("pod-2".to_owned()), "{vip}");
     }
-    assert_eq!(published(&plane, "web"), Vec::<IpAddr>::new(), "it is as before for the one that may not");
+    assert_eq!(
+        published(&plane, "web"),
+        Vec::<IpAddr>::new(),
+        "it is as before for the one that may not"
+    );
 
-    // With a pool that is open to it; and whoever asks for none is not given the one that is to be asked for.
+    // With a pool that is open to it; and whoever asks for none is not given the one that is to be
+    // asked for.
     plane.kubectl(&["annotate", "--overwrite", "service", "web", "pinnace.dev/pool=lan"]);
     plane.apply(&web("other").with_pods(&lab.pods[1..]));
     publishes(&plane, "web", &both(200));

@@ -1,16 +1,16 @@
-//! The API server as source, on the real one: what is served follows it, and goes on whatever becomes of it.
+//! The API server as source, on the real one: what is served follows it, and goes on whatever
+//! becomes of it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
+use std::{fs, thread};
 
 use k8s_openapi::jiff::Timestamp;
 use lab::control_plane::{Component, ControlPlane, Options};
 use lab::manifests::web;
 use lab::{Lab, Pinnace, Running, ensure, eventually};
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use serde_json::json;
 
 #[path = "../lab/mod.rs"]
@@ -29,7 +29,8 @@ fn cluster() -> (Lab, ControlPlane) {
     (lab, api)
 }
 
-/// Gives a Service its addresses, as the node that holds the Lease would: what is recorded in the status is served by every node.
+/// Gives a Service its addresses, as the node that holds the Lease would: what is recorded in the
+/// status is served by every node.
 fn record(api: &ControlPlane, service: &str, last: u8) {
     let ingress = json!([{"ip": format!("10.88.0.{last}"), "ipMode": "VIP"}, {"ip": format!("fd88::{last}"), "ipMode": "VIP"}]);
     api.patch_status("service", service, &json!({"loadBalancer": {"ingress": ingress}}));
@@ -94,14 +95,22 @@ fn a_service_made_with_kubectl_is_served_and_followed() {
     // As the controllers date what they write.
     let slices = api.get_json(&["endpointslices", "-l", "kubernetes.io/service-name=web"]);
     let name = slices["items"][0]["metadata"]["name"].as_str().expect("a name");
-    let then = Timestamp::try_from(SystemTime::now() - Duration::from_secs(5)).expect("a time").to_string();
+    let then = Timestamp::try_from(SystemTime::now() - Duration::from_secs(5))
+        .expect("a time")
+        .to_string();
     let dated = json!({"metadata": {"annotations": {"endpoints.kubernetes.io/last-change-trigger-time": then}}, "endpoints": []});
     api.kubectl(&["patch", "endpointslice", name, "--type=merge", "-p", &dated.to_string()]);
     eventually("the whole way from the change is measured", PATIENCE, || {
         let (_, text) = running.pinnace().http("/metrics")?;
-        let number = |what| text.lines().find_map(|line| line.strip_prefix("pinnace_last_change_duration_seconds_")?.strip_prefix(what));
+        let number = |what| {
+            text.lines().find_map(|line| {
+                line.strip_prefix("pinnace_last_change_duration_seconds_")?.strip_prefix(what)
+            })
+        };
         let seconds: f64 = number("sum ").and_then(|sum| sum.parse().ok()).unwrap_or_default();
-        ensure(number("count ") == Some("1") && (5.0..60.0).contains(&seconds), || format!("{:?} in {seconds} s", number("count ")))
+        ensure(number("count ") == Some("1") && (5.0..60.0).contains(&seconds), || {
+            format!("{:?} in {seconds} s", number("count "))
+        })
     });
 
     api.apply(&web("later").with_pods(&lab.pods));
@@ -161,8 +170,13 @@ fn a_node_that_starts_during_an_outage_serves_within_a_second() {
     api.stop(Component::ApiServer);
     let since = Instant::now();
     let second = pinnace(&lab, &api).start();
-    // Not by asking the client: an attempt that comes too early costs it a second, as long as TCP waits before it tries again.
-    while !second.pinnace().http("/state").is_ok_and(|(_, state)| state.contains("\"phase\":\"Serving\"")) {
+    // Not by asking the client: an attempt that comes too early costs it a second, as long as TCP
+    // waits before it tries again.
+    while !second
+        .pinnace()
+        .http("/state")
+        .is_ok_and(|(_, state)| state.contains("\"phase\":\"Serving\""))
+    {
         assert!(since.elapsed() < PATIENCE, "not served from the snapshot");
     }
     let took = since.elapsed();
@@ -215,7 +229,8 @@ fn servers_that_fail_are_named_with_how_and_recovery_needs_nobody() {
         ("refuse", "does not answer"),
     ] {
         api.faults(fault);
-        // Frozen connections stay and are noticed all the same; watches that go on know nothing of a fault before they end.
+        // Frozen connections stay and are noticed all the same; watches that go on know nothing of
+        // a fault before they end.
         if fault != "freeze" {
             api.faults("cut");
         }
@@ -242,7 +257,8 @@ fn a_connection_that_is_cut_is_made_again_and_nothing_is_missed() {
     running.recovers();
 }
 
-/// The connection lives, the other watches bring what they should: a gateway, or the server, has lost this one.
+/// The connection lives, the other watches bring what they should: a gateway, or the server, has
+/// lost this one.
 #[test]
 fn a_watch_that_alone_says_nothing_any_more_is_resumed() {
     let (lab, api) = cluster();
@@ -292,19 +308,31 @@ fn another_server_is_asked_when_one_does_not_answer() {
     one_that_dies_while_it_is_watched_is_replaced(&lab, &mut api);
 }
 
-/// Killed; frozen, which no connection tells; and answering pings but no question, which those see who have asked. What changes afterwards is
-/// heard from the other one.
+/// Killed; frozen, which no connection tells; and answering pings but no question, which those see
+/// who have asked. What changes afterwards is heard from the other one.
 fn one_that_dies_while_it_is_watched_is_replaced(lab: &Lab, api: &mut ControlPlane) {
     let kubeconfig = api.kubeconfig_with_faults("pinnace");
     let text = fs::read_to_string(&kubeconfig).expect("a kubeconfig");
-    let mortal = text.split_once("server: \"").expect("it names the server").1.split('"').next().expect("a quote");
+    let mortal = text
+        .split_once("server: \"")
+        .expect("it names the server")
+        .1
+        .split('"')
+        .next()
+        .expect("a quote");
     for (death, pod) in [("killed", 1), ("stopped", 0), ("mute", 1)] {
         fs::remove_file(lab.directory().join("log")).expect("the log of the one before");
-        let running = pinnace_with(lab, &kubeconfig).set("PINNACE_API_SERVERS", format!("{mortal},{}", api.url())).start_ready();
+        let running = pinnace_with(lab, &kubeconfig)
+            .set("PINNACE_API_SERVERS", format!("{mortal},{}", api.url()))
+            .start_ready();
         running.wait_serving("default/web");
         served_by(lab, &running, 1 - pod);
         running.recovers();
-        assert!(!running.log().contains("trying the next one"), "the first one is watched: {}", running.log());
+        assert!(
+            !running.log().contains("trying the next one"),
+            "the first one is watched: {}",
+            running.log()
+        );
         match death {
             "killed" => api.stop(Component::Faults),
             "stopped" => api.freeze(Component::Faults),
@@ -323,12 +351,17 @@ fn one_that_dies_while_it_is_watched_is_replaced(lab: &Lab, api: &mut ControlPla
     }
 }
 
-/// What is below one directory is replaced by one file, as seen by this thread and what it starts from now on.
+/// What is below one directory is replaced by one file, as seen by this thread and what it starts
+/// from now on.
 fn with_file(path: &str, text: &str) {
     let below = |top: &str| Path::new(path).starts_with(top);
-    let top = ["/etc", "/var/lib"].into_iter().find(|top| below(top)).expect("a directory of the host");
+    let top =
+        ["/etc", "/var/lib"].into_iter().find(|top| below(top)).expect("a directory of the host");
     for arguments in [&["--make-rprivate", "/"][..], &["-t", "tmpfs", "none", top][..]] {
-        assert!(Command::new("mount").args(arguments).status().expect("mount").success(), "mount {arguments:?}");
+        assert!(
+            Command::new("mount").args(arguments).status().expect("mount").success(),
+            "mount {arguments:?}"
+        );
     }
     fs::create_dir_all(Path::new(path).parent().expect("a directory")).expect("a directory");
     fs::write(path, text).expect("a file");
@@ -340,21 +373,28 @@ fn on_a_k3s_host_its_credentials_are_found_and_named() {
     const AGENT: &str = "/var/lib/rancher/k3s/agent/kubeproxy.kubeconfig";
     let (lab, api) = cluster();
     api.node_of(&lab.node);
-    // On a server both are there, and only one of them may give addresses; on an agent there is the one that may read.
+    // On a server both are there, and only one of them may give addresses; on an agent there is the
+    // one that may read.
     let servers = (&[(SERVER, "admin"), (AGENT, "read-only")][..], SERVER, "later");
     let agents = (&[(AGENT, "read-only")][..], AGENT, "web");
     for (files, used, service) in [servers, agents] {
-        let texts = files.iter().map(|(path, identity)| (*path, fs::read_to_string(api.kubeconfig(identity)).expect("a kubeconfig")));
+        let texts = files.iter().map(|(path, identity)| {
+            (*path, fs::read_to_string(api.kubeconfig(identity)).expect("a kubeconfig"))
+        });
         let texts: Vec<_> = texts.collect();
         let pinnace = lab.pinnace().unset("PINNACE_MANIFESTS");
         let inside = move || {
-            // SAFETY: nothing that this thread does relies on sharing its directories with the other threads.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("root may have mounts of its own");
+            // SAFETY: nothing that this thread does relies on sharing its directories with the
+            // other threads.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+                .expect("root may have mounts of its own");
             texts.iter().for_each(|(path, text)| with_file(path, text));
             pinnace.start_ready()
         };
         let mut running = thread::spawn(inside).join().expect("pinnace is started");
-        running.wait_log(&format!("serving from the Kubernetes API with {used}, found on this K3s host"));
+        running.wait_log(&format!(
+            "serving from the Kubernetes API with {used}, found on this K3s host"
+        ));
         if service == "later" {
             api.apply(&web(service).with_pods(&lab.pods));
         }
@@ -374,8 +414,20 @@ fn credentials_that_may_not_read_are_told_what_is_missing() {
     running.complains("(401)");
     replace(&file, &fs::read_to_string(api.kubeconfig("nobody")).expect("a kubeconfig"));
     running.complains("grant get, list and watch");
-    api.kubectl(&["create", "clusterrole", "reader", "--verb=get,list,watch", "--resource=services,nodes,endpointslices.discovery.k8s.io"]);
-    api.kubectl(&["create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=nobody"]);
+    api.kubectl(&[
+        "create",
+        "clusterrole",
+        "reader",
+        "--verb=get,list,watch",
+        "--resource=services,nodes,endpointslices.discovery.k8s.io",
+    ]);
+    api.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "reader",
+        "--clusterrole=reader",
+        "--user=nobody",
+    ]);
     running.recovers();
     running.wait_serving("default/web");
 }
@@ -391,13 +443,22 @@ fn a_kubeconfig_replaced_on_disk_is_used_and_a_broken_one_is_not() {
     running.wait_log("going on with the credentials from before");
     api.apply(&web("web").with_pods(&lab.pods[1..]));
     served_by(&lab, &running, 1);
-    // The token in use becomes somebody else's, without rights; only the new file knows the new one.
+    // The token in use becomes somebody else's, without rights; only the new file knows the new
+    // one.
     let new = with_token(&api, "pinnace", "new-token");
     api.stop(Component::ApiServer);
     let tokens = api.directory().join("tokens.csv");
     let listed = fs::read_to_string(&tokens).expect("the tokens");
-    let (old, rest) = listed.lines().find(|line| line.contains(":pinnace:pinnace")).expect("its token").split_once(',').expect("a comma");
-    replace(&tokens, &format!("{}\nnew-token,{rest}\n", listed.replace(rest, "stranger,stranger").trim_end()));
+    let (old, rest) = listed
+        .lines()
+        .find(|line| line.contains(":pinnace:pinnace"))
+        .expect("its token")
+        .split_once(',')
+        .expect("a comma");
+    replace(
+        &tokens,
+        &format!("{}\nnew-token,{rest}\n", listed.replace(rest, "stranger,stranger").trim_end()),
+    );
     assert!(good.contains(old), "the file in use has the token that was withdrawn");
     api.resume(Component::ApiServer);
     running.complains("403");
@@ -436,11 +497,16 @@ fn without_a_source_or_with_two_it_says_what_to_set() {
     let output = lab.pinnace().unset("PINNACE_MANIFESTS").run(&["run"]);
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{complaint}");
-    for word in ["PINNACE_KUBECONFIG", "PINNACE_MANIFESTS", "service account", "/etc/rancher/k3s/k3s.yaml"] {
+    for word in
+        ["PINNACE_KUBECONFIG", "PINNACE_MANIFESTS", "service account", "/etc/rancher/k3s/k3s.yaml"]
+    {
         assert!(complaint.contains(word), "{word} is not named:\n{complaint}");
     }
     let output = lab.pinnace().set("PINNACE_KUBECONFIG", "/k").run(&["run"]);
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{complaint}");
-    assert!(complaint.contains("PINNACE_MANIFESTS and PINNACE_KUBECONFIG are both set"), "{complaint}");
+    assert!(
+        complaint.contains("PINNACE_MANIFESTS and PINNACE_KUBECONFIG are both set"),
+        "{complaint}"
+    );
 }

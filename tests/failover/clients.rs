@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 use super::lab::manifests::{Service, service};
 use super::lab::trio::{Blow, Cluster};
@@ -24,7 +24,8 @@ pub fn addresses(cluster: &Cluster, service: &Service) -> [IpAddr; 2] {
     vips
 }
 
-/// ClientIP affinity: the nodes have nothing to tell each other, and name the same pod for the same client.
+/// ClientIP affinity: the nodes have nothing to tell each other, and name the same pod for the same
+/// client.
 #[test]
 fn a_client_with_affinity_finds_its_pod_again_behind_another_node() {
     let mut cluster = Cluster::start(&[]);
@@ -46,7 +47,9 @@ fn a_client_with_affinity_finds_its_pod_again_behind_another_node() {
     for (vip, family) in vips.into_iter().zip(Family::ALL) {
         for source in (120..136).map(|host| lan(family, host)) {
             cluster.trio.client.add_address(source);
-            let ask = || cluster.trio.client.tcp_from(source, vip, 80).map_err(|failure| failure.to_string());
+            let ask = || {
+                cluster.trio.client.tcp_from(source, vip, 80).map_err(|failure| failure.to_string())
+            };
             pods.push((source, vip, eventually("an answer", Duration::from_secs(10), ask).pod));
         }
     }
@@ -63,8 +66,9 @@ fn a_client_with_affinity_finds_its_pod_again_behind_another_node() {
     }
 }
 
-/// Connections are known to the node they go through, and to no other. Those of a dead node cannot go on, though their pod lives; their clients
-/// are told at once, where silence would keep them waiting for minutes. Nobody else notices.
+/// Connections are known to the node they go through, and to no other. Those of a dead node cannot
+/// go on, though their pod lives; their clients are told at once, where silence would keep them
+/// waiting for minutes. Nobody else notices.
 #[test]
 fn connections_through_a_dead_node_are_reset_and_all_others_go_on() {
     let mut cluster = Cluster::start(&[]);
@@ -75,8 +79,10 @@ fn connections_through_a_dead_node_are_reset_and_all_others_go_on() {
         service(name).annotation("pinnace.dev/prefer-nodes", preferred).port("http", "TCP", 80)
     };
     let (through_victim, through_other) = (prefers("struck", victim), prefers("spared", other));
-    // In one file: with manifests every node gives addresses by itself, in the order in which it learns of Services.
-    let texts = [&through_victim, &through_other].map(|service| with_pods_on(&cluster, service, &[other, third]));
+    // In one file: with manifests every node gives addresses by itself, in the order in which it
+    // learns of Services.
+    let texts = [&through_victim, &through_other]
+        .map(|service| with_pods_on(&cluster, service, &[other, third]));
     cluster.apply("both.yaml", &texts.concat());
     let open = |service: &Service, owner: usize| {
         addresses(&cluster, service).map(|vip| {
@@ -98,18 +104,35 @@ fn connections_through_a_dead_node_are_reset_and_all_others_go_on() {
 
     let begin = cluster.strike(victim, Blow::PowerLoss);
     for (vip, mut connection, pod) in spared.into_iter().flatten() {
-        assert_eq!(connection.ask().map(|reply| reply.pod), Ok(pod), "{vip}: a connection through a node that lives");
+        assert_eq!(
+            connection.ask().map(|reply| reply.pod),
+            Ok(pod),
+            "{vip}: a connection through a node that lives"
+        );
     }
     for (vip, ..) in struck.iter().flatten() {
-        eventually("another owner", Duration::from_secs(2), || cluster.owner(*vip, &others(victim)));
+        eventually("another owner", Duration::from_secs(2), || {
+            cluster.owner(*vip, &others(victim))
+        });
     }
     println!("other owners after {:?}", begin.elapsed());
     for (vip, mut connection, pod) in struck.into_iter().flatten() {
         let asked = Instant::now();
         let answer = connection.ask();
         let reset = matches!(&answer, Err(Failure::Other(why)) if why.contains("reset"));
-        assert!(reset, "{vip}: a connection through the dead node to {pod}, after {:?}: {answer:?}", asked.elapsed());
-        assert!(asked.elapsed() < patient(Duration::from_secs(1)), "{vip}: told only after {:?}", asked.elapsed());
-        assert!(cluster.trio.client.tcp(vip, 80).is_ok(), "{vip}: whoever connects again is served");
+        assert!(
+            reset,
+            "{vip}: a connection through the dead node to {pod}, after {:?}: {answer:?}",
+            asked.elapsed()
+        );
+        assert!(
+            asked.elapsed() < patient(Duration::from_secs(1)),
+            "{vip}: told only after {:?}",
+            asked.elapsed()
+        );
+        assert!(
+            cluster.trio.client.tcp(vip, 80).is_ok(),
+            "{vip}: whoever connects again is served"
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 use super::lab::manifests::service;
 use super::lab::trio::{Blow, Cluster};
@@ -30,7 +30,9 @@ fn a_node_that_stops_says_so_until_it_is_gone() {
 
     let begin = cluster.strike(victim, Blow::Terminated);
     let (mut draining, mut slowest) = (Vec::new(), Duration::ZERO);
-    for path in ["/healthz", "/readyz", "/state", "/metrics", "/services/default/probe"].iter().cycle() {
+    for path in
+        ["/healthz", "/readyz", "/state", "/metrics", "/services/default/probe"].iter().cycle()
+    {
         let asked = Instant::now();
         let answer = cluster.running(victim).pinnace().http(path);
         slowest = slowest.max(asked.elapsed());
@@ -40,20 +42,28 @@ fn a_node_that_stops_says_so_until_it_is_gone() {
             Ok((200, _)) if *path != "/healthz" || draining.is_empty() => {}
             // The end. How long it said so tells whether that came too early.
             Err(_) if !draining.is_empty() => break,
-            other => panic!("{path} {:?} after SIGTERM, {} answers later: {other:?}", begin.elapsed(), draining.len()),
+            other => panic!(
+                "{path} {:?} after SIGTERM, {} answers later: {other:?}",
+                begin.elapsed(),
+                draining.len()
+            ),
         }
         thread::sleep(Duration::from_millis(5));
         assert!(begin.elapsed() < patient(Duration::from_secs(10)), "it does not end");
     }
     let said_for = *draining.last().expect("it said so") - draining[0];
-    println!("it said so {} times within {said_for:?}, the slowest answer took {slowest:?}", draining.len());
+    println!(
+        "it said so {} times within {said_for:?}, the slowest answer took {slowest:?}",
+        draining.len()
+    );
     assert!(said_for >= Duration::from_millis(700), "it said so for {said_for:?} only");
     assert!(slowest < patient(Duration::from_millis(500)), "an answer took {slowest:?}");
     cluster.trio.lan.output("nft", &["delete table bridge deaf"]);
     cluster.heal(victim, Blow::Terminated);
 }
 
-/// externalTrafficPolicy Local: the last pod on the owner goes, and the address with it, to where there is one; pods see who asks all the while.
+/// externalTrafficPolicy Local: the last pod on the owner goes, and the address with it, to where
+/// there is one; pods see who asks all the while.
 #[test]
 fn an_address_of_policy_local_follows_the_pods_and_the_client_stays_visible() {
     let cluster = Cluster::start(&[]);
@@ -62,10 +72,14 @@ fn an_address_of_policy_local_follows_the_pods_and_the_client_stays_visible() {
     cluster.apply("local.yaml", &with_pods_on(&cluster, &local, &ALL));
     cluster.running(0).wait_serving("default/local");
     let vips = Family::ALL.map(|family| cluster.running(0).address("default/local", family));
-    let owners = vips.map(|vip| eventually("an owner", Duration::from_secs(10), || cluster.owner(vip, &ALL)));
+    let owners = vips
+        .map(|vip| eventually("an owner", Duration::from_secs(10), || cluster.owner(vip, &ALL)));
     let loser = owners[0];
-    let answered = |vip: IpAddr| cluster.trio.client.udp(vip, 53).map(drop).map_err(|failure| failure.to_string());
-    vips.iter().for_each(|vip| eventually("it is served", Duration::from_secs(5), || answered(*vip)));
+    let answered = |vip: IpAddr| {
+        cluster.trio.client.udp(vip, 53).map(drop).map_err(|failure| failure.to_string())
+    };
+    vips.iter()
+        .for_each(|vip| eventually("it is served", Duration::from_secs(5), || answered(*vip)));
 
     let probers = vips.map(|vip| Prober::start(&cluster.trio.client, vip, 53));
     thread::sleep(Duration::from_millis(300));
@@ -75,13 +89,26 @@ fn an_address_of_policy_local_follows_the_pods_and_the_client_stays_visible() {
     thread::sleep(bound + Duration::from_secs(1));
     for ((prober, vip), family) in probers.into_iter().zip(vips).zip(Family::ALL) {
         let trace = prober.stop();
-        println!("{vip}: {:?} without an answer, {} of {} lost", trace.gap(), trace.lost(), trace.probes.len());
+        println!(
+            "{vip}: {:?} without an answer, {} of {} lost",
+            trace.gap(),
+            trace.lost(),
+            trace.probes.len()
+        );
         assert!(trace.gap() <= bound, "{vip}: {:?} without an answer", trace.gap());
         let sources = trace.by(|reply| reply.peer.ip());
-        assert_eq!(sources.into_keys().collect::<Vec<_>>(), [cluster.trio.client.address(family)], "{vip}: what the pods saw");
+        assert_eq!(
+            sources.into_keys().collect::<Vec<_>>(),
+            [cluster.trio.client.address(family)],
+            "{vip}: what the pods saw"
+        );
         let after = trace.since(begin + bound);
         let owner = cluster.owner(vip, &others(loser)).expect("an owner that has a pod");
-        assert_eq!(after.by(|reply| reply.pod.clone()).into_keys().collect::<Vec<_>>(), [cluster.trio.pods[owner].name.clone()], "{vip}");
+        assert_eq!(
+            after.by(|reply| reply.pod.clone()).into_keys().collect::<Vec<_>>(),
+            [cluster.trio.pods[owner].name.clone()],
+            "{vip}"
+        );
         assert_eq!(after.lost(), 0, "{vip}: questions without an answer");
     }
 }

@@ -1,14 +1,14 @@
-//! What a node is busy with, or cannot do, costs no session: the others do not take it for dead, and an address does not move.
+//! What a node is busy with, or cannot do, costs no session: the others do not take it for dead,
+//! and an address does not move.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 use super::ALL;
 use super::lab::trio::Cluster;
@@ -22,14 +22,18 @@ const FILE: usize = 100;
 
 /// Every session there is outlives the load, and both addresses stay where they are.
 pub fn unmoved(cluster: &Cluster, load: impl FnOnce()) {
-    let owners = Family::ALL.map(|family| cluster.owner(cluster.vip(family), &ALL).expect("an owner"));
+    let owners =
+        Family::ALL.map(|family| cluster.owner(cluster.vip(family), &ALL).expect("an owner"));
     let before = cluster.sessions().expect("sessions");
     let begin = Instant::now();
     load();
     let passed = begin.elapsed().as_secs();
     let after = eventually("every node answers", Duration::from_secs(20), || cluster.sessions());
     println!("{passed} s of load: the youngest session has {after} s, before {before} s");
-    assert!(after + 1 >= before + passed, "a session was lost: the youngest has {after} s, {passed} s ago it had {before} s");
+    assert!(
+        after + 1 >= before + passed,
+        "a session was lost: the youngest has {after} s, {passed} s ago it had {before} s"
+    );
     for (family, owner) in Family::ALL.into_iter().zip(owners) {
         eventually("the owner is the same", Duration::from_secs(1), || {
             let now = cluster.owner(cluster.vip(family), &ALL)?;
@@ -38,7 +42,8 @@ pub fn unmoved(cluster: &Cluster, load: impl FnOnce()) {
     }
 }
 
-/// Services `NAME-0`… in IPv4, behind `default/probe` in the order of names; `round` tells one set of endpoints from the next.
+/// Services `NAME-0`… in IPv4, behind `default/probe` in the order of names; `round` tells one set
+/// of endpoints from the next.
 fn services(name: &str, numbers: Range<usize>, round: usize) -> String {
     let mut text = String::new();
     for number in numbers {
@@ -62,22 +67,29 @@ fn served(cluster: &Cluster, nodes: &[usize], count: usize, patience: Duration) 
     eventually("everything is in the kernel", patience, || {
         for node in nodes {
             let (_, metrics) = cluster.running(*node).pinnace().http("/metrics")?;
-            let value = metrics.lines().find_map(|line| line.strip_prefix("pinnace_services{phase=\"serving\"} "));
-            ensure(value.and_then(|value| value.parse().ok()) == Some(count), || format!("node-{}: {value:?} Services", node + 1))?;
+            let value = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("pinnace_services{phase=\"serving\"} "));
+            ensure(value.and_then(|value| value.parse().ok()) == Some(count), || {
+                format!("node-{}: {value:?} Services", node + 1)
+            })?;
         }
         Ok(())
     });
 }
 
-/// One node is told, for all nodes are on one machine here: at once they would take thrice the time of its kernel.
+/// One node is told, for all nodes are on one machine here: at once they would take thrice the time
+/// of its kernel.
 #[test]
 fn an_update_of_50_000_endpoints_costs_no_session() {
     let manifests = Temporary::new("many");
     let own = manifests.0.clone();
     let pools = [("PINNACE_POOLS", "10.88.0.200-10.88.0.220,fd88::200-fd88::220,10.89.0.0/16")];
-    let cluster =
-        Cluster::start_with(&pools, move |node, pinnace| if node == 0 { pinnace.set("PINNACE_MANIFESTS", own.display()) } else { pinnace });
-    fs::copy(cluster.trio.directory().join("manifests/all.yaml"), manifests.0.join("all.yaml")).expect("copy a manifest");
+    let cluster = Cluster::start_with(&pools, move |node, pinnace| {
+        if node == 0 { pinnace.set("PINNACE_MANIFESTS", own.display()) } else { pinnace }
+    });
+    fs::copy(cluster.trio.directory().join("manifests/all.yaml"), manifests.0.join("all.yaml"))
+        .expect("copy a manifest");
     cluster.settle();
     unmoved(&cluster, || {
         for round in 0..2 {
@@ -85,7 +97,8 @@ fn an_update_of_50_000_endpoints_costs_no_session() {
                 let text = services("test-many", first..first + FILE, round);
                 let ready = cluster.trio.directory().join("many");
                 fs::write(&ready, text).expect("write a manifest");
-                fs::rename(ready, manifests.0.join(format!("many-{first}.yaml"))).expect("rename a manifest");
+                fs::rename(ready, manifests.0.join(format!("many-{first}.yaml")))
+                    .expect("rename a manifest");
             }
             served(&cluster, &[0], 1 + SERVICES, Duration::from_secs(60));
         }
@@ -112,10 +125,12 @@ impl Drop for Temporary {
 /// Every node logs at the finest level to pipes that nobody empties.
 #[test]
 fn a_log_storm_that_nobody_reads_costs_no_session() {
-    let mut cluster = Cluster::start_with(&[("PINNACE_LOG", "debug")], |_, pinnace| pinnace.unread());
+    let mut cluster =
+        Cluster::start_with(&[("PINNACE_LOG", "debug")], |_, pinnace| pinnace.unread());
     cluster.settle();
     unmoved(&cluster, || {
-        // Services without a pool for them: a line about each, every time. More than a pipe and the queue behind it hold.
+        // Services without a pool for them: a line about each, every time. More than a pipe and the
+        // queue behind it hold.
         for round in 0..20 {
             cluster.apply("storm.yaml", &services(&format!("storm-{round}"), 0..1000, round));
             thread::sleep(Duration::from_millis(500));
@@ -125,7 +140,9 @@ fn a_log_storm_that_nobody_reads_costs_no_session() {
     let vip = cluster.vip(Family::V4);
     let victim = cluster.owner(vip, &ALL).expect("an owner");
     cluster.strike(victim, super::Blow::PowerLoss);
-    eventually("another owner", Duration::from_secs(5), || cluster.owner(vip, &super::others(victim)));
+    eventually("another owner", Duration::from_secs(5), || {
+        cluster.owner(vip, &super::others(victim))
+    });
 }
 
 /// A file system of its own, without room.
@@ -133,10 +150,18 @@ struct FullDisk(PathBuf);
 
 impl FullDisk {
     fn over(directory: &Path) -> FullDisk {
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=700", "full"]).arg(directory).status();
-        assert!(status.is_ok_and(|status| status.success()), "mount a tmpfs on {}", directory.display());
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k,mode=700", "full"])
+            .arg(directory)
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "mount a tmpfs on {}",
+            directory.display()
+        );
         let disk = FullDisk(directory.to_owned());
-        let full = fs::write(directory.join("filler"), vec![0; 128 << 10]).expect_err("it holds 64 KiB");
+        let full =
+            fs::write(directory.join("filler"), vec![0; 128 << 10]).expect_err("it holds 64 KiB");
         assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
         disk
     }
@@ -152,7 +177,8 @@ impl Drop for FullDisk {
 fn a_full_disk_costs_no_session() {
     let cluster = Cluster::start(&[]);
     cluster.settle();
-    let disks = ["node-1", "node-2", "node-3"].map(|node| FullDisk::over(&cluster.trio.directory().join(node).join("state")));
+    let disks = ["node-1", "node-2", "node-3"]
+        .map(|node| FullDisk::over(&cluster.trio.directory().join(node).join("state")));
     unmoved(&cluster, || {
         for round in 0..20 {
             cluster.apply("storm.yaml", &services(&format!("test-full-{round}"), 0..15, round));

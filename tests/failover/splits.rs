@@ -4,27 +4,35 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 use super::lab::trio::Cluster;
 use super::lab::{ensure, patient};
 
 const ALL: [usize; 5] = [0, 1, 2, 3, 4];
-/// Until every side has one owner. Detection takes 150 ms; two nodes that differ about who has been back for long claim at once, and hear
-/// each other.
+/// Until every side has one owner. Detection takes 150 ms; two nodes that differ about who has been
+/// back for long claim at once, and hear each other.
 const BOUND: Duration = Duration::from_secs(2);
 /// Until there is one owner of the whole, and the client knows it.
 const JOIN: Duration = Duration::from_secs(1);
 
-/// In every shape: the client with few or with many, with or without the owner. Each comes while the nodes that were away before still count
-/// as fresh.
+/// In every shape: the client with few or with many, with or without the owner. Each comes while
+/// the nodes that were away before still count as fresh.
 #[test]
 fn every_side_of_a_split_has_one_owner_and_the_whole_has_one_again() {
     let cluster = Cluster::of(ALL.len(), &[], |_, pinnace| pinnace);
     cluster.settle();
     let vips = Family::ALL.map(|family| cluster.vip(family));
-    // Sizes of the sides, that of the client first, and in which of them the owner is of the first address.
-    let shapes: [(&[usize], usize); 6] = [(&[2, 3], 0), (&[4, 1], 1), (&[1, 4], 1), (&[2, 1, 2], 2), (&[3, 1, 1], 1), (&[1, 1, 3], 0)];
+    // Sizes of the sides, that of the client first, and in which of them the owner is of the first
+    // address.
+    let shapes: [(&[usize], usize); 6] = [
+        (&[2, 3], 0),
+        (&[4, 1], 1),
+        (&[1, 4], 1),
+        (&[2, 1, 2], 2),
+        (&[3, 1, 1], 1),
+        (&[1, 1, 3], 0),
+    ];
     for (sizes, with_owner) in shapes {
         cluster.wait_owners(&ALL, Duration::from_secs(5));
         let owner = cluster.owner(vips[0], &ALL).expect("an owner");
@@ -36,21 +44,27 @@ fn every_side_of_a_split_has_one_owner_and_the_whole_has_one_again() {
         let split = Instant::now();
         cluster.trio.split(&sides);
         let one_each = || {
-            for (vip, side) in vips.into_iter().flat_map(|vip| sides.iter().map(move |side| (vip, side))) {
+            for (vip, side) in
+                vips.into_iter().flat_map(|vip| sides.iter().map(move |side| (vip, side)))
+            {
                 cluster.answering(vip, side)?;
             }
             vips.into_iter().try_for_each(|vip| reaches_the_owner(&cluster, vip, &sides[0]))
         };
-        let took = holds_from(split, BOUND, &format!("{sides:?}: one owner on each side"), one_each);
+        let took =
+            holds_from(split, BOUND, &format!("{sides:?}: one owner on each side"), one_each);
         let joined = Instant::now();
         cluster.trio.split(&[ALL.to_vec()]);
         let one = || vips.into_iter().try_for_each(|vip| reaches_the_owner(&cluster, vip, &ALL));
         let rejoined = holds_from(joined, JOIN, &format!("{sides:?} joined: one owner"), one);
-        println!("{sides:?}: one owner on each side after {took:?}, one after the join after {rejoined:?}");
+        println!(
+            "{sides:?}: one owner on each side after {took:?}, one after the join after {rejoined:?}"
+        );
     }
 }
 
-/// Between two nodes, in one direction, for good: the owner is not heard by the other, or does not hear it. The third hears both.
+/// Between two nodes, in one direction, for good: the owner is not heard by the other, or does not
+/// hear it. The third hears both.
 #[test]
 fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
     let cluster = Cluster::start(&[]);
@@ -62,10 +76,22 @@ fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
         let (from, to) = if owner_is_heard { (other, owner) } else { (owner, other) };
         let [source, sink] = [from, to].map(|node| &cluster.trio.nodes[node].name);
         let wall = "add table bridge wall; add chain bridge wall forward { type filter hook forward priority 0; }";
-        cluster.trio.lan.output("nft", &[&format!("{wall}; add rule bridge wall forward iifname {source} oifname {sink} drop")]);
-        let one = || Family::ALL.into_iter().try_for_each(|family| cluster.owner(cluster.vip(family), &ALL[..3]).map(drop));
+        cluster.trio.lan.output(
+            "nft",
+            &[&format!(
+                "{wall}; add rule bridge wall forward iifname {source} oifname {sink} drop"
+            )],
+        );
+        let one = || {
+            Family::ALL
+                .into_iter()
+                .try_for_each(|family| cluster.owner(cluster.vip(family), &ALL[..3]).map(drop))
+        };
         holds_from(Instant::now(), Duration::from_secs(5), "one owner on which all agree", one);
-        assert!(cluster.running(from).log().contains("does not hear this one"), "the node that hears the other says so");
+        assert!(
+            cluster.running(from).log().contains("does not hear this one"),
+            "the node that hears the other says so"
+        );
         cluster.trio.lan.output("nft", &["delete table bridge wall"]);
         holds_from(Instant::now(), Duration::from_secs(5), "and then as well", one);
     }
@@ -86,11 +112,19 @@ fn sides(sizes: &[usize], place: usize, first: usize) -> Vec<Vec<usize>> {
 fn reaches_the_owner(cluster: &Cluster, vip: IpAddr, among: &[usize]) -> Result<(), String> {
     let owner = cluster.answering(vip, among)?;
     let known = cluster.trio.neighbour(vip);
-    ensure(known == Some(owner), || format!("{vip}: the owner is {owner}, the client sends to {known:?}"))
+    ensure(known == Some(owner), || {
+        format!("{vip}: the owner is {owner}, the client sends to {known:?}")
+    })
 }
 
-/// It becomes true within the bound, and then stays so for another second. Gives back how long it took.
-fn holds_from(begin: Instant, bound: Duration, what: &str, holds: impl Fn() -> Result<(), String>) -> Duration {
+/// It becomes true within the bound, and then stays so for another second. Gives back how long it
+/// took.
+fn holds_from(
+    begin: Instant,
+    bound: Duration,
+    what: &str,
+    holds: impl Fn() -> Result<(), String>,
+) -> Duration {
     let end = begin + patient(bound);
     let took = loop {
         let now = Instant::now();

@@ -1,13 +1,13 @@
-//! What passes an interface: every frame in and out, from when the capture starts until it is asked.
+//! What passes an interface: every frame in and out, from when the capture starts until it is
+//! asked.
 
 use std::ffi::CString;
-use std::io;
-use std::mem;
 use std::net::IpAddr;
 use std::time::Duration;
+use std::{io, mem};
 
-use pinnace::wire::ethernet::{self, Mac};
-use pinnace::wire::{arp, ndp};
+use pinnace::l2::ethernet::Mac;
+use pinnace::l2::{arp, ethernet, ndp};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Host;
@@ -42,7 +42,8 @@ impl Capture {
             }
             let protocol = (libc::ETH_P_ALL as u16).to_be();
             let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
-            // SAFETY: sockaddr_ll fits into sockaddr_storage, is plain data, and the length set is its own.
+            // SAFETY: sockaddr_ll fits into sockaddr_storage, is plain data, and the length set is
+            // its own.
             let ((), address) = unsafe {
                 SockAddr::try_init(|storage, length| {
                     let address = storage.cast::<libc::sockaddr_ll>();
@@ -71,7 +72,11 @@ impl Capture {
     /// What was heard of any of these addresses since the last call.
     pub fn about(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, Heard)> {
         let mut heard = Vec::new();
-        self.frames(|frame| heard.extend(addresses.iter().filter_map(|address| Some((*address, about(frame, *address)?)))));
+        self.frames(|frame| {
+            heard.extend(
+                addresses.iter().filter_map(|address| Some((*address, about(frame, *address)?))),
+            )
+        });
         heard
     }
 
@@ -90,7 +95,8 @@ impl Capture {
         assert_eq!(self.0.send(frame).expect("send a frame"), frame.len());
     }
 
-    /// The stations to which announcements of this address went since the last call; a group is everybody.
+    /// The stations to which announcements of this address went since the last call; a group is
+    /// everybody.
     pub fn announced_to(&self, address: IpAddr) -> Vec<Mac> {
         let mut stations = Vec::new();
         self.frames(|frame| {
@@ -103,12 +109,15 @@ impl Capture {
 
     fn frames(&self, mut each: impl FnMut(&[u8])) {
         let mut buffer = [0; 2048];
-        while let Ok((length, _)) = rustix::net::recv(&self.0, &mut buffer, rustix::net::RecvFlags::empty()) {
+        while let Ok((length, _)) =
+            rustix::net::recv(&self.0, &mut buffer, rustix::net::RecvFlags::empty())
+        {
             each(buffer.get(..length).unwrap_or_default());
         }
     }
 
-    /// How many questions and answers there were of this address since the last call, `time` from now.
+    /// How many questions and answers there were of this address since the last call, `time` from
+    /// now.
     pub fn count(&self, address: IpAddr, time: Duration) -> (usize, usize) {
         std::thread::sleep(time);
         let heard = self.heard(address);
@@ -121,10 +130,13 @@ impl Capture {
 pub fn question(address: IpAddr, asker: &Host) -> Vec<u8> {
     let mac = asker.station();
     match address {
-        IpAddr::V4(address) => arp::Repr { sender: asker.v4, ..arp::Repr::probe(mac, address) }.to_vec(),
+        IpAddr::V4(address) => {
+            arp::Repr { sender: asker.v4, ..arp::Repr::probe(mac, address) }.to_vec()
+        }
         IpAddr::V6(address) => {
             let message = ndp::Message::Solicitation { link_layer: Some(mac), nonce: None };
-            ndp::Repr { source: asker.v6, message, ..ndp::Repr::probe(mac, address, [0; 6]) }.to_vec()
+            ndp::Repr { source: asker.v6, message, ..ndp::Repr::probe(mac, address, [0; 6]) }
+                .to_vec()
         }
     }
 }
@@ -140,8 +152,12 @@ fn about(frame: &[u8], address: IpAddr) -> Option<Heard> {
         },
         IpAddr::V6(address) => match ndp::Repr::parse(frame).ok()? {
             ndp if ndp.target != address => None,
-            ndp if matches!(ndp.message, ndp::Message::Solicitation { .. }) => Some(Heard::Question),
-            ndp if matches!(ndp.message, ndp::Message::Advertisement { solicited: false, .. }) => Some(Heard::Announcement),
+            ndp if matches!(ndp.message, ndp::Message::Solicitation { .. }) => {
+                Some(Heard::Question)
+            }
+            ndp if matches!(ndp.message, ndp::Message::Advertisement { solicited: false, .. }) => {
+                Some(Heard::Announcement)
+            }
             _ => Some(Heard::Answer),
         },
     }

@@ -1,5 +1,6 @@
-//! A real Kubernetes control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler when asked, and before the API server a
-//! proxy that fails on command (`tests/control-plane`). Everything is gone when it is dropped, and when the test process is killed.
+//! A real Kubernetes control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler
+//! when asked, and before the API server a proxy that fails on command (`tests/control-plane`).
+//! Everything is gone when it is dropped, and when the test process is killed.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +13,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -69,13 +70,28 @@ pub struct Options {
 impl Options {
     /// On 127.0.0.1 of the tester's own machine.
     pub fn loopback() -> Options {
-        let components = vec![Component::Etcd, Component::ApiServer, Component::Faults, Component::ControllerManager];
-        Options { namespace: None, address: Ipv4Addr::LOCALHOST.into(), flags: Vec::new(), arguments: Vec::new(), components }
+        let components = vec![
+            Component::Etcd,
+            Component::ApiServer,
+            Component::Faults,
+            Component::ControllerManager,
+        ];
+        Options {
+            namespace: None,
+            address: Ipv4Addr::LOCALHOST.into(),
+            flags: Vec::new(),
+            arguments: Vec::new(),
+            components,
+        }
     }
 
     /// On a machine of a lab, at its IPv4 address, for every other machine there.
     pub fn on(host: &Host) -> Options {
-        Options { namespace: Some(host.ns.clone()), address: host.address(Family::V4), ..Options::loopback() }
+        Options {
+            namespace: Some(host.ns.clone()),
+            address: host.address(Family::V4),
+            ..Options::loopback()
+        }
     }
 
     /// With kube-scheduler: pods without a Node get one.
@@ -124,7 +140,10 @@ impl ControlPlane {
         let nursery = process::Nursery::new(options.namespace);
         let mut plane = ControlPlane { running: BTreeMap::new(), nursery, directory, program };
         let mut prepare = Command::new(&plane.program);
-        prepare.args(["prepare", &format!("--address={}", options.address)]).args(&options.flags).arg(&plane.directory);
+        prepare
+            .args(["prepare", &format!("--address={}", options.address)])
+            .args(&options.flags)
+            .arg(&plane.directory);
         expect("prepare", &plane.nursery.output(prepare, ""));
         for (component, argument) in options.arguments {
             plane.add_argument(component, &argument);
@@ -132,14 +151,19 @@ impl ControlPlane {
         for component in options.components {
             plane.resume(component);
         }
-        plane.apply(concat!(include_str!("../control-plane/rbac.yaml"), "---\n", include_str!("../control-plane/rbac-elsewhere.yaml")));
+        plane.apply(concat!(
+            include_str!("../control-plane/rbac.yaml"),
+            "---\n",
+            include_str!("../control-plane/rbac-elsewhere.yaml")
+        ));
         plane
     }
 
     /// Starts a component that was stopped, over the same data, and waits until it can be used.
     pub fn resume(&mut self, component: Component) {
         let name = component.name();
-        let arguments = fs::read_to_string(self.directory.join(format!("{name}.arguments"))).expect("prepared arguments");
+        let arguments = fs::read_to_string(self.directory.join(format!("{name}.arguments")))
+            .expect("prepared arguments");
         let mut command = Command::new(&self.program);
         command.arg(name).args(arguments.lines()).env("HOME", &self.directory);
         let started = self.nursery.start(command, &self.directory.join(format!("{name}.log")));
@@ -173,10 +197,11 @@ impl ControlPlane {
         self.running[&component].signal(Signal::CONT);
     }
 
-    /// What the proxy does from now on with those who come through it: `pass`, `delay SECONDS`, `status CODE`, `freeze`, `refuse`,
-    /// `expired`; or once: `cut`.
+    /// What the proxy does from now on with those who come through it: `pass`, `delay SECONDS`,
+    /// `status CODE`, `freeze`, `refuse`, `expired`; or once: `cut`.
     pub fn faults(&self, command: &str) {
-        let mut stream = UnixStream::connect(self.directory.join("faults.sock")).expect("the proxy listens");
+        let mut stream =
+            UnixStream::connect(self.directory.join("faults.sock")).expect("the proxy listens");
         stream.set_read_timeout(Some(patient(PATIENCE))).expect("a timeout");
         writeln!(stream, "{command}").expect("the proxy reads");
         let mut answer = String::new();
@@ -189,7 +214,8 @@ impl ControlPlane {
         &self.directory
     }
 
-    /// Credentials: `admin`, `pinnace` (what rbac.yaml grants), `read-only` (as K3s gives its kube-proxy), `nobody` (no rights).
+    /// Credentials: `admin`, `pinnace` (what rbac.yaml grants), `read-only` (as K3s gives its
+    /// kube-proxy), `nobody` (no rights).
     pub fn kubeconfig(&self, identity: &str) -> PathBuf {
         let path = self.directory.join(format!("{identity}.kubeconfig"));
         assert!(path.exists(), "nobody is called {identity}");
@@ -218,7 +244,8 @@ impl ControlPlane {
         self.kubectl_reading(&["apply", "-f", "-"], text);
     }
 
-    /// `kubectl create` of YAML or JSON: quicker than [`ControlPlane::apply`] for many objects that do not exist yet.
+    /// `kubectl create` of YAML or JSON: quicker than [`ControlPlane::apply`] for many objects that
+    /// do not exist yet.
     pub fn create(&self, text: &str) {
         self.kubectl_reading(&["create", "-f", "-"], text);
     }
@@ -229,14 +256,27 @@ impl ControlPlane {
         serde_json::from_str(&text).expect("kubectl prints JSON")
     }
 
-    /// Replaces fields of the status of an object (strategic merge; in `default` when it has a namespace).
+    /// Replaces fields of the status of an object (strategic merge; in `default` when it has a
+    /// namespace).
     pub fn patch_status(&self, kind: &str, name: &str, status: &Value) {
-        self.kubectl(&["patch", kind, name, "--subresource=status", "-p", &json!({ "status": status }).to_string()]);
+        self.kubectl(&[
+            "patch",
+            kind,
+            name,
+            "--subresource=status",
+            "-p",
+            &json!({ "status": status }).to_string(),
+        ]);
     }
 
     fn kubectl_reading(&self, arguments: &[&str], input: &str) -> String {
         let mut command = Command::new(&self.program);
-        command.arg("kubectl").arg("--kubeconfig").arg(self.kubeconfig("admin")).args(arguments).env("HOME", &self.directory);
+        command
+            .arg("kubectl")
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig("admin"))
+            .args(arguments)
+            .env("HOME", &self.directory);
         let output = self.nursery.output(command, input);
         expect(&format!("kubectl {}", arguments.join(" ")), &output);
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -247,14 +287,17 @@ impl ControlPlane {
         Mark(fs::metadata(self.audit_log()).map_or(0, |file| file.len()))
     }
 
-    /// All requests since then. One is written down after its answer was sent: wait for what you expect.
+    /// All requests since then. One is written down after its answer was sent: wait for what you
+    /// expect.
     pub fn requests(&self, since: Mark) -> Vec<Request> {
         audit::requests(&self.audit_log(), since)
     }
 
     /// How many requests a user made since then, like `("system:kube-proxy", "watch", "services")`.
     pub fn count(&self, since: Mark, user: &str, verb: &str, resource: &str) -> usize {
-        let matches = |request: &&Request| request.user == user && request.verb == verb && request.resource == resource;
+        let matches = |request: &&Request| {
+            request.user == user && request.verb == verb && request.resource == resource
+        };
         self.requests(since).iter().filter(matches).count()
     }
 
@@ -268,7 +311,11 @@ impl Drop for ControlPlane {
         // Clients of the API server first, etcd last, each waited for.
         while let Some((component, process)) = self.running.pop_last() {
             if thread::panicking() {
-                eprintln!("--- end of the log of {} ---\n{}", component.name(), process.last_words());
+                eprintln!(
+                    "--- end of the log of {} ---\n{}",
+                    component.name(),
+                    process.last_words()
+                );
             }
         }
         let _ = fs::remove_dir_all(&self.directory);
@@ -279,7 +326,8 @@ impl Drop for ControlPlane {
 fn remove_leftovers() {
     for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let owner =
+            name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }

@@ -1,24 +1,25 @@
 //! A machine of the lab: what it can notice of the network.
 
 use std::cell::RefCell;
-use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, thread};
 
-use pinnace::domain::model::Family;
-use pinnace::wire::ethernet::Mac;
+use pinnace::l2::ethernet::Mac;
+use pinnace::model::Family;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::netns::Namespace;
 use super::{families, patient, responder, sctp};
 
-/// How long an answer may take before it counts as silence: longer than the first retransmission of a SYN (1 s), so that one lost packet
-/// is no failure.
+/// How long an answer may take before it counts as silence: longer than the first retransmission of
+/// a SYN (1 s), so that one lost packet is no failure.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// A network namespace with addresses: a client, a node or a pod.
@@ -60,7 +61,15 @@ pub enum Failure {
 impl Host {
     /// A host in this namespace; its interface and addresses are made by the lab.
     pub fn new(name: &str, ns: Arc<Namespace>, v4: Ipv4Addr, v6: Ipv6Addr) -> Host {
-        Host { name: name.to_owned(), ns, v4, v6, servers: RefCell::default(), threads: RefCell::default(), stop: Arc::default() }
+        Host {
+            name: name.to_owned(),
+            ns,
+            v4,
+            v6,
+            servers: RefCell::default(),
+            threads: RefCell::default(),
+            stop: Arc::default(),
+        }
     }
 
     /// Its address in a family.
@@ -77,14 +86,23 @@ impl Host {
     }
 
     /// The same many times, each with a fresh source port.
-    pub fn tcp_times(&self, count: usize, address: IpAddr, port: u16) -> Result<Vec<Reply>, Failure> {
+    pub fn tcp_times(
+        &self,
+        count: usize,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<Vec<Reply>, Failure> {
         let target = SocketAddr::new(address, port);
         self.ns.enter(|| (0..count).map(|_| Connection::open(None, target)?.ask()).collect())
     }
 
     /// From one of its several addresses.
     pub fn tcp_from(&self, source: IpAddr, address: IpAddr, port: u16) -> Result<Reply, Failure> {
-        self.ns.enter(|| Connection::open(Some(SocketAddr::new(source, 0)), SocketAddr::new(address, port)))?.ask()
+        self.ns
+            .enter(|| {
+                Connection::open(Some(SocketAddr::new(source, 0)), SocketAddr::new(address, port))
+            })?
+            .ask()
     }
 
     /// A connection that stays open.
@@ -120,21 +138,33 @@ impl Host {
     /// One datagram from this source port; nobody waits for an answer.
     pub fn send_from(&self, source_port: u16, address: IpAddr, port: u16) {
         let source = SocketAddr::new(self.address(Family::of(address)), source_port);
-        self.ns.enter(|| UdpSocket::bind(source).and_then(|socket| socket.send_to(b"who\n", (address, port)))).expect("send a datagram");
+        self.ns
+            .enter(|| {
+                UdpSocket::bind(source).and_then(|socket| socket.send_to(b"who\n", (address, port)))
+            })
+            .expect("send a datagram");
     }
 
-    /// Begins to open a connection, whose first SYN has been sent, and tries for as long as three more take: 7 s and then some.
-    pub fn connecting(&self, address: IpAddr, port: u16) -> thread::JoinHandle<Result<(), Failure>> {
+    /// Begins to open a connection, whose first SYN has been sent, and tries for as long as three
+    /// more take: 7 s and then some.
+    pub fn connecting(
+        &self,
+        address: IpAddr,
+        port: u16,
+    ) -> thread::JoinHandle<Result<(), Failure>> {
         let target = SocketAddr::new(address, port);
         let socket = self.ns.enter(|| {
-            let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+            let socket =
+                Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))
+                    .expect("a socket");
             socket.set_nonblocking(true).expect("a socket");
             let _ = socket.connect(&target.into()); // in progress
             socket
         });
         thread::spawn(move || {
             let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
-            let patience = Timespec { tv_sec: patient(Duration::from_secs(10)).as_secs() as _, tv_nsec: 0 };
+            let patience =
+                Timespec { tv_sec: patient(Duration::from_secs(10)).as_secs() as _, tv_nsec: 0 };
             match poll(&mut fds, Some(&patience)) {
                 Ok(0) => Err(Failure::TimedOut),
                 _ => socket.take_error()?.map_or(Ok(()), |error| Err(error.into())),
@@ -143,7 +173,12 @@ impl Host {
     }
 
     /// An SCTP association from this source port.
-    pub fn sctp_from(&self, source_port: u16, address: IpAddr, port: u16) -> Result<Reply, Failure> {
+    pub fn sctp_from(
+        &self,
+        source_port: u16,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<Reply, Failure> {
         let source = SocketAddr::new(self.address(Family::of(address)), source_port);
         self.ns.enter(|| sctp::associate(source, SocketAddr::new(address, port), patient(PATIENCE)))
     }
@@ -172,9 +207,17 @@ impl Host {
     /// Asks anew who holds an address on the link: its MAC, or None when nobody answers.
     pub fn neighbour(&self, address: IpAddr) -> Option<String> {
         let text = address.to_string();
-        self.ns.ip(&[format!("neigh replace {text} dev eth0 lladdr 02:00:00:00:00:00 nud noarp"), format!("neigh del {text} dev eth0")]);
+        self.ns.ip(&[
+            format!("neigh replace {text} dev eth0 lladdr 02:00:00:00:00:00 nud noarp"),
+            format!("neigh del {text} dev eth0"),
+        ]);
         // Any packet makes the kernel ask; port 9 is discard.
-        let knock = || self.ns.enter(|| UdpSocket::bind(unspecified(address)).and_then(|socket| socket.send_to(b"", (address, 9))));
+        let knock = || {
+            self.ns.enter(|| {
+                UdpSocket::bind(unspecified(address))
+                    .and_then(|socket| socket.send_to(b"", (address, 9)))
+            })
+        };
         let _ = knock();
         let deadline = Instant::now() + 2 * patient(PATIENCE);
         while Instant::now() < deadline {
@@ -188,12 +231,18 @@ impl Host {
         None
     }
 
-    /// What the neighbour table says now, without asking: MAC and state, empty when there is no entry.
+    /// What the neighbour table says now, without asking: MAC and state, empty when there is no
+    /// entry.
     pub fn neighbour_entry(&self, address: IpAddr) -> (Option<String>, String) {
-        let listed = self.ns.output("ip", &["-j", "neigh", "show", "to", &address.to_string(), "dev", "eth0"]);
+        let listed = self
+            .ns
+            .output("ip", &["-j", "neigh", "show", "to", &address.to_string(), "dev", "eth0"]);
         let listed: serde_json::Value = serde_json::from_str(listed.trim()).unwrap_or_default();
         let entry = &listed[0];
-        (entry["lladdr"].as_str().map(str::to_owned), entry["state"][0].as_str().unwrap_or_default().to_owned())
+        (
+            entry["lladdr"].as_str().map(str::to_owned),
+            entry["state"][0].as_str().unwrap_or_default().to_owned(),
+        )
     }
 
     /// The MAC of its `eth0`.
@@ -205,7 +254,11 @@ impl Host {
 
     /// The same as bytes.
     pub fn station(&self) -> Mac {
-        let bytes: Vec<u8> = self.mac().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal")).collect();
+        let bytes: Vec<u8> = self
+            .mac()
+            .split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal"))
+            .collect();
         bytes.try_into().expect("six bytes")
     }
 
@@ -218,8 +271,11 @@ impl Host {
     /// Answers SCTP associations on this port of all its addresses, for as long as it lives.
     pub fn serve_sctp(&self, port: u16) {
         for family in Family::ALL {
-            let (address, name, stop) = (SocketAddr::new(self.address(family), port), self.name.clone(), self.stop.clone());
-            let serve = move || sctp::serve(address, &name, || stop.load(Ordering::Relaxed)).expect("raw sockets");
+            let (address, name, stop) =
+                (SocketAddr::new(self.address(family), port), self.name.clone(), self.stop.clone());
+            let serve = move || {
+                sctp::serve(address, &name, || stop.load(Ordering::Relaxed)).expect("raw sockets")
+            };
             // A thread stays in the namespace of the one that started it.
             let thread = self.ns.enter(|| thread::spawn(serve));
             self.threads.borrow_mut().push(thread);
@@ -231,9 +287,12 @@ impl Host {
         for family in families() {
             for port in ports {
                 let address = SocketAddr::new(self.address(*family), *port);
-                let (listener, socket) = self.ns.enter(|| (TcpListener::bind(address), UdpSocket::bind(address)));
-                let bound = |error: io::Error| -> ! { panic!("{}: bind {address}: {error}", self.name) };
-                let (listener, socket) = (listener.unwrap_or_else(|e| bound(e)), socket.unwrap_or_else(|e| bound(e)));
+                let (listener, socket) =
+                    self.ns.enter(|| (TcpListener::bind(address), UdpSocket::bind(address)));
+                let bound =
+                    |error: io::Error| -> ! { panic!("{}: bind {address}: {error}", self.name) };
+                let (listener, socket) =
+                    (listener.unwrap_or_else(|e| bound(e)), socket.unwrap_or_else(|e| bound(e)));
                 let stop = (listener.try_clone().expect("dup"), socket.try_clone().expect("dup"));
                 let (for_tcp, for_udp) = (self.name.clone(), self.name.clone());
                 let threads = [
@@ -275,9 +334,16 @@ impl Connection {
 
 impl Reply {
     pub(super) fn parse(line: &str) -> Result<Reply, Failure> {
-        let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-        let parsed =
-            (|| Some(Reply { pod: field("pod")?.to_owned(), port: field("port")?.parse().ok()?, peer: field("peer")?.parse().ok()? }))();
+        let field = |name: &str| {
+            line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        };
+        let parsed = (|| {
+            Some(Reply {
+                pod: field("pod")?.to_owned(),
+                port: field("port")?.parse().ok()?,
+                peer: field("peer")?.parse().ok()?,
+            })
+        })();
         parsed.ok_or_else(|| Failure::Other(format!("not an answer of a pod: {line:?}")))
     }
 }
@@ -313,7 +379,8 @@ impl Drop for Host {
             let _ = thread.join();
         }
         for server in self.servers.take() {
-            // Shutting down wakes the threads; UDP reports "not connected" and wakes them all the same.
+            // Shutting down wakes the threads; UDP reports "not connected" and wakes them all the
+            // same.
             let _ = rustix::net::shutdown(&server.stop.0, rustix::net::Shutdown::Both);
             let _ = rustix::net::shutdown(&server.stop.1, rustix::net::Shutdown::Both);
             for thread in server.threads {

@@ -1,4 +1,5 @@
-//! keepalived on the three nodes, with hand-written rules that do what Pinnace's do: for comparison.
+//! keepalived on the three nodes, with hand-written rules that do what Pinnace's do: for
+//! comparison.
 
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -6,13 +7,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::trio::{Blow, NODES, PORT, Trio};
 use super::{POD_PORTS, Prober, ensure, eventually, lan};
 
-/// Where it writes the numbers of its processes: the parent's and that of the child which speaks VRRP.
+/// Where it writes the numbers of its processes: the parent's and that of the child which speaks
+/// VRRP.
 const PID_FILES: [&str; PROCESSES] = ["pid", "vrrp"];
 /// So many it has.
 const PROCESSES: usize = 2;
@@ -45,7 +47,9 @@ impl Keepalived {
     /// Which node has the address on its interface, if exactly one has.
     pub fn owner(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
         let has = |node: &usize| {
-            let listed = self.trio.nodes[*node].ns.output("ip", &["-o", "addr", "show", "dev", "eth0", "to", &address.to_string()]);
+            let listed = self.trio.nodes[*node]
+                .ns
+                .output("ip", &["-o", "addr", "show", "dev", "eth0", "to", &address.to_string()]);
             !listed.is_empty()
         };
         match among.iter().copied().filter(has).collect::<Vec<_>>().as_slice() {
@@ -54,19 +58,24 @@ impl Keepalived {
         }
     }
 
-    /// Waits until each address has had one owner for as long as a change takes, and every node could be the next.
+    /// Waits until each address has had one owner for as long as a change takes, and every node
+    /// could be the next.
     pub fn settle(&self) {
         let owners = || Family::ALL.map(|family| self.owner(self.vip(family), &[0, 1, 2]));
-        let step = Duration::from_secs_f64(self.interval.parse::<f64>().expect("a number") * 4.0).max(Duration::from_secs(1));
+        let step = Duration::from_secs_f64(self.interval.parse::<f64>().expect("a number") * 4.0)
+            .max(Duration::from_secs(1));
         eventually("one owner of each address", Duration::from_secs(60), || {
             let before = owners();
             std::thread::sleep(step);
-            ensure(before == owners() && before.iter().all(Result::is_ok), || format!("{before:?}"))?;
+            ensure(before == owners() && before.iter().all(Result::is_ok), || {
+                format!("{before:?}")
+            })?;
             (0..NODES).try_for_each(|node| self.runs(node))
         });
     }
 
-    // A node on which it ended on its own (pid files, limits) could not take over, and the others would be blamed for it.
+    // A node on which it ended on its own (pid files, limits) could not take over, and the others
+    // would be blamed for it.
     fn runs(&self, node: usize) -> Result<(), String> {
         let count = self.processes(node).len();
         ensure(count == PROCESSES, || {
@@ -107,8 +116,9 @@ impl Keepalived {
         }
         let mut child = self.children[victim].take().expect("it ran");
         child.wait().expect("its end");
-        // The child of the one that was killed ends a moment later. As long as it exists and its number stands in a file, the next says
-        // "daemon is already running", ends, and the node stays without keepalived. A machine that starts has no such file, and a
+        // The child of the one that was killed ends a moment later. As long as it exists and its
+        // number stands in a file, the next says "daemon is already running", ends, and the
+        // node stays without keepalived. A machine that starts has no such file, and a
         // supervisor waits for all processes.
         eventually("all processes have ended", Duration::from_secs(10), || {
             let left = self.processes(victim);
@@ -121,7 +131,9 @@ impl Keepalived {
         for address in Family::ALL.map(|family| self.vip(family)) {
             if self.owner(address, &[victim]).is_ok() {
                 let length = if address.is_ipv4() { 32 } else { 128 };
-                self.trio.nodes[victim].ns.ip(&[format!("address del {address}/{length} dev eth0")]);
+                self.trio.nodes[victim]
+                    .ns
+                    .ip(&[format!("address del {address}/{length} dev eth0")]);
             }
         }
         self.trio.cable(victim, true);
@@ -142,9 +154,15 @@ impl Keepalived {
 
     // All that live of it: nothing else runs in a node's namespace.
     fn processes(&self, node: usize) -> Vec<Pid> {
-        let listed = Command::new("ip").args(["netns", "pids", &self.trio.nodes[node].ns.name]).output().expect("`ip` is installed");
+        let listed = Command::new("ip")
+            .args(["netns", "pids", &self.trio.nodes[node].ns.name])
+            .output()
+            .expect("`ip` is installed");
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        listed.split_whitespace().map(|pid| pid.parse().ok().and_then(Pid::from_raw).expect("a process number")).collect()
+        listed
+            .split_whitespace()
+            .map(|pid| pid.parse().ok().and_then(Pid::from_raw).expect("a process number"))
+            .collect()
     }
 
     fn directory(&self, node: usize) -> PathBuf {
@@ -160,14 +178,25 @@ impl Keepalived {
         let log = File::options().create(true).append(true).open(path("log")).expect("a log file");
         let mut command = Command::new("keepalived");
         let [parent, vrrp] = PID_FILES;
-        command.args(["-n", "-l", "-P", "-f", &path("conf"), "-p", &path(parent), "-r", &path(vrrp)]);
+        command.args([
+            "-n",
+            "-l",
+            "-P",
+            "-f",
+            &path("conf"),
+            "-p",
+            &path(parent),
+            "-r",
+            &path(vrrp),
+        ]);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
         host.ns.enter(|| command.spawn()).expect("start keepalived (Debian package keepalived)")
     }
 
     fn configuration(&self, node: usize) -> String {
         let instance = |family: Family| {
-            // Of full length, so that the kernel does not choose it as the source of masqueraded packets.
+            // Of full length, so that the kernel does not choose it as the source of masqueraded
+            // packets.
             let length = if family == Family::V4 { 32 } else { 128 };
             // Each family prefers another node, as Pinnace spreads addresses; who has one keeps it.
             let place = (node + if family == Family::V4 { 0 } else { 1 }) % NODES;
@@ -181,10 +210,15 @@ impl Keepalived {
             )
         };
         let families: String = Family::ALL.map(instance).concat();
-        // The kernel kills its child after 10 ms without a rest (vrrp_rlimit_rttime), and the parent starts another. That is left as it
-        // is: it happened at a start and after stalls only, never while another took over, and a child that may run for 200 ms answers
-        // each of the old advertisements first, while clients wait for 130 ms (p50 at 30 ms, 16 ms otherwise).
-        format!("global_defs {{\n router_id node-{}\n vrrp_version 3\n vrrp_rt_priority 50\n}}\n{families}", node + 1)
+        // The kernel kills its child after 10 ms without a rest (vrrp_rlimit_rttime), and the
+        // parent starts another. That is left as it is: it happened at a start and after
+        // stalls only, never while another took over, and a child that may run for 200 ms answers
+        // each of the old advertisements first, while clients wait for 130 ms (p50 at 30 ms, 16 ms
+        // otherwise).
+        format!(
+            "global_defs {{\n router_id node-{}\n vrrp_version 3\n vrrp_rt_priority 50\n}}\n{families}",
+            node + 1
+        )
     }
 }
 
@@ -203,8 +237,12 @@ impl Drop for Keepalived {
 fn rules(trio: &Trio) -> String {
     let rule = |family: Family| {
         let word = if family == Family::V4 { "ip" } else { "ip6" };
-        let pods: Vec<String> =
-            trio.pods.iter().enumerate().map(|(n, pod)| format!("{n} : {} . {}", pod.address(family), POD_PORTS[0])).collect();
+        let pods: Vec<String> = trio
+            .pods
+            .iter()
+            .enumerate()
+            .map(|(n, pod)| format!("{n} : {} . {}", pod.address(family), POD_PORTS[0]))
+            .collect();
         format!(
             "add rule inet front in {word} daddr {} udp dport {PORT} dnat {word} addr . port to numgen random mod {} map {{ {} }}\n",
             lan(family, 200),

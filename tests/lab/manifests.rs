@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 use super::{Host, POD_PORTS};
 
@@ -101,7 +101,10 @@ impl Service {
 
     /// The document, beginning with `---`.
     pub fn yaml(&self) -> String {
-        let mut text = format!("---\napiVersion: v1\nkind: Service\nmetadata:\n  namespace: {}\n  name: {}\n", self.namespace, self.name);
+        let mut text = format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata:\n  namespace: {}\n  name: {}\n",
+            self.namespace, self.name
+        );
         for (field, entries) in [("annotations", &self.annotations), ("labels", &self.labels)] {
             if !entries.is_empty() {
                 writeln!(text, "  {field}:").expect("writing to a string");
@@ -112,15 +115,23 @@ impl Service {
         }
         let families: Vec<String> = self.families.iter().map(Family::to_string).collect();
         let policy = if families.len() == 2 { "PreferDualStack" } else { "SingleStack" };
-        write!(text, "spec:\n  type: LoadBalancer\n  selector:\n    app: {}\n  ipFamilyPolicy: {policy}\n", self.name)
-            .expect("writing to a string");
+        write!(
+            text,
+            "spec:\n  type: LoadBalancer\n  selector:\n    app: {}\n  ipFamilyPolicy: {policy}\n",
+            self.name
+        )
+        .expect("writing to a string");
         writeln!(text, "  ipFamilies: [{}]", families.join(", ")).expect("writing to a string");
         for line in &self.spec {
             writeln!(text, "  {line}").expect("writing to a string");
         }
         text.push_str("  ports:\n");
         for (name, protocol, port) in &self.ports {
-            writeln!(text, "    - {{name: {name}, protocol: {protocol}, port: {port}, targetPort: {name}}}").expect("writing to a string");
+            writeln!(
+                text,
+                "    - {{name: {name}, protocol: {protocol}, port: {port}, targetPort: {name}}}"
+            )
+            .expect("writing to a string");
         }
         text
     }
@@ -132,7 +143,11 @@ impl Service {
 
     /// The same with endpoints that are not simply ready pods.
     pub fn with_endpoints(&self, endpoints: &[Endpoint]) -> String {
-        let ports: Vec<_> = self.ports.iter().map(|(name, protocol, _)| (name.as_str(), protocol.as_str(), POD_PORTS[0])).collect();
+        let ports: Vec<_> = self
+            .ports
+            .iter()
+            .map(|(name, protocol, _)| (name.as_str(), protocol.as_str(), POD_PORTS[0]))
+            .collect();
         self.yaml() + &slices(&self.name, &ports, endpoints)
     }
 }
@@ -149,7 +164,11 @@ impl Endpoint {
     /// A pod that is ready.
     pub fn ready(pod: &Host) -> Endpoint {
         let node = if pod.name.starts_with("far") { "node-2" } else { "node-1" };
-        Endpoint { addresses: Family::ALL.map(|family| pod.address(family)), node: Some(node.to_owned()), conditions: [true, true, false] }
+        Endpoint {
+            addresses: Family::ALL.map(|family| pod.address(family)),
+            node: Some(node.to_owned()),
+            conditions: [true, true, false],
+        }
     }
 
     /// The same pod, on this node.
@@ -179,21 +198,36 @@ pub fn slices(service: &str, ports: &[(&str, &str, u16)], endpoints: &[Endpoint]
 }
 
 /// One EndpointSlice; `number` sets several of one Service and family apart.
-pub fn slice(service: &str, number: &str, family: Family, ports: &[(&str, &str, u16)], endpoints: &[Endpoint]) -> String {
+pub fn slice(
+    service: &str,
+    number: &str,
+    family: Family,
+    ports: &[(&str, &str, u16)],
+    endpoints: &[Endpoint],
+) -> String {
     let name = format!("{service}-{}-{number}", family.to_string().to_lowercase());
     let mut text = format!(
         "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: default\n  name: {name}\n  \
          labels:\n    kubernetes.io/service-name: {service}\naddressType: {family}\nports:\n"
     );
     for (name, protocol, port) in ports {
-        writeln!(text, "  - {{name: {name}, protocol: {protocol}, port: {port}}}").expect("writing to a string");
+        writeln!(text, "  - {{name: {name}, protocol: {protocol}, port: {port}}}")
+            .expect("writing to a string");
     }
     text.push_str(if endpoints.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
     for endpoint in endpoints {
         let [ready, serving, terminating] = endpoint.conditions;
-        let address = endpoint.addresses.iter().find(|address| Family::of(**address) == family).expect("one address per family");
+        let address = endpoint
+            .addresses
+            .iter()
+            .find(|address| Family::of(**address) == family)
+            .expect("one address per family");
         writeln!(text, "  - addresses: [\"{address}\"]").expect("writing to a string");
-        writeln!(text, "    conditions: {{ready: {ready}, serving: {serving}, terminating: {terminating}}}").expect("writing to a string");
+        writeln!(
+            text,
+            "    conditions: {{ready: {ready}, serving: {serving}, terminating: {terminating}}}"
+        )
+        .expect("writing to a string");
         if let Some(node) = &endpoint.node {
             writeln!(text, "    nodeName: {node}").expect("writing to a string");
         }
@@ -217,6 +251,8 @@ pub fn node(number: u8) -> String {
 
 /// The same with the labels of ServiceLB, in this pool.
 pub fn node_in_pool(number: u8, pool: &str) -> String {
-    let labels = format!("  labels:\n    svccontroller.k3s.cattle.io/enablelb: \"true\"\n    {NODE_POOL}: {pool}\nspec:\n");
+    let labels = format!(
+        "  labels:\n    svccontroller.k3s.cattle.io/enablelb: \"true\"\n    {NODE_POOL}: {pool}\nspec:\n"
+    );
     node(number).replacen("spec:\n", &labels, 1)
 }

@@ -10,8 +10,9 @@
 //!                              fd42::11              fd42:1::11
 //! ```
 //!
-//! A test makes its own lab, starts Pinnace on node-1 and asks what a client notices. Everything is gone when the lab is dropped; what a
-//! killed test left is removed by the next one. No program but `ip` is needed (and `nft` where a test looks at the kernel).
+//! A test makes its own lab, starts Pinnace on node-1 and asks what a client notices. Everything is
+//! gone when the lab is dropped; what a killed test left is removed by the next one. No program but
+//! `ip` is needed (and `nft` where a test looks at the kernel).
 
 // Each test crate compiles this module for itself and uses a part of it.
 #![allow(dead_code, missing_docs, unused_imports)]
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 mod capture;
 pub mod control_plane;
@@ -90,13 +91,18 @@ fn lan6(host: u16) -> Ipv6Addr {
 impl Lab {
     /// A lab with this many pods on node-1 and on node-2 (none there: no node-2).
     pub fn new(near: u16, far: u16) -> Lab {
-        assert!(rustix::process::geteuid().is_root(), "packet tests make network namespaces and need root: sudo tests/run");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "packet tests make network namespaces and need root: sudo tests/run"
+        );
         netns::remove_leftovers();
 
-        let prefix = format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let prefix =
+            format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = env::temp_dir().join(&prefix);
         fs::create_dir_all(directory.join("manifests")).expect("a directory for the lab");
-        let mut names: Vec<String> = ["lan", "client", "client2", "node-1"].map(str::to_owned).to_vec();
+        let mut names: Vec<String> =
+            ["lan", "client", "client2", "node-1"].map(str::to_owned).to_vec();
         names.extend((far > 0).then(|| "node-2".to_owned()));
         names.extend((1..=near).map(|n| format!("pod-{n}")));
         names.extend((1..=far).map(|n| format!("far-{n}")));
@@ -110,7 +116,11 @@ impl Lab {
         let node = Host::new("node-1", next(), lan4(11), lan6(11));
         let node2 = (far > 0).then(|| Host::new("node-2", next(), lan4(12), lan6(12)));
         let mut pods = |name: &str, net: u16, count: u16| -> Vec<Host> {
-            (1..=count).map(|n| Host::new(&format!("{name}-{n}"), next(), pod4(net, 10 + n), pod6(net, 10 + n))).collect()
+            (1..=count)
+                .map(|n| {
+                    Host::new(&format!("{name}-{n}"), next(), pod4(net, 10 + n), pod6(net, 10 + n))
+                })
+                .collect()
         };
         let (near, far) = (pods("pod", 0, near), pods("far", 1, far));
         let lab = Lab { client, client2, node, node2, pods: near, far, lan, directory };
@@ -136,7 +146,8 @@ impl Lab {
     pub fn apply(&self, file: &str, text: &str) {
         let temporary = self.directory.join("incoming");
         fs::write(&temporary, text).expect("write a manifest");
-        fs::rename(temporary, self.directory.join("manifests").join(file)).expect("rename a manifest");
+        fs::rename(temporary, self.directory.join("manifests").join(file))
+            .expect("rename a manifest");
     }
 
     /// Deletes a manifest.
@@ -157,8 +168,14 @@ impl Lab {
     }
 
     fn wire(&self) {
-        let nodes = || std::iter::once((&self.node, 0, &self.pods)).chain(self.node2.as_ref().map(|node| (node, 1, &self.far)));
-        let machines: Vec<&Host> = [&self.client, &self.client2].into_iter().chain(nodes().map(|(node, ..)| node)).collect();
+        let nodes = || {
+            std::iter::once((&self.node, 0, &self.pods))
+                .chain(self.node2.as_ref().map(|node| (node, 1, &self.far)))
+        };
+        let machines: Vec<&Host> = [&self.client, &self.client2]
+            .into_iter()
+            .chain(nodes().map(|(node, ..)| node))
+            .collect();
 
         for host in machines.iter().copied().chain(self.all_pods()) {
             sysctl(
@@ -173,17 +190,36 @@ impl Lab {
             );
         }
         for (node, ..) in nodes() {
-            sysctl(&node.ns, &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv6/conf/default/forwarding", "1")]);
+            sysctl(
+                &node.ns,
+                &[
+                    ("ipv4/ip_forward", "1"),
+                    ("ipv6/conf/all/forwarding", "1"),
+                    ("ipv6/conf/default/forwarding", "1"),
+                ],
+            );
         }
 
-        let mut links = vec![format!("link add name br0 netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name)];
+        let mut links = vec![format!(
+            "link add name br0 netns {} type bridge forward_delay 0 mcast_snooping 0",
+            self.lan.name
+        )];
         for host in &machines {
-            links.push(format!("link add name {} netns {} type veth peer name eth0 netns {}", host.name, self.lan.name, host.ns.name));
+            links.push(format!(
+                "link add name {} netns {} type veth peer name eth0 netns {}",
+                host.name, self.lan.name, host.ns.name
+            ));
         }
         for (node, _, pods) in nodes() {
-            links.push(format!("link add name cni0 netns {} type bridge forward_delay 0 mcast_snooping 0", node.ns.name));
+            links.push(format!(
+                "link add name cni0 netns {} type bridge forward_delay 0 mcast_snooping 0",
+                node.ns.name
+            ));
             for pod in pods {
-                links.push(format!("link add name v-{} netns {} type veth peer name eth0 netns {}", pod.name, node.ns.name, pod.ns.name));
+                links.push(format!(
+                    "link add name v-{} netns {} type veth peer name eth0 netns {}",
+                    pod.name, node.ns.name, pod.ns.name
+                ));
             }
         }
         netns::ip(None, &links);
@@ -195,7 +231,13 @@ impl Lab {
         for host in &machines {
             host.ns.ip(&possible(up(host)));
             // Three unanswered questions, half a second: whoever is silent is not there.
-            sysctl(&host.ns, &[("ipv4/neigh/eth0/retrans_time_ms", "150"), ("ipv6/neigh/eth0/retrans_time_ms", "150")]);
+            sysctl(
+                &host.ns,
+                &[
+                    ("ipv4/neigh/eth0/retrans_time_ms", "150"),
+                    ("ipv6/neigh/eth0/retrans_time_ms", "150"),
+                ],
+            );
         }
         for (node, net, pods) in nodes() {
             let (other, via) = (1 - net, if net == 0 { 12 } else { 11 });
@@ -206,7 +248,8 @@ impl Lab {
                 format!("route add {}/24 via {}", pod4(other, 0), lan4(via)),
                 format!("route add {}/64 via {}", pod6(other, 0), lan6(via)),
             ];
-            // Hairpin as the bridge plugin of K3s sets it: a pod may reach itself through a Service.
+            // Hairpin as the bridge plugin of K3s sets it: a pod may reach itself through a
+            // Service.
             for pod in pods {
                 commands.push(format!("link set v-{} master cni0 up", pod.name));
                 commands.push(format!("link set v-{} type bridge_slave hairpin on", pod.name));
@@ -225,7 +268,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // The namespaces go with their hosts; a directory that cannot be removed is no reason to fail.
+        // The namespaces go with their hosts; a directory that cannot be removed is no reason to
+        // fail.
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
@@ -247,13 +291,18 @@ fn up(host: &Host) -> Vec<String> {
     ]
 }
 
-/// The families of this kernel: one started with `ipv6.disable=1` has no IPv6, and the lab does without.
+/// The families of this kernel: one started with `ipv6.disable=1` has no IPv6, and the lab does
+/// without.
 pub fn families() -> &'static [Family] {
     if Path::new("/proc/sys/net/ipv6").exists() { &Family::ALL } else { &[Family::V4] }
 }
 
 fn sysctl(ns: &Namespace, values: &[(&str, &str)]) {
-    let known: Vec<_> = values.iter().copied().filter(|(key, _)| !key.starts_with("ipv6/") || families().contains(&Family::V6)).collect();
+    let known: Vec<_> = values
+        .iter()
+        .copied()
+        .filter(|(key, _)| !key.starts_with("ipv6/") || families().contains(&Family::V6))
+        .collect();
     ns.sysctl(&known);
 }
 
@@ -263,20 +312,30 @@ fn possible(mut commands: Vec<String>) -> Vec<String> {
     commands
 }
 
-/// Whether bridged frames pass the IP hooks: on in nodes, as Kubernetes asks, off in the LAN, which is a switch.
+/// Whether bridged frames pass the IP hooks: on in nodes, as Kubernetes asks, off in the LAN, which
+/// is a switch.
 fn bridge_netfilter(ns: &Namespace, value: &str) {
     if Path::new("/proc/sys/net/bridge").exists() {
-        ns.sysctl(&[("bridge/bridge-nf-call-iptables", value), ("bridge/bridge-nf-call-ip6tables", value)]);
+        ns.sysctl(&[
+            ("bridge/bridge-nf-call-iptables", value),
+            ("bridge/bridge-nf-call-ip6tables", value),
+        ]);
     }
 }
 
 /// Tries until it works; panics with the last complaint after `patience`, see [`patient`].
-pub fn eventually<T>(what: &str, patience: Duration, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+pub fn eventually<T>(
+    what: &str,
+    patience: Duration,
+    mut attempt: impl FnMut() -> Result<T, String>,
+) -> T {
     let deadline = Instant::now() + patient(patience);
     loop {
         match attempt() {
             Ok(value) => return value,
-            Err(complaint) if Instant::now() > deadline => panic!("{what}: not within {patience:?}: {complaint}"),
+            Err(complaint) if Instant::now() > deadline => {
+                panic!("{what}: not within {patience:?}: {complaint}")
+            }
             Err(_) => thread::sleep(Duration::from_millis(25)),
         }
     }

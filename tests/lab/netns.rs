@@ -30,18 +30,22 @@ impl Namespace {
             .iter()
             .map(|name| Namespace {
                 name: name.clone(),
-                handle: File::open(Path::new(DIRECTORY).join(name)).expect("a namespace that was just made can be opened"),
+                handle: File::open(Path::new(DIRECTORY).join(name))
+                    .expect("a namespace that was just made can be opened"),
             })
             .collect()
     }
 
-    /// Runs `f` in a thread inside the namespace. Sockets opened and processes started there stay in it; all else comes back unchanged.
+    /// Runs `f` in a thread inside the namespace. Sockets opened and processes started there stay
+    /// in it; all else comes back unchanged.
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         let inside = || {
-            move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter a network namespace");
+            move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network))
+                .expect("root may enter a network namespace");
             f()
         };
-        thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|cause| panic::resume_unwind(cause))
+        thread::scope(|scope| scope.spawn(inside).join())
+            .unwrap_or_else(|cause| panic::resume_unwind(cause))
     }
 
     /// Runs `ip` commands, one per line, inside the namespace.
@@ -49,12 +53,20 @@ impl Namespace {
         ip(Some(&self.name), commands);
     }
 
-    /// Runs a program inside and gives back its standard output; panics with its complaint when it fails.
+    /// Runs a program inside and gives back its standard output; panics with its complaint when it
+    /// fails.
     pub fn output(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.enter(|| Command::new(program).args(arguments).output());
-        let output = output.unwrap_or_else(|error| panic!("{program}: {error} (tests/run installs it)"));
+        let output =
+            output.unwrap_or_else(|error| panic!("{program}: {error} (tests/run installs it)"));
         let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {} in {}: {}: {complaint}", arguments.join(" "), self.name, output.status);
+        assert!(
+            output.status.success(),
+            "{program} {} in {}: {}: {complaint}",
+            arguments.join(" "),
+            self.name,
+            output.status
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -63,7 +75,8 @@ impl Namespace {
         self.enter(|| {
             for (key, value) in values {
                 let path = Path::new("/proc/sys/net").join(key);
-                fs::write(&path, value).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                fs::write(&path, value)
+                    .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             }
         });
     }
@@ -71,7 +84,8 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // A failure here must not hide the failure of the test; leftovers are removed by the next run.
+        // A failure here must not hide the failure of the test; leftovers are removed by the next
+        // run.
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
@@ -82,8 +96,12 @@ pub fn ip<S: AsRef<str>>(namespace: Option<&str>, commands: &[S]) {
     if let Some(namespace) = namespace {
         command.args(["-n", namespace]);
     }
-    let mut child =
-        command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("`ip` is installed (iproute2)");
+    let mut child = command
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("`ip` is installed (iproute2)");
     let mut text = String::new();
     for line in commands {
         text.push_str(line.as_ref());
@@ -95,7 +113,8 @@ pub fn ip<S: AsRef<str>>(namespace: Option<&str>, commands: &[S]) {
     assert!(output.status.success(), "ip -n {}:\n{text}{complaint}", namespace.unwrap_or("-"));
 }
 
-/// Removes, once, what test processes that are no longer alive left behind: processes inside their namespaces, then the namespaces.
+/// Removes, once, what test processes that are no longer alive left behind: processes inside their
+/// namespaces, then the namespaces.
 pub fn remove_leftovers() {
     static CLEANED: Once = Once::new();
     CLEANED.call_once(remove_all_leftovers);
@@ -104,13 +123,21 @@ pub fn remove_leftovers() {
 fn remove_all_leftovers() {
     for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(owner) = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok()) else { continue };
+        let Some(owner) =
+            name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok())
+        else {
+            continue;
+        };
         if Path::new("/proc").join(owner.to_string()).exists() {
             continue;
         }
         if let Ok(output) = Command::new("ip").args(["netns", "pids", &name]).output() {
             for pid in String::from_utf8_lossy(&output.stdout).split_whitespace() {
-                let _ = pid.parse().ok().and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL));
+                let _ = pid
+                    .parse()
+                    .ok()
+                    .and_then(Pid::from_raw)
+                    .map(|pid| kill_process(pid, Signal::KILL));
             }
         }
         let _ = Command::new("ip").args(["netns", "del", &name]).status();

@@ -1,7 +1,9 @@
-//! A client that asks a UDP service once a millisecond, each time from a fresh port, and remembers what became of every question.
+//! A client that asks a UDP service once a millisecond, each time from a fresh port, and remembers
+//! what became of every question.
 //!
-//! One thread inside the client's namespace. A question has a socket of its own, so that its answer cannot be mistaken for another's,
-//! and a port that was not used for longer than the kernel remembers connections: each is a new one to whoever forwards it.
+//! One thread inside the client's namespace. A question has a socket of its own, so that its answer
+//! cannot be mistaken for another's, and a port that was not used for longer than the kernel
+//! remembers connections: each is a new one to whoever forwards it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -10,18 +12,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinnace::edge::bfd::realtime;
-use rustix::event::epoll;
-use rustix::event::{Timespec, epoll::EventFlags};
+use pinnace::bfd::io::realtime;
+use rustix::event::epoll::EventFlags;
+use rustix::event::{Timespec, epoll};
 use socket2::{Domain, Socket, Type};
 
 use super::{Host, Reply};
 
 /// Between two questions.
 pub const PACE: Duration = Duration::from_millis(1);
-/// So many questions wait for their answers; what comes later than this many milliseconds counts as lost.
+/// So many questions wait for their answers; what comes later than this many milliseconds counts as
+/// lost.
 const WAITING: usize = 500;
-/// Where ports come from, in turn: 45 s worth of questions, when connection tracking forgets an answered one after 30 s.
+/// Where ports come from, in turn: 45 s worth of questions, when connection tracking forgets an
+/// answered one after 30 s.
 const PORTS: std::ops::Range<u32> = 16_000..61_000;
 /// Of each family.
 static NEXT_PORT: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
@@ -76,7 +80,8 @@ impl Drop for Prober {
 }
 
 fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
-    // It must not be late because the machine is busy: its own lateness would look like a gap. Where that is not permitted, it is not.
+    // It must not be late because the machine is busy: its own lateness would look like a gap.
+    // Where that is not permitted, it is not.
     let _ = realtime::enter(1);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
     let mut trace = Trace::default();
@@ -103,7 +108,8 @@ fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
                 waiting.pop_front();
             }
         }
-        let pause = if end.is_some() { PACE } else { next.saturating_duration_since(Instant::now()) };
+        let pause =
+            if end.is_some() { PACE } else { next.saturating_duration_since(Instant::now()) };
         let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos().min(999_999_999) as _ };
         events.clear();
         if epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&pause)).is_err() {
@@ -111,9 +117,12 @@ fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
         }
         for event in &events {
             let index = event.data.u64() as usize;
-            // Sockets leave in the order in which they came; the youngest belongs to the youngest question.
+            // Sockets leave in the order in which they came; the youngest belongs to the youngest
+            // question.
             let age = trace.probes.len() - index;
-            let Some(socket) = waiting.len().checked_sub(age).and_then(|at| waiting.get(at)) else { continue };
+            let Some(socket) = waiting.len().checked_sub(age).and_then(|at| waiting.get(at)) else {
+                continue;
+            };
             let mut buffer = [0; 256];
             let Ok(length) = socket.recv(&mut buffer) else { continue };
             let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
@@ -124,7 +133,8 @@ fn probe(target: SocketAddr, stop: &AtomicBool) -> Trace {
     }
 }
 
-/// A socket that has asked. Where sending fails (no route, no neighbour) the question is lost, as anything else would be.
+/// A socket that has asked. Where sending fails (no route, no neighbour) the question is lost, as
+/// anything else would be.
 fn ask(target: SocketAddr) -> UdpSocket {
     // A port that is taken is left out.
     let socket = (0..100).find_map(|_| {
@@ -139,7 +149,8 @@ fn ask(target: SocketAddr) -> UdpSocket {
 
 fn bound(target: SocketAddr, port: u32) -> std::io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
-    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     if target.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -163,13 +174,16 @@ impl Trace {
 
     /// When it began and when it ended.
     pub fn silence(&self) -> Option<(Instant, Instant)> {
-        let mut answers: Vec<Instant> = self.probes.iter().filter_map(|probe| Some(probe.answer.as_ref()?.0)).collect();
+        let mut answers: Vec<Instant> =
+            self.probes.iter().filter_map(|probe| Some(probe.answer.as_ref()?.0)).collect();
         answers.sort();
         let begin = self.probes.first().map(|probe| probe.sent);
         let end = self.probes.last().map(|probe| probe.sent);
         let all: Vec<Instant> = begin.into_iter().chain(answers).chain(end).collect();
         // The last answer may have come after the last question.
-        all.windows(2).map(|pair| (pair[0], pair[1].max(pair[0]))).max_by_key(|(begin, end)| *end - *begin)
+        all.windows(2)
+            .map(|pair| (pair[0], pair[1].max(pair[0])))
+            .max_by_key(|(begin, end)| *end - *begin)
     }
 
     /// Questions that were never answered.
@@ -179,7 +193,8 @@ impl Trace {
 
     /// When the first and the last of the lost questions were asked.
     pub fn lost_between(&self) -> Option<(Instant, Instant)> {
-        let mut lost = self.probes.iter().filter(|probe| probe.answer.is_none()).map(|probe| probe.sent);
+        let mut lost =
+            self.probes.iter().filter(|probe| probe.answer.is_none()).map(|probe| probe.sent);
         let first = lost.next()?;
         Some((first, lost.next_back().unwrap_or(first)))
     }

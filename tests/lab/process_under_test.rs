@@ -1,4 +1,5 @@
-//! The program under test: started in a node's namespace as a user would, questioned through its own commands and ports.
+//! The program under test: started in a node's namespace as a user would, questioned through its
+//! own commands and ports.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::netns::Namespace;
@@ -35,7 +36,8 @@ pub struct Pinnace {
     wrapper: &'static [&'static str],
 }
 
-/// Puts a directory where a kubelet mounts the service account, in a mount namespace of the program's own.
+/// Puts a directory where a kubelet mounts the service account, in a mount namespace of the
+/// program's own.
 const IN_POD: &str = "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && \
     ln -s \"$1\" /run/secrets/kubernetes.io/serviceaccount && shift && exec \"$@\"";
 
@@ -51,13 +53,23 @@ impl Pinnace {
             ("PINNACE_STATE_DIR", directory.join("state").to_string_lossy().into_owned()),
             ("PINNACE_NODE_NAME", node.name.clone()),
             ("PINNACE_POOLS", "10.88.0.200-10.88.0.220,fd88::200-fd88::220".to_owned()),
-            // Nobody else is on this LAN, so the question whether an address is free need not be asked; one test asks it.
+            // Nobody else is on this LAN, so the question whether an address is free need not be
+            // asked; one test asks it.
             ("PINNACE_PROBE", "0".to_owned()),
             ("PINNACE_LISTEN", LISTEN.to_owned()),
             ("PINNACE_LOG", "info".to_owned()),
         ];
-        let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Pinnace { ns: node.ns.clone(), directory: directory.to_owned(), variables, read: true, account: None, clock: None, wrapper: &[] }
+        let variables =
+            variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Pinnace {
+            ns: node.ns.clone(),
+            directory: directory.to_owned(),
+            variables,
+            read: true,
+            account: None,
+            clock: None,
+            wrapper: &[],
+        }
     }
 
     /// Changes one variable.
@@ -92,7 +104,13 @@ impl Pinnace {
 
     /// Root, but it may not put itself ahead of other processes: as in a pod without CAP_SYS_NICE.
     pub fn without_realtime(mut self) -> Pinnace {
-        self.wrapper = &["prlimit", "--rtprio=0", "setpriv", "--inh-caps=-sys_nice", "--bounding-set=-sys_nice"];
+        self.wrapper = &[
+            "prlimit",
+            "--rtprio=0",
+            "setpriv",
+            "--inh-caps=-sys_nice",
+            "--bounding-set=-sys_nice",
+        ];
         self
     }
 
@@ -104,7 +122,8 @@ impl Pinnace {
         let mut command = self.command(&["run"]);
         command.stdin(Stdio::null());
         // The child handle keeps the other ends open, and does not read them.
-        let (out, err) = if self.read { (file.into(), errors.into()) } else { (Stdio::piped(), Stdio::piped()) };
+        let (out, err) =
+            if self.read { (file.into(), errors.into()) } else { (Stdio::piped(), Stdio::piped()) };
         command.stdout(out).stderr(err);
         let spawn = || match &self.clock {
             None => command.spawn(),
@@ -132,9 +151,15 @@ impl Pinnace {
         let output = self.run(&["status", "-o", "json"]);
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
-            return Err(format!("status: {}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr)));
+            return Err(format!(
+                "status: {}: {text}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            ));
         }
-        serde_json::from_str(&text).map(Status).map_err(|error| format!("status is not JSON: {error}: {text}"))
+        serde_json::from_str(&text)
+            .map(Status)
+            .map_err(|error| format!("status is not JSON: {error}: {text}"))
     }
 
     /// Status code and body of a path on the health port.
@@ -151,7 +176,8 @@ impl Pinnace {
         let answer = self.ns.enter(fetch).map_err(|error| format!("GET {path}: {error}"))?;
         let code = answer.split_whitespace().nth(1).and_then(|code| code.parse().ok());
         let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        code.map(|code| (code, body.to_owned())).ok_or_else(|| format!("GET {path}: not HTTP: {answer:?}"))
+        code.map(|code| (code, body.to_owned()))
+            .ok_or_else(|| format!("GET {path}: not HTTP: {answer:?}"))
     }
 
     /// `nft` in the node's namespace.
@@ -159,7 +185,8 @@ impl Pinnace {
         self.ns.output("nft", arguments)
     }
 
-    // A clean environment: only what the test sets, so that nothing of the tester's shell reaches the program.
+    // A clean environment: only what the test sets, so that nothing of the tester's shell reaches
+    // the program.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match (&self.account, self.wrapper) {
             (None, [program, arguments @ ..]) => {
@@ -174,7 +201,11 @@ impl Pinnace {
                 command
             }
         };
-        command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(&self.variables);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs(&self.variables);
         command
     }
 }
@@ -206,7 +237,9 @@ impl Running {
             }
             match self.pinnace.http("/readyz") {
                 Ok((200, _)) => return,
-                other if Instant::now() > deadline => panic!("not ready within {PATIENCE:?}: {other:?}"),
+                other if Instant::now() > deadline => {
+                    panic!("not ready within {PATIENCE:?}: {other:?}")
+                }
                 _ => thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -248,14 +281,23 @@ impl Running {
 
     /// Waits until the log contains a text.
     pub fn wait_log(&self, text: &str) {
-        eventually(&format!("the log says {text:?}"), PATIENCE, || ensure(self.log().contains(text), || "it does not".to_owned()));
+        eventually(&format!("the log says {text:?}"), PATIENCE, || {
+            ensure(self.log().contains(text), || "it does not".to_owned())
+        });
     }
 
-    /// Waits until `/readyz` says this in the line of the API server, as a condition that is not met.
+    /// Waits until `/readyz` says this in the line of the API server, as a condition that is not
+    /// met.
     pub fn complains(&self, text: &str) {
         eventually(&format!("/readyz says {text:?}"), API_PATIENCE, || {
             let (code, body) = self.pinnace().http("/readyz")?;
-            ensure(code == 503 && body.lines().any(|line| line.starts_with("[-]ApiServer") && line.contains(text)), || body)
+            ensure(
+                code == 503
+                    && body
+                        .lines()
+                        .any(|line| line.starts_with("[-]ApiServer") && line.contains(text)),
+                || body,
+            )
         });
     }
 
@@ -300,7 +342,9 @@ impl Running {
         loop {
             match self.child.try_wait().expect("wait for pinnace") {
                 Some(status) => return status,
-                None if Instant::now() > deadline => panic!("pinnace did not end within {PATIENCE:?}"),
+                None if Instant::now() > deadline => {
+                    panic!("pinnace did not end within {PATIENCE:?}")
+                }
                 None => thread::sleep(Duration::from_millis(10)),
             }
         }
@@ -312,7 +356,11 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- log of pinnace ---\n{}--- nft ---\n{}--- end ---", self.log(), ruleset(&self.pinnace));
+            eprintln!(
+                "--- log of pinnace ---\n{}--- nft ---\n{}--- end ---",
+                self.log(),
+                ruleset(&self.pinnace)
+            );
         }
     }
 }
@@ -340,22 +388,32 @@ impl Status {
 
     /// Its reasons, code and message, one per line.
     pub fn reasons(&self, key: &str) -> String {
-        let reasons = self.service(key)["reasons"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let reasons =
+            self.service(key)["reasons"].as_array().map(Vec::as_slice).unwrap_or_default();
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        reasons.iter().map(|reason| format!("{}: {}\n", text(&reason["code"]), text(&reason["message"]))).collect()
+        reasons
+            .iter()
+            .map(|reason| format!("{}: {}\n", text(&reason["code"]), text(&reason["message"])))
+            .collect()
     }
 
     /// Its addresses.
     pub fn addresses(&self, key: &str) -> Vec<IpAddr> {
-        let addresses = self.service(key)["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let addresses =
+            self.service(key)["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
         addresses.iter().filter_map(|address| address.as_str()?.parse().ok()).collect()
     }
 }
 
 /// The static release binary that users get, or what `PINNACE_BIN` names.
 fn binary() -> PathBuf {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/x86_64-unknown-linux-musl/release/pinnace");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/x86_64-unknown-linux-musl/release/pinnace");
     let path = std::env::var_os("PINNACE_BIN").map_or(built, PathBuf::from);
-    assert!(path.exists(), "{} is missing: cargo build --release --target x86_64-unknown-linux-musl", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build --release --target x86_64-unknown-linux-musl",
+        path.display()
+    );
     path
 }

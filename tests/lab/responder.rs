@@ -1,12 +1,14 @@
-//! What runs in a pod: answers every line (TCP) and every datagram (UDP) with one line that says who answered and whom it saw.
-//! Only the standard library, so that the demo can compile it alone in a second.
+//! What runs in a pod: answers every line (TCP) and every datagram (UDP) with one line that says
+//! who answered and whom it saw. Only the standard library, so that the demo can compile it alone
+//! in a second.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-/// A connection nobody speaks on is given up after this time, so that no thread outlives its lab for long.
+/// A connection nobody speaks on is given up after this time, so that no thread outlives its lab
+/// for long.
 const IDLE: Duration = Duration::from_secs(60);
 /// Threads only shovel lines; hundreds of them may be alive at once.
 const STACK: usize = 128 * 1024;
@@ -30,7 +32,8 @@ pub fn serve_tcp(listener: TcpListener, pod: &str) {
     }
 }
 
-/// One line in, one line out; a line that looks like HTTP gets an HTTP answer and the end of the connection.
+/// One line in, one line out; a line that looks like HTTP gets an HTTP answer and the end of the
+/// connection.
 fn converse(mut stream: TcpStream, peer: SocketAddr, pod: &str) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IDLE))?;
@@ -38,9 +41,14 @@ fn converse(mut stream: TcpStream, peer: SocketAddr, pod: &str) -> std::io::Resu
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     while let Some(request) = lines.next().transpose()? {
         if request.starts_with("GET ") {
-            // The header block must be read before closing: unread input would turn the close into a reset.
+            // The header block must be read before closing: unread input would turn the close into
+            // a reset.
             while lines.next().transpose()?.is_some_and(|header| !header.trim().is_empty()) {}
-            return write!(stream, "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+            return write!(
+                stream,
+                "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{answer}",
+                answer.len()
+            );
         }
         stream.write_all(answer.as_bytes())?;
     }
@@ -54,7 +62,8 @@ pub fn serve_udp(socket: UdpSocket, pod: &str) {
     loop {
         match socket.recv_from(&mut buffer) {
             Ok((0, _)) => return,
-            // A client that is gone is reported here as an error of the next call; neither ends the service.
+            // A client that is gone is reported here as an error of the next call; neither ends the
+            // service.
             Ok((_, peer)) => drop(socket.send_to(line(pod, local, peer).as_bytes(), peer)),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
             Err(_) => return,

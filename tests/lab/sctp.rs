@@ -1,12 +1,13 @@
-//! SCTP associations by raw sockets, because few kernels have SCTP: the four packets by which one is set up (RFC 9260 §5.1), and nothing
-//! more. What a client and a pod notice of a load balancer is in these: addresses, ports, verification tags and the checksum.
+//! SCTP associations by raw sockets, because few kernels have SCTP: the four packets by which one
+//! is set up (RFC 9260 §5.1), and nothing more. What a client and a pod notice of a load balancer
+//! is in these: addresses, ports, verification tags and the checksum.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{Failure, Reply, responder};
@@ -43,7 +44,8 @@ impl Packet {
         bytes
     }
 
-    /// None when it is truncated or its checksum is wrong: whoever changes a port has to put that right.
+    /// None when it is truncated or its checksum is wrong: whoever changes a port has to put that
+    /// right.
     fn parse(bytes: &[u8]) -> Option<Packet> {
         let mut zeroed = bytes.to_vec();
         zeroed.get_mut(8..12)?.fill(0);
@@ -81,19 +83,28 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 fn open(address: IpAddr, timeout: Duration) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(SocketAddr::new(address, 0)), Type::RAW, Some(Protocol::from(libc::IPPROTO_SCTP)))?;
+    let socket = Socket::new(
+        Domain::for_address(SocketAddr::new(address, 0)),
+        Type::RAW,
+        Some(Protocol::from(libc::IPPROTO_SCTP)),
+    )?;
     socket.set_read_timeout(Some(timeout))?;
     socket.bind(&SockAddr::from(SocketAddr::new(address, 0)))?;
     Ok(socket)
 }
 
-/// The next packet with a right checksum, and where it comes from. Only in IPv4 the kernel puts the IP header before it.
+/// The next packet with a right checksum, and where it comes from. Only in IPv4 the kernel puts the
+/// IP header before it.
 fn receive(socket: &Socket) -> io::Result<Option<(Packet, IpAddr)>> {
     let mut buffer = [MaybeUninit::uninit(); 2048];
     let (length, from) = socket.recv_from(&mut buffer)?;
     // SAFETY: the kernel has written this many bytes.
-    let bytes: Vec<u8> = buffer.iter().take(length).map(|byte| unsafe { byte.assume_init() }).collect();
-    let from = from.as_socket().map(|from| from.ip()).ok_or_else(|| io::Error::other("not an IP address"))?;
+    let bytes: Vec<u8> =
+        buffer.iter().take(length).map(|byte| unsafe { byte.assume_init() }).collect();
+    let from = from
+        .as_socket()
+        .map(|from| from.ip())
+        .ok_or_else(|| io::Error::other("not an IP address"))?;
     let header = if Family::of(from) == Family::V4 { usize::from(bytes[0] & 15) * 4 } else { 0 };
     Ok(bytes.get(header..).and_then(Packet::parse).map(|packet| (packet, from)))
 }
@@ -102,9 +113,13 @@ fn send(socket: &Socket, packet: &Packet, to: IpAddr) -> io::Result<()> {
     socket.send_to(&packet.emit(), &SockAddr::from(SocketAddr::new(to, 0))).map(drop)
 }
 
-/// Sets up an association from `source`: what the pod put into its cookie. Answers that do not come from `target` are not heard, as a
-/// client's kernel would not hear them.
-pub fn associate(source: SocketAddr, target: SocketAddr, patience: Duration) -> Result<Reply, Failure> {
+/// Sets up an association from `source`: what the pod put into its cookie. Answers that do not come
+/// from `target` are not heard, as a client's kernel would not hear them.
+pub fn associate(
+    source: SocketAddr,
+    target: SocketAddr,
+    patience: Duration,
+) -> Result<Reply, Failure> {
     let socket = open(source.ip(), patience / 4)?;
     let ports = (source.port(), target.port());
     let exchange = |packet: Packet, answer: u8| -> Result<Packet, Failure> {
@@ -113,27 +128,37 @@ pub fn associate(source: SocketAddr, target: SocketAddr, patience: Duration) -> 
             send(&socket, &packet, target.ip())?;
             loop {
                 match receive(&socket) {
-                    Ok(Some((heard, from))) if (from, heard.kind, heard.tag) == (target.ip(), answer, CLIENT_TAG) => {
+                    Ok(Some((heard, from)))
+                        if (from, heard.kind, heard.tag) == (target.ip(), answer, CLIENT_TAG) =>
+                    {
                         if heard.ports == (ports.1, ports.0) {
                             return Ok(heard);
                         }
                     }
                     Ok(_) => {}
-                    Err(error) if Failure::from(io::Error::from(error.kind())) == Failure::TimedOut => break,
+                    Err(error)
+                        if Failure::from(io::Error::from(error.kind())) == Failure::TimedOut =>
+                    {
+                        break;
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
         }
         Err(Failure::TimedOut)
     };
-    let first = exchange(Packet { ports, tag: 0, kind: INIT, value: Packet::initial(CLIENT_TAG, b"") }, INIT_ACK)?;
+    let first = exchange(
+        Packet { ports, tag: 0, kind: INIT, value: Packet::initial(CLIENT_TAG, b"") },
+        INIT_ACK,
+    )?;
     let cookie = first.cookie().unwrap_or_default().to_vec();
     let reply = Reply::parse(&String::from_utf8_lossy(&cookie))?;
     exchange(Packet { ports, tag: SERVER_TAG, kind: COOKIE_ECHO, value: cookie }, COOKIE_ACK)?;
     Ok(reply)
 }
 
-/// Answers on a port of this address until `stop` says so. The cookie says who answered and whom it saw.
+/// Answers on a port of this address until `stop` says so. The cookie says who answered and whom it
+/// saw.
 pub fn serve(address: SocketAddr, pod: &str, stop: impl Fn() -> bool) -> io::Result<()> {
     let socket = open(address.ip(), Duration::from_millis(100))?;
     while !stop() {
@@ -145,9 +170,16 @@ pub fn serve(address: SocketAddr, pod: &str, stop: impl Fn() -> bool) -> io::Res
         let answer = match packet.kind {
             INIT => {
                 let cookie = responder::line(pod, address, SocketAddr::new(from, packet.ports.0));
-                Packet { ports, tag: CLIENT_TAG, kind: INIT_ACK, value: Packet::initial(SERVER_TAG, cookie.as_bytes()) }
+                Packet {
+                    ports,
+                    tag: CLIENT_TAG,
+                    kind: INIT_ACK,
+                    value: Packet::initial(SERVER_TAG, cookie.as_bytes()),
+                }
             }
-            COOKIE_ECHO if packet.tag == SERVER_TAG => Packet { ports, tag: CLIENT_TAG, kind: COOKIE_ACK, value: Vec::new() },
+            COOKIE_ECHO if packet.tag == SERVER_TAG => {
+                Packet { ports, tag: CLIENT_TAG, kind: COOKIE_ACK, value: Vec::new() }
+            }
             _ => continue,
         };
         // The client may be gone by now.

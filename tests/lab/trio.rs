@@ -15,14 +15,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{env, fs, process};
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::manifests::{Endpoint, node, service, slices};
 use super::netns::{self, Namespace};
 use super::process_under_test::{Pinnace, Running};
-use super::{COUNT, Host, Prober, Reply, bridge_netfilter, ensure, eventually, lan4, lan6, pod4, pod6, possible, sysctl, up};
+use super::{
+    COUNT, Host, Prober, Reply, bridge_netfilter, ensure, eventually, lan4, lan6, pod4, pod6,
+    possible, sysctl, up,
+};
 
 /// How many nodes.
 pub const NODES: usize = 3;
@@ -40,7 +43,8 @@ pub struct Trio {
     pub nodes: Vec<Host>,
     /// One behind each node.
     pub pods: Vec<Host>,
-    /// The switch: a bridge `br0` with one port per machine, named like it, and `br1` and `br2`, to which machines can be moved.
+    /// The switch: a bridge `br0` with one port per machine, named like it, and `br1` and `br2`,
+    /// to which machines can be moved.
     pub lan: Arc<Namespace>,
     directory: PathBuf,
 }
@@ -71,21 +75,31 @@ impl Trio {
 
     /// The same with more nodes than three, nine at most.
     pub fn of(count: usize) -> Trio {
-        assert!(rustix::process::geteuid().is_root(), "this makes network namespaces and needs root: sudo tests/run");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this makes network namespaces and needs root: sudo tests/run"
+        );
         netns::remove_leftovers();
-        let prefix = format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let prefix =
+            format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = env::temp_dir().join(&prefix);
         fs::create_dir_all(directory.join("manifests")).expect("a directory for the lab");
         let numbers = || 1..=count as u16;
         let names = ["lan".to_owned(), "client".to_owned()].into_iter();
-        let names = names.chain(numbers().map(|n| format!("node-{n}"))).chain(numbers().map(|n| format!("pod-{n}")));
+        let names = names
+            .chain(numbers().map(|n| format!("node-{n}")))
+            .chain(numbers().map(|n| format!("pod-{n}")));
         let full: Vec<String> = names.map(|name| format!("{prefix}-{name}")).collect();
         let mut spaces = Namespace::create(&full).into_iter().map(Arc::new);
         let mut next = || spaces.next().expect("one namespace per name");
         let lan = next();
         let client = Host::new("client", next(), lan4(100), lan6(100));
-        let nodes = numbers().map(|n| Host::new(&format!("node-{n}"), next(), lan4(10 + n), lan6(10 + n))).collect();
-        let pods = numbers().map(|n| Host::new(&format!("pod-{n}"), next(), pod4(n - 1, 11), pod6(n - 1, 11))).collect();
+        let nodes = numbers()
+            .map(|n| Host::new(&format!("node-{n}"), next(), lan4(10 + n), lan6(10 + n)))
+            .collect();
+        let pods = numbers()
+            .map(|n| Host::new(&format!("pod-{n}"), next(), pod4(n - 1, 11), pod6(n - 1, 11)))
+            .collect();
         let trio = Trio { client, nodes, pods, lan, directory };
         trio.wire();
         trio
@@ -106,20 +120,45 @@ impl Trio {
     fn wire(&self) {
         let machines = || std::iter::once(&self.client).chain(&self.nodes);
         for host in machines().chain(&self.pods) {
-            let values = [("accept_dad", "0"), ("accept_ra", "0")].map(|(key, value)| (format!("ipv6/conf/default/{key}"), value));
+            let values = [("accept_dad", "0"), ("accept_ra", "0")]
+                .map(|(key, value)| (format!("ipv6/conf/default/{key}"), value));
             let values: Vec<_> = values.iter().map(|(key, value)| (key.as_str(), *value)).collect();
             sysctl(&host.ns, &values);
-            sysctl(&host.ns, &[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")]);
+            sysctl(
+                &host.ns,
+                &[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")],
+            );
         }
-        let bridge = |side| format!("link add name br{side} netns {} type bridge forward_delay 0 mcast_snooping 0", self.lan.name);
+        let bridge = |side| {
+            format!(
+                "link add name br{side} netns {} type bridge forward_delay 0 mcast_snooping 0",
+                self.lan.name
+            )
+        };
         let mut links: Vec<String> = (0..SIDES).map(bridge).collect();
         for host in machines() {
-            links.push(format!("link add name {} netns {} type veth peer name eth0 netns {}", host.name, self.lan.name, host.ns.name));
+            links.push(format!(
+                "link add name {} netns {} type veth peer name eth0 netns {}",
+                host.name, self.lan.name, host.ns.name
+            ));
         }
         for (node, pod) in self.nodes.iter().zip(&self.pods) {
-            sysctl(&node.ns, &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv6/conf/default/forwarding", "1")]);
-            links.push(format!("link add name cni0 netns {} type bridge forward_delay 0 mcast_snooping 0", node.ns.name));
-            links.push(format!("link add name v-{} netns {} type veth peer name eth0 netns {}", pod.name, node.ns.name, pod.ns.name));
+            sysctl(
+                &node.ns,
+                &[
+                    ("ipv4/ip_forward", "1"),
+                    ("ipv6/conf/all/forwarding", "1"),
+                    ("ipv6/conf/default/forwarding", "1"),
+                ],
+            );
+            links.push(format!(
+                "link add name cni0 netns {} type bridge forward_delay 0 mcast_snooping 0",
+                node.ns.name
+            ));
+            links.push(format!(
+                "link add name v-{} netns {} type veth peer name eth0 netns {}",
+                pod.name, node.ns.name, pod.ns.name
+            ));
         }
         netns::ip(None, &links);
         let mut lan: Vec<String> = (0..SIDES).map(|side| format!("link set br{side} up")).collect();
@@ -151,7 +190,11 @@ impl Trio {
 
     /// Takes a node's cable out of the switch, or puts it back.
     pub fn cable(&self, node: usize, plugged: bool) {
-        self.lan.ip(&[format!("link set {} {}", self.nodes[node].name, if plugged { "up" } else { "down" })]);
+        self.lan.ip(&[format!(
+            "link set {} {}",
+            self.nodes[node].name,
+            if plugged { "up" } else { "down" }
+        )]);
     }
 
     /// Moves a node to a LAN of its own (its link stays up), or back.
@@ -163,15 +206,25 @@ impl Trio {
     pub fn split(&self, sides: &[Vec<usize>]) {
         let mut moves = Vec::new();
         for (side, nodes) in sides.iter().enumerate() {
-            moves.extend(nodes.iter().map(|node| format!("link set {} master br{side}", self.nodes[*node].name)));
+            moves.extend(
+                nodes
+                    .iter()
+                    .map(|node| format!("link set {} master br{side}", self.nodes[*node].name)),
+            );
         }
         self.lan.ip(&moves);
     }
 
-    /// The node through which a question went: its address is what a pod on another node sees, and the pod behind it sees the client.
+    /// The node through which a question went: its address is what a pod on another node sees, and
+    /// the pod behind it sees the client.
     pub fn through(&self, reply: &Reply) -> usize {
-        let by_source = self.nodes.iter().position(|node| [IpAddr::from(node.v4), node.v6.into()].contains(&reply.peer.ip()));
-        by_source.or_else(|| self.pods.iter().position(|pod| pod.name == reply.pod)).expect("an answer of a pod of the lab")
+        let by_source = self
+            .nodes
+            .iter()
+            .position(|node| [IpAddr::from(node.v4), node.v6.into()].contains(&reply.peer.ip()));
+        by_source
+            .or_else(|| self.pods.iter().position(|pod| pod.name == reply.pod))
+            .expect("an answer of a pod of the lab")
     }
 
     /// Which node the client's neighbour table names for an address.
@@ -187,7 +240,8 @@ impl Drop for Trio {
     }
 }
 
-/// Pinnace on all three nodes, in front of all three pods, as `default/probe` on port 53 over UDP and TCP.
+/// Pinnace on all three nodes, in front of all three pods, as `default/probe` on port 53 over UDP
+/// and TCP.
 pub struct Cluster {
     // Dropped in this order.
     running: Vec<Option<Running>>,
@@ -202,32 +256,52 @@ impl Cluster {
     }
 
     /// The same, each node after a change of its own.
-    pub fn start_with(settings: &[(&'static str, &str)], change: impl Fn(usize, Pinnace) -> Pinnace) -> Cluster {
+    pub fn start_with(
+        settings: &[(&'static str, &str)],
+        change: impl Fn(usize, Pinnace) -> Pinnace,
+    ) -> Cluster {
         Cluster::of(NODES, settings, change)
     }
 
     /// The same with more nodes than three.
-    pub fn of(count: usize, settings: &[(&'static str, &str)], change: impl Fn(usize, Pinnace) -> Pinnace) -> Cluster {
+    pub fn of(
+        count: usize,
+        settings: &[(&'static str, &str)],
+        change: impl Fn(usize, Pinnace) -> Pinnace,
+    ) -> Cluster {
         Cluster::on(Trio::of(count), settings, change)
     }
 
     /// The same on machines that were made before.
-    pub fn on(trio: Trio, settings: &[(&'static str, &str)], change: impl Fn(usize, Pinnace) -> Pinnace) -> Cluster {
+    pub fn on(
+        trio: Trio,
+        settings: &[(&'static str, &str)],
+        change: impl Fn(usize, Pinnace) -> Pinnace,
+    ) -> Cluster {
         let count = trio.nodes.len();
-        let endpoints: Vec<Endpoint> = trio.pods.iter().zip(&trio.nodes).map(|(pod, node)| Endpoint::ready(pod).on(&node.name)).collect();
-        let probe = service("probe").port("udp", "UDP", PORT.into()).port("tcp", "TCP", PORT.into());
+        let endpoints: Vec<Endpoint> = trio
+            .pods
+            .iter()
+            .zip(&trio.nodes)
+            .map(|(pod, node)| Endpoint::ready(pod).on(&node.name))
+            .collect();
+        let probe =
+            service("probe").port("udp", "UDP", PORT.into()).port("tcp", "TCP", PORT.into());
         let ports = [("udp", "UDP", super::POD_PORTS[0]), ("tcp", "TCP", super::POD_PORTS[0])];
         let nodes: String = (1..=count as u8).map(node).collect();
         let text = nodes + &probe.yaml() + &slices("probe", &ports, &endpoints);
         fs::write(trio.directory.join("manifests/all.yaml"), text).expect("write the manifests");
         let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         let mut cluster = Cluster { running: Vec::new(), settings, trio };
-        cluster.running = (0..count).map(|node| Some(change(node, cluster.pinnace(node)).start())).collect();
+        cluster.running =
+            (0..count).map(|node| Some(change(node, cluster.pinnace(node)).start())).collect();
         cluster
     }
 
     fn pinnace(&self, node: usize) -> Pinnace {
-        self.settings.iter().fold(self.trio.pinnace_on(node), |pinnace, (name, value)| pinnace.set(name, value))
+        self.settings
+            .iter()
+            .fold(self.trio.pinnace_on(node), |pinnace, (name, value)| pinnace.set(name, value))
     }
 
     /// The process on a node.
@@ -246,9 +320,13 @@ impl Cluster {
     pub fn vip(&self, family: Family) -> IpAddr {
         eventually("the Service has an address", Duration::from_secs(10), || {
             let state = self.state(0)?;
-            let addresses = state["services"][0]["addresses"].as_array().cloned().unwrap_or_default();
-            let mut addresses = addresses.iter().filter_map(|address| address.as_str()?.parse().ok());
-            addresses.find(|address| Family::of(*address) == family).ok_or_else(|| state.to_string())
+            let addresses =
+                state["services"][0]["addresses"].as_array().cloned().unwrap_or_default();
+            let mut addresses =
+                addresses.iter().filter_map(|address| address.as_str()?.parse().ok());
+            addresses
+                .find(|address| Family::of(*address) == family)
+                .ok_or_else(|| state.to_string())
         })
     }
 
@@ -260,14 +338,16 @@ impl Cluster {
         Ok(owner)
     }
 
-    /// The one of these nodes that answers for an address, whatever the others have heard of it by now.
+    /// The one of these nodes that answers for an address, whatever the others have heard of it by
+    /// now.
     pub fn answering(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
         one(address, &self.views(address, among)?)
     }
 
     /// Changes the manifest that the lab began with.
     pub fn edit(&self, change: impl FnOnce(String) -> String) {
-        let text = fs::read_to_string(self.trio.directory.join("manifests/all.yaml")).expect("read the manifest");
+        let text = fs::read_to_string(self.trio.directory.join("manifests/all.yaml"))
+            .expect("read the manifest");
         self.apply("all.yaml", &change(text));
     }
 
@@ -275,10 +355,17 @@ impl Cluster {
         let mut views = Vec::new();
         for node in among {
             let state = self.state(*node)?;
-            let entry = state["addresses"].as_array().into_iter().flatten().find(|entry| entry["address"] == address.to_string()).cloned();
-            let entry = entry.ok_or_else(|| format!("node-{} does not know {address}", node + 1))?;
+            let entry = state["addresses"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|entry| entry["address"] == address.to_string())
+                .cloned();
+            let entry =
+                entry.ok_or_else(|| format!("node-{} does not know {address}", node + 1))?;
             let owner = self.trio.nodes.iter().position(|host| entry["owner"] == *host.name);
-            let announces = entry["announcedOn"].as_array().is_some_and(|interfaces| !interfaces.is_empty());
+            let announces =
+                entry["announcedOn"].as_array().is_some_and(|interfaces| !interfaces.is_empty());
             views.push((*node, owner, announces));
         }
         Ok(views)
@@ -297,10 +384,17 @@ impl Cluster {
             let count = self.running.len();
             for node in 0..count {
                 let state = self.state(node)?;
-                let old = |value: &Value| value.as_u64().is_some_and(|seconds| seconds >= HOLD_OFF_SECONDS);
+                let old = |value: &Value| {
+                    value.as_u64().is_some_and(|seconds| seconds >= HOLD_OFF_SECONDS)
+                };
                 let peers = state["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
-                let seen = peers.iter().filter(|peer| peer["alive"] == true && old(&peer["seconds"])).count();
-                ensure(seen == count - 1 && old(&state["uptimeSeconds"]), || format!("node-{}: {peers:?}", node + 1))?;
+                let seen = peers
+                    .iter()
+                    .filter(|peer| peer["alive"] == true && old(&peer["seconds"]))
+                    .count();
+                ensure(seen == count - 1 && old(&state["uptimeSeconds"]), || {
+                    format!("node-{}: {peers:?}", node + 1)
+                })?;
             }
             Ok(())
         });
@@ -346,7 +440,8 @@ impl Cluster {
         self.running[victim] = Some(self.pinnace(victim).start());
     }
 
-    /// Replaces a node by a copy of another, with its name, addresses and MAC, as a virtual machine is copied. Its pod goes with it.
+    /// Replaces a node by a copy of another, with its name, addresses and MAC, as a virtual machine
+    /// is copied. Its pod goes with it.
     pub fn replace_by_copy(&mut self, node: usize, original: usize) {
         self.strike(node, Blow::PowerLoss);
         self.running[node].as_mut().expect("it runs").kill();
@@ -363,15 +458,20 @@ impl Cluster {
         self.running[node] = Some(self.pinnace(node).set("PINNACE_NODE_NAME", &host.name).start());
     }
 
-    /// For how long each node has had its sessions with the others, in seconds; an error names the one that has not.
+    /// For how long each node has had its sessions with the others, in seconds; an error names the
+    /// one that has not.
     pub fn sessions(&self) -> Result<u64, String> {
         let mut youngest = u64::MAX;
         let count = self.running.len();
         for node in 0..count {
             let state = self.state(node)?;
             let peers = state["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
-            ensure(peers.len() == count - 1 && peers.iter().all(|peer| peer["alive"] == true), || format!("node-{}: {peers:?}", node + 1))?;
-            youngest = peers.iter().filter_map(|peer| peer["seconds"].as_u64()).fold(youngest, u64::min);
+            ensure(
+                peers.len() == count - 1 && peers.iter().all(|peer| peer["alive"] == true),
+                || format!("node-{}: {peers:?}", node + 1),
+            )?;
+            youngest =
+                peers.iter().filter_map(|peer| peer["seconds"].as_u64()).fold(youngest, u64::min);
         }
         Ok(youngest)
     }
@@ -379,21 +479,29 @@ impl Cluster {
     /// What a node says about another.
     pub fn peer(&self, node: usize, other: usize) -> Result<Value, String> {
         let state = self.state(node)?;
-        let found = state["peers"].as_array().into_iter().flatten().find(|peer| peer["node"] == *self.trio.nodes[other].name).cloned();
+        let found = state["peers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|peer| peer["node"] == *self.trio.nodes[other].name)
+            .cloned();
         found.ok_or_else(|| format!("node-{} does not know the other: {state}", node + 1))
     }
 
     /// The silence in milliseconds after which a node takes another for dead.
     pub fn detection_time(&self, node: usize, other: usize) -> Result<u64, String> {
         let peer = self.peer(node, other)?;
-        peer["detectionMilliseconds"].as_u64().ok_or_else(|| format!("node-{} does not watch the other: {peer}", node + 1))
+        peer["detectionMilliseconds"]
+            .as_u64()
+            .ok_or_else(|| format!("node-{} does not watch the other: {peer}", node + 1))
     }
 
     /// Writes one more manifest, as a careful program would: whole, then renamed into place.
     pub fn apply(&self, file: &str, text: &str) {
         let temporary = self.trio.directory.join("incoming");
         fs::write(&temporary, text).expect("write a manifest");
-        fs::rename(temporary, self.trio.directory.join("manifests").join(file)).expect("rename a manifest");
+        fs::rename(temporary, self.trio.directory.join("manifests").join(file))
+            .expect("rename a manifest");
     }
 
     /// Asks the Service once a millisecond.
@@ -414,5 +522,7 @@ fn one(address: IpAddr, views: &[View]) -> Result<usize, String> {
 }
 
 fn complaint(address: IpAddr, views: &[View]) -> String {
-    format!("{address}: (node, whom it takes for the owner, whether it announces), counted from 0: {views:?}")
+    format!(
+        "{address}: (node, whom it takes for the owner, whether it announces), counted from 0: {views:?}"
+    )
 }

@@ -1,7 +1,9 @@
-//! A wall clock for one process alone, which can be stepped while it runs. That of the machine stays as it is: there are no namespaces of it.
+//! A wall clock for one process alone, which can be stepped while it runs. That of the machine
+//! stays as it is: there are no namespaces of it.
 //!
-//! Whoever asks the kernel for the time of day is made to wait until a thread of the test has answered (seccomp_unotify(2)); every other
-//! system call, that for another clock too, goes its way. A C library does not ask the kernel but the vDSO, so the process must not learn of
+//! Whoever asks the kernel for the time of day is made to wait until a thread of the test has
+//! answered (seccomp_unotify(2)); every other system call, that for another clock too, goes its
+//! way. A C library does not ask the kernel but the vDSO, so the process must not learn of
 //! that: its auxiliary vector is changed before its first instruction.
 
 use std::fs::File;
@@ -20,7 +22,8 @@ use std::{fs, ptr, thread};
 use libc::{sock_filter, sock_fprog};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
 use rustix::time::{ClockId, clock_gettime};
@@ -45,29 +48,42 @@ impl WallClock {
         self.ahead.store(ahead, Ordering::Relaxed);
     }
 
-    /// Starts a program by this clock: one that makes its system calls itself, as a static one does.
+    /// Starts a program by this clock: one that makes its system calls itself, as a static one
+    /// does.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         let (here, there) = UnixStream::pair()?;
         let prepare = move || {
             send(&there, install()?.as_fd())?;
-            // SAFETY: it takes no more arguments. What follows is that the next exec halts this process.
+            // SAFETY: it takes no more arguments. What follows is that the next exec halts this
+            // process.
             check(unsafe { libc::ptrace(libc::PTRACE_TRACEME) })
         };
-        // SAFETY: it runs between fork and exec and makes system calls, without allocation or locks.
+        // SAFETY: it runs between fork and exec and makes system calls, without allocation or
+        // locks.
         let child = unsafe { command.pre_exec(prepare) }.spawn()?;
         let pid = Pid::from_child(&child);
-        waitpid(Some(pid), WaitOptions::empty())?.filter(|(_, status)| status.stopped()).expect("it halts after its exec");
+        waitpid(Some(pid), WaitOptions::empty())?
+            .filter(|(_, status)| status.stopped())
+            .expect("it halts after its exec");
         let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
         hide_vdso(pid, &memory)?;
         // SAFETY: it reads and writes no memory of ours.
-        check(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid.as_raw_nonzero(), ptr::null_mut::<u8>(), ptr::null_mut::<u8>()) })?;
+        check(unsafe {
+            libc::ptrace(
+                libc::PTRACE_DETACH,
+                pid.as_raw_nonzero(),
+                ptr::null_mut::<u8>(),
+                ptr::null_mut::<u8>(),
+            )
+        })?;
         let (listener, ahead) = (receive(&here)?, self.ahead.clone());
         thread::spawn(move || answer(&listener, &memory, &ahead));
         Ok(child)
     }
 }
 
-/// From here on this process waits for the answer whenever it asks for the time of day. What is given back tells of the questions.
+/// From here on this process waits for the answer whenever it asks for the time of day. What is
+/// given back tells of the questions.
 fn install() -> io::Result<OwnedFd> {
     const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -115,11 +131,16 @@ fn receive(from: &UnixStream) -> io::Result<OwnedFd> {
     Ok(fds.expect("it was sent before the exec"))
 }
 
-/// Of a process that is halted after its exec, when argc, argv, envp and the auxiliary vector begin at its stack pointer.
+/// Of a process that is halted after its exec, when argc, argv, envp and the auxiliary vector begin
+/// at its stack pointer.
 fn hide_vdso(pid: Pid, memory: &File) -> io::Result<()> {
     // proc(5): the last but one is the stack pointer.
     let registers = fs::read_to_string(format!("/proc/{pid}/syscall"))?;
-    let pointer = registers.split_whitespace().rev().nth(1).and_then(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok());
+    let pointer = registers
+        .split_whitespace()
+        .rev()
+        .nth(1)
+        .and_then(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok());
     let mut at = pointer.unwrap_or_else(|| panic!("no stack pointer in {registers:?}"));
     let mut next = || {
         let mut word = [0; 8];
@@ -135,7 +156,9 @@ fn hide_vdso(pid: Pid, memory: &File) -> io::Result<()> {
         let (kind, at) = next()?;
         match kind {
             libc::AT_NULL => panic!("there is no vDSO to be hidden"),
-            libc::AT_SYSINFO_EHDR => return memory.write_all_at(&libc::AT_IGNORE.to_ne_bytes(), at),
+            libc::AT_SYSINFO_EHDR => {
+                return memory.write_all_at(&libc::AT_IGNORE.to_ne_bytes(), at);
+            }
             _ => drop(next()?),
         }
     }
@@ -151,7 +174,10 @@ fn answer(listener: &OwnedFd, memory: &File, ahead: &AtomicI64) {
         // SAFETY: it is numbers alone, and the kernel wants them to be 0.
         let mut question: libc::seccomp_notif = unsafe { zeroed() };
         // SAFETY: it is what this request fills.
-        if unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut question) } != 0 {
+        if unsafe {
+            libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut question)
+        } != 0
+        {
             // Whoever has asked was killed meanwhile.
             continue;
         }
@@ -162,7 +188,9 @@ fn answer(listener: &OwnedFd, memory: &File, ahead: &AtomicI64) {
         let error = if written.is_ok() { 0 } else { -libc::EFAULT };
         let mut reply = libc::seccomp_notif_resp { id: question.id, val: 0, error, flags: 0 };
         // SAFETY: it is what this request reads. Where it fails nobody waits for it any more.
-        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut reply) };
+        unsafe {
+            libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut reply)
+        };
     }
 }
 

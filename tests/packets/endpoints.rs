@@ -1,7 +1,8 @@
 //! Endpoints that come, go and change their minds.
 
-use super::*;
 use manifests::{Endpoint, slice, slices};
+
+use super::*;
 
 const HTTP: [(&str, &str, u16); 1] = [("http", "TCP", 8080)];
 
@@ -12,7 +13,13 @@ fn named_ports_are_taken_from_each_slice() {
         let mut text = service.yaml();
         for family in Family::ALL {
             let [first, second] = [Endpoint::ready(&lab.pods[0]), Endpoint::ready(&lab.pods[1])];
-            text += &slice("web", "1", family, &[("http", "TCP", 8080), ("admin", "TCP", 8081)], &[first]);
+            text += &slice(
+                "web",
+                "1",
+                family,
+                &[("http", "TCP", 8080), ("admin", "TCP", 8081)],
+                &[first],
+            );
             text += &slice("web", "2", family, &[("http", "TCP", 8081)], &[second]);
         }
         (service, text)
@@ -39,7 +46,10 @@ fn an_endpoint_in_two_slices_counts_once() {
         (web("web"), text)
     });
     for family in Family::ALL {
-        let replies = lab.client.tcp_times(300, running.address("default/web", family), 80).expect("every connection is answered");
+        let replies = lab
+            .client
+            .tcp_times(300, running.address("default/web", family), 80)
+            .expect("every connection is answered");
         // Counted twice, pod-1 would get 200 of 300.
         assert!((110..=190).contains(&tally(&replies)["pod-1"]), "{:?}", tally(&replies));
     }
@@ -52,7 +62,10 @@ fn a_pod_that_is_not_ready_gets_nothing() {
         (web("web"), web("web").yaml() + &slices("web", &HTTP, &endpoints))
     });
     for family in Family::ALL {
-        let replies = lab.client.tcp_times(30, running.address("default/web", family), 80).expect("every connection is answered");
+        let replies = lab
+            .client
+            .tcp_times(30, running.address("default/web", family), 80)
+            .expect("every connection is answered");
         assert_eq!(tally(&replies)["pod-1"], 30);
     }
 }
@@ -64,12 +77,20 @@ fn terminating_pods_serve_only_when_nobody_else_does() {
         (web("web"), web("web").yaml() + &slices("web", &HTTP, &endpoints))
     });
     for family in Family::ALL {
-        let replies = lab.client.tcp_times(30, running.address("default/web", family), 80).expect("every connection is answered");
+        let replies = lab
+            .client
+            .tcp_times(30, running.address("default/web", family), 80)
+            .expect("every connection is answered");
         assert_eq!(tally(&replies)["pod-1"], 30);
     }
     lab.apply(
         "services.yaml",
-        &(web("web").yaml() + &slices("web", &HTTP, &[Endpoint::unready(&lab.pods[0]), Endpoint::terminating(&lab.pods[1])])),
+        &(web("web").yaml()
+            + &slices(
+                "web",
+                &HTTP,
+                &[Endpoint::unready(&lab.pods[0]), Endpoint::terminating(&lab.pods[1])],
+            )),
     );
     for family in Family::ALL {
         let vip = running.address("default/web", family);
@@ -82,7 +103,9 @@ fn terminating_pods_serve_only_when_nobody_else_does() {
 
 #[test]
 fn an_endpoint_without_a_node_serves_and_is_not_local() {
-    let (lab, running) = serving(1, 0, |lab| (web("web"), web("web").yaml() + &slices("web", &HTTP, &[Endpoint::anywhere(&lab.pods[0])])));
+    let (lab, running) = serving(1, 0, |lab| {
+        (web("web"), web("web").yaml() + &slices("web", &HTTP, &[Endpoint::anywhere(&lab.pods[0])]))
+    });
     for family in Family::ALL {
         assert_from(&lab.client.tcp(running.address("default/web", family), 80), &["pod-1"]);
     }
@@ -96,7 +119,8 @@ fn a_udp_flow_moves_when_its_pod_is_gone() {
         let vip = running.address("default/dns", family);
         lab.apply("services.yaml", &dns.with_pods(&lab.pods));
         eventually("both pods serve again", PATIENCE, || {
-            let replies: Vec<Reply> = (0..20).filter_map(|_| lab.client.udp(vip, 53).ok()).collect();
+            let replies: Vec<Reply> =
+                (0..20).filter_map(|_| lab.client.udp(vip, 53).ok()).collect();
             ensure(tally(&replies).len() == 2, || format!("{:?}", tally(&replies)))
         });
         let before = lab.client.udp_from(40_000, vip, 53).expect("an answer").pod;
@@ -115,7 +139,10 @@ fn a_udp_flow_that_began_before_the_service_is_served() {
     let running = lab.pinnace().start_ready();
     let dns = service("dns").port("dns", "UDP", 53).node_mode();
     for family in Family::ALL {
-        assert_eq!(lab.client.udp_from(40_000, lab.node.address(family), 53), Err(Failure::Refused));
+        assert_eq!(
+            lab.client.udp_from(40_000, lab.node.address(family), 53),
+            Err(Failure::Refused)
+        );
     }
     lab.apply("services.yaml", &dns.with_pods(&lab.pods));
     running.wait_serving("default/dns");
@@ -140,7 +167,8 @@ fn established_connections_survive_changes_of_other_endpoints() {
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         eventually("pod-3 gets no new connection", PATIENCE, || {
-            let replies = lab.client.tcp_times(30, vip, 80).map_err(|failure| failure.to_string())?;
+            let replies =
+                lab.client.tcp_times(30, vip, 80).map_err(|failure| failure.to_string())?;
             ensure(!tally(&replies).contains_key("pod-3"), || format!("{:?}", tally(&replies)))
         });
     }
@@ -161,8 +189,11 @@ fn endpoints_that_flap_leave_a_working_service() {
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         eventually("the last state holds", PATIENCE, || {
-            let replies = lab.client.tcp_times(30, vip, 80).map_err(|failure| failure.to_string())?;
-            ensure(tally(&replies).into_keys().eq(["pod-2", "pod-3"]), || format!("{:?}", tally(&replies)))
+            let replies =
+                lab.client.tcp_times(30, vip, 80).map_err(|failure| failure.to_string())?;
+            ensure(tally(&replies).into_keys().eq(["pod-2", "pod-3"]), || {
+                format!("{:?}", tally(&replies))
+            })
         });
     }
 }

@@ -16,7 +16,8 @@ fn a_broken_manifest_keeps_the_last_good_version_and_is_named_with_its_line() {
     let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
     lab.apply("other.yaml", &web("other").with_pods(&lab.pods));
     running.wait_serving("default/other");
-    let broken = web("web").with_pods(&lab.pods).replacen("type: LoadBalancer", "type: [LoadBalancer", 1);
+    let broken =
+        web("web").with_pods(&lab.pods).replacen("type: LoadBalancer", "type: [LoadBalancer", 1);
     lab.apply("services.yaml", &broken);
     running.wait_log("services.yaml:");
     let said = eventually("status names file and line", PATIENCE, || {
@@ -24,13 +25,18 @@ fn a_broken_manifest_keeps_the_last_good_version_and_is_named_with_its_line() {
         ensure(text.contains("services.yaml:"), || text.clone()).map(|()| text)
     });
     let line = said.split("services.yaml:").nth(1).and_then(|rest| rest.chars().next());
-    assert!(line.is_some_and(|digit| digit.is_ascii_digit()), "a line number follows the file: {said}");
+    assert!(
+        line.is_some_and(|digit| digit.is_ascii_digit()),
+        "a line number follows the file: {said}"
+    );
     assert_both_serve(&lab, &running);
 
     lab.apply("services.yaml", &web("web").port("admin", "TCP", 81).with_pods(&lab.pods));
     for family in Family::ALL {
         let vip = running.address("default/web", family);
-        eventually("the repaired version serves", PATIENCE, || lab.client.tcp(vip, 81).map_err(|failure| failure.to_string()));
+        eventually("the repaired version serves", PATIENCE, || {
+            lab.client.tcp(vip, 81).map_err(|failure| failure.to_string())
+        });
     }
     eventually("the complaint is gone", PATIENCE, || {
         let text = running.pinnace().status()?.0.to_string();
@@ -56,7 +62,8 @@ fn objects_with_impossible_values_do_not_disturb_others() {
         lab.apply("bad.yaml", &bad.with_pods(&lab.pods));
         eventually(&format!("{name} is complained about"), PATIENCE, || {
             let status = running.pinnace().status()?;
-            let said = !status.reasons("default/bad").is_empty() || status.0.to_string().contains("bad.yaml");
+            let said = !status.reasons("default/bad").is_empty()
+                || status.0.to_string().contains("bad.yaml");
             ensure(said, || status.0.to_string())
         });
         assert_both_serve(&lab, &running);
@@ -87,7 +94,8 @@ fn files_that_are_no_manifests_do_not_disturb_others() {
 #[test]
 fn addresses_of_the_wrong_family_are_said_and_the_rest_serves() {
     let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
-    let manifest = web("bad").with_pods(&lab.pods).replace("addressType: IPv6", "addressType: IPv4");
+    let manifest =
+        web("bad").with_pods(&lab.pods).replace("addressType: IPv6", "addressType: IPv4");
     lab.apply("bad.yaml", &manifest);
     running.wait_log("bad");
     assert_from(&lab.client.tcp(running.address("default/web", Family::V4), 80), &["pod-1"]);
@@ -103,12 +111,20 @@ fn ten_thousand_objects_in_one_file_are_served() {
         let name = format!("mass-{number}");
         let service = web(&name).only(Family::V4);
         text += &service.yaml();
-        text += &manifests::slice(&name, "1", Family::V4, &[("http", "TCP", 8080)], &[manifests::Endpoint::ready(&lab.pods[0])]);
+        text += &manifests::slice(
+            &name,
+            "1",
+            Family::V4,
+            &[("http", "TCP", 8080)],
+            &[manifests::Endpoint::ready(&lab.pods[0])],
+        );
     }
     lab.apply("mass.yaml", &text);
     eventually("the last of them is served", Duration::from_secs(120), || {
         let status = running.pinnace().status()?;
-        ensure(status.phase("default/mass-4999") == "Serving", || status.reasons("default/mass-4999"))
+        ensure(status.phase("default/mass-4999") == "Serving", || {
+            status.reasons("default/mass-4999")
+        })
     });
     for family in Family::ALL {
         assert_from(&lab.client.tcp(running.address("default/web", family), 80), &["pod-1"]);

@@ -1,9 +1,10 @@
-//! What clients notice: packets through a real kernel, in network namespaces. Each test has its own lab and asks in both families.
+//! What clients notice: packets through a real kernel, in network namespaces. Each test has its own
+//! lab and asks in both families.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pinnace::domain::model::Family;
+use pinnace::model::Family;
 
 #[path = "../lab/mod.rs"]
 mod lab;
@@ -22,8 +23,13 @@ use lab::{Failure, Host, Lab, Pinnace, Reply, Running, ensure, eventually};
 /// How long a change of a manifest may take until packets follow it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A lab with pods on node-1 and a Pinnace that serves these manifests (key of the Service waited for, text).
-fn serving(near: u16, far: u16, manifest: impl FnOnce(&Lab) -> (Service, String)) -> (Lab, Running) {
+/// A lab with pods on node-1 and a Pinnace that serves these manifests (key of the Service waited
+/// for, text).
+fn serving(
+    near: u16,
+    far: u16,
+    manifest: impl FnOnce(&Lab) -> (Service, String),
+) -> (Lab, Running) {
     serving_with(near, far, manifest, |pinnace| pinnace)
 }
 

@@ -26,8 +26,10 @@ fn local_gives_pods_of_the_cluster_all_endpoints() {
 #[test]
 fn local_without_a_local_pod_is_silent_at_the_node_address() {
     let lab = Lab::new(1, 1);
-    let (local, cluster) =
-        (service("local").port("http", "TCP", 80).local().node_mode(), service("cluster").port("http", "TCP", 81).node_mode());
+    let (local, cluster) = (
+        service("local").port("http", "TCP", 80).local().node_mode(),
+        service("cluster").port("http", "TCP", 81).node_mode(),
+    );
     lab.apply("services.yaml", &(local.with_pods(&lab.far) + &cluster.with_pods(&lab.far)));
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/cluster");
@@ -48,7 +50,8 @@ fn local_without_a_local_pod_is_silent_at_a_vip() {
     }
     lab.apply("services.yaml", &web("web").local().with_pods(&lab.far));
     for vip in vips {
-        // The neighbour entry may be gone as well: a node without local pods need not answer for the address.
+        // The neighbour entry may be gone as well: a node without local pods need not answer for
+        // the address.
         eventually("silence", PATIENCE, || match lab.client.tcp(vip, 80) {
             Err(Failure::TimedOut | Failure::Unreachable) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -60,9 +63,13 @@ fn local_without_a_local_pod_is_silent_at_a_vip() {
 #[test]
 fn nobody_there_refuses() {
     let lab = Lab::new(1, 0);
-    let (at_vip, at_node) = (web("web").port("dns", "UDP", 53), service("at-node").port("http", "TCP", 81).node_mode());
+    let (at_vip, at_node) =
+        (web("web").port("dns", "UDP", 53), service("at-node").port("http", "TCP", 81).node_mode());
     let local = web("local").local();
-    lab.apply("services.yaml", &(at_vip.with_pods([]) + &at_node.with_pods([]) + &local.with_pods([])));
+    lab.apply(
+        "services.yaml",
+        &(at_vip.with_pods([]) + &at_node.with_pods([]) + &local.with_pods([])),
+    );
     let running = lab.pinnace().start_ready();
     running.wait_reason("default/web", "NoEndpoints");
     for family in Family::ALL {
@@ -77,16 +84,22 @@ fn nobody_there_refuses() {
         assert_eq!(lab.pods[0].tcp(vip, 80), Err(Failure::Refused));
         assert_eq!(lab.node.tcp(vip, 80), Err(Failure::Refused));
         let vip = running.address("default/local", family);
-        eventually("refused, for there is no pod on any node either", PATIENCE, || match lab.client.tcp(vip, 80) {
-            Err(Failure::Refused) => Ok(()),
-            other => Err(format!("{other:?}")),
+        eventually("refused, for there is no pod on any node either", PATIENCE, || {
+            match lab.client.tcp(vip, 80) {
+                Err(Failure::Refused) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         });
     }
 }
 
 #[test]
 fn source_ranges_let_in_whom_they_name() {
-    let (lab, running) = serving(1, 0, in_front_of_all(web("web").admit(&[" 10.88.0.101/32", "192.0.2.0/24", "fd88::101/128 "])));
+    let (lab, running) = serving(
+        1,
+        0,
+        in_front_of_all(web("web").admit(&[" 10.88.0.101/32", "192.0.2.0/24", "fd88::101/128 "])),
+    );
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         assert_from(&lab.client2.tcp(vip, 80), &["pod-1"]);
@@ -117,12 +130,19 @@ fn source_ranges_hold_for_pods_but_not_for_the_node() {
 fn source_ranges_of_one_family_close_the_other() {
     let (lab, running) = serving(1, 0, in_front_of_all(web("web").admit(&["10.88.0.0/24"])));
     assert_from(&lab.client.tcp(running.address("default/web", Family::V4), 80), &["pod-1"]);
-    assert_eq!(lab.client.tcp(running.address("default/web", Family::V6), 80), Err(Failure::TimedOut));
+    assert_eq!(
+        lab.client.tcp(running.address("default/web", Family::V6), 80),
+        Err(Failure::TimedOut)
+    );
 }
 
 #[test]
 fn source_ranges_hold_at_node_addresses_too() {
-    let (lab, _running) = serving(1, 0, in_front_of_all(web("web").node_mode().admit(&["10.88.0.101/32", "fd88::101/128"])));
+    let (lab, _running) = serving(
+        1,
+        0,
+        in_front_of_all(web("web").node_mode().admit(&["10.88.0.101/32", "fd88::101/128"])),
+    );
     for family in Family::ALL {
         assert_from(&lab.client2.tcp(lab.node.address(family), 80), &["pod-1"]);
         assert_eq!(lab.client.tcp(lab.node.address(family), 80), Err(Failure::TimedOut));
@@ -131,11 +151,17 @@ fn source_ranges_hold_at_node_addresses_too() {
 
 #[test]
 fn a_source_range_that_changes_takes_effect() {
-    let (lab, running) = serving(1, 0, in_front_of_all(web("web").admit(&["10.88.0.101/32", "fd88::101/128"])));
-    lab.apply("services.yaml", &web("web").admit(&["10.88.0.100/32", "fd88::100/128"]).with_pods(&lab.pods));
+    let (lab, running) =
+        serving(1, 0, in_front_of_all(web("web").admit(&["10.88.0.101/32", "fd88::101/128"])));
+    lab.apply(
+        "services.yaml",
+        &web("web").admit(&["10.88.0.100/32", "fd88::100/128"]).with_pods(&lab.pods),
+    );
     for family in Family::ALL {
         let vip = running.address("default/web", family);
-        eventually("the new range holds", PATIENCE, || lab.client.tcp(vip, 80).map_err(|failure| failure.to_string()));
+        eventually("the new range holds", PATIENCE, || {
+            lab.client.tcp(vip, 80).map_err(|failure| failure.to_string())
+        });
         assert_eq!(lab.client2.tcp(vip, 80), Err(Failure::TimedOut));
     }
 }
@@ -146,7 +172,12 @@ fn client_affinity_sticks_to_a_pod() {
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         let replies = lab.client.tcp_times(50, vip, 80).expect("every connection is answered");
-        assert_eq!(tally(&replies).len(), 1, "{family}: one client, one pod: {:?}", tally(&replies));
+        assert_eq!(
+            tally(&replies).len(),
+            1,
+            "{family}: one client, one pod: {:?}",
+            tally(&replies)
+        );
 
         let mut many = Vec::new();
         for host in 120..152 {

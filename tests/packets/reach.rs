@@ -1,4 +1,5 @@
-//! A Service is reached: VIP and node address, TCP and UDP, from the LAN, from pods and from the node itself.
+//! A Service is reached: VIP and node address, TCP and UDP, from the LAN, from pods and from the
+//! node itself.
 
 use super::*;
 
@@ -11,7 +12,11 @@ fn a_vip_is_reached_over_tcp_and_udp() {
         let (tcp, udp) = (lab.client.tcp(vip, 80), lab.client.udp(vip, 53));
         assert_from(&tcp, &["pod-1", "pod-2", "pod-3"]);
         assert_from(&udp, &["pod-1", "pod-2", "pod-3"]);
-        assert_eq!(lab.client.neighbour_entry(vip).0, Some(lab.node.mac()), "the node answers for {vip}");
+        assert_eq!(
+            lab.client.neighbour_entry(vip).0,
+            Some(lab.node.mac()),
+            "the node answers for {vip}"
+        );
     }
 }
 
@@ -31,7 +36,10 @@ fn the_node_address_is_reached_in_node_mode() {
 fn connections_spread_evenly_over_the_pods() {
     let (lab, running) = serving(3, 0, in_front_of_all(web("web")));
     for family in Family::ALL {
-        let replies = lab.client.tcp_times(300, running.address("default/web", family), 80).expect("every connection is answered");
+        let replies = lab
+            .client
+            .tcp_times(300, running.address("default/web", family), 80)
+            .expect("every connection is answered");
         let tally = tally(&replies);
         assert_eq!(tally.len(), 3, "{family}: {tally:?}");
         // With 300 draws of one third, 60 and 141 are five standard deviations away.
@@ -45,9 +53,14 @@ fn a_local_pod_sees_the_client_and_a_far_pod_sees_the_node() {
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         let mut replies = lab.client.tcp_times(30, vip, 80).expect("every connection is answered");
-        replies.extend((0..20).map(|_| lab.client.udp(vip, 53).expect("every datagram is answered")));
+        replies
+            .extend((0..20).map(|_| lab.client.udp(vip, 53).expect("every datagram is answered")));
         for reply in &replies {
-            let expected = if reply.pod == "pod-1" { lab.client.address(family) } else { lab.node.address(family) };
+            let expected = if reply.pod == "pod-1" {
+                lab.client.address(family)
+            } else {
+                lab.node.address(family)
+            };
             assert_eq!(reply.peer.ip(), expected, "{}", reply.pod);
         }
         assert_eq!(tally(&replies).len(), 2, "both pods were asked");
@@ -58,7 +71,9 @@ fn a_local_pod_sees_the_client_and_a_far_pod_sees_the_node() {
 fn a_vip_answers_ping() {
     let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
     for family in Family::ALL {
-        lab.client.ping(running.address("default/web", family)).unwrap_or_else(|failure| panic!("{family}: {failure}"));
+        lab.client
+            .ping(running.address("default/web", family))
+            .unwrap_or_else(|failure| panic!("{family}: {failure}"));
     }
 }
 
@@ -69,7 +84,9 @@ fn pods_reach_a_vip_and_keep_their_source() {
         (service.clone(), service.with_pods(&lab.far))
     });
     for family in Family::ALL {
-        let reply = lab.pods[0].tcp(running.address("default/web", family), 80).expect("a pod reaches the VIP");
+        let reply = lab.pods[0]
+            .tcp(running.address("default/web", family), 80)
+            .expect("a pod reaches the VIP");
         assert_eq!((reply.pod.as_str(), reply.peer.ip()), ("far-1", lab.pods[0].address(family)));
     }
 }
@@ -81,7 +98,9 @@ fn a_pod_reaches_its_neighbour_through_a_vip() {
         (service.clone(), service.with_pods(&lab.pods[1..]))
     });
     for family in Family::ALL {
-        let reply = lab.pods[0].tcp(running.address("default/web", family), 80).expect("a pod reaches the VIP");
+        let reply = lab.pods[0]
+            .tcp(running.address("default/web", family), 80)
+            .expect("a pod reaches the VIP");
         assert_eq!((reply.pod.as_str(), reply.peer.ip()), ("pod-2", lab.pods[0].address(family)));
     }
 }
@@ -107,7 +126,10 @@ fn the_node_itself_reaches_vip_and_node_address() {
     for family in Family::ALL {
         let vip = running.address("default/web", family);
         for (address, port) in [(vip, 80), (lab.node.address(family), 81)] {
-            let replies = lab.node.tcp_times(20, address, port).unwrap_or_else(|failure| panic!("{address}: {failure}"));
+            let replies = lab
+                .node
+                .tcp_times(20, address, port)
+                .unwrap_or_else(|failure| panic!("{address}: {failure}"));
             assert_eq!(tally(&replies).len(), 2, "{address}: near and far pods are asked");
         }
     }

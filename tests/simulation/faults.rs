@@ -1,4 +1,5 @@
-//! What befalls the nodes: links and packets that fail, objects that change, processes that end, stand still and begin again.
+//! What befalls the nodes: links and packets that fail, objects that change, processes that end,
+//! stand still and begin again.
 
 use super::*;
 
@@ -31,8 +32,12 @@ impl World {
                 let n = sides.len();
                 self.client_sides = vec![sides[0], sides[n - 1]];
             }
-            Fault::Block(a, b, on) => drop(if on { self.blocked.insert((a, b)) } else { self.blocked.remove(&(a, b)) }),
-            Fault::OneWay(a, b, on) => drop(if on { self.oneway.insert((a, b)) } else { self.oneway.remove(&(a, b)) }),
+            Fault::Block(a, b, on) => {
+                drop(if on { self.blocked.insert((a, b)) } else { self.blocked.remove(&(a, b)) })
+            }
+            Fault::OneWay(a, b, on) => {
+                drop(if on { self.oneway.insert((a, b)) } else { self.oneway.remove(&(a, b)) })
+            }
             Fault::Drain(node) => self.drain(node),
             Fault::Exclude(node, on) => {
                 self.hosts[node].excluded = on;
@@ -44,7 +49,8 @@ impl World {
                 for other in 0..self.hosts.len() {
                     if self.up.remove(&(node, other)) && self.running(node) {
                         let told = self.path(other, node) && self.running(other);
-                        let reason = if told { DownReason::AdminDown } else { DownReason::DetectionTimeout };
+                        let reason =
+                            if told { DownReason::AdminDown } else { DownReason::DetectionTimeout };
                         self.say(node, other, Liveness::Down(reason));
                     }
                     self.up.remove(&(other, node));
@@ -58,7 +64,10 @@ impl World {
     pub(super) fn objects_changed(&mut self, node: usize) {
         for observer in 0..self.hosts.len() {
             let changes = vec![self.node_object(node)];
-            self.tell(observer, Some(Event::Source { changes, problems: Vec::new(), synced: true }));
+            self.tell(
+                observer,
+                Some(Event::Source { changes, problems: Vec::new(), synced: true }),
+            );
         }
     }
 
@@ -89,16 +98,20 @@ impl World {
         let config = Config { probe_time: Duration::ZERO, ..Config::default() };
         let announcer = Announcer::new(config, self.random.next());
         let engine = Engine::new(settings, Allocations::default());
-        let thread = (self.detection == Detection::Packets).then(|| packets::Thread::new(self.random.next(), self.authenticated));
+        let thread = (self.detection == Detection::Packets)
+            .then(|| packets::Thread::new(self.random.next(), self.authenticated));
         self.hosts[node].life += 1;
-        self.hosts[node].process = Some(Process { engine, announcer, thread, announced: BTreeMap::new(), left: false });
+        self.hosts[node].process =
+            Some(Process { engine, announcer, thread, announced: BTreeMap::new(), left: false });
         self.hosts[node].frozen = false;
         let interfaces = self.interfaces(node);
         self.tell(node, Some(Event::Interfaces(interfaces)));
-        let mut changes: Vec<SourceChange> = (0..self.hosts.len()).map(|node| self.node_object(node)).collect();
+        let mut changes: Vec<SourceChange> =
+            (0..self.hosts.len()).map(|node| self.node_object(node)).collect();
         changes.extend(self.services.iter().cloned());
         self.tell(node, Some(Event::Source { changes, problems: Vec::new(), synced: true }));
-        // Its packets with new discriminators say Down to those that still believe in the old sessions.
+        // Its packets with new discriminators say Down to those that still believe in the old
+        // sessions.
         for other in 0..self.hosts.len() {
             if self.up.contains(&(other, node)) && self.path(node, other) {
                 let at = self.now + self.random.time(1, 20);
@@ -108,7 +121,8 @@ impl World {
         self.recheck();
     }
 
-    /// SIGSTOP, or a suspended machine, ends: what had queued up meanwhile is read after the clock was looked at.
+    /// SIGSTOP, or a suspended machine, ends: what had queued up meanwhile is read after the clock
+    /// was looked at.
     pub(super) fn thaw(&mut self, node: usize, late: Duration) {
         self.hosts[node].frozen = false;
         // The sessions know by themselves that they slept.
@@ -126,10 +140,17 @@ impl World {
         }
         // Not before the sessions were heard, or have ended, which is told of at two addresses.
         let mut caught_up = self.now + self.random.time(10, 60);
-        for other in (0..self.hosts.len()).filter(|other| self.up.contains(&(node, *other))).collect::<Vec<_>>() {
+        for other in (0..self.hosts.len())
+            .filter(|other| self.up.contains(&(node, *other)))
+            .collect::<Vec<_>>()
+        {
             if !self.up.contains(&(other, node)) {
                 let at = self.now + self.random.time(1, 50);
-                if stalled && self.hears(node, other) && self.hears(other, node) && self.random.below(2) == 0 {
+                if stalled
+                    && self.hears(node, other)
+                    && self.hears(other, node)
+                    && self.random.below(2) == 0
+                {
                     self.come_back(node, other, at);
                 } else {
                     self.at(at, Happening::Neighbour(node, other));
@@ -146,9 +167,13 @@ impl World {
         self.tell(node, None);
     }
 
-    /// A virtual machine goes on as if nothing had been: its clock stood still with it. Its host may have kept packets for it, or none.
+    /// A virtual machine goes on as if nothing had been: its clock stood still with it. Its host
+    /// may have kept packets for it, or none.
     fn resume(&mut self, node: usize) {
-        let Some(since) = self.hosts[node].suspended.take().filter(|_| self.hosts[node].frozen) else { return };
+        let Some(since) = self.hosts[node].suspended.take().filter(|_| self.hosts[node].frozen)
+        else {
+            return;
+        };
         self.hosts[node].offset -= self.now - since;
         let kept = self.random.below(2) == 0;
         if !kept {

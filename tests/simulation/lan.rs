@@ -20,9 +20,15 @@ impl World {
         if let Some((vip, station)) = claim(&frame)
             && station == mac(from)
         {
-            let holds = self.hosts[from].process.as_ref().is_some_and(|p| p.announced.get(&vip).is_some_and(|a| !a.standby));
+            let holds = self.hosts[from]
+                .process
+                .as_ref()
+                .is_some_and(|p| p.announced.get(&vip).is_some_and(|a| !a.standby));
             if !holds {
-                self.failures.push(format!("{:?}: node {from} announces {vip}, which it has lost", self.now));
+                self.failures.push(format!(
+                    "{:?}: node {from} announces {vip}, which it has lost",
+                    self.now
+                ));
             }
         }
         if !self.hosts[from].link {
@@ -32,13 +38,18 @@ impl World {
         let group = !ethernet::is_station(to);
         let frame = Arc::new(frame);
         for other in (0..self.hosts.len()).filter(|other| *other != from) {
-            if (group || to == mac(other)) && self.path(from, other) && self.hosts[other].process.is_some() {
+            if (group || to == mac(other))
+                && self.path(from, other)
+                && self.hosts[other].process.is_some()
+            {
                 let life = self.hosts[other].life;
                 self.transmit(|| Happening::Frame(other, life, frame.clone()));
             }
         }
         for client in 0..self.clients.len() {
-            if (group || to == client_mac(client)) && self.client_sides[client] == self.hosts[from].side {
+            if (group || to == client_mac(client))
+                && self.client_sides[client] == self.hosts[from].side
+            {
                 self.transmit(|| Happening::ToClient(client, frame.clone()));
             }
         }
@@ -68,14 +79,19 @@ impl World {
         let own = [10, 0, 0, 100 + client as u8].into();
         for vip in self.vips.clone() {
             let IpAddr::V4(address) = vip else {
-                // Neighbour unreachability detection (RFC 4861 §7.3): who no longer answers there is forgotten.
-                let stale = |entry: &Mac| !(0..self.hosts.len()).any(|node| mac(node) == *entry && self.answers(node, vip).is_some());
+                // Neighbour unreachability detection (RFC 4861 §7.3): who no longer answers there
+                // is forgotten.
+                let stale = |entry: &Mac| {
+                    !(0..self.hosts.len())
+                        .any(|node| mac(node) == *entry && self.answers(node, vip).is_some())
+                };
                 if self.clients[client].get(&vip).is_some_and(stale) {
                     self.clients[client].remove(&vip);
                 }
                 continue;
             };
-            let request = arp::Repr { sender: own, ..arp::Repr::probe(client_mac(client), address) }.to_vec();
+            let request =
+                arp::Repr { sender: own, ..arp::Repr::probe(client_mac(client), address) }.to_vec();
             for node in 0..self.hosts.len() {
                 let host = &self.hosts[node];
                 if host.link && host.side == self.client_sides[client] && host.process.is_some() {

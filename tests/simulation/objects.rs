@@ -8,7 +8,12 @@ impl World {
         let local = self.local.get(&vip);
         let request = Request {
             addresses: vec![vip],
-            prefer_nodes: self.preferred.get(&vip).map(|node| name(*node).into()).into_iter().collect(),
+            prefer_nodes: self
+                .preferred
+                .get(&vip)
+                .map(|node| name(*node).into())
+                .into_iter()
+                .collect(),
             ..Request::default()
         };
         let family = Family::of(vip);
@@ -41,9 +46,13 @@ impl World {
             terminating: false,
             hints: None,
         };
-        let endpoints = (0..self.hosts.len()).filter(|node| local.is_none_or(|nodes| nodes.contains(node))).map(endpoint).collect();
+        let endpoints = (0..self.hosts.len())
+            .filter(|node| local.is_none_or(|nodes| nodes.contains(node)))
+            .map(endpoint)
+            .collect();
         let ports = vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }];
-        let slice = EndpointSlice { key: key.clone(), service: key.name.clone(), family, ports, endpoints };
+        let slice =
+            EndpointSlice { key: key.clone(), service: key.name.clone(), family, ports, endpoints };
         self.services.push(SourceChange::Service(key.clone(), Some(Box::new(service))));
         self.services.push(SourceChange::Slice(key, Some(Box::new(slice))));
     }
@@ -76,7 +85,8 @@ impl World {
             mac: Some(mac(node)),
             up: self.hosts[node].link,
             ipv6: true,
-            addresses: [format!("{v4}/24").parse().unwrap(), format!("{v6}/64").parse().unwrap()].into(),
+            addresses: [format!("{v4}/24").parse().unwrap(), format!("{v6}/64").parse().unwrap()]
+                .into(),
             ..Interface::default()
         };
         let interfaces = Arc::new(Interfaces::from([(2, interface)]));

@@ -1,11 +1,14 @@
-//! The real BFD sessions over the same LAN: their packets are lost, late, out of order and repeated as frames are, and a process that
-//! was stopped finds them queued up.
+//! The real BFD sessions over the same LAN: their packets are lost, late, out of order and repeated
+//! as frames are, and a process that was stopped finds them queued up.
+
+use pinnace::bfd;
+use pinnace::bfd::packet::{AuthenticationType, Key};
+use pinnace::bfd::{Authentication, Effects, Peer, PeerKey, Received, Sessions};
 
 use super::*;
-use pinnace::bfd::{self, Authentication, Effects, Peer, PeerKey, Received, Sessions};
-use pinnace::wire::bfd::{AuthenticationType, Key};
 
-/// Datagrams that the kernel keeps for a process that does not read: its default receive buffer holds no more of this size.
+/// Datagrams that the kernel keeps for a process that does not read: its default receive buffer
+/// holds no more of this size.
 const QUEUED: usize = 270;
 
 /// What the thread of a node keeps (src/edge/bfd/task.rs).
@@ -20,8 +23,12 @@ pub struct Thread {
 impl Thread {
     pub fn new(seed: u64, authenticated: bool) -> Thread {
         let key = Key::new(b"the same everywhere").expect("not empty");
-        let authentication = Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key };
-        let config = bfd::Config { authentication: authenticated.then_some(authentication), ..bfd::Config::default() };
+        let authentication =
+            Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key };
+        let config = bfd::Config {
+            authentication: authenticated.then_some(authentication),
+            ..bfd::Config::default()
+        };
         Thread { sessions: Sessions::new(config, seed), planned: None, queued: Vec::new() }
     }
 }
@@ -31,7 +38,10 @@ impl World {
     pub(super) fn want_sessions(&mut self, node: usize, wanted: BTreeSet<IpAddr>) {
         let now = self.now + self.hosts[node].offset;
         let Some(thread) = self.thread(node) else { return };
-        let peers = wanted.into_iter().map(|address| (PeerKey { interface: Some(2), address }, Peer::default())).collect();
+        let peers = wanted
+            .into_iter()
+            .map(|address| (PeerKey { interface: Some(2), address }, Peer::default()))
+            .collect();
         let effects = thread.sessions.set(&peers, now);
         let life = self.hosts[node].life;
         for event in self.carry(node, effects) {
@@ -51,7 +61,8 @@ impl World {
         }
     }
 
-    /// What the thread does when it wakes: notice that it is late, read everything, then see who was silent.
+    /// What the thread does when it wakes: notice that it is late, read everything, then see who
+    /// was silent.
     pub(super) fn round(&mut self, node: usize) {
         let now = self.now + self.hosts[node].offset;
         let Some(thread) = self.thread(node) else { return };
@@ -61,7 +72,13 @@ impl World {
             all.push(thread.sessions.woke(late, now));
         }
         for (source, payload) in std::mem::take(&mut thread.queued) {
-            let received = Received { interface: 2, source, ttl: Some(255), multihop: false, payload: &payload };
+            let received = Received {
+                interface: 2,
+                source,
+                ttl: Some(255),
+                multihop: false,
+                payload: &payload,
+            };
             all.push(thread.sessions.handle(&received, now));
         }
         all.push(thread.sessions.caught_up(now));
@@ -85,8 +102,13 @@ impl World {
     /// Packets go out; what is told comes back.
     fn carry(&mut self, from: usize, effects: Effects) -> Vec<PeerEvent> {
         for packet in effects.packets {
-            let to = (0..self.hosts.len()).find(|node| addresses(*node).contains(&packet.peer.address));
-            let open = |to: &usize| self.path(from, *to) && !self.blocked.contains(&(from, *to)) && self.hosts[*to].process.is_some();
+            let to =
+                (0..self.hosts.len()).find(|node| addresses(*node).contains(&packet.peer.address));
+            let open = |to: &usize| {
+                self.path(from, *to)
+                    && !self.blocked.contains(&(from, *to))
+                    && self.hosts[*to].process.is_some()
+            };
             if let Some(to) = to.filter(open) {
                 let source = addresses(from)[usize::from(packet.peer.address.is_ipv6())];
                 let (life, payload) = (self.hosts[to].life, Arc::new(packet.payload().to_vec()));
@@ -104,7 +126,10 @@ impl World {
         if planned != thread.planned {
             thread.planned = planned;
             if let Some(planned) = planned {
-                self.at((planned - offset).max(self.now + Duration::from_micros(1)), Happening::Round(node, life, planned));
+                self.at(
+                    (planned - offset).max(self.now + Duration::from_micros(1)),
+                    Happening::Round(node, life, planned),
+                );
             }
         }
     }

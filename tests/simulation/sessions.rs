@@ -1,8 +1,10 @@
-//! What BFD tells the nodes, and when: a model of its timing. See `packets.rs` for the real sessions.
+//! What BFD tells the nodes, and when: a model of its timing. See `packets.rs` for the real
+//! sessions.
 
 use super::*;
 
-/// 50 ms × 3, less what passed since the last packet, and the reading of it (RFC 5880 §6.8.4), in milliseconds.
+/// 50 ms × 3, less what passed since the last packet, and the reading of it (RFC 5880 §6.8.4), in
+/// milliseconds.
 const EXPIRY: (u64, u64) = (100, 160);
 /// Two or three slow intervals (RFC 5880 §6.8.3), in milliseconds.
 const RISE: (u64, u64) = (800, 2200);
@@ -30,11 +32,18 @@ impl World {
                     let at = self.now + self.random.time(EXPIRY.0, EXPIRY.1);
                     self.at(at, Happening::Expire(a, b));
                 }
-                if a < b && !up && !self.up.contains(&(b, a)) && heard && self.hears(b, a) && self.pending.insert((a, b, false)) {
+                if a < b
+                    && !up
+                    && !self.up.contains(&(b, a))
+                    && heard
+                    && self.hears(b, a)
+                    && self.pending.insert((a, b, false))
+                {
                     let at = self.now + self.random.time(RISE.0, RISE.1);
                     self.at(at, Happening::Rise(a, b));
                 }
-                if up && heard && !self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
+                if up && heard && !self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a)
+                {
                     let at = self.now + ms(5);
                     self.at(at, Happening::Neighbour(a, b));
                 }
@@ -66,11 +75,14 @@ impl World {
         self.say(b, a, Liveness::Up);
     }
 
-    /// `b` had given `a` up, which hears of it and is believed again at once, in one session after the other: it never sees both of them down.
+    /// `b` had given `a` up, which hears of it and is believed again at once, in one session after
+    /// the other: it never sees both of them down.
     pub(super) fn come_back(&mut self, a: usize, b: usize, at: Duration) {
         let life = self.hosts[a].life;
         for (n, address) in addresses(b).into_iter().enumerate() {
-            for (m, state) in [Liveness::Down(DownReason::NeighbourDown), Liveness::Up].into_iter().enumerate() {
+            for (m, state) in
+                [Liveness::Down(DownReason::NeighbourDown), Liveness::Up].into_iter().enumerate()
+            {
                 let at = at + Duration::from_micros((2 * n + m) as u64 * 100);
                 self.at(at, Happening::Peer(a, life, PeerEvent::Liveness { address, state }));
             }

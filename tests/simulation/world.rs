@@ -19,15 +19,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinnace::domain::announce::{Announcement, Announcer, Config};
-use pinnace::domain::engine::{Engine, Event, Role, Settings};
-use pinnace::domain::ipam::Allocations;
-use pinnace::domain::membership::{DownReason, Liveness, PeerEvent};
-use pinnace::domain::model::*;
-use pinnace::domain::plan::Plan;
-use pinnace::domain::pool::parse_pools;
-use pinnace::wire::ethernet::{self, Mac};
-use pinnace::wire::{arp, ndp};
+use pinnace::engine::membership::{DownReason, Liveness, PeerEvent};
+use pinnace::engine::plan::Plan;
+use pinnace::engine::{Engine, Event, Role, Settings};
+use pinnace::ipam::Allocations;
+use pinnace::ipam::pool::parse_pools;
+use pinnace::l2::announcer::{Announcement, Announcer, Config};
+use pinnace::l2::ethernet::Mac;
+use pinnace::l2::{arp, ethernet, ndp};
+use pinnace::model::*;
 
 pub fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -183,7 +183,10 @@ pub fn mac(node: usize) -> Mac {
 }
 
 fn addresses(node: usize) -> [IpAddr; 2] {
-    [IpAddr::from([10, 0, 0, 1 + node as u8]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1 + node as u16])]
+    [
+        IpAddr::from([10, 0, 0, 1 + node as u8]),
+        IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1 + node as u16]),
+    ]
 }
 
 impl World {
@@ -278,7 +281,8 @@ impl World {
             }
             let Some(Reverse(Entry(at, _, happening))) = self.queue.pop() else { break };
             self.now = at.max(self.now);
-            // Sessions check when they have something to tell: most packets say that nothing has changed.
+            // Sessions check when they have something to tell: most packets say that nothing has
+            // changed.
             let told = !matches!(happening, Happening::Datagram(..) | Happening::Round(..));
             self.happen(happening);
             if told {
@@ -290,16 +294,26 @@ impl World {
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Frame(node, life, frame) if self.hosts[node].life == life => self.frame(node, &frame),
+            Happening::Frame(node, life, frame) if self.hosts[node].life == life => {
+                self.frame(node, &frame)
+            }
             Happening::Wake(node, life) if self.hosts[node].life == life => {
                 self.hosts[node].woken = Duration::MAX;
                 if !self.hosts[node].frozen {
                     self.tell(node, None);
                 }
             }
-            Happening::Peer(node, life, event) if self.hosts[node].life == life => self.tell(node, Some(Event::Peer(event))),
-            Happening::Datagram(node, life, source, payload) if self.hosts[node].life == life => self.datagram(node, source, payload),
-            Happening::Round(node, life, planned) if self.hosts[node].life == life && self.due(node, planned) => self.round(node),
+            Happening::Peer(node, life, event) if self.hosts[node].life == life => {
+                self.tell(node, Some(Event::Peer(event)))
+            }
+            Happening::Datagram(node, life, source, payload) if self.hosts[node].life == life => {
+                self.datagram(node, source, payload)
+            }
+            Happening::Round(node, life, planned)
+                if self.hosts[node].life == life && self.due(node, planned) =>
+            {
+                self.round(node)
+            }
             Happening::ToClient(client, frame) => self.client_hears(client, &frame),
             Happening::Expire(a, b) => self.expire(a, b),
             Happening::Rise(a, b) => self.rise(a, b),
@@ -338,7 +352,9 @@ impl World {
         let Some(process) = self.hosts[node].process.as_mut() else { return };
         let plan = match event {
             Some(event) => process.engine.handle(event, now),
-            None if process.engine.next_deadline().is_some_and(|due| due <= now) => process.engine.handle(Event::Tick, now),
+            None if process.engine.next_deadline().is_some_and(|due| due <= now) => {
+                process.engine.handle(Event::Tick, now)
+            }
             None => Plan::default(),
         };
         let leave = plan.leave;
@@ -381,7 +397,8 @@ impl World {
                         'A'
                     }
                 };
-                let all: Vec<_> = announcements.iter().map(|(vip, a)| format!("{vip}{}", posture(a))).collect();
+                let all: Vec<_> =
+                    announcements.iter().map(|(vip, a)| format!("{vip}{}", posture(a))).collect();
                 eprintln!("{world:?}     {node}: {all:?}");
             }
             process.announced = announcements.clone();
@@ -418,8 +435,13 @@ impl World {
             }
         }
         let Some(process) = self.hosts[node].process.as_ref() else { return };
-        let due = [process.engine.next_deadline(), process.announcer.next_deadline()].into_iter().flatten().min();
-        let Some(due) = due.map(|due| due.saturating_sub(self.hosts[node].offset).max(self.now + Duration::from_micros(10))) else {
+        let due = [process.engine.next_deadline(), process.announcer.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min();
+        let Some(due) = due.map(|due| {
+            due.saturating_sub(self.hosts[node].offset).max(self.now + Duration::from_micros(10))
+        }) else {
             return;
         };
         if due < self.hosts[node].woken {
@@ -437,11 +459,14 @@ pub fn client_mac(client: usize) -> Mac {
 /// Who says that it has an address.
 fn claim(frame: &[u8]) -> Option<(IpAddr, Mac)> {
     if let Ok(packet) = arp::Repr::parse(frame) {
-        return (!packet.sender.is_unspecified()).then_some((packet.sender.into(), packet.sender_mac));
+        return (!packet.sender.is_unspecified())
+            .then_some((packet.sender.into(), packet.sender_mac));
     }
     let packet = ndp::Repr::parse(frame).ok()?;
     match packet.message {
-        ndp::Message::Advertisement { link_layer, .. } => Some((packet.target.into(), link_layer.unwrap_or(packet.source_mac))),
+        ndp::Message::Advertisement { link_layer, .. } => {
+            Some((packet.target.into(), link_layer.unwrap_or(packet.source_mac)))
+        }
         ndp::Message::Solicitation { .. } => None,
     }
 }

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pinnace::edge::manifests::split::Format;
-use pinnace::edge::manifests::store::ManifestStore;
+use pinnace::manifests::split::Format;
+use pinnace::manifests::store::ManifestStore;
 
 const GOOD: &str = include_str!("../../examples/node.yaml");
 

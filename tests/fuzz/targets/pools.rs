@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pinnace::domain::pool::parse_pools;
+use pinnace::ipam::pool::parse_pools;
 
 fuzz_target!(|text: &str| {
     match parse_pools(text) {

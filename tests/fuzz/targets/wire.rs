@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pinnace::wire::{arp, bfd, ndp};
+use pinnace::l2::{arp, ndp};
+use pinnace::bfd::packet;
 
 fuzz_target!(|bytes: &[u8]| {
     read(bytes);
@@ -19,13 +20,13 @@ fn read(frame: &[u8]) {
         assert_eq!(ndp::Repr::parse(&message.to_vec()), Ok(message));
     }
     // A UDP payload, not a frame; it needs no help.
-    if let Ok(packet) = bfd::Repr::parse(frame) {
-        assert_eq!(bfd::Repr::parse(&packet.to_vec()), Ok(packet));
-        if let Some(key) = bfd::Key::new(b"secret") {
+    if let Ok(packet) = packet::Repr::parse(frame) {
+        assert_eq!(packet::Repr::parse(&packet.to_vec()), Ok(packet));
+        if let Some(key) = packet::Key::new(b"secret") {
             let mut signed = packet.to_vec();
-            bfd::sign(&mut signed, &key);
-            assert_eq!(bfd::is_signed(&signed, &key), packet.authentication.is_some());
-            let _ = bfd::is_signed(frame, &key);
+            packet::sign(&mut signed, &key);
+            assert_eq!(packet::is_signed(&signed, &key), packet.authentication.is_some());
+            let _ = packet::is_signed(frame, &key);
         }
     }
 }

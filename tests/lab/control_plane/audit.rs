@@ -25,16 +25,24 @@ pub struct Request {
     pub code: u64,
 }
 
-/// The requests after a mark. A watch is written twice, when it begins and when it ends, and counted once.
+/// The requests after a mark. A watch is written twice, when it begins and when it ends, and
+/// counted once.
 pub fn requests(log: &Path, since: Mark) -> Vec<Request> {
     let mut text = String::new();
     let Ok(mut file) = File::open(log) else { return Vec::new() };
-    file.seek(SeekFrom::Start(since.0)).and_then(|_| file.read_to_string(&mut text)).expect("the audit log can be read");
+    file.seek(SeekFrom::Start(since.0))
+        .and_then(|_| file.read_to_string(&mut text))
+        .expect("the audit log can be read");
     // The last line may be half written.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let mut seen = HashSet::new();
-    let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).expect("the audit log is lines of JSON"));
-    lines.filter(|event| seen.insert(event["auditID"].to_string())).map(|event| request(&event)).collect()
+    let lines = whole
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("the audit log is lines of JSON"));
+    lines
+        .filter(|event| seen.insert(event["auditID"].to_string()))
+        .map(|event| request(&event))
+        .collect()
 }
 
 fn request(event: &Value) -> Request {

@@ -25,24 +25,40 @@ impl ControlPlane {
     /// A Node that is ready, with these addresses.
     pub fn node(&self, name: &str, addresses: &[IpAddr], labels: &[(&str, &str)]) {
         self.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": object(labels)}}).to_string());
-        let addresses: Vec<Value> = addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
-        let conditions = json!([{"type": "Ready", "status": "True", "reason": "Test", "message": "no kubelet"}]);
+        let addresses: Vec<Value> = addresses
+            .iter()
+            .map(|address| json!({"type": "InternalIP", "address": address}))
+            .collect();
+        let conditions =
+            json!([{"type": "Ready", "status": "True", "reason": "Test", "message": "no kubelet"}]);
         self.patch_status("node", name, &json!({"addresses": addresses, "conditions": conditions}));
     }
 
     /// A machine of the lab as Node, in all its families.
     pub fn node_of(&self, host: &Host) {
-        let addresses: Vec<IpAddr> = families().iter().map(|family| host.address(*family)).collect();
+        let addresses: Vec<IpAddr> =
+            families().iter().map(|family| host.address(*family)).collect();
         self.node(&host.name, &addresses, &[]);
     }
 
-    /// A pod in `default` on a Node, as a kubelet would report it. The slices of Services that select it follow by themselves.
-    /// Its port `http` is the first of [`POD_PORTS`]. Applied again, it is changed.
-    pub fn pod(&self, node: &str, name: &str, addresses: &[IpAddr], labels: &[(&str, &str)], ready: bool) {
+    /// A pod in `default` on a Node, as a kubelet would report it. The slices of Services that
+    /// select it follow by themselves. Its port `http` is the first of [`POD_PORTS`]. Applied
+    /// again, it is changed.
+    pub fn pod(
+        &self,
+        node: &str,
+        name: &str,
+        addresses: &[IpAddr],
+        labels: &[(&str, &str)],
+        ready: bool,
+    ) {
         let container = json!({"name": "c", "image": "none", "ports": [{"name": "http", "containerPort": POD_PORTS[0]}]});
         let metadata = json!({"name": name, "namespace": "default", "labels": object(labels)});
         let spec = json!({"nodeName": node, "containers": [container], "terminationGracePeriodSeconds": 0});
-        self.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).to_string());
+        self.apply(
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+                .to_string(),
+        );
         let ips: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
         let conditions = json!([{"type": "Ready", "status": if ready { "True" } else { "False" }}]);
         let status = json!({"phase": "Running", "podIP": addresses.first(), "podIPs": ips, "conditions": conditions});
@@ -57,11 +73,18 @@ impl ControlPlane {
 
     /// The addresses in the slices of a Service in `default` that are ready, sorted.
     pub fn ready_endpoints(&self, service: &str) -> Vec<IpAddr> {
-        let slices = self.get_json(&["endpointslices", "-l", &format!("kubernetes.io/service-name={service}")]);
+        let slices = self.get_json(&[
+            "endpointslices",
+            "-l",
+            &format!("kubernetes.io/service-name={service}"),
+        ]);
         let slices = slices["items"].as_array().cloned().unwrap_or_default();
-        let endpoints = slices.iter().flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
+        let endpoints = slices
+            .iter()
+            .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
         let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true);
-        let mut addresses: Vec<IpAddr> = ready.filter_map(|endpoint| endpoint["addresses"][0].as_str()?.parse().ok()).collect();
+        let mut addresses: Vec<IpAddr> =
+            ready.filter_map(|endpoint| endpoint["addresses"][0].as_str()?.parse().ok()).collect();
         addresses.sort();
         addresses
     }
@@ -76,7 +99,8 @@ impl ControlPlane {
         });
     }
 
-    /// kube-proxy for the Node `node` in its namespace. Ready when this returns: what the API server holds now is in the kernel.
+    /// kube-proxy for the Node `node` in its namespace. Ready when this returns: what the API
+    /// server holds now is in the kernel.
     pub fn kube_proxy(&self, namespace: &Arc<Namespace>, node: &str, mode: ProxyMode) -> KubeProxy {
         let mode = match mode {
             ProxyMode::Nftables => "nftables",
@@ -93,11 +117,16 @@ impl ControlPlane {
             "--nodeport-addresses=primary",
             &format!("--healthz-bind-address={HEALTH}"),
         ]);
-        let process = nursery.start(command, &self.directory.join(format!("kube-proxy-{node}.log")));
+        let process =
+            nursery.start(command, &self.directory.join(format!("kube-proxy-{node}.log")));
         let proxy = KubeProxy { process, _nursery: nursery };
         eventually("kube-proxy is healthy", PATIENCE, || {
-            let health = namespace.enter(health).map_err(|error| format!("{error}\n{}", proxy.process.last_words()))?;
-            ensure(health.starts_with("HTTP/1.1 200"), || format!("{health}\n{}", proxy.process.last_words()))
+            let health = namespace
+                .enter(health)
+                .map_err(|error| format!("{error}\n{}", proxy.process.last_words()))?;
+            ensure(health.starts_with("HTTP/1.1 200"), || {
+                format!("{health}\n{}", proxy.process.last_words())
+            })
         });
         proxy
     }
@@ -108,7 +137,11 @@ impl ControlPlane {
         let mut command = Command::new(program());
         command.args(["kube-proxy", "--cleanup"]);
         let output = nursery.output(command, "");
-        assert!(output.status.success(), "kube-proxy --cleanup: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "kube-proxy --cleanup: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -128,5 +161,9 @@ fn health() -> std::io::Result<String> {
 }
 
 fn object(pairs: &[(&str, &str)]) -> Value {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value))).collect::<serde_json::Map<_, _>>().into()
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), Value::from(*value)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }

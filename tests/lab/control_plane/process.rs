@@ -15,8 +15,9 @@ use super::super::Namespace;
 
 type Spawn = (Command, Sender<io::Result<Child>>);
 
-/// Starts programs from one thread that lives as long as this value. The kernel kills what has a parent death signal when the thread that
-/// started it ends, not only when the process does: a thread that is over after the start would take its program along.
+/// Starts programs from one thread that lives as long as this value. The kernel kills what has a
+/// parent death signal when the thread that started it ends, not only when the process does: a
+/// thread that is over after the start would take its program along.
 pub struct Nursery {
     orders: Sender<Spawn>,
     namespace: Option<Arc<Namespace>>,
@@ -46,19 +47,25 @@ impl Nursery {
         let file = File::options().create(true).append(true).open(log).expect("a log file");
         let errors = file.try_clone().expect("dup");
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        // SAFETY: the closure runs between fork and exec and makes one system call, without allocation or locks.
+        // SAFETY: the closure runs between fork and exec and makes one system call, without
+        // allocation or locks.
         unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
         let (answer, started) = channel();
         let name = format!("{command:?}");
         self.orders.send((command, answer)).expect("the thread that starts programs lives");
-        let child = started.recv().expect("an answer").unwrap_or_else(|error| panic!("{name}: {error}"));
+        let child =
+            started.recv().expect("an answer").unwrap_or_else(|error| panic!("{name}: {error}"));
         Process { child, log: log.to_owned() }
     }
 
     /// Runs a program to its end, with text on its standard input.
     pub fn output(&self, mut command: Command, input: &str) -> Output {
         let mut run = move || -> io::Result<Output> {
-            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            let mut child = command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
             // A program that ends without reading says why itself.
             let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
             child.wait_with_output()
@@ -85,7 +92,8 @@ impl Process {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("signal a program of the control plane");
+        kill_process(Pid::from_child(&self.child), signal)
+            .expect("signal a program of the control plane");
     }
 
     /// The end of its log.
@@ -108,7 +116,13 @@ impl Drop for Process {
 pub fn program() -> PathBuf {
     let build = "tests/control-plane/build.sh builds it and prints its path; sudo tests/run does so by itself";
     let path = env::var_os("PINNACE_CONTROL_PLANE").map(PathBuf::from);
-    let path = path.unwrap_or_else(|| panic!("PINNACE_CONTROL_PLANE does not name the control plane's program: {build}"));
-    assert!(path.is_file(), "PINNACE_CONTROL_PLANE names {}, which is no file: {build}", path.display());
+    let path = path.unwrap_or_else(|| {
+        panic!("PINNACE_CONTROL_PLANE does not name the control plane's program: {build}")
+    });
+    assert!(
+        path.is_file(),
+        "PINNACE_CONTROL_PLANE names {}, which is no file: {build}",
+        path.display()
+    );
     path
 }

@@ -1,0 +1,154 @@
+//! A machine that was copied, in a LAN whose switch sends what is meant for its address to whoever
+//! of the two spoke last.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::packet::{AuthenticationType, Key};
+use super::*;
+
+fn ms(value: u64) -> Duration {
+    Duration::from_millis(value)
+}
+
+fn address(host: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, host])
+}
+
+/// Sessions at their addresses, what each was told of doubles (whether it is itself the one), and
+/// who spoke last from an address.
+struct Lan {
+    machines: Vec<(u8, Sessions, Vec<bool>)>,
+    last: BTreeMap<IpAddr, usize>,
+}
+
+impl Lan {
+    fn plug(&mut self, host: u8, peer: u8, config: &Config, seed: u64, now: Duration) {
+        let mut sessions = Sessions::new(config.clone(), seed);
+        let effects = sessions.add(
+            PeerKey { interface: Some(2), address: address(peer) },
+            Peer::default(),
+            now,
+        );
+        self.machines.push((host, sessions, Vec::new()));
+        self.apply(self.machines.len() - 1, effects, now);
+    }
+
+    fn apply(&mut self, machine: usize, effects: Effects, now: Duration) {
+        let source = address(self.machines[machine].0);
+        let told = effects.events.iter().filter_map(|event| {
+            if let Event::Double { ours, .. } = event { Some(*ours) } else { None }
+        });
+        self.machines[machine].2.extend(told);
+        for packet in effects.packets {
+            self.last.insert(source, machine);
+            let Some(to) = self.last.get(&packet.peer.address).copied() else { continue };
+            let received = Received {
+                interface: 2,
+                source,
+                ttl: Some(255),
+                multihop: false,
+                payload: packet.payload(),
+            };
+            let effects = self.machines[to].1.handle(&received, now);
+            self.apply(to, effects, now);
+        }
+    }
+
+    fn run(&mut self, from: Duration, until: Duration) {
+        let mut now = from;
+        while now < until {
+            // Whatever else the two send makes the switch change its mind as well.
+            let two = self.machines.len() - 1;
+            self.last.insert(address(2), 1 + now.as_millis() as usize / 10 % two);
+            for machine in 0..self.machines.len() {
+                let effects = self.machines[machine].1.poll(now);
+                self.apply(machine, effects, now);
+            }
+            now += ms(1);
+        }
+    }
+
+    fn told(&self) -> Vec<&[bool]> {
+        self.machines.iter().map(|machine| machine.2.as_slice()).collect()
+    }
+}
+
+fn pair(config: &Config) -> Lan {
+    let mut lan =
+        Lan { machines: Vec::new(), last: BTreeMap::from([(address(1), 0), (address(2), 1)]) };
+    lan.machines.push((1, Sessions::new(config.clone(), 1), Vec::new()));
+    lan.machines.push((2, Sessions::new(config.clone(), 2), Vec::new()));
+    for (machine, peer) in [(0, 2), (1, 1)] {
+        let effects = lan.machines[machine].1.add(
+            PeerKey { interface: Some(2), address: address(peer) },
+            Peer::default(),
+            ms(0),
+        );
+        lan.apply(machine, effects, ms(0));
+    }
+    lan.run(ms(0), ms(5000));
+    lan
+}
+
+fn secret() -> Config {
+    let kind = AuthenticationType::MeticulousKeyedSha1;
+    Config {
+        authentication: Some(Authentication {
+            kind,
+            key_id: 1,
+            key: Key::new(b"secret").expect("a key"),
+        }),
+        ..Config::default()
+    }
+}
+
+#[test]
+fn everybody_learns_of_a_copy_and_goes_on_learning() {
+    let mut lan = pair(&Config::default());
+    assert_eq!(lan.told(), [&[] as &[bool]; 2]);
+    lan.plug(2, 1, &Config::default(), 3, ms(5000));
+    lan.run(ms(5000), ms(9000));
+    let told = lan.told();
+    assert!(told.iter().all(|told| !told.is_empty()), "within 4 s: {told:?}");
+    assert!(told[0].iter().all(|ours| !ours), "the peer was copied: {told:?}");
+    assert!(
+        told[1..].iter().all(|told| told.iter().all(|ours| *ours)),
+        "this machine was: {told:?}"
+    );
+    assert!(told.iter().all(|told| told.len() <= 4), "once a second: {told:?}");
+    lan.machines.iter_mut().for_each(|machine| machine.2.clear());
+    lan.run(ms(9000), ms(19_000));
+    assert!(lan.told().iter().all(|told| !told.is_empty()), "{:?}", lan.told());
+}
+
+/// The copy knows the secret, but its sequence numbers are others.
+#[test]
+fn a_secret_hides_nothing_from_the_machines_themselves() {
+    let mut lan = pair(&secret());
+    lan.plug(2, 1, &secret(), 3, ms(5000));
+    lan.run(ms(5000), ms(25_000));
+    let told = lan.told();
+    assert!(told[1].contains(&true) || told[2].contains(&true), "{told:?}");
+}
+
+#[test]
+fn who_restarts_is_one() {
+    for config in [Config::default(), secret()] {
+        let mut lan = pair(&config);
+        for life in 0..6 {
+            let begin = ms(5000 + 3000 * life);
+            // The one before is gone, and its packets with it.
+            lan.machines[1].1 = Sessions::new(config.clone(), 100 + life);
+            let effects = lan.machines[1].1.add(
+                PeerKey { interface: Some(2), address: address(1) },
+                Peer::default(),
+                begin,
+            );
+            lan.apply(1, effects, begin);
+            lan.run(begin, begin + ms(3000));
+        }
+        assert_eq!(lan.told(), [&[] as &[bool]; 2]);
+    }
+}

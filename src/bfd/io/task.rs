@@ -1,0 +1,238 @@
+//! The loop of the thread.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+
+use super::socket::Sockets;
+use super::{Command, Counters, Options};
+use crate::bfd::{Effects, Event, Received, Sessions};
+use crate::host::liveness_fence::{Vigil, boot_time};
+
+/// Datagrams read from one socket in a row: more than its buffer holds, so that all that was there
+/// at the beginning has been read at the end. A flood makes the thread late, but cannot make it
+/// deaf to its timers.
+const BATCH: usize = 4096;
+/// Lateness that is not worth talking about.
+const PUNCTUAL: Duration = Duration::from_millis(1);
+
+pub(super) struct Task {
+    sessions: Sessions,
+    vigil: Arc<Vigil>,
+    sockets: Sockets,
+    commands: mpsc::Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    timer: OwnedFd,
+    armed: Option<Duration>,
+    counters: Arc<Counters>,
+    events: Box<dyn FnMut(Event) + Send>,
+    /// When to end, whoever has not heard our farewell by then.
+    stop: Option<Duration>,
+    /// Listeners that have something to read, as bits.
+    ready: u8,
+}
+
+impl Task {
+    pub fn new(
+        options: Options,
+        seed: u64,
+        sockets: Sockets,
+        commands: mpsc::Receiver<Command>,
+        wake: Arc<OwnedFd>,
+        counters: Arc<Counters>,
+        events: Box<dyn FnMut(Event) + Send>,
+    ) -> io::Result<Task> {
+        let timer = timerfd_create(
+            TimerfdClockId::Boottime,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        Ok(Task {
+            sessions: Sessions::new(options.config, seed),
+            vigil: options.vigil,
+            sockets,
+            commands,
+            wake,
+            timer,
+            armed: None,
+            counters,
+            events,
+            stop: None,
+            ready: 0,
+        })
+    }
+
+    pub fn run(mut self) {
+        let mut planned: Option<Duration> = None;
+        loop {
+            // All of a round happens at one instant: a peer is silent when everything that had
+            // arrived by then was read and nothing was of it, however long the reading
+            // takes.
+            let now = boot_time();
+            let late = planned.map_or(Duration::ZERO, |planned| now.saturating_sub(planned));
+            if late > PUNCTUAL {
+                self.counters.late(late);
+                let effects = self.sessions.woke(late, now);
+                self.apply(effects);
+            }
+            // Nobody can be found silent before the planned time, so until then sockets with
+            // nothing to read need not be asked.
+            self.receive(
+                if planned.is_some_and(|planned| now < planned) { self.ready } else { u8::MAX },
+                now,
+            );
+            let effects = self.sessions.caught_up(now);
+            self.apply(effects);
+            if !self.obey(now) {
+                return;
+            }
+            let effects = self.sessions.poll(now);
+            self.apply(effects);
+            if self.stop.is_some_and(|until| until <= now || self.sessions.is_empty()) {
+                return;
+            }
+            // What is overdue already is late from here on.
+            // Until peers give us up, whoever asks can be told that we are alive.
+            planned = self
+                .sessions
+                .next_deadline()
+                .into_iter()
+                .chain(self.stop)
+                .min()
+                .map(|due| due.max(now));
+            self.vigil.keep(planned.map(|planned| self.sessions.expected_by(planned)));
+            self.wait(planned);
+        }
+    }
+
+    fn receive(&mut self, listeners: u8, now: Duration) {
+        let mut buffer = [0; 256]; // `Length` is one byte.
+        for index in
+            (0..self.sockets.listeners().len()).filter(|index| listeners & (1 << index) != 0)
+        {
+            for _ in 0..BATCH {
+                let Some(listener) = self.sockets.listeners().get(index) else { break };
+                let (datagram, multihop) = match listener.receive(&mut buffer) {
+                    Ok(datagram) => (datagram, listener.multihop),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(_) => {
+                        self.counters.receive_failed();
+                        continue;
+                    }
+                };
+                self.counters.received();
+                let received = Received {
+                    interface: datagram.interface,
+                    source: datagram.source,
+                    ttl: datagram.ttl,
+                    multihop,
+                    payload: buffer.get(..datagram.length).unwrap_or_default(),
+                };
+                let effects = self.sessions.handle(&received, now);
+                self.apply(effects);
+            }
+        }
+    }
+
+    /// False when there is nobody left to work for.
+    fn obey(&mut self, now: Duration) -> bool {
+        let mut latest = None;
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Peers(peers)) => latest = Some(peers),
+                Ok(Command::Status(reply)) => {
+                    self.adopt(latest.take(), now);
+                    let _ = reply.send(self.sessions.status());
+                }
+                Ok(Command::Stop(patience)) => {
+                    self.stop = Some(now + patience);
+                    latest = Some(std::collections::BTreeMap::new());
+                }
+                Err(mpsc::TryRecvError::Empty) => break,
+                Err(mpsc::TryRecvError::Disconnected) => return false,
+            }
+        }
+        self.adopt(latest, now);
+        true
+    }
+
+    fn adopt(
+        &mut self,
+        peers: Option<std::collections::BTreeMap<crate::bfd::PeerKey, crate::bfd::Peer>>,
+        now: Duration,
+    ) {
+        if let Some(peers) = peers {
+            let effects = self.sessions.set(&peers, now);
+            self.apply(effects);
+        }
+    }
+
+    fn apply(&mut self, effects: Effects) {
+        for packet in &effects.packets {
+            self.counters.sent(self.sockets.send(packet));
+        }
+        if let Some(reason) = &effects.discarded {
+            self.counters.discarded(reason);
+        }
+        for event in effects.events {
+            if matches!(event, Event::Stalled { .. } | Event::GivenUp { .. }) {
+                self.vigil.stall();
+            }
+            (self.events)(event);
+        }
+    }
+
+    /// Until something can be read, a command has come or it is time.
+    fn wait(&mut self, until: Option<Duration>) {
+        self.arm(until);
+        let mut fds = Vec::with_capacity(self.sockets.listeners().len() + 2);
+        fds.push(PollFd::new(&self.timer, PollFlags::IN));
+        fds.push(PollFd::new(&*self.wake, PollFlags::IN));
+        fds.extend(
+            self.sockets
+                .listeners()
+                .iter()
+                .map(|listener| PollFd::from_borrowed_fd(listener.fd(), PollFlags::IN)),
+        );
+        // Interrupted by a signal: the round that follows finds out whether anything is due.
+        let _ = poll(&mut fds, None);
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        self.ready = (0..fds.len().saturating_sub(2))
+            .fold(0, |bits, index| bits | u8::from(ready(index + 2)) << index);
+        let mut count = [0; 8];
+        if ready(0) {
+            self.armed = None;
+            let _ = rustix::io::read(&self.timer, &mut count);
+        }
+        if ready(1) {
+            let _ = rustix::io::read(&*self.wake, &mut count);
+        }
+    }
+
+    /// A timer that goes off too early costs one round, so it is set anew only when it would be too
+    /// late.
+    fn arm(&mut self, until: Option<Duration>) {
+        let Some(until) = until else { return };
+        if self.armed.is_some_and(|armed| armed <= until) {
+            return;
+        }
+        // Zero would switch it off.
+        let due = until.max(Duration::from_nanos(1));
+        let value = Timespec { tv_sec: due.as_secs() as _, tv_nsec: due.subsec_nanos() as _ };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if timerfd_settime(
+            &self.timer,
+            TimerfdTimerFlags::ABSTIME,
+            &Itimerspec { it_interval: zero, it_value: value },
+        )
+        .is_ok()
+        {
+            self.armed = Some(until);
+        }
+    }
+}

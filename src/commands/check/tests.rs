@@ -1,0 +1,406 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::config::{Sources, load};
+
+/// A host in a directory of its own, removed afterwards. It begins as a healthy K3s node with one
+/// uplink.
+struct Fixture {
+    root: PathBuf,
+    kernel: Kernel,
+    settings: Settings,
+}
+
+const HEALTHY: &[(&str, &str)] = &[
+    ("proc/self/status", "Name:\tpinnace\nCapEff:\t0000000000003000\n"),
+    ("proc/net/dev", "Inter-|\n face |\n    lo: 0\n  eth0: 0\n  cni0: 0\n"),
+    (
+        "proc/net/route",
+        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+         eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+         eth0\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+         cni0\t00002A0A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n",
+    ),
+    (
+        "proc/net/ipv6_route",
+        "fd000001000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth0\n\
+         fe800000000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth0\n\
+         00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000400 00000001 00000000 00040003     eth0\n",
+    ),
+    ("proc/net/if_inet6", "fd000001000000000000000000000005 02 40 00 80 eth0\n"),
+    ("proc/sys/net/ipv4/ip_forward", "1\n"),
+    ("proc/sys/net/ipv6/conf/all/forwarding", "1\n"),
+    ("proc/sys/net/ipv6/conf/all/disable_ipv6", "0\n"),
+    ("proc/sys/net/ipv6/conf/eth0/accept_ra", "2\n"),
+    ("proc/sys/net/ipv4/conf/all/rp_filter", "1\n"),
+    ("proc/sys/net/ipv4/conf/eth0/rp_filter", "0\n"),
+    ("proc/sys/net/ipv4/conf/all/arp_ignore", "0\n"),
+    ("proc/sys/net/bridge/bridge-nf-call-iptables", "1\n"),
+    ("proc/sys/net/bridge/bridge-nf-call-ip6tables", "1\n"),
+    ("proc/sys/net/netfilter/nf_conntrack_max", "1000\n"),
+    ("proc/sys/net/netfilter/nf_conntrack_count", "10\n"),
+    ("proc/1/comm", "systemd\n"),
+    ("proc/1/cmdline", "/sbin/init\0"),
+];
+
+impl Fixture {
+    fn new(environment: &[(&str, &str)]) -> Fixture {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let root = std::env::temp_dir().join(format!(
+            "pinnace-check-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        let environment = environment.iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let sources = Sources {
+            file: None,
+            environment,
+            manifests: None,
+            host_name: "node-a".to_string(),
+            read_secret: crate::bfd::io::secret::read,
+        };
+        let (settings, _) = load(sources).expect("valid settings");
+        let kernel = Kernel { nft: Tried::Works, packet: Tried::Works, chains: Ok(Vec::new()) };
+        let fixture = Fixture { root, kernel, settings };
+        fixture.with(HEALTHY)
+    }
+
+    fn with(self, files: &[(&str, &str)]) -> Fixture {
+        for (path, text) in files {
+            let path = self.root.join(path);
+            std::fs::create_dir_all(path.parent().expect("has a parent")).expect("directory");
+            std::fs::write(path, text).expect("file");
+        }
+        self
+    }
+
+    fn without(self, path: &str) -> Fixture {
+        std::fs::remove_file(self.root.join(path)).expect("is there");
+        self
+    }
+
+    fn chain(mut self, table: &str, name: &str, drops_forwarded: bool) -> Fixture {
+        let chain =
+            Chain { family: 2, table: table.to_string(), name: name.to_string(), drops_forwarded };
+        self.kernel.chains.as_mut().expect("listed").push(chain);
+        self
+    }
+
+    fn report(&self) -> Report {
+        examine(&Host::new(&self.root), &self.settings, &[], &self.kernel)
+    }
+
+    /// `severity check: what` of everything that is not as it should be.
+    fn complaints(&self) -> Vec<String> {
+        let report = self.report();
+        let bad = report.findings.iter().filter(|f| f.severity > Severity::Ok);
+        bad.map(|f| format!("{:?} {}: {}", f.severity, f.check, f.what).to_lowercase()).collect()
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.root);
+    }
+}
+
+fn healthy() -> Fixture {
+    Fixture::new(&[])
+}
+
+#[test]
+fn addresses_of_a_pool_that_are_never_given_out_are_named() {
+    let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     |-- 192.168.1.7\n        /32 host LOCAL\n\
+                Local:\n     |-- 192.168.1.255\n        /32 link BROADCAST\n     |-- 192.168.1.9\n        /32 link UNICAST\n";
+    let fixture = Fixture::new(&[("PINNACE_POOLS", "lan=192.168.1.0/28,fd00:1::/120")])
+        .with(&[("proc/net/fib_trie", trie)]);
+    let complaints = fixture.complaints();
+    let expected = "warning pool-reserved: pool lan contains addresses that are never given out: 192.168.1.0 (the network address of its subnet), \
+                    192.168.1.7 (an address of node node-a), fd00:1::5 (an address of node node-a)";
+    assert_eq!(complaints, [expected]);
+}
+
+#[test]
+fn a_healthy_node_raises_no_alarm() {
+    let fixture =
+        Fixture::new(&[("PINNACE_POOLS", "192.168.1.200-192.168.1.220,fd00:1::100-fd00:1::1ff")]);
+    assert_eq!(fixture.complaints(), Vec::<String>::new());
+    let report = fixture.report();
+    assert_eq!((report.worst, report.exit_code()), (Severity::Ok, 0));
+    assert!(
+        report
+            .human()
+            .contains("192.168.1.200-192.168.1.220 (pool default) can be announced on eth0"),
+        "{}",
+        report.human()
+    );
+    assert!(report.human().ends_with("Pinnace can serve here. Nothing was changed.\n"));
+}
+
+/// One line per case: what is different on the host, and the one complaint it leads to.
+#[test]
+fn each_obstacle_is_found_and_nothing_else() {
+    let two_uplinks = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n\
+                       eth0\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n\
+                       eth1\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n";
+    let ipvs = "a\nb\n  eth0: 0\nkube-ipvs0: 0\n";
+    let cases: Vec<(Fixture, &str)> = vec![
+        (
+            healthy().with(&[("proc/sys/net/ipv4/ip_forward", "0")]),
+            "error ipv4-forwarding: ipv4 forwarding is off",
+        ),
+        (healthy().without("proc/sys/net/ipv4/ip_forward"), "error ipv4-forwarding: "),
+        (
+            healthy().with(&[("proc/sys/net/ipv6/conf/all/forwarding", "0")]),
+            "warning ipv6-forwarding: ",
+        ),
+        (
+            healthy().with(&[
+                ("proc/sys/net/ipv6/conf/all/forwarding", "0"),
+                ("proc/net/ipv6_route", ""),
+            ]),
+            "note ipv6-forwarding: ",
+        ),
+        (
+            healthy().with(&[("proc/sys/net/ipv6/conf/eth0/accept_ra", "1")]),
+            "warning accept-ra: ipv6 forwarding is on and eth0 has accept_ra=1",
+        ),
+        (healthy().with(&[("proc/sys/net/ipv6/conf/all/disable_ipv6", "1")]), "note ipv6: "),
+        (healthy().without("proc/net/if_inet6"), "note ipv6: "),
+        (
+            healthy().with(&[("proc/net/route", two_uplinks)]),
+            "warning rp-filter: the reverse path filter is strict on eth0, eth1 of a host with 2 uplinks",
+        ),
+        (healthy().with(&[("proc/net/dev", ipvs)]), "warning strict-arp: "),
+        (healthy().with(&[("proc/sys/net/ipv4/conf/all/arp_ignore", "8")]), "warning arp-ignore: "),
+        (
+            healthy().with(&[("proc/sys/net/bridge/bridge-nf-call-iptables", "0")]),
+            "warning bridge-netfilter: pods are on the bridge cni0, and bridge-nf-call-iptables is off",
+        ),
+        (
+            healthy().without("proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+            "warning bridge-netfilter: ",
+        ),
+        (
+            healthy().with(&[("proc/sys/net/netfilter/nf_conntrack_count", "900")]),
+            "warning conntrack: 900 of 1000 connection tracking entries are in use (90 %)",
+        ),
+        (healthy().with(&[("proc/7/comm", "firewalld\n")]), "warning firewalld: "),
+        (healthy().chain("filter", "ufw-before-forward", false), "warning ufw: "),
+        (
+            healthy().chain("filter", "FORWARD", true),
+            "warning forward-policy: forwarded packets are dropped by default in ip filter forward",
+        ),
+        (
+            healthy().chain("filter", "FORWARD", true).chain("filter", "FLANNEL-FWD", false),
+            "note forward-policy: ",
+        ),
+        (
+            healthy().with(&[("proc/net/ip_tables_names", "nat\nfilter\n")]),
+            "note iptables-legacy: ",
+        ),
+        (
+            healthy()
+                .with(&[("proc/8/comm", "speaker"), ("proc/8/cmdline", "/speaker\0--port=7472")]),
+            "warning other-load-balancer: metallb's speaker is running",
+        ),
+        (
+            healthy().with(&[("proc/8/comm", "kube-vip\n")]),
+            "warning other-load-balancer: kube-vip is running",
+        ),
+        (
+            healthy().with(&[("var/log/pods/kube-system_svclb-traefik-1_2/x", "")]),
+            "warning servicelb: ",
+        ),
+        (healthy().chain("nat", "CNI-HOSTPORT-DNAT", false), "note host-ports: "),
+        (healthy().with(&[("proc/9/comm", "cilium-agent\n")]), "note cilium: "),
+        (
+            healthy().with(&[("proc/self/status", "CapEff:\t0000000000001000\n")]),
+            "error capabilities: cap_net_raw missing",
+        ),
+        (
+            healthy().with(&[("proc/self/status", "CapEff:\t0000000000000000\n")]),
+            "error capabilities: cap_net_admin and cap_net_raw missing",
+        ),
+        (
+            Fixture::new(&[("PINNACE_POOLS", "192.168.9.1")]),
+            "warning pool-subnet: no uplink has a subnet that contains all of 192.168.9.1 (pool default)",
+        ),
+        (Fixture::new(&[("PINNACE_POOLS", "10.42.0.7")]), "warning pool-subnet: "),
+        (
+            Fixture::new(&[("PINNACE_POOLS", "fd00:1::ffff:ffff:ffff:fff0-fd00:1:0:1::5")]),
+            "warning pool-subnet: ",
+        ),
+        (
+            Fixture::new(&[("PINNACE_INTERFACES", "wlan*")]),
+            "warning interfaces: pinnace_interfaces names wlan*",
+        ),
+    ];
+    for (fixture, expected) in cases {
+        let found = fixture.complaints();
+        assert!(
+            found.len() == 1 && found[0].starts_with(expected),
+            "expected {expected:?}, found {found:#?}"
+        );
+        for finding in fixture.report().findings.iter().filter(|f| f.severity > Severity::Note) {
+            assert!(
+                !finding.why.is_empty() && !finding.fix.is_empty(),
+                "{expected}: says neither why nor what to do"
+            );
+        }
+    }
+}
+
+#[test]
+fn harmless_lookalikes_raise_no_alarm() {
+    for (fixture, what) in [
+        (
+            healthy().with(&[
+                ("proc/8/comm", "speaker"),
+                ("proc/8/cmdline", "/usr/bin/speaker\0--volume\0"),
+            ]),
+            "another program called speaker",
+        ),
+        (
+            healthy().with(&[("proc/sys/net/ipv6/conf/eth0/accept_ra", "0")]),
+            "router advertisements handled outside the kernel",
+        ),
+        (
+            healthy().with(&[
+                ("proc/net/dev", "a\nb\nkube-ipvs0: 0\n"),
+                ("proc/sys/net/ipv4/conf/all/arp_ignore", "1"),
+            ]),
+            "IPVS with strict ARP",
+        ),
+        (
+            healthy().with(&[
+                ("proc/net/dev", "a\nb\n  eth0: 0\n"),
+                ("proc/sys/net/bridge/bridge-nf-call-iptables", "0"),
+            ]),
+            "no bridge with pods",
+        ),
+    ] {
+        assert_eq!(fixture.complaints(), Vec::<String>::new(), "{what}");
+    }
+}
+
+#[test]
+fn an_ipv6_pool_without_ipv6_is_an_error() {
+    let fixture = Fixture::new(&[("PINNACE_POOLS", "fd00:1::5")])
+        .with(&[("proc/sys/net/ipv6/conf/all/disable_ipv6", "1")]);
+    assert!(
+        fixture.complaints().iter().any(|c| c.starts_with("error ipv6: ")),
+        "{:?}",
+        fixture.complaints()
+    );
+}
+
+#[test]
+fn what_the_kernel_refuses_is_an_error_and_what_was_not_tried_is_not() {
+    let mut fixture = healthy();
+    fixture.kernel.nft = Tried::Fails("jhash: no such file".to_string());
+    let report = fixture.report();
+    assert_eq!(report.exit_code(), 1);
+    assert!(
+        report.human().contains(
+            "ERROR    the kernel refuses the rule set: jhash: no such file\n         why: "
+        ),
+        "{}",
+        report.human()
+    );
+    assert!(report.human().contains("Pinnace cannot serve here: 1 error to solve first."));
+    fixture.kernel.nft = Tried::Partly("no IPv6: cannot add table".to_string());
+    assert_eq!(fixture.report().exit_code(), 0, "the other family is served");
+    assert!(
+        fixture
+            .complaints()
+            .iter()
+            .any(|c| c.starts_with("warning nftables: ") && c.contains("no ipv6")),
+        "{:?}",
+        fixture.complaints()
+    );
+    fixture.kernel.nft = Tried::NotTried("a private network namespace needs root".to_string());
+    assert_eq!(fixture.report().exit_code(), 0);
+    assert_eq!(fixture.complaints().len(), 1);
+}
+
+#[test]
+fn an_empty_host_is_examined_without_panic() {
+    let fixture = healthy();
+    std::fs::remove_dir_all(&fixture.root).expect("remove");
+    assert_eq!(fixture.report().exit_code(), 1, "no forwarding");
+}
+
+#[test]
+fn json_names_every_finding() {
+    let json: serde_json::Value = serde_json::from_str(
+        &healthy().with(&[("proc/sys/net/ipv4/ip_forward", "0")]).report().json(),
+    )
+    .expect("JSON");
+    assert_eq!(json["worst"], "error");
+    let last = json["findings"].as_array().and_then(|f| f.last()).expect("findings");
+    assert_eq!((&last["check"], &last["severity"]), (&"ipv4-forwarding".into(), &"error".into()));
+    assert_eq!(last["fix"][0], "sysctl -w net.ipv4.ip_forward=1");
+}
+
+/// One NFT_MSG_NEWCHAIN as the kernel sends it.
+fn chain_message(family: u8, table: &str, name: &str, hook: Option<(u32, u32)>) -> Vec<u8> {
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+    let mut body = vec![family, 0, 0, 0];
+    body.extend(attribute(1, format!("{table}\0").as_bytes()));
+    body.extend(attribute(3, format!("{name}\0").as_bytes()));
+    if let Some((number, policy)) = hook {
+        let mut nested = attribute(1, &number.to_be_bytes());
+        nested.extend(attribute(2, &0u32.to_be_bytes()));
+        body.extend(attribute(4 | 0x8000, &nested));
+        body.extend(attribute(5, &policy.to_be_bytes()));
+    }
+    let mut message = ((body.len() + 16) as u32).to_ne_bytes().to_vec();
+    message.extend(0x0a03u16.to_ne_bytes());
+    message.extend([0; 10]);
+    message.extend(body);
+    message
+}
+
+#[test]
+fn chains_are_read_from_the_kernel_s_messages() {
+    let mut dump = chain_message(2, "filter", "FORWARD", Some((2, 0)));
+    dump.extend(chain_message(1, "fw", "forward", Some((2, 1))));
+    dump.extend(chain_message(2, "filter", "INPUT", Some((1, 0))));
+    dump.extend(chain_message(5, "edge", "egress", Some((2, 0))));
+    dump.extend(chain_message(2, "nat", "CNI-HOSTPORT-DNAT", None));
+    let mut chains = Vec::new();
+    assert_eq!(kernel::parse_dump(&dump, &mut chains), Ok(false), "more may follow");
+    let found: Vec<(u8, &str, &str, bool)> =
+        chains.iter().map(|c| (c.family, &*c.table, &*c.name, c.drops_forwarded)).collect();
+    let expected = [
+        (2, "filter", "FORWARD", true),
+        (1, "fw", "forward", false),
+        (2, "filter", "INPUT", false),
+        (5, "edge", "egress", false),
+        (2, "nat", "CNI-HOSTPORT-DNAT", false),
+    ];
+    assert_eq!(found, expected);
+    let done = [&20u32.to_ne_bytes()[..], &3u16.to_ne_bytes(), &[0; 14]].concat();
+    assert_eq!(kernel::parse_dump(&done, &mut chains), Ok(true));
+    let refused =
+        [&36u32.to_ne_bytes()[..], &2u16.to_ne_bytes(), &[0; 10], &(-1i32).to_ne_bytes(), &[0; 16]]
+            .concat();
+    assert_eq!(kernel::parse_dump(&refused, &mut chains), Err(rustix::io::Errno::PERM));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_message_panics_or_hangs(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), cut in 0usize..200) {
+        let mut chains = Vec::new();
+        let _ = kernel::parse_dump(&bytes, &mut chains);
+        let whole = chain_message(2, "filter", "FORWARD", Some((2, 0)));
+        let _ = kernel::parse_dump(whole.get(..cut.min(whole.len())).unwrap_or_default(), &mut chains);
+    }
+}

@@ -1,0 +1,109 @@
+//! Machines that were copied with name and address. Nobody can tell which of the two is the right
+//! one, and packets reach now one, now the other: neither answers for anything, and what runs there
+//! is taken for dead, until the signs of it end.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Changed, DownReason, Membership};
+use crate::model::state::Reason;
+
+/// After the last sign.
+pub const DOUBLED_FOR: Duration = Duration::from_secs(30);
+
+impl Membership {
+    /// Two machines speak, in the session to this address, as this node (`ours`) or as the peer.
+    pub fn doubled(&mut self, address: IpAddr, ours: bool, now: Duration) -> Changed {
+        let mut changed = Changed::default();
+        let Some(name) = self.owners.get(&address) else { return changed };
+        let Some(peer) = self.peers.get_mut(name) else { return changed };
+        // Of machines with several addresses in one subnet the sessions to all of them come from
+        // one, and look the same.
+        let alike = |addresses: &BTreeSet<IpAddr>| {
+            addresses.iter().filter(|other| other.is_ipv4() == address.is_ipv4()).count()
+        };
+        if alike(&peer.addresses) > 1 || alike(&self.homes) > 1 {
+            return changed;
+        }
+        if ours {
+            let home = self.homes.iter().find(|home| home.is_ipv4() == address.is_ipv4()).copied();
+            if let Some(home) = home.or(self.homes.first().copied()) {
+                let own = self.copied.map_or(home, |(own, _)| own);
+                let first = self.copied.replace((own, now + DOUBLED_FOR)).is_none();
+                changed.nodes.extend(first.then(|| self.me.clone()));
+            }
+            return changed;
+        }
+        let first = peer.doubled.is_none();
+        let address = peer.doubled.map_or(address, |(address, _)| address);
+        peer.doubled = Some((address, now + DOUBLED_FOR));
+        if first {
+            changed.died = peer.alive();
+            (peer.up_since, peer.down, peer.deaf, peer.heard) =
+                (None, Some((DownReason::DetectionTimeout, now)), None, None);
+            changed.nodes.insert(name.clone());
+        }
+        changed
+    }
+
+    /// There was no sign for long: what the sessions say counts again.
+    pub fn singled(&mut self, now: Duration) -> Changed {
+        let mut changed = Changed::default();
+        if self.copied.take_if(|(_, until)| now >= *until).is_some() {
+            changed.nodes.insert(self.me.clone());
+        }
+        for (name, peer) in &mut self.peers {
+            if peer.doubled.take_if(|(_, until)| now >= *until).is_some() {
+                if peer.has_session() {
+                    (peer.up_since, peer.down) = (Some(now), None);
+                }
+                changed.nodes.insert(name.clone());
+            }
+        }
+        changed
+    }
+
+    /// When [`Membership::singled`] has something to do.
+    pub fn next_single(&self) -> Option<Duration> {
+        let peers = self.peers.values().filter_map(|peer| peer.doubled);
+        peers.chain(self.copied).map(|(_, until)| until).min()
+    }
+
+    /// The address at which another machine answers under our name.
+    pub fn double(&self) -> Option<IpAddr> {
+        let elsewhere =
+            self.doubles.iter().find(|(_, answers)| **answers).map(|(address, _)| *address);
+        elsewhere.or(self.copied.map(|(address, _)| address))
+    }
+
+    /// For people: what to do about [`Membership::double`].
+    pub fn double_message(&self, address: IpAddr) -> String {
+        let name = &self.me;
+        match self.copied {
+            Some((own, _)) if own == address => format!(
+                "another machine runs as node {name} and has its address {own} too: this one answers for nothing; stop one of them, or give it another address and another name (PINNACE_NODE_NAME), and another machine-id and MAC if it was cloned"
+            ),
+            _ => format!(
+                "another machine at {address} runs as node {name} too, and the Node object names its address: this one answers for nothing; give one of them another name (PINNACE_NODE_NAME) and, if it was cloned, another machine-id"
+            ),
+        }
+    }
+
+    /// For people: two machines that are one peer.
+    pub fn doubled_message(&self, name: &str) -> Option<String> {
+        let (address, _) = self.peers.get(name)?.doubled?;
+        Some(message(name, address))
+    }
+
+    pub(super) fn doubled_warnings(&self) -> impl Iterator<Item = Reason> + '_ {
+        let doubled = self.peers.iter().filter_map(|(name, peer)| Some((name, peer.doubled?.0)));
+        doubled.map(|(name, address)| Reason::new("DuplicateNode", message(name, address)))
+    }
+}
+
+fn message(name: &str, address: IpAddr) -> String {
+    format!(
+        "two machines run as node {name} and have its address {address}: neither answers for anything, and its endpoints are left out; stop one of them, or give it another address and name"
+    )
+}

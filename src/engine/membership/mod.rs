@@ -1,0 +1,541 @@
+//! The other nodes: who they are (Node objects), where they can be heard (their internal
+//! addresses), and what the wire says about their life. A peer counts on evidence alone; an object
+//! in the API proves nothing.
+//!
+//! A node with several addresses has a session to each. It lives as long as one of them is up: a
+//! broken cable on one of its networks does not take the others' traffic. What it may answer for on
+//! the broken one, it knows best itself, and says so on the wire.
+
+mod duplicate;
+mod peer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub use duplicate::DOUBLED_FOR;
+use peer::Peer;
+
+use crate::bfd;
+use crate::bfd::Cause;
+use crate::bfd::packet::{Diagnostic, State};
+use crate::l2::ethernet;
+use crate::l2::ethernet::Mac;
+use crate::model::Node;
+use crate::model::state::{PeerStatus, Reason};
+
+/// A frame from a peer whose session has timed out is believed from then on: before, it may have
+/// been under way.
+pub const GRACE: Duration = Duration::from_millis(300);
+/// Who announced a planned stop may answer for a second more (see
+/// [`super::election::vip_election::HANDOVER`]), and frames take their time. What is heard of it
+/// later comes from a process that runs again.
+pub const LEFT: Duration = Duration::from_secs(2);
+/// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
+pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
+/// A session on its way up is there within this time; a peer that is heard for longer does not hear
+/// us.
+pub const DEAF_AFTER: Duration = Duration::from_secs(3);
+/// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not
+/// run there, or the machine is off.
+pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
+
+/// After this node got another address, peers begin a new session with that one, at a packet a
+/// second (RFC 5880 §6.8.3). That the old one ends says nothing about them for so long.
+pub const MOVED_FOR: Duration = Duration::from_secs(3);
+
+/// Why a session is not up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DownReason {
+    /// Nothing was heard for the detection time (RFC 5880 §6.8.4): the node, or the way to it, is
+    /// dead.
+    DetectionTimeout,
+    /// The peer announced a planned stop (RFC 5880 §6.8.16).
+    AdminDown,
+    /// The peer says that the session is down, as it does when it has just started.
+    NeighbourDown,
+    /// The peer says that its detection time ran out: it lives, and does not hear us.
+    Deaf,
+    /// Nothing was ever heard.
+    NeverSeen,
+}
+
+/// What the wire says about one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// Both ends hear each other.
+    Up,
+    /// The peer is heard (RFC 5880 §6.2, Init); whether it hears us is not known yet.
+    Heard,
+    /// They do not.
+    Down(DownReason),
+}
+
+impl Liveness {
+    /// The peer is heard, and we are not, as far as we know.
+    fn is_one_way(self) -> bool {
+        matches!(self, Liveness::Heard | Liveness::Down(DownReason::Deaf))
+    }
+}
+
+/// Something that was learned about a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// The session to this address changed its state.
+    Liveness {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+        /// Its state from now on.
+        state: Liveness,
+    },
+    /// The link layer says which station has this address (neighbour table, or the source of a
+    /// session's packets).
+    Neighbour {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+        /// Its station.
+        mac: Mac,
+    },
+    /// Two machines speak as one, in the session to this address.
+    Doubled {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+        /// They speak as this node; or else as the peer.
+        ours: bool,
+    },
+    /// This process did not run for so long that peers may have declared it dead.
+    Stalled {
+        /// For how long.
+        late: Duration,
+    },
+    /// The peer at this address has waited for us in vain, in a session that is up here: it does
+    /// not hear us, or we were away without knowing.
+    GivenUp {
+        /// One of the addresses in [`Membership::sessions`].
+        address: IpAddr,
+    },
+    /// After a stall, or what may have been one: every session that is still up was heard since.
+    CaughtUp,
+}
+
+impl PeerEvent {
+    /// What an event of the sessions says about the node at their other end; None: nothing. One
+    /// that we ended leaves what was believed before.
+    pub fn of(event: &bfd::Event) -> Option<PeerEvent> {
+        let event = match event {
+            bfd::Event::Peer(event) => event,
+            bfd::Event::Adapted(_) => return None,
+            bfd::Event::Double { peer, ours, .. } => {
+                return Some(PeerEvent::Doubled { address: peer.address, ours: *ours });
+            }
+            bfd::Event::GivenUp { peer, .. } => {
+                return Some(PeerEvent::GivenUp { address: peer.address });
+            }
+            bfd::Event::Stalled { late, .. } => return Some(PeerEvent::Stalled { late: *late }),
+            bfd::Event::CaughtUp { .. } => return Some(PeerEvent::CaughtUp),
+        };
+        let state = match (event.state, event.cause) {
+            (State::Up, _) => Liveness::Up,
+            (State::Init, _) => Liveness::Heard,
+            (_, Cause::DetectionTimeExpired) => Liveness::Down(DownReason::DetectionTimeout),
+            (_, Cause::NeighborAdminDown) => Liveness::Down(DownReason::AdminDown),
+            (_, Cause::NeighborDown) => match event.remote_diagnostic {
+                Diagnostic::ControlDetectionTimeExpired => Liveness::Down(DownReason::Deaf),
+                // It answers to what we said before, and is the same that it was.
+                Diagnostic::NeighborSignaledSessionDown => Liveness::Heard,
+                _ => Liveness::Down(DownReason::NeighbourDown),
+            },
+            (_, Cause::Heard | Cause::LocalAdminDown | Cause::LocalReturn) => return None,
+        };
+        Some(PeerEvent::Liveness { address: event.peer.address, state })
+    }
+}
+
+/// How a peer stands, as far as its life is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A session is up.
+    Alive,
+    /// No session, and no proof of death: what it announces is evidence.
+    Unseen,
+    /// It is heard and does not hear us, so it cannot yield to us.
+    Deaf,
+    /// It left, or fell silent a moment ago: what is heard of it is old.
+    Gone,
+}
+
+/// What follows from an event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Peers that began or ceased to live.
+    pub nodes: BTreeSet<Box<str>>,
+    /// The sessions to have changed.
+    pub sessions: bool,
+    /// A peer died.
+    pub died: bool,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub struct Membership {
+    me: Box<str>,
+    peers: BTreeMap<Box<str>, Peer>,
+    owners: BTreeMap<IpAddr, Box<str>>,
+    stations: BTreeMap<IpAddr, Mac>,
+    /// Addresses that several Node objects claim.
+    disputed: BTreeMap<IpAddr, BTreeSet<Box<str>>>,
+    /// Addresses under our own name that are not ours, and whether somebody answers there.
+    doubles: BTreeMap<IpAddr, bool>,
+    /// Peers known to be cut off by a filter: said once.
+    blocked: BTreeSet<Box<str>>,
+    /// There is a Node object of our own.
+    listed: bool,
+    /// Our addresses in it.
+    homes: BTreeSet<IpAddr>,
+    /// When they last became others.
+    moved: Option<Duration>,
+    /// Another machine has it too: which, and until when that counts.
+    copied: Option<(IpAddr, Duration)>,
+}
+
+impl Membership {
+    /// Nobody but `me`.
+    pub fn new(me: &str) -> Membership {
+        Membership { me: me.into(), ..Membership::default() }
+    }
+
+    /// Takes the Node objects and this host's own addresses. An address that two objects claim
+    /// belongs to the one whose name comes first, on every node alike; the others are refused
+    /// and named.
+    pub fn set_nodes<'a>(
+        &mut self,
+        nodes: impl Iterator<Item = &'a Node>,
+        own: &BTreeSet<IpAddr>,
+        now: Duration,
+    ) -> Changed {
+        let before = self.sessions();
+        let mut claims: BTreeMap<IpAddr, BTreeSet<Box<str>>> = BTreeMap::new();
+        let mut names = BTreeSet::new();
+        let mut doubles = BTreeMap::new();
+        let (mut listed, mut homes) = (false, BTreeSet::new());
+        for node in nodes {
+            if node.name == self.me {
+                listed = true;
+                homes = node
+                    .internal
+                    .iter()
+                    .filter(|address| own.contains(*address))
+                    .copied()
+                    .collect();
+                for address in node
+                    .internal
+                    .iter()
+                    .filter(|address| !own.is_empty() && !own.contains(*address))
+                {
+                    doubles.insert(*address, self.doubles.get(address).copied().unwrap_or(false));
+                }
+                continue;
+            }
+            names.insert(node.name.clone());
+            for address in node.internal.iter().filter(|address| !own.contains(*address)) {
+                claims.entry(*address).or_default().insert(node.name.clone());
+            }
+        }
+        self.disputed = claims
+            .iter()
+            .filter(|(_, names)| names.len() > 1)
+            .map(|(address, names)| (*address, names.clone()))
+            .collect();
+        self.owners = claims
+            .into_iter()
+            .filter_map(|(address, names)| Some((address, names.into_iter().next()?)))
+            .collect();
+        doubles.retain(|address, _| !self.owners.contains_key(address));
+        self.doubles = doubles;
+        let mut changed = Changed::default();
+        self.peers.retain(|name, peer| {
+            let stays = names.contains(name);
+            if !stays && peer.alive() {
+                changed.nodes.insert(name.clone());
+            }
+            stays
+        });
+        for name in names {
+            let addresses = self
+                .owners
+                .iter()
+                .filter(|(_, owner)| **owner == name)
+                .map(|(address, _)| *address)
+                .collect();
+            let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
+                addresses: BTreeSet::new(),
+                expected: now,
+                sessions: BTreeMap::new(),
+                up_since: None,
+                down: None,
+                seen: false,
+                deaf: None,
+                heard: None,
+                doubled: None,
+            });
+            if peer.addresses != addresses {
+                peer.addresses = addresses;
+                peer.sessions.retain(|address, _| peer.addresses.contains(address));
+                peer.deaf = None;
+                if peer.alive() && !peer.has_session() {
+                    // It moved: to be seen anew at its new address. Nobody died.
+                    (peer.up_since, peer.down, peer.expected) = (None, None, now);
+                    changed.nodes.insert(name);
+                }
+            }
+        }
+        let moved = listed && self.listed && !self.homes.is_empty() && self.homes != homes;
+        if moved {
+            self.moved = Some(now);
+        }
+        if moved || listed && !self.listed {
+            // They ended their sessions because we were none of them any more, or are elsewhere.
+            // That was no stop.
+            self.peers
+                .values_mut()
+                .filter(|peer| peer.left())
+                .for_each(|peer| (peer.down, peer.expected) = (None, now));
+        }
+        (self.listed, self.homes) = (listed, homes);
+        self.stations.retain(|address, _| self.owners.contains_key(address));
+        self.blocked.retain(|name| self.peers.contains_key(name));
+        changed.sessions = self.sessions() != before;
+        changed
+    }
+
+    /// The addresses to have a session with, and whose they are: peers, and whoever answers under
+    /// our own name.
+    pub fn sessions(&self) -> BTreeMap<IpAddr, Box<str>> {
+        let doubles = self.doubles.keys().map(|address| (*address, self.me.clone()));
+        self.owners.iter().map(|(address, name)| (*address, name.clone())).chain(doubles).collect()
+    }
+
+    /// Our own addresses that our Node object names: what other nodes have their sessions with.
+    pub fn homes(&self) -> &BTreeSet<IpAddr> {
+        &self.homes
+    }
+
+    /// Takes in the state of a session.
+    pub fn liveness(&mut self, address: IpAddr, state: Liveness, now: Duration) -> Changed {
+        let mut changed = Changed::default();
+        if let Some(answers) = self.doubles.get_mut(&address) {
+            // Down is no proof that it went away: it may not talk to us because it thinks the same.
+            // Its AdminDown is.
+            let before = *answers;
+            *answers = state == Liveness::Up;
+            if before != *answers {
+                changed.nodes.insert(self.me.clone());
+            }
+            return changed;
+        }
+        let moved = self.moved.is_some_and(|moved| now < moved + MOVED_FOR);
+        let Some(name) = self.owners.get(&address) else { return changed };
+        let Some(peer) = self.peers.get_mut(name) else { return changed };
+        let before = peer.view();
+        peer.sessions.insert(address, state);
+        if peer.doubled.is_some() {
+            return changed;
+        }
+        peer.observe(state, moved, now);
+        if peer.alive() && !before.0 {
+            self.blocked.remove(name);
+        }
+        if before != peer.view() {
+            changed.died = before.0 && !peer.alive() && !moved && state != Liveness::Heard;
+            changed.nodes.insert(name.clone());
+        }
+        changed
+    }
+
+    /// The peer at this address whose word about this node counts; None: nobody's, or that of two
+    /// machines that speak as one.
+    pub fn witness(&self, address: IpAddr) -> Option<&str> {
+        let name = self.owners.get(&address)?;
+        self.peers.get(name).filter(|peer| peer.doubled.is_none()).map(|_| &**name)
+    }
+
+    /// Takes in which station has an address.
+    pub fn neighbour(&mut self, address: IpAddr, mac: Mac) {
+        if self.owners.contains_key(&address) && ethernet::is_station(mac) {
+            self.stations.insert(address, mac);
+        }
+    }
+
+    /// Whether the station of every peer is known, so that any other is a stranger's.
+    pub fn stations_known(&self) -> bool {
+        self.peers
+            .values()
+            .all(|peer| peer.addresses.iter().any(|address| self.stations.contains_key(address)))
+    }
+
+    /// The peer with this station, if it is known and only one has it.
+    pub fn by_station(&self, mac: Mac) -> Option<&str> {
+        let mut found = self
+            .stations
+            .iter()
+            .filter(|(_, station)| **station == mac)
+            .filter_map(|(address, _)| self.owners.get(address));
+        let first = found.next()?;
+        found.all(|other| other == first).then_some(&**first)
+    }
+
+    /// Notes that a peer was heard to answer for an address, or to ask for it. True when this
+    /// shows, for the first time, that its BFD is blocked.
+    pub fn heard(&mut self, node: &str, now: Duration) -> bool {
+        let Some(peer) =
+            self.peers.get_mut(node).filter(|peer| !peer.alive() && peer.doubled.is_none())
+        else {
+            return false;
+        };
+        match peer.down {
+            Some((DownReason::AdminDown, since)) if now < since + LEFT => return false,
+            Some((DownReason::AdminDown, _)) => (peer.down, peer.heard) = (None, None),
+            _ => {}
+        }
+        let first = peer
+            .heard
+            .filter(|(_, last)| now < *last + BLOCKED_AFTER * 10)
+            .map_or(now, |(first, _)| first);
+        peer.heard = Some((first, now));
+        let down_for = peer.down.map_or(Duration::MAX, |(_, since)| now.saturating_sub(since));
+        now >= first + BLOCKED_AFTER
+            && down_for >= BLOCKED_AFTER
+            && self.blocked.insert(node.into())
+    }
+
+    /// How a node stands.
+    pub fn standing(&self, node: &str, now: Duration) -> Standing {
+        match self.peers.get(node) {
+            None => Standing::Gone,
+            Some(peer) if peer.alive() => Standing::Alive,
+            Some(peer) if peer.is_deaf(now) => Standing::Deaf,
+            Some(peer) => match peer.down {
+                Some((DownReason::AdminDown, _)) => Standing::Gone,
+                Some((DownReason::DetectionTimeout | DownReason::NeighbourDown, since))
+                    if now < since + GRACE =>
+                {
+                    Standing::Gone
+                }
+                _ => Standing::Unseen,
+            },
+        }
+    }
+
+    /// Names of the peers that live, and since when.
+    pub fn alive(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.peers.iter().filter_map(|(name, peer)| Some((&**name, peer.up_since?)))
+    }
+
+    /// The sessions that are up and show that a peer lives.
+    pub fn up(&self) -> impl Iterator<Item = IpAddr> {
+        let sessions =
+            self.peers.values().filter(|peer| peer.alive()).flat_map(|peer| &peer.sessions);
+        sessions.filter(|(_, state)| **state == Liveness::Up).map(|(address, _)| *address)
+    }
+
+    /// No Node object but, perhaps, our own.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty() && self.doubles.is_empty()
+    }
+
+    /// Every peer lives, or has said that it leaves: nothing more to wait for.
+    pub fn complete(&self) -> bool {
+        self.peers.values().all(|peer| peer.alive() || peer.left())
+    }
+
+    /// A peer that may be there without being seen: it has not said that it leaves, and there was a
+    /// sign of it not long ago. One that is known to be behind a filter may be there at any
+    /// time.
+    pub fn missing(&self, node: &str, now: Duration) -> bool {
+        self.peers
+            .get(node)
+            .is_some_and(|peer| self.missing_until(node, peer).is_some_and(|until| now < until))
+    }
+
+    /// When the next missing peer will not be waited for any more, if nothing is heard of it.
+    pub fn next_absence(&self, now: Duration) -> Option<Duration> {
+        let until = self.peers.iter().filter_map(|(name, peer)| self.missing_until(name, peer));
+        until.filter(|until| now < *until && *until < Duration::MAX).min()
+    }
+
+    /// Until when a peer that is not seen may be there; [`Duration::MAX`]: without end.
+    fn missing_until(&self, name: &str, peer: &Peer) -> Option<Duration> {
+        let until = if self.blocked.contains(name) {
+            Duration::MAX
+        } else {
+            peer.last_sign() + ABSENT_AFTER
+        };
+        (!peer.alive() && !peer.left()).then_some(until)
+    }
+
+    /// Nodes that died: the detection time ran out on the last of their sessions, and they have not
+    /// been back. A planned stop is none: pods there go on.
+    pub fn dead(&self) -> impl Iterator<Item = &str> {
+        self.peers.iter().filter(|(_, peer)| peer.is_dead()).map(|(name, _)| &**name)
+    }
+
+    /// What somebody should look at, by name.
+    pub fn warnings(&self) -> Vec<Reason> {
+        let mut warnings = Vec::new();
+        if let Some(address) = self.double() {
+            warnings.push(Reason::new("DuplicateNode", self.double_message(address)));
+        }
+        warnings.extend(self.doubled_warnings());
+        for (address, names) in &self.disputed {
+            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+            let message = format!(
+                "the Nodes {} all claim {address}; it counts as {}'s: a machine was cloned, or an address given twice",
+                names.join(", "),
+                names.first().unwrap_or(&"")
+            );
+            warnings.push(Reason::new("DuplicateAddress", message));
+        }
+        warnings.extend(
+            self.blocked.iter().map(|name| Reason::new("BfdBlocked", self.blocked_message(name))),
+        );
+        warnings
+    }
+
+    /// For people: what to do about a peer whose BFD is blocked.
+    pub fn blocked_message(&self, name: &str) -> String {
+        let addresses = self.peers.get(name).into_iter().flat_map(|peer| &peer.addresses);
+        let addresses: Vec<String> = addresses.map(IpAddr::to_string).collect();
+        format!(
+            "node {name} is heard to answer for addresses, but no BFD session with it comes up: open UDP port 3784 between this node and {}; until then a failover takes seconds",
+            addresses.join(", ")
+        )
+    }
+
+    /// For `status`.
+    pub fn statuses(&self, now: Duration) -> Vec<PeerStatus> {
+        let status = |name: &str, peer: &Peer| {
+            PeerStatus {
+            node: name.to_string(),
+            addresses: peer.addresses.iter().copied().collect(),
+            alive: peer.alive(),
+            state: match (peer.up_since, peer.down.map(|(reason, _)| reason)) {
+                _ if peer.doubled.is_some() => "two machines have its name and address",
+                (Some(_), _) => "up",
+                (None, _) if peer.is_deaf(now) => {
+                    "heard, but it does not hear this node: packets to it are lost, or UDP port 3784 is blocked there"
+                }
+                (None, Some(DownReason::DetectionTimeout)) => "lost: nothing heard for the detection time",
+                (None, Some(DownReason::AdminDown)) => "stopped as planned",
+                (None, Some(DownReason::NeighbourDown | DownReason::Deaf)) => "down: it is starting",
+                (None, Some(DownReason::NeverSeen) | None) => "never heard: Pinnace does not run there, or UDP port 3784 is blocked",
+            }
+            .into(),
+            seconds: peer.up_since.or(peer.down.map(|(_, since)| since)).map(|since| now.saturating_sub(since).as_secs()),
+            detection_milliseconds: None,
+        }
+        };
+        self.peers.iter().map(|(name, peer)| status(name, peer)).collect()
+    }
+}

@@ -1,0 +1,109 @@
+//! One peer: what its sessions and its announcements say about its life.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{DEAF_AFTER, DownReason, Liveness};
+
+/// See the head of this file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub addresses: BTreeSet<IpAddr>,
+    /// When its Node was first seen, or said something that makes it worth waiting for anew.
+    pub expected: Duration,
+    /// Session states; no entry: never seen.
+    pub sessions: BTreeMap<IpAddr, Liveness>,
+    /// Since when it lives, and since when not: None before it ever did.
+    pub up_since: Option<Duration>,
+    pub down: Option<(DownReason, Duration)>,
+    /// Was alive at some time.
+    pub seen: bool,
+    /// It is heard, and known from then on not to hear us.
+    pub deaf: Option<Duration>,
+    /// First and last announcement heard of it while no session was up.
+    pub heard: Option<(Duration, Duration)>,
+    /// Two machines speak as it: from which address, and until when that counts.
+    pub doubled: Option<(IpAddr, Duration)>,
+}
+
+impl Peer {
+    pub fn alive(&self) -> bool {
+        self.up_since.is_some()
+    }
+
+    /// A session is up.
+    pub fn has_session(&self) -> bool {
+        self.sessions.values().any(|state| *state == Liveness::Up)
+    }
+
+    /// The detection time ran out on the last of its sessions, and it has not been back.
+    pub fn is_dead(&self) -> bool {
+        !self.alive()
+            && self.deaf.is_none()
+            && self.seen
+            && matches!(self.down, Some((DownReason::DetectionTimeout, _)))
+    }
+
+    /// It is heard, and does not hear us.
+    pub fn is_deaf(&self, now: Duration) -> bool {
+        !self.alive() && self.doubled.is_none() && self.deaf.is_some_and(|from| now >= from)
+    }
+
+    /// What the others go by: whether it lives, why not, and whether it is heard all the same.
+    pub fn view(&self) -> (bool, Option<DownReason>, bool) {
+        (self.alive(), self.down.map(|(reason, _)| reason), self.deaf.is_some())
+    }
+
+    /// What follows from one of its sessions having come to this state. `moved`: this node has
+    /// another address, which ends sessions as well.
+    pub fn observe(&mut self, state: Liveness, moved: bool, now: Duration) {
+        let was_heard = self.deaf.is_some();
+        self.deaf = match state {
+            Liveness::Heard => self.deaf.or(Some(now + DEAF_AFTER)),
+            Liveness::Down(DownReason::Deaf) if !moved => Some(now),
+            _ => self.deaf.filter(|_| self.sessions.values().any(|state| state.is_one_way())),
+        };
+        match (self.has_session(), self.alive(), state) {
+            (true, false, _) => {
+                (self.up_since, self.down, self.seen, self.heard) = (Some(now), None, true, None)
+            }
+            (false, true, Liveness::Heard) => {
+                (self.up_since, self.down, self.expected) = (None, None, now)
+            }
+            (false, true, Liveness::Down(_)) if moved => {
+                (self.up_since, self.down, self.expected) = (None, None, now)
+            }
+            (false, _, Liveness::Down(reason)) => {
+                self.up_since = None;
+                // A dead node that is then reported as "never seen" or "says down" by a session
+                // that starts over stays dead.
+                let worse = match (self.down, reason) {
+                    (
+                        Some((DownReason::DetectionTimeout | DownReason::AdminDown, _)),
+                        DownReason::NeverSeen,
+                    ) => false,
+                    // Nothing at all is heard of it any more.
+                    (Some(_), _) if was_heard && self.deaf.is_none() => true,
+                    (Some((before, _)), after) => before != after,
+                    (None, _) => true,
+                };
+                if worse {
+                    self.down = Some((reason, now));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// When there was the last sign of it, while no session is up.
+    pub fn last_sign(&self) -> Duration {
+        let (down, heard) = (self.down.map(|(_, since)| since), self.heard.map(|(_, last)| last));
+        [down, heard].into_iter().flatten().fold(self.expected, Duration::max)
+    }
+
+    /// It announced a planned stop and was not heard since.
+    pub fn left(&self) -> bool {
+        !self.alive() && matches!(self.down, Some((DownReason::AdminDown, _)))
+    }
+}

@@ -1,0 +1,340 @@
+//! Answers about the engine: built when somebody asks, so that not being asked costs nothing.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::election::rank::Ineligible;
+use super::election::vip_election::Holder;
+use super::reconcile::NO_ADDRESS_YET;
+use super::vip::{FOREIGN_FOR, Vip};
+use super::{Engine, Placement, Role, Verdict, endpoints};
+use crate::ipam::usable;
+use crate::model::state::{
+    AddressPhase, AddressStatus, Condition, InterfaceStatus, PeerStatus, Phase, PoolStatus,
+    PortStatus, Reason, ServiceHealth, ServiceStatus, State, Summary, WriterStatus,
+};
+use crate::model::{Family, ObjectKey, Service};
+
+/// The condition that says how the API server is; only where it is the source.
+pub const API_SERVER: &str = "ApiServer";
+
+impl Engine {
+    /// The other nodes, and for how long they have been as they are. Events may be long ago, so the
+    /// time is the caller's.
+    pub fn peers(&self, now: Duration) -> Vec<PeerStatus> {
+        self.membership.statuses(now)
+    }
+
+    /// Everything the engine believes.
+    pub fn state(&self) -> State {
+        State {
+            node: self.settings.node.to_string(),
+            ready: self.conditions(),
+            services: self
+                .placements
+                .iter()
+                .map(|(key, placement)| self.service_status(key, placement))
+                .collect(),
+            addresses: self
+                .vips
+                .iter()
+                .map(|(address, vip)| self.address_status(*address, vip))
+                .collect(),
+            interfaces: self.interface_statuses(),
+            pools: self.pool_statuses(),
+            problems: self.problems.clone(),
+            peers: self.peers(self.now),
+            writer: (self.settings.role != Role::Alone).then(|| WriterStatus {
+                node: self.holder.as_deref().map(str::to_owned),
+                here: self.role == Role::Writer,
+            }),
+            warnings: self
+                .membership
+                .warnings()
+                .into_iter()
+                .chain(self.exclusion_warnings())
+                .chain(self.reserved_warnings())
+                .collect(),
+            ..State::default()
+        }
+    }
+
+    /// Ready is: all of these.
+    pub fn conditions(&self) -> Vec<Condition> {
+        let rules = match &self.rules {
+            Some(Ok(())) => String::new(),
+            Some(Err(error)) => format!("the kernel refused the rules: {error}"),
+            None => "not written yet".to_string(),
+        };
+        let source = match self.settings.role {
+            Role::Alone => "the manifests have not been read yet".to_string(),
+            Role::Follower | Role::Writer => self
+                .source_health
+                .clone()
+                .err()
+                .unwrap_or("the API server has not told everything yet".into()),
+        };
+        let mut conditions = vec![
+            Condition::when("SourceSynced", self.source_synced, source),
+            Condition::when(
+                "InterfacesKnown",
+                self.interfaces.is_some(),
+                "the kernel has not listed the interfaces yet",
+            ),
+            Condition::when("RulesApplied", rules.is_empty(), rules),
+        ];
+        if self.settings.role != Role::Alone {
+            // Without an answer to anything, none about the Lease is no news.
+            let health = self
+                .source_health
+                .clone()
+                .and_then(|()| self.writer_health.clone())
+                .err()
+                .unwrap_or_default();
+            conditions.push(Condition::when(API_SERVER, health.is_empty(), health));
+        }
+        conditions
+    }
+
+    /// Whether Services are served, be the API server there or not: what was known goes on being
+    /// served without it.
+    pub fn serving(&self) -> bool {
+        self.conditions().iter().all(|condition| condition.status || condition.name == API_SERVER)
+    }
+
+    /// False while this node is leaving, or must not be sent traffic: for load balancers outside.
+    pub fn healthy(&self) -> Result<(), String> {
+        if self.draining {
+            return Err("draining".into());
+        }
+        match self.index.node(&self.settings.node).and_then(|node| node.excluded) {
+            Some(exclusion) => Err(Ineligible::Excluded(exclusion).to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// As kube-proxy's healthCheckNodePort; None for a Service that is not ours.
+    pub fn service_health(&self, key: &ObjectKey) -> Option<ServiceHealth> {
+        let placement = self.placements.get(key)?;
+        let local = endpoints::local_ready(self.index.slices(key), &self.settings.node);
+        (placement.verdict != Verdict::Foreign).then_some(ServiceHealth {
+            local_endpoints: local,
+            proxy_healthy: matches!(self.rules, Some(Ok(()))),
+        })
+    }
+
+    /// Counts, for metrics and the status line.
+    pub fn summary(&self) -> Summary {
+        let (mut serving, mut pending, mut refused) = (0, 0, 0);
+        for placement in self.placements.values() {
+            match placement.verdict {
+                Verdict::Serving => serving += 1,
+                Verdict::Pending => pending += 1,
+                Verdict::Refused => refused += 1,
+                Verdict::Foreign => {}
+            }
+        }
+        Summary {
+            serving,
+            pending,
+            refused,
+            addresses: self.vips.len(),
+            announced: self
+                .announcements
+                .values()
+                .filter(|announcement| !announcement.standby)
+                .count(),
+            problems: self.problems.iter().filter(|problem| !problem.note).count(),
+        }
+    }
+
+    fn service_status(&self, key: &ObjectKey, placement: &Placement) -> ServiceStatus {
+        let service = self.index.service(key);
+        let mut reasons = placement.reasons.clone();
+        for reason in reasons.iter_mut().filter(|reason| reason.code == NO_ADDRESS_YET) {
+            if let Some(holder) = &self.holder {
+                reason.message = format!("{} ({holder})", reason.message);
+            }
+        }
+        let mut phase = match placement.verdict {
+            Verdict::Serving => Phase::Serving,
+            Verdict::Pending => Phase::Pending,
+            Verdict::Refused => Phase::Refused,
+            Verdict::Foreign => Phase::NotServed,
+        };
+        for address in &placement.addresses {
+            match self.vips.get(address).map(|vip| (&vip.candidacy, vip.seat.holder())) {
+                Some((Err(why), _)) => reasons.push(Reason::new(
+                    why.code(),
+                    format!("{address} is not announced by this node: {why}"),
+                )),
+                Some((Ok(_), Holder::Nobody { .. })) if phase == Phase::Serving => {
+                    phase = Phase::Pending;
+                    reasons
+                        .push(Reason::new("Electing", format!("{address}: waiting for the other nodes before one of them answers for it")));
+                }
+                Some((Ok(_), Holder::Stranger)) => {
+                    if phase == Phase::Serving {
+                        phase = Phase::Pending;
+                    }
+                    let who = self.vips.get(address).map(|vip| stranger(vip)).unwrap_or_default();
+                    reasons.push(Reason::new(
+                        "AddressInUse",
+                        format!("{address} is not announced by this node: {who}"),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        if phase == Phase::Serving && placement.generation > self.applied {
+            phase = Phase::Pending;
+            reasons.push(Reason::new("Applying", "its rules are on their way into the kernel"));
+        }
+        let ports = service.map(|service| self.ports(service)).unwrap_or_default();
+        if phase == Phase::Serving && ports.iter().all(|port| port.endpoints == 0) {
+            phase = Phase::Pending;
+            reasons.push(Reason::new(
+                "NoEndpoints",
+                "no endpoint is ready: connections are refused until one is",
+            ));
+        }
+        ServiceStatus {
+            key: key.clone(),
+            mode: placement.mode,
+            addresses: placement.addresses.clone(),
+            pool: self
+                .ipam
+                .allocations()
+                .get(key)
+                .filter(|a| !a.addresses.is_empty())
+                .map(|allocation| allocation.pool.to_string()),
+            ports,
+            policy: service.map(|s| s.external).unwrap_or_default(),
+            client_affinity: service.is_some_and(|s| s.client_affinity),
+            phase,
+            reasons,
+            owner: placement
+                .addresses
+                .iter()
+                .find_map(|address| self.owner(self.vips.get(address)?)),
+        }
+    }
+
+    /// The elected node.
+    fn owner(&self, vip: &Vip) -> Option<String> {
+        match vip.seat.holder() {
+            Holder::Me => Some(self.settings.node.to_string()),
+            Holder::Peer { node, .. } => Some(node.to_string()),
+            Holder::Nobody { .. } | Holder::Stranger => None,
+        }
+    }
+
+    fn ports(&self, service: &Service) -> Vec<PortStatus> {
+        let mut ports: Vec<PortStatus> = Vec::new();
+        for family in Family::ALL {
+            if !service.families.is_empty() && !service.families.contains(&family) {
+                continue;
+            }
+            for resolved in
+                endpoints::resolve(service, self.index.slices(&service.key), &self.here(), family)
+            {
+                let (endpoints, local) = (resolved.cluster.len(), resolved.local.len());
+                let same = |p: &&mut PortStatus| {
+                    p.protocol == resolved.port.protocol && p.port == resolved.port.port
+                };
+                if let Some(port) = ports.iter_mut().find(same) {
+                    // Dual stack: the same pods once more.
+                    port.endpoints = port.endpoints.max(endpoints);
+                    port.local = port.local.max(local);
+                    continue;
+                }
+                let name = resolved.port.name.to_string();
+                ports.push(PortStatus {
+                    name,
+                    protocol: resolved.port.protocol,
+                    port: resolved.port.port,
+                    endpoints,
+                    local,
+                });
+            }
+        }
+        ports
+    }
+
+    fn address_status(&self, address: IpAddr, vip: &Vip) -> AddressStatus {
+        let announced = self.announcements.get(&address);
+        let names = announced
+            .filter(|announcement| !announcement.standby)
+            .into_iter()
+            .flat_map(|a| a.interfaces.iter())
+            .filter_map(|index| self.interfaces.as_deref()?.get(index));
+        let phase = match &vip.candidacy {
+            _ if matches!(vip.seat.holder(), Holder::Me) && vip.candidacy.is_err() => {
+                AddressPhase::Announced
+            }
+            Ok(_) if matches!(vip.seat.holder(), Holder::Peer { .. }) => AddressPhase::Standby,
+            Ok(_) if matches!(vip.seat.holder(), Holder::Stranger) => {
+                AddressPhase::NotAnnounced { reason: stranger(vip) }
+            }
+            Ok(_) if matches!(vip.seat.holder(), Holder::Nobody { .. }) => {
+                AddressPhase::NotAnnounced {
+                    reason: "nobody is known to answer for it yet; listening for who does".into(),
+                }
+            }
+            Err(why) => AddressPhase::NotAnnounced { reason: why.to_string() },
+            Ok(_) if !vip.clear => AddressPhase::Probing,
+            Ok(_) => match vip.foreign.filter(|_| self.now < vip.foreign_heard + FOREIGN_FOR) {
+                Some(mac) => AddressPhase::Contested { mac: crate::l2::ethernet::display(mac) },
+                None => AddressPhase::Announced,
+            },
+        };
+        AddressStatus {
+            address,
+            owner: self.owner(vip),
+            announced_on: names.map(|interface| interface.name.to_string()).collect(),
+            phase,
+            services: vip.holders.to_vec(),
+        }
+    }
+
+    fn interface_statuses(&self) -> Vec<InterfaceStatus> {
+        let all = self
+            .interfaces
+            .as_deref()
+            .into_iter()
+            .flat_map(|all| all.values())
+            .filter(|i| !i.loopback);
+        let status = |interface: &crate::model::Interface| {
+            let verdict = self.uplinks.get(&interface.index);
+            InterfaceStatus {
+                name: interface.name.to_string(),
+                uplink: verdict.is_some_and(|v| v.is_ok()),
+                up: interface.up,
+                reason: verdict.and_then(|v| v.as_ref().err()).map(ToString::to_string),
+                addresses: interface.addresses.iter().copied().collect(),
+            }
+        };
+        all.map(status).collect()
+    }
+
+    fn pool_statuses(&self) -> Vec<PoolStatus> {
+        let pool = |pool: &crate::ipam::pool::Pool| PoolStatus {
+            name: pool.name.to_string(),
+            ranges: pool.ranges.iter().map(ToString::to_string).collect(),
+            size: usable(pool, self.ipam.reserved(), self.settings.avoid_buggy_ips),
+            used: self.vips.keys().filter(|address| pool.contains(**address)).count(),
+        };
+        self.settings.pools.iter().map(pool).collect()
+    }
+}
+
+/// Who has the address, when it is none of the nodes.
+fn stranger(vip: &Vip) -> String {
+    let who = vip
+        .seat
+        .station()
+        .or(vip.foreign)
+        .map(|mac| format!(" ({})", crate::l2::ethernet::display(mac)))
+        .unwrap_or_default();
+    format!("another machine{who} answers for it")
+}

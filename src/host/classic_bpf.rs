@@ -1,0 +1,46 @@
+//! The vocabulary of classic BPF (linux/filter.h) that the filters of packet sockets and of BFD are
+//! written in. PURE but for its last words.
+
+use std::io;
+
+use socket2::{SockFilter, Socket};
+
+/// One instruction, as `struct sock_filter`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip when a comparison holds.
+    pub jt: u8,
+    /// … and when it does not.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
+}
+
+/// BPF_LD | BPF_W | BPF_ABS.
+pub const LOAD_WORD: u16 = 0x20;
+/// BPF_LD | BPF_H | BPF_ABS.
+pub const LOAD_HALF: u16 = 0x28;
+/// BPF_LD | BPF_B | BPF_ABS.
+pub const LOAD_BYTE: u16 = 0x30;
+/// BPF_JMP | BPF_JEQ | BPF_K.
+pub const JUMP_EQUAL: u16 = 0x15;
+/// BPF_JMP | BPF_JGT | BPF_K.
+pub const JUMP_GREATER: u16 = 0x25;
+/// BPF_JMP | BPF_JGE | BPF_K.
+pub const JUMP_AT_LEAST: u16 = 0x35;
+/// BPF_ALU | BPF_AND | BPF_K.
+pub const AND: u16 = 0x54;
+/// BPF_RET | BPF_K: so many bytes are accepted.
+pub const RETURN: u16 = 0x06;
+
+/// Lets only what the program accepts into the socket's queue.
+///
+/// # Errors
+/// Those of `setsockopt` with SO_ATTACH_FILTER.
+pub fn attach(socket: &Socket, program: &[Instruction]) -> io::Result<()> {
+    let program: Vec<SockFilter> =
+        program.iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect();
+    socket.attach_filter(&program)
+}

@@ -1,0 +1,289 @@
+//! The default gateways and their stations. A node that takes an address over tells them in person,
+//! and answers through them at once: their neighbour entries are kept fresh while it only stands
+//! by. Those of the other nodes are kept so by the packets of BFD.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use rtnetlink::sys::AsyncSocket;
+use rtnetlink::{Handle, new_connection};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use super::neighbours::{SEEK, longer, station};
+use crate::l2::announcer::Gateways;
+use crate::l2::ethernet;
+use crate::l2::ethernet::Mac;
+use crate::model::Interfaces;
+
+/// A gateway, on an interface.
+type Key = (u32, IpAddr);
+
+/// Publishes the stations of the default gateways on Ethernet interfaces, and makes the kernel ask
+/// for those that it does not know or has not heard for a while, until all receivers are gone.
+/// Looks while there is something to take over: soon after that begins and after addresses
+/// change, then less and less often, every 30 s in the end. One look lists the main tables of
+/// routes and the neighbours, some microseconds per entry; it makes one question to each gateway at
+/// most (a unicast frame where it is known), and none to one that was heard lately.
+pub async fn run(
+    mut interfaces: watch::Receiver<Interfaces>,
+    mut wanted: watch::Receiver<bool>,
+    found: watch::Sender<Gateways>,
+) {
+    let (mut connection, handle, _messages) = match new_connection() {
+        Ok(opened) => opened,
+        Err(error) => {
+            return warn!(%error, "no rtnetlink socket for the gateways: after a takeover they learn of it by broadcast alone");
+        }
+    };
+    // The kernel then lists the main table alone; on one that cannot the others are left out here.
+    if let Err(error) = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true) {
+        debug!(%error, "all tables of routes are listed");
+    }
+    let connection = tokio::spawn(connection);
+    loop {
+        let on = *wanted.borrow_and_update();
+        let subnets = subnets(&interfaces.borrow_and_update());
+        tokio::select! {
+            () = watch(&handle, &subnets, &found), if on => {}
+            changed = wanted.changed() => if changed.is_err() { break },
+            changed = moved(&mut interfaces, &subnets) => if changed.is_err() { break },
+            () = found.closed() => break,
+        }
+    }
+    connection.abort();
+}
+
+/// Interfaces that can have a gateway, with what makes it worth looking again soon.
+fn subnets(interfaces: &Interfaces) -> BTreeMap<u32, (u32, BTreeSet<IpNet>)> {
+    let usable = interfaces.values().filter(|interface| {
+        interface.up && interface.mac.is_some() && !interface.addresses.is_empty()
+    });
+    usable
+        .map(|interface| {
+            (interface.index, (interface.carrier_changes, interface.addresses.clone()))
+        })
+        .collect()
+}
+
+/// Returns when they have changed: interfaces of pods come and go, and have nothing to do with
+/// gateways.
+async fn moved(
+    interfaces: &mut watch::Receiver<Interfaces>,
+    before: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
+) -> Result<(), watch::error::RecvError> {
+    loop {
+        interfaces.changed().await?;
+        if subnets(&interfaces.borrow_and_update()) != *before {
+            return Ok(());
+        }
+    }
+}
+
+async fn watch(
+    handle: &Handle,
+    subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
+    found: &watch::Sender<Gateways>,
+) {
+    let mut pause = SEEK;
+    loop {
+        match look(handle, subnets).await {
+            Ok(gateways) => {
+                found.send_if_modified(|known| {
+                    let changed = *known != gateways;
+                    if changed {
+                        debug!(?gateways, "stations of the default gateways");
+                        *known = gateways;
+                    }
+                    changed
+                });
+            }
+            Err(error) => debug!(%error, "gateways could not be listed"),
+        }
+        sleep(pause).await;
+        pause = longer(pause);
+    }
+}
+
+async fn look(
+    handle: &Handle,
+    subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
+) -> Result<Gateways, rtnetlink::Error> {
+    let mut keys: BTreeSet<Key> = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        let mut routes = Box::pin(handle.route().get(message).execute());
+        while let Some(route) = routes.try_next().await? {
+            keys.extend(
+                gateways(&route).into_iter().filter(|(index, _)| subnets.contains_key(index)),
+            );
+        }
+    }
+    if keys.is_empty() {
+        return Ok(Gateways::new());
+    }
+    let mut stations: Gateways = Gateways::new();
+    let mut fixed = BTreeSet::new();
+    let mut entries = Box::pin(handle.neighbours().get().execute());
+    while let Some(entry) = entries.try_next().await? {
+        let Some(((index, address), mac)) = gateway_station(&entry, &keys) else { continue };
+        stations.entry(index).or_default().insert(address, mac);
+        if is_fixed(&entry) {
+            fixed.insert((index, address));
+        }
+    }
+    for (index, address) in keys.difference(&fixed) {
+        use_entry(handle, *index, *address).await;
+    }
+    Ok(stations)
+}
+
+/// What the kernel does for a packet to that neighbour: an entry that is stale is confirmed, one
+/// that is missing is made.
+async fn use_entry(handle: &Handle, index: u32, address: IpAddr) {
+    let request = handle
+        .neighbours()
+        .add(index, address)
+        .replace()
+        .state(NeighbourState::None)
+        .flags(NeighbourFlags::Use);
+    if let Err(error) = request.execute().await {
+        debug!(index, %address, %error, "the gateway cannot be asked for beforehand");
+    }
+}
+
+/// Set by a person or by a network plugin, who keep it themselves; and to be used in this way would
+/// make it an ordinary entry (`__neigh_update`).
+fn is_fixed(entry: &NeighbourMessage) -> bool {
+    matches!(entry.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
+        || entry.header.flags.contains(NeighbourFlags::ExtLearned)
+}
+
+fn gateway_station(entry: &NeighbourMessage, keys: &BTreeSet<Key>) -> Option<(Key, Mac)> {
+    let (address, mac) = station(entry)?;
+    let key = (entry.header.ifindex, address);
+    (keys.contains(&key) && ethernet::is_station(mac)).then_some((key, mac))
+}
+
+/// The next hops of a default route in the main table; none of any other.
+fn gateways(route: &RouteMessage) -> Vec<Key> {
+    let table = route
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Table(table) = a { Some(*table) } else { None });
+    if route.header.destination_prefix_length != 0
+        || table.unwrap_or(route.header.table.into()) != u32::from(RouteHeader::RT_TABLE_MAIN)
+    {
+        return Vec::new();
+    }
+    let interface = route
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None });
+    let mut found: Vec<Key> = gateway(&route.attributes)
+        .and_then(|address| Some((interface?, address)))
+        .into_iter()
+        .collect();
+    for attribute in &route.attributes {
+        if let RouteAttribute::MultiPath(hops) = attribute {
+            found.extend(
+                hops.iter()
+                    .filter_map(|hop| Some((hop.interface_index, gateway(&hop.attributes)?))),
+            );
+        }
+    }
+    found
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
+    use netlink_packet_route::route::{RouteAttribute as A, RouteNextHop};
+
+    use super::*;
+
+    fn to(address: &str) -> A {
+        match address.parse().unwrap() {
+            IpAddr::V4(address) => A::Gateway(RouteAddress::Inet(address)),
+            IpAddr::V6(address) => A::Gateway(RouteAddress::Inet6(address)),
+        }
+    }
+
+    fn route(length: u8, table: u32, attributes: Vec<A>) -> Vec<(u32, String)> {
+        let mut message = RouteMessage::default();
+        message.header.destination_prefix_length = length;
+        message.header.table = table.try_into().unwrap_or(252);
+        message.attributes = [attributes, vec![A::Table(table)]].concat();
+        gateways(&message)
+            .into_iter()
+            .map(|(index, address)| (index, address.to_string()))
+            .collect()
+    }
+
+    #[test]
+    fn gateways_are_the_next_hops_of_default_routes_in_the_main_table() {
+        let hop = |index, address| {
+            let mut hop = RouteNextHop::default();
+            (hop.interface_index, hop.attributes) = (index, vec![to(address)]);
+            hop
+        };
+        assert_eq!(route(0, 254, vec![to("10.88.0.1"), A::Oif(2)]), [(2, "10.88.0.1".to_owned())]);
+        assert_eq!(route(0, 254, vec![A::Oif(3), to("fe80::1")]), [(3, "fe80::1".to_owned())]);
+        assert_eq!(
+            route(0, 254, vec![A::MultiPath(vec![hop(2, "10.88.0.1"), hop(4, "10.89.0.1")])]),
+            [(2, "10.88.0.1".to_owned()), (4, "10.89.0.1".to_owned())]
+        );
+        assert_eq!(route(24, 254, vec![to("10.88.0.1"), A::Oif(2)]), [], "not a default route");
+        assert_eq!(
+            route(0, 1000, vec![to("10.88.0.1"), A::Oif(2)]),
+            [],
+            "a table that rules lead to"
+        );
+        assert_eq!(route(0, 254, vec![A::Oif(2)]), [], "a line to one machine has no gateway");
+    }
+
+    #[test]
+    fn entries_that_somebody_set_are_left_alone() {
+        let keys = BTreeSet::from([(2, "10.88.0.1".parse().unwrap())]);
+        let entry = |index, address: [u8; 4], state, flags| {
+            let mut message = NeighbourMessage::default();
+            (message.header.ifindex, message.header.state, message.header.flags) =
+                (index, state, flags);
+            message.attributes = vec![
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address.into())),
+                NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
+            ];
+            (gateway_station(&message, &keys).is_some(), is_fixed(&message))
+        };
+        let (gateway, none) = ([10, 88, 0, 1], NeighbourFlags::empty());
+        assert_eq!(entry(2, gateway, NeighbourState::Stale, none), (true, false));
+        assert_eq!(entry(2, gateway, NeighbourState::Permanent, none), (true, true));
+        assert_eq!(
+            entry(2, gateway, NeighbourState::Reachable, NeighbourFlags::ExtLearned),
+            (true, true)
+        );
+        assert_eq!(
+            entry(2, gateway, NeighbourState::Failed, none),
+            (false, false),
+            "an old MAC is no station"
+        );
+        assert!(!entry(3, gateway, NeighbourState::Stale, none).0, "another interface");
+        assert!(!entry(2, [10, 88, 0, 2], NeighbourState::Stale, none).0, "another neighbour");
+    }
+}

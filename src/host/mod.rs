@@ -1,0 +1,11 @@
+//! The host: its interfaces, neighbours and gateways, systemd, and this process as the kernel sees
+//! it.
+
+pub mod classic_bpf;
+pub mod gateways;
+pub mod links;
+pub mod liveness_fence;
+pub mod neighbours;
+pub mod resident_text;
+pub mod systemd;
+pub mod trigger_time;

@@ -1,0 +1,140 @@
+//! Which station has which address, from the kernel's neighbour table: so a peer's announcements
+//! are told from a stranger's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::{Handle, new_connection};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::l2::ethernet::Mac;
+
+/// How soon to look again while a station is not known, doubled each time (it may be switched off
+/// for days), and how often when all are.
+pub(crate) const SEEK: Duration = Duration::from_millis(500);
+const REVIEW: Duration = Duration::from_secs(30);
+
+/// Reports the station of each wanted address when it becomes known and when it changes, until the
+/// receiver is gone. A change of the wish, also to the same, makes it look, at most once in
+/// [`SEEK`]. One dump of the table costs some microseconds per neighbour.
+pub async fn run(
+    mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
+    found: mpsc::UnboundedSender<(IpAddr, Mac)>,
+) {
+    let (connection, handle, _messages) = match new_connection() {
+        Ok(opened) => opened,
+        Err(error) => {
+            warn!(%error, "no rtnetlink socket for the neighbour table: other nodes' announcements cannot be told from a stranger's");
+            return;
+        }
+    };
+    let connection = tokio::spawn(connection);
+    let mut known = BTreeMap::new();
+    let mut seek = SEEK;
+    loop {
+        let addresses = wanted.borrow_and_update().clone();
+        known.retain(|address, _| addresses.contains(address));
+        if !addresses.is_empty() {
+            match dump(&handle, &addresses).await {
+                Ok(stations) => {
+                    for (address, mac) in stations {
+                        if known.insert(address, mac) != Some(mac)
+                            && found.send((address, mac)).is_err()
+                        {
+                            return connection.abort();
+                        }
+                    }
+                }
+                Err(error) => debug!(%error, "neighbours could not be listed"),
+            }
+        }
+        let looked = Instant::now();
+        match timeout(pause(addresses.len(), known.len(), seek), wanted.changed()).await {
+            Ok(Err(_)) => return connection.abort(),
+            Ok(Ok(())) => {
+                seek = SEEK;
+                sleep(if addresses.is_empty() {
+                    Duration::ZERO
+                } else {
+                    SEEK.saturating_sub(looked.elapsed())
+                })
+                .await;
+            }
+            Err(_) => seek = longer(seek),
+        }
+    }
+}
+
+pub(crate) fn longer(seek: Duration) -> Duration {
+    (seek * 2).min(REVIEW)
+}
+
+fn pause(wanted: usize, known: usize, seek: Duration) -> Duration {
+    match (wanted, known < wanted) {
+        (0, _) => Duration::MAX,
+        (_, true) => seek,
+        (_, false) => REVIEW,
+    }
+}
+
+async fn dump(
+    handle: &Handle,
+    wanted: &BTreeSet<IpAddr>,
+) -> Result<BTreeMap<IpAddr, Mac>, rtnetlink::Error> {
+    let mut entries = handle.neighbours().get().execute();
+    let mut stations = BTreeMap::new();
+    while let Some(entry) = entries.try_next().await? {
+        stations.extend(station(&entry).filter(|(address, _)| wanted.contains(address)));
+    }
+    Ok(stations)
+}
+
+/// The address and the station of an entry; None while there is none.
+pub(crate) fn station(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+    if matches!(
+        entry.header.state,
+        NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
+    ) {
+        return None;
+    }
+    let (mut address, mut mac) = (None, None);
+    for attribute in &entry.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                address = Some(IpAddr::V4(*v4))
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                address = Some(IpAddr::V6(*v6))
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = Mac::try_from(bytes.as_slice()).ok()
+            }
+            _ => {}
+        }
+    }
+    Some((address?, mac?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_stays_away_is_looked_for_less_and_less_often() {
+        let mut seek = SEEK;
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            pauses.push(pause(2, 1, seek).as_millis());
+            seek = longer(seek);
+        }
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
+        assert_eq!((pause(2, 2, SEEK), pause(0, 0, SEEK)), (REVIEW, Duration::MAX));
+    }
+}

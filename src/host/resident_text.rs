@@ -1,0 +1,113 @@
+//! The pages of the program itself. On a small node they are most of the memory of the process: the
+//! kernel maps sixteen around each that is touched (`fault_around_bytes`), and starting touches
+//! nearly all, most of them for the only time.
+
+use std::fs;
+use std::ops::Range;
+
+use rustix::mm::{Advice, madvise};
+use tracing::debug;
+
+/// Unmaps the program's code and constants. What goes on being used comes back from the page cache,
+/// some microseconds for each 64 KiB; what only starting needed stays away. Called between the
+/// phases of a start and some time after work, never while nothing happens.
+pub fn give_back() {
+    let here = give_back as *const () as usize;
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let mappings = unwritten(&smaps);
+    let Some(program) = mappings.iter().find(|mapping| mapping.range.contains(&here)) else {
+        return;
+    };
+    for Mapping { range, .. } in mappings.iter().filter(|mapping| mapping.file == program.file) {
+        let start = std::ptr::with_exposed_provenance_mut(range.start);
+        // SAFETY: a private mapping of a file that nobody writes to, neither we nor, as the kernel
+        // says, the loader: what is read from it next is what was there before. Only
+        // breakpoints that a debugger sets in it at this moment are lost.
+        if let Err(error) = unsafe { madvise(start, range.len(), Advice::LinuxDontNeed) } {
+            debug!(%error, "pages of the program stay mapped");
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    range: Range<usize>,
+    file: &'a str,
+}
+
+/// The private mappings of files that are read-only and of which no page was ever written to,
+/// neither in memory nor swapped out (`/proc/self/smaps`, proc_pid_smaps(5)). What the loader has
+/// relocated is read-only too, and would be lost.
+fn unwritten(smaps: &str) -> Vec<Mapping<'_>> {
+    let mut mappings = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        match line.split_once(':').map(|(field, size)| (field, size.trim() == "0 kB")) {
+            Some(("Anonymous", false)) => current = None,
+            // Comes after it.
+            Some(("Swap", never)) => mappings.extend(current.take().filter(|_| never)),
+            _ => current = mapping(line).or(current),
+        }
+    }
+    mappings
+}
+
+/// A read-only, private mapping of a file, by its first line.
+fn mapping(line: &str) -> Option<Mapping<'_>> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let address = |digits| usize::from_str_radix(digits, 16).ok();
+    let range = address(start)?..address(end)?;
+    let file = rest.split_once('/').map(|(_, file)| file)?;
+    (rest.starts_with("r-xp ") || rest.starts_with("r--p ")).then_some(Mapping { range, file })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_been_written_to_stays() {
+        let smaps = "\
+7f01-7f02 r-xp 00002000 fe:00 99    /usr/bin/pinnace
+Rss:                  64 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd ex mr mw me
+7f03-7f04 r--p 00002000 fe:00 99    /usr/bin/pinnace
+Anonymous:             0 kB
+Swap:                  0 kB
+7f05-7f06 r--p 00003000 fe:00 99    /usr/bin/pinnace
+Anonymous:             4 kB
+Swap:                  0 kB
+7f07-7f08 r--p 00004000 fe:00 99    /usr/bin/pinnace
+Anonymous:             0 kB
+Swap:                  4 kB
+7f09-7f0a rw-p 00005000 fe:00 99    /usr/bin/pinnace
+Anonymous:             0 kB
+Swap:                  0 kB
+7f0b-7f0c r--p 00000000 00:00 0     [vvar]
+Anonymous:             0 kB
+Swap:                  0 kB
+";
+        let program = |range| Mapping { range, file: "usr/bin/pinnace" };
+        assert_eq!(unwritten(smaps), [program(0x7f01..0x7f02), program(0x7f03..0x7f04)]);
+    }
+
+    #[test]
+    fn the_process_gets_smaller_and_goes_on() {
+        let resident = || {
+            fs::read_to_string("/proc/self/statm")
+                .unwrap()
+                .split(' ')
+                .nth(2)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        let before = resident();
+        give_back();
+        let after = resident();
+        assert!(after < before, "{before} pages of files before, {after} after");
+    }
+}

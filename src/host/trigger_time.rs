@@ -1,0 +1,37 @@
+//! When another machine says that something happened, by its clock: to be measured from, and
+//! nothing is decided by it.
+
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::jiff::Timestamp;
+
+/// A time of day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dated(SystemTime);
+
+impl Dated {
+    /// From RFC 3339, as the API writes times.
+    pub fn parse(text: &str) -> Option<Dated> {
+        text.parse::<Timestamp>().ok().map(|time| Dated(time.into()))
+    }
+
+    /// How long ago that was. None by a clock that is ahead of ours: it says nothing.
+    pub fn age(self) -> Option<Duration> {
+        self.0.elapsed().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_past_has_an_age_and_the_future_none() {
+        let [old, older] = ["2023-11-14T22:13:20.25Z", "2023-11-14T22:13:20+01:00"]
+            .map(|text| Dated::parse(text).expect("a time"));
+        assert!(older < old);
+        assert!(old.age().is_some_and(|age| age > Duration::from_secs(1 << 20)));
+        assert_eq!(Dated::parse("9999-01-01T00:00:00Z").and_then(Dated::age), None);
+        assert_eq!(Dated::parse("yesterday"), None);
+    }
+}

@@ -1,0 +1,4 @@
+//! Health, state and metrics over HTTP.
+
+pub mod metrics;
+pub mod server;

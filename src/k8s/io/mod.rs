@@ -1,0 +1,11 @@
+//! The API server: connection, watches, Lease, patches and Events.
+
+pub mod client;
+pub mod credentials;
+pub mod event_sink;
+pub mod failure;
+pub mod leader;
+pub mod lease;
+pub mod patcher;
+pub mod permissions;
+pub mod watch;

@@ -1,0 +1,349 @@
+//! The Lease that says who writes: a machine that is told what was read or answered, and says what
+//! to do next.
+//!
+//! Its own clock is the only one it trusts. Another holder's Lease has expired when *this* process
+//! saw no change in it for its whole duration, however the times in it read: clocks of nodes differ
+//! and are set. Our own right to write ends [`WRITE_FOR`] after the *start* of the last renewal
+//! that succeeded, well before [`DURATION`], which is what everybody else waits for after they saw
+//! that renewal. A request begun within the right ends within [`REQUEST_TIMEOUT`] = DURATION −
+//! WRITE_FOR, so no request of an old holder is under way when a new one begins, except where the
+//! process is stopped in between: see [`super::status`] for what then holds.
+
+use std::time::Duration;
+
+/// `spec.leaseDurationSeconds`: how long others wait after the last change they saw.
+pub const DURATION: Duration = Duration::from_secs(20);
+/// Time between renewals: one write in seven seconds for the whole cluster.
+pub const RENEW: Duration = Duration::from_secs(7);
+/// How long after the start of a successful renewal its holder may begin to write.
+pub const WRITE_FOR: Duration = Duration::from_secs(14);
+/// For every request of the writer.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
+/// Between attempts after a failure, and between looks at a Lease that another node holds: plus up
+/// to as much again by chance.
+pub const RETRY: Duration = Duration::from_secs(2);
+
+/// The Lease as it was read or answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// `metadata.resourceVersion`.
+    pub version: Box<str>,
+    /// `spec.holderIdentity`; empty: released.
+    pub holder: Box<str>,
+    /// `spec.leaseDurationSeconds`, in force for whoever waits.
+    pub duration: Duration,
+    /// `spec.leaseTransitions`.
+    pub transitions: i32,
+}
+
+/// What to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Read it.
+    Get,
+    /// It does not exist: create it with us as holder.
+    Create,
+    /// Replace the version that is named, and only that.
+    Update {
+        /// `metadata.resourceVersion` that must still be the newest.
+        version: Box<str>,
+        /// What it becomes; `version` of it has no meaning.
+        holder: Box<str>,
+        /// What it becomes.
+        transitions: i32,
+        /// `acquireTime` is set anew.
+        acquired: bool,
+    },
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The Lease as it is now.
+    Is(Observed),
+    /// There is none.
+    Absent,
+    /// Somebody else was quicker.
+    Conflict,
+    /// We may not.
+    Forbidden,
+    /// No answer, or one that says nothing about the Lease.
+    Failed,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// Start of the last renewal that succeeded.
+    renewed: Duration,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Machine {
+    identity: Box<str>,
+    /// What was read last, and when it was first seen so.
+    seen: Option<(Observed, Duration)>,
+    absent: bool,
+    held: Option<Held>,
+    next: Duration,
+    /// Start of the request under way.
+    asked: Option<Duration>,
+}
+
+impl Machine {
+    /// A candidate. `identity` is written into the Lease: unique for each run, or a restarted
+    /// process would take itself for the holder.
+    pub fn new(identity: &str) -> Machine {
+        Machine {
+            identity: identity.into(),
+            seen: None,
+            absent: false,
+            held: None,
+            next: Duration::ZERO,
+            asked: None,
+        }
+    }
+
+    /// Whether this process may begin a write now.
+    pub fn may_write(&self, now: Duration) -> bool {
+        self.writes_until().is_some_and(|until| now < until)
+    }
+
+    /// Until when this process may begin to write, unless it renews.
+    pub fn writes_until(&self) -> Option<Duration> {
+        self.held.as_ref().map(|held| held.renewed + WRITE_FOR)
+    }
+
+    /// Who holds it, as was seen last.
+    pub fn holder(&self) -> Option<&str> {
+        self.seen.as_ref().map(|(seen, _)| &*seen.holder).filter(|holder| !holder.is_empty())
+    }
+
+    /// When [`Machine::request`] will have something, unless a request is under way.
+    pub fn wakes(&self) -> Duration {
+        self.next
+    }
+
+    /// What to send now. Its outcome must be told before the next one is asked for.
+    pub fn request(&mut self, now: Duration) -> Option<Request> {
+        if self.asked.is_some() || now < self.next {
+            return None;
+        }
+        self.asked = Some(now);
+        let Some((seen, since)) = &self.seen else {
+            return Some(if self.absent { Request::Create } else { Request::Get });
+        };
+        let ours = seen.holder == self.identity;
+        let update = |transitions, acquired| {
+            Some(Request::Update {
+                version: seen.version.clone(),
+                holder: self.identity.clone(),
+                transitions,
+                acquired,
+            })
+        };
+        if ours && self.held.is_some() {
+            return update(seen.transitions, false);
+        }
+        if seen.holder.is_empty() || ours || now >= *since + seen.duration {
+            return update(seen.transitions.saturating_add(1), true);
+        }
+        Some(Request::Get)
+    }
+
+    /// Takes in what came of the request. `chance` is in 0..1.
+    pub fn outcome(&mut self, sent: &Request, outcome: Outcome, now: Duration, chance: f64) {
+        let asked = self.asked.take().unwrap_or(now);
+        let retry = now + RETRY + RETRY.mul_f64(chance.clamp(0.0, 1.0));
+        match outcome {
+            Outcome::Is(lease) => {
+                self.absent = false;
+                let holds = lease.holder == self.identity && *sent != Request::Get;
+                let (ours, duration) = (lease.holder == self.identity, lease.duration);
+                let free = lease.holder.is_empty();
+                let since = match &self.seen {
+                    Some((seen, since)) if *seen == lease => *since,
+                    _ => now,
+                };
+                self.seen = Some((lease, since));
+                if holds {
+                    self.held = Some(Held { renewed: asked });
+                    self.next = asked + RENEW;
+                } else {
+                    self.held = self.held.take().filter(|_| ours);
+                    self.next =
+                        if free { now } else { retry.min((since + duration).max(now + RETRY / 2)) };
+                }
+            }
+            Outcome::Absent => {
+                (self.seen, self.held, self.next) = (None, None, now);
+                // Absent after an update: deleted under us.
+                self.absent = true;
+            }
+            Outcome::Conflict => {
+                // Somebody wrote: what that was must be read before anything else.
+                (self.seen, self.absent, self.next) = (None, false, now);
+            }
+            Outcome::Forbidden => (self.held, self.seen, self.next) = (None, None, retry),
+            Outcome::Failed => self.next = retry,
+        }
+        if self.held.as_ref().is_some_and(|held| now >= held.renewed + DURATION) {
+            self.held = None;
+        }
+    }
+
+    /// The last word at a planned end: others need not wait. None: it is not ours.
+    pub fn release(&mut self) -> Option<Request> {
+        self.held.take()?;
+        let (seen, _) = self.seen.take().filter(|(seen, _)| seen.holder == self.identity)?;
+        Some(Request::Update {
+            version: seen.version,
+            holder: "".into(),
+            transitions: seen.transitions,
+            acquired: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The API server's part: one object, optimistic concurrency.
+    #[derive(Default)]
+    struct Store {
+        lease: Option<Observed>,
+        version: u64,
+        writes: usize,
+    }
+
+    impl Store {
+        fn serve(&mut self, request: &Request) -> Outcome {
+            match (request, self.lease.clone()) {
+                (Request::Get, None) | (Request::Update { .. }, None) => Outcome::Absent,
+                (Request::Get, Some(lease)) => Outcome::Is(lease),
+                (Request::Create, _) => Outcome::Conflict,
+                (Request::Update { version, .. }, Some(lease)) if *version != lease.version => {
+                    Outcome::Conflict
+                }
+                (Request::Update { holder, transitions, .. }, Some(_)) => {
+                    self.version += 1;
+                    self.writes += 1;
+                    let version = self.version.to_string().into();
+                    let lease = Observed {
+                        version,
+                        holder: holder.clone(),
+                        duration: DURATION,
+                        transitions: *transitions,
+                    };
+                    self.lease = Some(lease.clone());
+                    Outcome::Is(lease)
+                }
+            }
+        }
+    }
+
+    /// Runs the machines whose index `lives` admits for these seconds, in steps of 100 ms; asserts
+    /// that never two may write.
+    fn run(
+        machines: &mut [Machine],
+        store: &mut Store,
+        seconds: std::ops::Range<u64>,
+        reaches: impl Fn(usize, u64) -> bool,
+    ) -> Vec<bool> {
+        for tenth in seconds.start * 10..seconds.end * 10 {
+            let now = Duration::from_millis(tenth * 100);
+            for (index, machine) in machines.iter_mut().enumerate() {
+                while let Some(request) = machine.request(now) {
+                    let outcome = if reaches(index, tenth / 10) {
+                        store.serve(&request)
+                    } else {
+                        Outcome::Failed
+                    };
+                    machine.outcome(&request, outcome, now, index as f64 / 3.0);
+                }
+            }
+            assert!(
+                machines.iter().filter(|m| m.may_write(now)).count() <= 1,
+                "two writers at {now:?}"
+            );
+        }
+        let end = Duration::from_secs(seconds.end);
+        machines.iter().map(|machine| machine.may_write(end)).collect()
+    }
+
+    fn free() -> Store {
+        Store {
+            lease: Some(Observed {
+                version: "0".into(),
+                duration: DURATION,
+                ..Observed::default()
+            }),
+            ..Store::default()
+        }
+    }
+
+    #[test]
+    fn one_writes_a_lost_one_stops_and_another_takes_over() {
+        let (mut store, mut machines) = (free(), ["a", "b", "c"].map(Machine::new));
+        assert_eq!(run(&mut machines, &mut store, 0..60, |_, _| true), [true, false, false]);
+        assert!(store.writes <= 10, "{} writes in a minute", store.writes);
+        // The holder is cut off: it stops in time, and after the duration another one writes.
+        let after = run(&mut machines, &mut store, 60..100, |index, _| index != 0);
+        assert!(!after[0] && (after[1] ^ after[2]), "{after:?}");
+        let again = run(&mut machines, &mut store, 100..130, |_, _| true);
+        assert_eq!(again, after, "one that comes back waits its turn");
+        assert_eq!(store.lease.as_ref().map(|lease| lease.transitions), Some(2));
+    }
+
+    #[test]
+    fn one_that_may_no_longer_renew_stops_at_once() {
+        let (mut store, mut machines) = (free(), ["a"].map(Machine::new));
+        run(&mut machines, &mut store, 0..5, |_, _| true);
+        let now = Duration::from_secs(7);
+        let renewal = machines[0].request(now).expect("a renewal");
+        machines[0].outcome(&renewal, Outcome::Forbidden, now, 0.0);
+        assert!(!machines[0].may_write(now) && machines[0].holder().is_none());
+        assert_eq!(run(&mut machines, &mut store, 10..60, |_, _| true), [true], "it may again");
+    }
+
+    #[test]
+    fn one_that_leaves_makes_nobody_wait() {
+        let (mut store, mut machines) = (free(), ["a", "b"].map(Machine::new));
+        run(&mut machines, &mut store, 0..10, |_, _| true);
+        let release = machines[0].release().expect("it holds the Lease");
+        assert!(matches!(store.serve(&release), Outcome::Is(lease) if lease.holder.is_empty()));
+        assert_eq!(run(&mut machines[1..], &mut store, 10..16, |_, _| true), [true]);
+        assert_eq!(machines[0].release(), None);
+    }
+
+    #[test]
+    fn a_stopped_process_does_not_write_when_it_wakes() {
+        let (mut store, mut machines) = (free(), ["a", "b"].map(Machine::new));
+        run(&mut machines, &mut store, 0..10, |_, _| true);
+        assert_eq!(run(&mut machines[1..], &mut store, 10..50, |_, _| true), [true]);
+        assert!(!machines[0].may_write(Duration::from_secs(50)));
+        assert_eq!(run(&mut machines, &mut store, 50..60, |_, _| true), [false, true]);
+    }
+
+    #[test]
+    fn an_absent_lease_is_created_and_a_deleted_one_made_anew() {
+        let mut machine = Machine::new("a");
+        let get = machine.request(Duration::ZERO).expect("a look");
+        machine.outcome(&get, Outcome::Absent, Duration::ZERO, 0.0);
+        let create = machine.request(Duration::ZERO).expect("creation");
+        assert_eq!((get, create.clone()), (Request::Get, Request::Create));
+        let made = Observed {
+            version: "1".into(),
+            holder: "a".into(),
+            duration: DURATION,
+            transitions: 0,
+        };
+        machine.outcome(&create, Outcome::Is(made), Duration::ZERO, 0.0);
+        assert!(machine.may_write(Duration::from_secs(13)) && !machine.may_write(WRITE_FOR));
+        let renewal = machine.request(RENEW).expect("a renewal");
+        machine.outcome(&renewal, Outcome::Absent, RENEW, 0.0);
+        assert!(!machine.may_write(RENEW), "deleted under us: another may have it already");
+        assert_eq!(machine.request(RENEW), Some(Request::Create));
+    }
+}

@@ -1,0 +1,3 @@
+//! The directory of manifests, read and watched.
+
+pub mod watch;

@@ -1,0 +1,567 @@
+//! The directory itself: inotify says what to look at, a thread of its own reads and parses, and
+//! every update goes to the engine's channel.
+//!
+//! A thread, not a task: reading 10 MB of manifests takes longer than the runtime may be held up.
+//! It sleeps in one `poll` until the kernel reports an event; a full channel makes it wait, and
+//! what happens meanwhile is coalesced in the kernel's queue (or, when that overflows, found
+//! by a rescan).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Metadata};
+use std::hash::{Hash, Hasher};
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
+use siphasher::sip::SipHasher13;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::manifests::split::Format;
+use crate::manifests::store::{ManifestProblem, ManifestStore, Severity};
+use crate::model::SourceChange;
+
+/// What happened in the directory since the last update.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ManifestUpdate {
+    /// Objects that really changed.
+    pub changes: Vec<SourceChange>,
+    /// Everything that is wrong at present, not only what is new.
+    pub problems: Vec<ManifestProblem>,
+    /// The directory has been read completely at least once. While it has never existed this is
+    /// false: nothing is known then.
+    pub synced: bool,
+}
+
+/// A larger file is reported and not read, in bytes.
+const LARGEST_FILE: u64 = 64 << 20;
+/// A file being written is read when it is closed, or when its writer has kept it open for this
+/// long.
+const WRITER_PATIENCE: Duration = Duration::from_secs(1);
+/// Deletions wait this long for another: `rm -r` of the whole directory must be told from the
+/// removal of its files.
+const DELETION_QUIET: Duration = Duration::from_millis(5);
+/// But no longer than this in all.
+const DELETION_LIMIT: Duration = Duration::from_millis(500);
+/// A directory that comes back after it had vanished is given this long to fill before files that
+/// are still missing count as deleted.
+const REAPPEARANCE: Duration = Duration::from_secs(1);
+/// Pause after an update: twice what the work took, within these bounds, so that flapping files
+/// cost at most a third of a core.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
+/// Only where the kernel gives us no inotify.
+const FALLBACK_POLL: Duration = Duration::from_secs(2);
+
+/// Watches the directory until the receiver is dropped or this future is; the first update follows
+/// at once. A directory that does not exist is waited for; one that vanishes leaves its last
+/// objects in force and is reported.
+///
+/// # Errors
+/// When the thread or its wake-up descriptor cannot be had.
+pub async fn watch(dir: PathBuf, out: mpsc::Sender<ManifestUpdate>) -> io::Result<()> {
+    struct Stop(Arc<OwnedFd>);
+    impl Drop for Stop {
+        fn drop(&mut self) {
+            // A failure means that the thread is gone already.
+            let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+        }
+    }
+    let stop = Stop(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
+    let (ended, end) = oneshot::channel::<()>();
+    let (wake, updates) = (stop.0.clone(), out.clone());
+    std::thread::Builder::new().name("manifests".into()).stack_size(2 << 20).spawn(move || {
+        let _ended = ended;
+        Watcher::new(dir, updates).run(&wake);
+    })?;
+    tokio::select! {
+        () = out.closed() => {}
+        _ = end => {}
+    }
+    Ok(())
+}
+
+/// What tells one version of a file from the next without reading it: a digest of its times, size
+/// and place; not 0.
+type Stamp = u64;
+/// So many files are read at the start before what they define is handed on, so that it need not
+/// all be kept here.
+const PART: usize = 250;
+
+struct Watcher {
+    dir: PathBuf,
+    out: mpsc::Sender<ManifestUpdate>,
+    store: ManifestStore,
+    inotify: Option<Inotify>,
+    /// Files somebody is writing: since when.
+    writing: BTreeMap<String, Instant>,
+    /// Files to read.
+    dirty: BTreeSet<String>,
+    /// Files to withdraw, unless the whole directory turns out to have gone.
+    gone: BTreeSet<String>,
+    /// When they are; pushed back by every further deletion, but not beyond the limit.
+    gone_due: Instant,
+    gone_limit: Instant,
+    rescan: bool,
+    reattach: bool,
+    has_links: bool,
+    /// The directory is missing or cannot be read.
+    fault: Option<String>,
+    sub_directories: BTreeSet<String>,
+    synced: bool,
+    told: Option<(Vec<ManifestProblem>, bool)>,
+}
+
+/// One inotify instance: thrown away and made anew when the directory itself comes or goes, which
+/// spares tracking which watch is which.
+struct Inotify {
+    fd: OwnedFd,
+    dir: Option<i32>,
+    /// The nearest existing parent, and the name in it that leads to the directory.
+    parent: Option<(i32, Vec<u8>)>,
+}
+
+impl Watcher {
+    fn new(dir: PathBuf, out: mpsc::Sender<ManifestUpdate>) -> Watcher {
+        // A relative name has no parent to watch.
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        Watcher {
+            dir,
+            out,
+            store: ManifestStore::default(),
+            inotify: None,
+            writing: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            gone_due: Instant::now(),
+            gone_limit: Instant::now(),
+            rescan: true,
+            reattach: true,
+            has_links: false,
+            fault: None,
+            sub_directories: BTreeSet::new(),
+            synced: false,
+            told: None,
+        }
+    }
+
+    fn run(mut self, stop: &OwnedFd) {
+        let mut not_before = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= not_before && self.is_due(now) {
+                if self.work(now).is_err() {
+                    return;
+                }
+                not_before = Instant::now() + (now.elapsed() * 2).clamp(PAUSE.0, PAUSE.1);
+            }
+            let timeout = self
+                .deadline(Instant::now())
+                .map(|deadline| deadline.max(not_before).saturating_duration_since(Instant::now()));
+            if !self.wait(stop, timeout) {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps until an event, the stop signal (false) or the timeout, and takes in all events there
+    /// are.
+    fn wait(&mut self, stop: &OwnedFd, timeout: Option<Duration>) -> bool {
+        let timeout = if self.inotify.is_some() {
+            timeout
+        } else {
+            Some(timeout.unwrap_or(FALLBACK_POLL).min(FALLBACK_POLL))
+        };
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+        fds.extend(self.inotify.as_ref().map(|inotify| PollFd::new(&inotify.fd, PollFlags::IN)));
+        let ready = match poll(&mut fds, timeout.as_ref()) {
+            Ok(ready) => ready,
+            Err(Errno::INTR) => return true,
+            Err(_) => return false,
+        };
+        if fds.first().is_some_and(|stop| !stop.revents().is_empty()) {
+            return false;
+        }
+        drop(fds);
+        match self.inotify.take() {
+            Some(inotify) => {
+                if ready > 0 {
+                    self.take_events(&inotify);
+                }
+                self.inotify = Some(inotify);
+            }
+            None => (self.reattach, self.rescan) = (true, true),
+        }
+        true
+    }
+
+    fn take_events(&mut self, inotify: &Inotify) {
+        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+        let mut reader = inotify::Reader::new(inotify.fd.as_fd(), &mut buffer);
+        // The descriptor does not block: an error is the end of what there is.
+        while let Ok(event) = reader.next() {
+            let (events, name) = (event.events(), event.file_name().map(|name| name.to_bytes()));
+            if events.contains(ReadFlags::QUEUE_OVERFLOW) {
+                self.rescan = true;
+            } else if Some(event.wd()) == inotify.dir {
+                self.dir_event(events, name);
+            } else if inotify.parent.as_ref().is_some_and(|(wd, wanted)| {
+                *wd == event.wd() && name.is_none_or(|name| name == wanted)
+            }) {
+                self.reattach = true;
+            }
+        }
+    }
+
+    fn dir_event(&mut self, events: ReadFlags, name: Option<&[u8]>) {
+        let Some(name) = name.map(String::from_utf8_lossy) else {
+            self.reattach |= events.intersects(
+                ReadFlags::DELETE_SELF
+                    | ReadFlags::MOVE_SELF
+                    | ReadFlags::IGNORED
+                    | ReadFlags::UNMOUNT,
+            );
+            return;
+        };
+        let is_dir = events.contains(ReadFlags::ISDIR);
+        if is_dir || Format::of(&name).is_none() {
+            // A directory of ours to mention, or the link by which a mounted ConfigMap switches all
+            // its files.
+            let came_or_went = events.intersects(
+                ReadFlags::CREATE | ReadFlags::MOVED_TO | ReadFlags::MOVED_FROM | ReadFlags::DELETE,
+            );
+            self.rescan |= came_or_went
+                && (is_dir && !name.starts_with('.') || name.starts_with("..") || self.has_links);
+            return;
+        }
+        let name = name.into_owned();
+        if events.intersects(ReadFlags::CLOSE_WRITE | ReadFlags::MOVED_TO) {
+            self.writing.remove(&name);
+            self.gone.remove(&name);
+            self.dirty.insert(name);
+        } else if events.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+            self.writing.remove(&name);
+            self.dirty.remove(&name);
+            self.withdraw_soon([name], DELETION_QUIET);
+        } else if events.contains(ReadFlags::CREATE) {
+            self.gone.remove(&name);
+            // A link is complete when it appears; any other new file is when it is closed.
+            match fs::symlink_metadata(self.dir.join(&name)) {
+                Ok(metadata) if metadata.is_file() && metadata.nlink() == 1 => {
+                    self.write_begins(name)
+                }
+                _ => _ = self.dirty.insert(name),
+            }
+        } else if events.contains(ReadFlags::MODIFY) {
+            self.write_begins(name);
+        } else if !self.writing.contains_key(&name) {
+            self.dirty.insert(name);
+        }
+    }
+
+    fn write_begins(&mut self, name: String) {
+        self.dirty.remove(&name);
+        self.writing.entry(name).or_insert_with(Instant::now);
+    }
+
+    fn withdraw_soon(&mut self, names: impl IntoIterator<Item = String>, patience: Duration) {
+        let now = Instant::now();
+        if self.gone.is_empty() {
+            (self.gone_due, self.gone_limit) = (now, now + DELETION_LIMIT.max(patience));
+        }
+        self.gone_due = self.gone_due.max((now + patience).min(self.gone_limit));
+        self.gone.extend(names);
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.deadline(now).is_some_and(|deadline| deadline <= now)
+    }
+
+    /// When there is something to do; None: after the next event.
+    fn deadline(&self, now: Instant) -> Option<Instant> {
+        if self.reattach || self.rescan || !self.dirty.is_empty() {
+            return Some(now);
+        }
+        let deletion = (!self.gone.is_empty()).then_some(self.gone_due);
+        let writer = self.writing.values().min().map(|since| *since + WRITER_PATIENCE);
+        deletion.into_iter().chain(writer).min()
+    }
+
+    /// Err: nobody listens any more.
+    fn work(&mut self, now: Instant) -> Result<(), ()> {
+        if !self.gone.is_empty() && now >= self.gone_due && !self.dir.is_dir() {
+            self.reattach = true;
+        }
+        if std::mem::take(&mut self.reattach) {
+            self.attach();
+            self.rescan = true;
+        }
+        if std::mem::take(&mut self.rescan) {
+            self.scan();
+        }
+        let dirty = &mut self.dirty;
+        self.writing.retain(|name, since| {
+            let patient = now.saturating_duration_since(*since) < WRITER_PATIENCE;
+            if !patient {
+                dirty.insert(name.clone());
+            }
+            patient
+        });
+        // Only what comes first is told in parts: later ones could show an object that moves
+        // between two files as gone.
+        let first = !self.told.as_ref().is_some_and(|(_, synced)| *synced);
+        for (number, name) in std::mem::take(&mut self.dirty).into_iter().enumerate() {
+            self.read(&name, false);
+            if first && number % PART == PART - 1 {
+                self.tell_part()?;
+            }
+        }
+        if self.fault.is_some() {
+            self.gone.clear();
+        } else if now >= self.gone_due {
+            for name in std::mem::take(&mut self.gone) {
+                if fs::symlink_metadata(self.dir.join(&name)).is_err() {
+                    self.store.remove(&name);
+                }
+            }
+        }
+        loop {
+            let again = self.store.take_reread();
+            if again.is_empty() {
+                break;
+            }
+            for name in again {
+                self.read(&name, true);
+            }
+        }
+        self.tell()
+    }
+
+    fn tell_part(&mut self) -> Result<(), ()> {
+        let changes = self.store.take_changes();
+        let update = ManifestUpdate { changes, problems: Vec::new(), synced: false };
+        if update.changes.is_empty() {
+            Ok(())
+        } else {
+            self.out.blocking_send(update).map_err(drop)
+        }
+    }
+
+    fn tell(&mut self) -> Result<(), ()> {
+        let changes = self.store.take_changes();
+        let mut problems = self.own_problems();
+        problems.extend(self.store.problems());
+        let told = (problems, self.synced);
+        // While files are about to be withdrawn, what a rename leaves behind would look like an
+        // object defined twice.
+        if changes.is_empty() && (self.told.as_ref() == Some(&told) || !self.gone.is_empty()) {
+            return Ok(());
+        }
+        let update = ManifestUpdate { changes, problems: told.0.clone(), synced: told.1 };
+        self.told = Some(told);
+        self.out.blocking_send(update).map_err(drop)
+    }
+
+    fn own_problems(&self) -> Vec<ManifestProblem> {
+        let problem = |file: String, reason: String, severity| ManifestProblem {
+            file,
+            line: None,
+            reason,
+            object: None,
+            severity,
+        };
+        let here = self.dir.display().to_string();
+        let mut problems = Vec::new();
+        problems
+            .extend(self.fault.clone().map(|fault| problem(here.clone(), fault, Severity::Error)));
+        if self.inotify.is_none() {
+            let reason = format!(
+                "no inotify watch to be had, changes are looked for every {} s; raise fs.inotify.max_user_instances and max_user_watches",
+                FALLBACK_POLL.as_secs()
+            );
+            problems.push(problem(here, reason, Severity::Error));
+        }
+        let note = |name: &String| {
+            problem(
+                name.clone(),
+                "is a directory; only the files beside it are read".into(),
+                Severity::Note,
+            )
+        };
+        problems.extend(self.sub_directories.iter().map(note));
+        problems
+    }
+
+    /// Watches the directory and the nearest existing parent of its name, whose entry may be
+    /// replaced.
+    fn attach(&mut self) {
+        self.inotify = None;
+        let Ok(fd) = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK) else { return };
+        let mut parent = None;
+        let mut child = self.dir.as_path();
+        let mut child_was_missing = false;
+        while let Some(up) = child.parent() {
+            let entries = WatchFlags::CREATE
+                | WatchFlags::MOVED_TO
+                | WatchFlags::MOVED_FROM
+                | WatchFlags::DELETE;
+            let own = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
+            match inotify::add_watch(&fd, up, entries | own) {
+                Ok(wd) => {
+                    parent = Some((wd, child.file_name().unwrap_or_default().as_bytes().to_vec()));
+                    break;
+                }
+                Err(error) => child_was_missing = error == Errno::NOENT,
+            }
+            child = up;
+        }
+        // A parent that came into being between two steps would never be heard of.
+        self.reattach = child_was_missing && child.is_dir();
+        let content = WatchFlags::CLOSE_WRITE
+            | WatchFlags::MODIFY
+            | WatchFlags::ATTRIB
+            | WatchFlags::CREATE
+            | WatchFlags::DELETE;
+        let moves = WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::ONLYDIR;
+        match inotify::add_watch(&fd, &self.dir, content | moves) {
+            // Out of watches: without events only looking helps.
+            Err(Errno::NOSPC | Errno::NOMEM) => {}
+            dir => self.inotify = Some(Inotify { fd, dir: dir.ok(), parent }),
+        }
+    }
+
+    /// Compares every file with what is known of it; those that differ become dirty or gone.
+    fn scan(&mut self) {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) => {
+                let state = if self.synced {
+                    "the objects it last had go on serving"
+                } else {
+                    "waiting for it"
+                };
+                self.fault = Some(match error.kind() {
+                    io::ErrorKind::NotFound => format!("the directory does not exist; {state}"),
+                    _ => format!("the directory cannot be read ({error}); {state}"),
+                });
+                self.gone.clear();
+                return;
+            }
+        };
+        let was_missing = self.fault.take().is_some();
+        self.has_links = false;
+        self.sub_directories.clear();
+        let had_files = self.store.files().next().is_some();
+        let mut present = BTreeSet::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kind = entry.file_type();
+            if kind.as_ref().is_ok_and(|kind| kind.is_dir()) {
+                if !name.starts_with('.') {
+                    self.sub_directories.insert(name);
+                }
+                continue;
+            }
+            if Format::of(&name).is_none() {
+                continue;
+            }
+            self.has_links |= kind.is_ok_and(|kind| kind.is_symlink());
+            let unchanged = fs::metadata(entry.path())
+                .is_ok_and(|metadata| self.store.version(&name) == Some(stamp(&metadata)));
+            if !unchanged && !self.writing.contains_key(&name) {
+                self.dirty.insert(name.clone());
+            }
+            if had_files {
+                present.insert(name);
+            }
+        }
+        let missing: Vec<String> =
+            self.store.files().filter(|name| !present.contains(*name)).map(str::to_owned).collect();
+        if !missing.is_empty() {
+            self.withdraw_soon(missing, if was_missing { REAPPEARANCE } else { DELETION_QUIET });
+        }
+        self.synced = true;
+    }
+
+    fn read(&mut self, name: &str, afresh: bool) {
+        let Some(format) = Format::of(name) else { return };
+        match read_text(&self.dir.join(name)) {
+            Ok((text, stamp)) => {
+                self.has_links |= fs::symlink_metadata(self.dir.join(name))
+                    .is_ok_and(|metadata| metadata.is_symlink());
+                self.store.put(name, format, &text, afresh);
+                self.store.set_version(name, stamp);
+            }
+            Err(Unreadable::Gone) => {
+                self.withdraw_soon([name.to_owned()], DELETION_QUIET);
+            }
+            Err(Unreadable::Because(reason)) => {
+                self.store.fail(name, reason);
+            }
+        }
+    }
+}
+
+fn stamp(metadata: &Metadata) -> Stamp {
+    let mut hasher = SipHasher13::new();
+    (metadata.mtime(), metadata.mtime_nsec(), metadata.size(), metadata.ino(), metadata.dev())
+        .hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+enum Unreadable {
+    Gone,
+    Because(String),
+}
+
+fn read_text(path: &Path) -> Result<(String, Stamp), Unreadable> {
+    const KEPT: &str = "what it last defined goes on serving";
+    let because = |reason: String| Unreadable::Because(format!("{reason}; {KEPT}"));
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound if fs::symlink_metadata(path).is_ok() => {
+            because("the link leads nowhere".into())
+        }
+        io::ErrorKind::NotFound => Unreadable::Gone,
+        _ => because(format!("cannot be read ({error})")),
+    };
+    // Opening a pipe that somebody left here must not block.
+    let options = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = File::options().read(true).custom_flags(options).open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(because("is not a regular file".into()));
+    }
+    let too_large = || because(format!("is larger than {} MiB; split it", LARGEST_FILE >> 20));
+    if metadata.size() > LARGEST_FILE {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.size()).unwrap_or_default());
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(too_large());
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((text, stamp(&metadata))),
+        Err(error) => {
+            let before =
+                error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+            let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+            Err(because(format!("is not UTF-8 text (line {line})")))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

@@ -1,0 +1,279 @@
+//! One file's text → the texts of its single objects. YAML documents are split at their markers and
+//! lists at their items without being parsed, so that a fault in one leaves the others alone, and
+//! so that nothing is ever held twice.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::parse::{Fault, Head, scan, yaml};
+
+/// How a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Documents between `---` lines; any of them may also be JSON.
+    Yaml,
+    /// One JSON value after the other.
+    Json,
+}
+
+impl Format {
+    /// The format of a manifest by its file name. None for anything else in a directory: files that
+    /// start with a dot, editors' temporary and backup files (`x.yaml~`, `.x.yaml.swp`,
+    /// `#x.yaml#`, `4913`), and other extensions.
+    pub fn of(file_name: &str) -> Option<Format> {
+        if file_name.starts_with(['.', '#']) {
+            return None;
+        }
+        match file_name.rsplit_once('.')?.1 {
+            "yaml" | "yml" => Some(Format::Yaml),
+            "json" => Some(Format::Json),
+            _ => None,
+        }
+    }
+}
+
+/// The text of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Where it begins, counted from 1 in the file.
+    pub line: u32,
+    /// The text itself; owned only where a list had to be taken apart by parsing.
+    pub text: Cow<'a, str>,
+    /// How `text` is to be read.
+    pub shape: Shape,
+    /// `apiVersion` and `kind` that an item of a typed list (`ServiceList`) has without saying so.
+    pub implied: Option<(Box<str>, Box<str>)>,
+}
+
+/// How the text of a piece is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// A YAML document.
+    Yaml,
+    /// A YAML sequence of this one item, dash included.
+    YamlItem,
+    /// A JSON value.
+    Json,
+}
+
+/// Hands every object's text to `each`, in the order of the file, or the fault that stands in its
+/// place; lines are those of the file.
+pub fn split<'a>(text: &'a str, format: Format, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match format {
+        Format::Json => split_json(text, 1, each),
+        Format::Yaml => split_yaml(text, each),
+    }
+}
+
+fn split_yaml<'a>(text: &'a str, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+    let mut start = 0;
+    let mut first_line = 1;
+    for (line, offset, content) in lines(text, 1) {
+        let Some(rest) = content.strip_prefix("---").or_else(|| content.strip_prefix("...")) else {
+            continue;
+        };
+        if !(rest.is_empty() || rest.starts_with([' ', '\t'])) {
+            continue;
+        }
+        document(text.get(start..offset).unwrap_or_default(), first_line, each);
+        // What follows `---` on its line belongs to the document that begins there.
+        (start, first_line) = (offset + 3, line);
+    }
+    document(text.get(start..).unwrap_or_default(), first_line, each);
+}
+
+fn document<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+    let mut significant = lines(text, line)
+        .filter(|(_, _, content)| is_significant(content) && !content.starts_with('%'));
+    let Some((first_line, offset, first)) = significant.next() else { return };
+    let text = text.get(offset..).unwrap_or_default();
+    if first.trim_start().starts_with('{') && serde_json::from_str::<&RawValue>(text).is_ok() {
+        return split_json(text, first_line, each);
+    }
+    let head = scan(text);
+    match head.list_of() {
+        Some(_) => split_list(text, first_line, &head, each),
+        None => each(Ok(Piece {
+            line: first_line,
+            text: Cow::Borrowed(text),
+            shape: Shape::Yaml,
+            implied: None,
+        })),
+    }
+}
+
+/// Takes a block-style list apart at its dashes: an item's own content is always indented deeper
+/// than its dash, so a dash in that column begins the next item. A list written in any other way,
+/// or one with anchors that items may share, is parsed and taken apart as a tree.
+fn split_list<'a>(
+    text: &'a str,
+    line: u32,
+    head: &Head,
+    each: &mut dyn FnMut(Result<Piece<'a>, Fault>),
+) {
+    match item_offsets(text, line) {
+        Some((before, items, after)) if !text.contains(['&', '*']) => {
+            for (rest, rest_line) in [(before, line), after] {
+                let rest = rest.trim_end();
+                let fault = if rest.is_empty() { None } else { yaml::<IgnoredAny>(rest).err() };
+                if let Some(fault) = fault {
+                    each(Err(fault.after(rest_line)));
+                }
+            }
+            for (item_line, item) in items {
+                each(Ok(Piece {
+                    line: item_line,
+                    text: Cow::Borrowed(item),
+                    shape: Shape::YamlItem,
+                    implied: head.implied(),
+                }));
+            }
+        }
+        _ => split_tree(text, line, each),
+    }
+}
+
+type Items<'a> = (&'a str, Vec<(u32, &'a str)>, (&'a str, u32));
+
+/// The text before `items:`, every item with its line, and the text after the items with its line.
+fn item_offsets(text: &str, first_line: u32) -> Option<Items<'_>> {
+    let mut all = lines(text, first_line);
+    let (_, items_at, _) = all.find(|(_, _, content)| {
+        content.strip_prefix("items:").is_some_and(|rest| {
+            rest.trim().is_empty()
+                || rest.starts_with([' ', '\t']) && rest.trim_start().starts_with('#')
+        })
+    })?;
+    let mut dash = None;
+    let mut starts = Vec::new();
+    let mut end = (text.len(), 0);
+    for (line, offset, content) in all.filter(|(_, _, content)| is_significant(content)) {
+        let indent = content.len() - content.trim_start_matches(' ').len();
+        let is_dash = content
+            .trim_start_matches(' ')
+            .strip_prefix('-')
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']));
+        match dash {
+            None if !is_dash => return None,
+            None => {
+                dash = Some(indent);
+                starts.push((line, offset));
+            }
+            Some(column) if indent == column && is_dash => starts.push((line, offset)),
+            Some(column) if indent > column => {}
+            Some(_) => {
+                end = (offset, line);
+                break;
+            }
+        }
+    }
+    let ends = starts.iter().skip(1).map(|(_, offset)| *offset).chain([end.0]);
+    let items = starts
+        .iter()
+        .zip(ends)
+        .filter_map(|((line, from), to)| Some((*line, text.get(*from..to)?)))
+        .collect();
+    Some((text.get(..items_at)?, items, (text.get(end.0..)?, end.1)))
+}
+
+/// The general way: the whole list as a tree, its items as JSON. All items are reported at the
+/// list's line.
+fn split_tree<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+    let mut tree = match yaml::<serde_json::Value>(text) {
+        Ok(tree) => tree,
+        Err(fault) => return each(Err(fault.after(line))),
+    };
+    let head = Head::deserialize(&tree).unwrap_or_default();
+    match tree.get_mut("items").map(serde_json::Value::take) {
+        Some(serde_json::Value::Array(items)) => {
+            for item in items {
+                each(Ok(Piece {
+                    line,
+                    text: Cow::Owned(item.to_string()),
+                    shape: Shape::Json,
+                    implied: head.implied(),
+                }));
+            }
+        }
+        None | Some(serde_json::Value::Null) => {}
+        Some(_) => each(Err(Fault::new(line, "items: not a list"))),
+    }
+}
+
+#[derive(Deserialize)]
+struct JsonList<'a> {
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+fn split_json<'a>(text: &'a str, first_line: u32, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+    let (mut line, mut counted) = (first_line, 0);
+    let mut line_of = |raw: &RawValue| {
+        let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+        line = line.saturating_add(count_lines(text.get(counted..offset).unwrap_or_default()));
+        counted = offset.max(counted);
+        line
+    };
+    for value in serde_json::Deserializer::from_str(text).into_iter::<&'a RawValue>() {
+        let raw = match value {
+            Ok(raw) => raw,
+            // The stream cannot be picked up again after a syntax error.
+            Err(error) => return each(Err(Fault::json(&error).after(first_line))),
+        };
+        let line = line_of(raw);
+        let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
+        if head.list_of().is_none() {
+            each(Ok(Piece {
+                line,
+                text: Cow::Borrowed(raw.get()),
+                shape: Shape::Json,
+                implied: None,
+            }));
+            continue;
+        }
+        match serde_json::from_str::<JsonList<'a>>(raw.get()) {
+            Ok(list) => {
+                for item in list.items.unwrap_or_default() {
+                    let piece = Piece {
+                        line: line_of(item),
+                        text: Cow::Borrowed(item.get()),
+                        shape: Shape::Json,
+                        implied: head.implied(),
+                    };
+                    each(Ok(piece));
+                }
+            }
+            Err(error) => each(Err(Fault::json(&error).after(line))),
+        }
+    }
+}
+
+fn count_lines(text: &str) -> u32 {
+    u32::try_from(text.bytes().filter(|byte| *byte == b'\n').count()).unwrap_or(u32::MAX)
+}
+
+/// Every line with its number and byte offset, without its line end.
+pub(super) fn lines(text: &str, first: u32) -> impl Iterator<Item = (u32, usize, &str)> {
+    let mut offset = 0;
+    let mut number = first;
+    text.split_inclusive('\n').map(move |line| {
+        let item = (number, offset, line.trim_end_matches(['\n', '\r']));
+        offset += line.len();
+        number = number.saturating_add(1);
+        item
+    })
+}
+
+/// Neither blank nor a comment.
+pub(super) fn is_significant(line: &str) -> bool {
+    let line = line.trim_start();
+    !line.is_empty() && !line.starts_with('#')
+}
+
+#[cfg(test)]
+#[path = "split_tests.rs"]
+mod tests;

@@ -1,0 +1,488 @@
+//! What every file defines, who holds each object, and what changed. Files are ordered by name: of
+//! two definitions of one object the first is used and the other reported. Objects themselves are
+//! not kept: a digest tells whether one changed, and where a value is needed again its
+//! file is asked for again ([`ManifestStore::take_reread`]).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use super::parse::{Fault, Kind, Object, ObjectId, Parsed, parse};
+use super::split::{Format, Piece, split};
+use crate::model::SourceChange;
+
+/// Something to tell the user about a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ManifestProblem {
+    /// The file's name in the directory, or the directory itself.
+    pub file: String,
+    /// Counted from 1; None when it is about the file as a whole.
+    pub line: Option<u32>,
+    /// A plain sentence.
+    pub reason: String,
+    /// The object it is about, e.g. `Service default/web`.
+    pub object: Option<String>,
+    /// How bad it is.
+    pub severity: Severity,
+}
+
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Something is not served as written.
+    Error,
+    /// Worth knowing: something is left to others.
+    Note,
+}
+
+/// All files of the directory, as far as they are remembered.
+#[derive(Debug, Default)]
+pub struct ManifestStore {
+    files: BTreeMap<Arc<str>, File>,
+    held: BTreeMap<Arc<ObjectId>, Held>,
+    /// Objects that more than one file defines, with these files.
+    contested: BTreeMap<Arc<ObjectId>, BTreeSet<Arc<str>>>,
+    pending: BTreeMap<Arc<ObjectId>, Pending>,
+    reread: BTreeSet<Arc<str>>,
+    /// Files that may have something to tell about.
+    noteworthy: BTreeSet<Arc<str>>,
+    /// The namespace read last: one allocation of it serves all that follow each other.
+    namespace: Option<Arc<str>>,
+}
+
+/// The definition in force.
+#[derive(Debug)]
+struct Held {
+    file: Arc<str>,
+    digest: Digest,
+}
+
+/// Digest of an object; [`ABSENT`] for one that is of no concern.
+type Digest = u128;
+const ABSENT: Digest = 0;
+
+#[derive(Debug)]
+struct Pending {
+    before: Digest,
+    value: Option<Object>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    pieces: Box<[Remembered]>,
+    /// As given by [`ManifestStore::set_version`]; 0 before.
+    version: u64,
+    /// Apart, for there may be ten thousand files and nothing wrong with any.
+    trouble: Option<Box<Trouble>>,
+}
+
+/// What keeps a file from being read, or a part of it.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Objects kept because a broken piece may be about them.
+    retained: Vec<Arc<ObjectId>>,
+    /// Why the file as a whole could not be read.
+    fault: Option<String>,
+}
+
+/// One piece of a file's text.
+#[derive(Debug)]
+struct Remembered {
+    text: u64,
+    line: u32,
+    id: Option<Arc<ObjectId>>,
+    state: State,
+    /// Lines counted from the piece's first.
+    faults: Box<[Fault]>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Defines,
+    Duplicate,
+    Foreign(Box<str>),
+    Noted(Box<str>),
+    Broken,
+}
+
+impl File {
+    fn ids(&self) -> impl Iterator<Item = &Arc<ObjectId>> {
+        let retained = self.trouble.iter().flat_map(|trouble| &trouble.retained);
+        self.pieces
+            .iter()
+            .filter_map(|piece| piece.id.as_ref().filter(|_| piece.state == State::Defines))
+            .chain(retained)
+    }
+}
+
+impl ManifestStore {
+    /// The file now has this text. Pieces whose text is unchanged are not parsed again, unless
+    /// `afresh` asks for every value.
+    pub fn put(&mut self, file: &str, format: Format, text: &str, afresh: bool) {
+        let name: Arc<str> =
+            self.files.get_key_value(file).map_or_else(|| file.into(), |(name, _)| name.clone());
+        let old = self.files.remove(&name).unwrap_or_default();
+        let old_ids: BTreeSet<Arc<ObjectId>> = old.ids().cloned().collect();
+        let mut known: HashMap<u64, Remembered> = HashMap::new();
+        if !afresh {
+            let reusable = |piece: &Remembered| {
+                matches!(piece.state, State::Defines | State::Foreign(_) | State::Noted(_))
+            };
+            known.extend(old.pieces.into_iter().filter(reusable).map(|piece| (piece.text, piece)));
+        }
+        let mut pieces = Vec::new();
+        let mut defined: BTreeSet<Arc<ObjectId>> = BTreeSet::new();
+        split(text, format, &mut |piece| {
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(fault) => {
+                    let (line, fault) = (fault.line, Fault { line: 1, ..fault });
+                    return pieces.push(Remembered {
+                        text: 0,
+                        line,
+                        id: None,
+                        state: State::Broken,
+                        faults: Box::new([fault]),
+                    });
+                }
+            };
+            let text = text_digest(&piece);
+            let (remembered, value) = match known.remove(&text) {
+                Some(remembered) => (Remembered { line: piece.line, ..remembered }, None),
+                None => self.read(&piece, text),
+            };
+            pieces.push(remembered);
+            let Some(remembered) = pieces.last_mut().filter(|piece| piece.state == State::Defines)
+            else {
+                return;
+            };
+            let Some(id) = remembered.id.clone() else { return };
+            if defined.insert(id.clone()) {
+                self.claim(id, &name, value);
+            } else {
+                remembered.state = State::Duplicate;
+            }
+        });
+        let retained = retain_broken(&mut pieces, &old_ids, &mut defined);
+        for gone in old_ids.difference(&defined) {
+            self.release(gone, &name);
+        }
+        if pieces.iter().any(|piece| piece.state != State::Defines || !piece.faults.is_empty()) {
+            self.noteworthy.insert(name.clone());
+        } else {
+            self.noteworthy.remove(&name);
+        }
+        let trouble = (!retained.is_empty()).then(|| Box::new(Trouble { retained, fault: None }));
+        self.files.insert(name, File { pieces: pieces.into(), version: 0, trouble });
+    }
+
+    /// Which version of a known file was read last: any number that tells it from the next, not 0.
+    pub fn set_version(&mut self, file: &str, version: u64) {
+        if let Some(file) = self.files.get_mut(file) {
+            file.version = version;
+        }
+    }
+
+    /// The version that was read last; None when it is not known, or could not be read.
+    pub fn version(&self, file: &str) -> Option<u64> {
+        self.files.get(file).map(|file| file.version).filter(|version| *version != 0)
+    }
+
+    /// The file cannot be read: what it defined goes on serving.
+    pub fn fail(&mut self, file: &str, reason: String) {
+        let name: Arc<str> = file.into();
+        self.noteworthy.insert(name.clone());
+        let file = self.files.entry(name).or_default();
+        file.version = 0;
+        file.trouble.get_or_insert_default().fault = Some(reason);
+    }
+
+    /// The file is gone, and what it defined with it.
+    pub fn remove(&mut self, file: &str) {
+        let Some((name, old)) = self.files.remove_entry(file) else { return };
+        self.noteworthy.remove(&name);
+        for id in old.ids().cloned().collect::<BTreeSet<_>>() {
+            self.release(&id, &name);
+        }
+    }
+
+    /// Names of all files known, in order.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(|name| &**name)
+    }
+
+    /// Files that now define an object whose value is not at hand: put each again, `afresh`, before
+    /// the changes are taken.
+    pub fn take_reread(&mut self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.reread).into_iter().collect()
+    }
+
+    /// What really changed since the last call: Nodes, then Services, then slices, each in order of
+    /// name.
+    pub fn take_changes(&mut self) -> Vec<SourceChange> {
+        let mut changes = Vec::new();
+        for (id, Pending { before, value }) in std::mem::take(&mut self.pending) {
+            if before == self.digest_of(&id) {
+                continue;
+            }
+            let key = || id.key.clone();
+            changes.push(match (id.kind, value) {
+                (_, Some(Object::Node(node))) => SourceChange::Node(node.name.clone(), Some(node)),
+                (_, Some(Object::Service(service))) => SourceChange::Service(key(), Some(service)),
+                (_, Some(Object::EndpointSlice(slice))) => SourceChange::Slice(key(), Some(slice)),
+                (Kind::Node, None) => SourceChange::Node((*id.key.name).into(), None),
+                (Kind::Service, None) => SourceChange::Service(key(), None),
+                (Kind::EndpointSlice, None) => SourceChange::Slice(key(), None),
+            });
+        }
+        changes
+    }
+
+    /// Everything that is wrong at present, by file and line. The list is cut where nobody would
+    /// read on.
+    pub fn problems(&self) -> Vec<ManifestProblem> {
+        const MOST: usize = 1000;
+        let mut problems = Vec::new();
+        let mut more = 0_usize;
+        // The rest of the files, nearly all of them, is in order.
+        let names: BTreeSet<&Arc<str>> =
+            self.noteworthy.iter().chain(self.contested.values().flatten()).collect();
+        for (name, file) in names.into_iter().filter_map(|name| self.files.get_key_value(name)) {
+            let mut foreign = BTreeSet::new();
+            let mut tell = |line: Option<u32>, reason: String, id: Option<&ObjectId>, severity| {
+                if problems.len() < MOST {
+                    problems.push(ManifestProblem {
+                        file: name.to_string(),
+                        line,
+                        reason,
+                        object: id.map(ObjectId::to_string),
+                        severity,
+                    });
+                } else {
+                    more += 1;
+                }
+            };
+            if let Some(fault) = file.trouble.as_ref().and_then(|trouble| trouble.fault.as_ref()) {
+                tell(None, fault.clone(), None, Severity::Error);
+            }
+            for piece in &file.pieces {
+                let id = piece.id.as_deref();
+                for fault in &piece.faults {
+                    tell(
+                        Some(fault.clone().after(piece.line).line),
+                        fault.reason.to_string(),
+                        id,
+                        Severity::Error,
+                    );
+                }
+                match &piece.state {
+                    State::Foreign(kind) if foreign.insert(kind) => {
+                        tell(Some(piece.line), foreign_note(kind), None, Severity::Note);
+                    }
+                    State::Noted(note) => {
+                        tell(Some(piece.line), note.to_string(), None, Severity::Note)
+                    }
+                    State::Duplicate => {
+                        tell(
+                            Some(piece.line),
+                            "defined twice in this file; the first definition is used".into(),
+                            id,
+                            Severity::Error,
+                        );
+                    }
+                    State::Defines if !self.contested.is_empty() => {
+                        if let Some(winner) = id.and_then(|id| self.overruled(id, name)) {
+                            tell(
+                                Some(piece.line),
+                                format!(
+                                    "also defined in {winner}, which comes first by name and is used"
+                                ),
+                                id,
+                                Severity::Error,
+                            );
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if more > 0 {
+            let reason = format!("and {more} more problems in all files");
+            problems.push(ManifestProblem {
+                file: String::new(),
+                line: None,
+                reason,
+                object: None,
+                severity: Severity::Error,
+            });
+        }
+        problems
+    }
+
+    /// Parses a piece that is new or changed. The value is beside it, None when there is nothing to
+    /// claim.
+    fn read(&mut self, piece: &Piece<'_>, text: u64) -> (Remembered, Option<Option<Object>>) {
+        let (id, state, faults, value) = match parse(piece) {
+            Parsed::Object { mut id, mut value, problems } => {
+                match &self.namespace {
+                    Some(known) if *known == id.key.namespace => id.key.namespace = known.clone(),
+                    _ => self.namespace = Some(id.key.namespace.clone()),
+                }
+                // The same allocation serves all who name the object.
+                let id = self
+                    .held
+                    .get_key_value(&id)
+                    .map_or_else(|| Arc::new(id), |(known, _)| known.clone());
+                match &mut value {
+                    Some(Object::Service(service)) => service.key = id.key.clone(),
+                    Some(Object::EndpointSlice(slice)) => slice.key = id.key.clone(),
+                    Some(Object::Node(_)) | None => {}
+                }
+                let faults = problems
+                    .into_iter()
+                    .map(|reason| Fault { line: 1, reason: reason.into() })
+                    .collect();
+                (Some(id), State::Defines, faults, Some(value))
+            }
+            Parsed::Foreign { kind } => (None, State::Foreign(kind), Vec::new(), None),
+            Parsed::Noted { note } => (None, State::Noted(note), Vec::new(), None),
+            Parsed::Broken { fault, about } => {
+                (about.map(Arc::new), State::Broken, vec![fault], None)
+            }
+        };
+        (Remembered { text, line: piece.line, id, state, faults: faults.into() }, value)
+    }
+
+    /// The file defines the object. `value` is None when the definition is the one already known.
+    fn claim(&mut self, id: Arc<ObjectId>, file: &Arc<str>, value: Option<Option<Object>>) {
+        let before = self.digest_of(&id);
+        let mut new_holder = false;
+        match self.held.get_mut(&id) {
+            Some(held) if held.file != *file => {
+                let claimants = self.contested.entry(id.clone()).or_default();
+                claimants.extend([held.file.clone(), file.clone()]);
+                if *held.file < **file {
+                    return;
+                }
+                held.file = file.clone();
+                new_holder = true;
+            }
+            Some(_) => {}
+            None => {
+                self.held.insert(id.clone(), Held { file: file.clone(), digest: ABSENT });
+                new_holder = true;
+            }
+        }
+        let Some(value) = value else {
+            if new_holder {
+                self.reread.insert(file.clone());
+            }
+            return;
+        };
+        let digest = value.as_ref().map_or(ABSENT, object_digest);
+        if digest != before || self.pending.contains_key(&id) {
+            self.pend(&id, before, value);
+        }
+        if let Some(held) = self.held.get_mut(&id) {
+            held.digest = digest;
+        }
+    }
+
+    /// The file defines the object no longer: the next file that does takes over, else it is gone.
+    fn release(&mut self, id: &Arc<ObjectId>, file: &Arc<str>) {
+        let mut successor = None;
+        if let Some(claimants) = self.contested.get_mut(id) {
+            claimants.remove(file);
+            successor = claimants.first().cloned();
+            if claimants.len() < 2 {
+                self.contested.remove(id);
+            }
+        }
+        let before = self.digest_of(id);
+        let Some(held) = self.held.get_mut(id).filter(|held| held.file == *file) else { return };
+        match successor {
+            // Until it has been read, what was served goes on.
+            Some(successor) => {
+                held.file = successor.clone();
+                self.reread.insert(successor);
+            }
+            None => {
+                self.held.remove(id);
+                self.pend(id, before, None);
+            }
+        }
+    }
+
+    fn pend(&mut self, id: &Arc<ObjectId>, before: Digest, value: Option<Object>) {
+        self.pending.entry(id.clone()).or_insert(Pending { before, value: None }).value = value;
+    }
+
+    fn digest_of(&self, id: &ObjectId) -> Digest {
+        self.held.get(id).map_or(ABSENT, |held| held.digest)
+    }
+
+    /// The file whose definition is used in place of this file's.
+    fn overruled(&self, id: &ObjectId, file: &Arc<str>) -> Option<&str> {
+        self.contested.get(id)?;
+        self.held.get(id).filter(|held| held.file != *file).map(|held| &*held.file)
+    }
+}
+
+/// A broken piece keeps the object it is about. Where that cannot be told, or the file never had
+/// such an object (its name may be what is being edited), everything the file had and no longer
+/// defines is kept.
+fn retain_broken(
+    pieces: &mut [Remembered],
+    old_ids: &BTreeSet<Arc<ObjectId>>,
+    defined: &mut BTreeSet<Arc<ObjectId>>,
+) -> Vec<Arc<ObjectId>> {
+    const KEPT: &str = "its last good version goes on serving";
+    let (mut retained, mut all) = (Vec::new(), false);
+    for piece in pieces.iter_mut().filter(|piece| piece.state == State::Broken) {
+        let id = piece.id.as_ref().and_then(|id| old_ids.get(id));
+        match id {
+            Some(id) if defined.insert(id.clone()) => {
+                for fault in &mut piece.faults {
+                    fault.reason = format!("{}; {KEPT}", fault.reason).into();
+                }
+                retained.push(id.clone());
+            }
+            Some(_) => {}
+            None => all = true,
+        }
+    }
+    if all {
+        let kept: Vec<_> = old_ids.difference(defined).cloned().collect();
+        defined.extend(kept.iter().cloned());
+        retained.extend(kept);
+    }
+    retained
+}
+
+fn foreign_note(kind: &str) -> String {
+    match kind {
+        "Endpoints" => {
+            "kind Endpoints is not read; write an EndpointSlice (discovery.k8s.io/v1)".into()
+        }
+        kind => format!("kind {kind} is not read; only Service, EndpointSlice and Node are"),
+    }
+}
+
+fn object_digest(object: &Object) -> Digest {
+    let mut hasher = SipHasher13::new();
+    object.hash(&mut hasher);
+    hasher.finish128().as_u128().max(ABSENT + 1)
+}
+
+fn text_digest(piece: &Piece<'_>) -> u64 {
+    let mut hasher = SipHasher13::new();
+    (piece.shape, &piece.implied).hash(&mut hasher);
+    hasher.write(piece.text.as_bytes());
+    hasher.finish()
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

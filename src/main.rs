@@ -7,7 +7,7 @@ use pinnace::cli::{CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, St
 use pinnace::commands::{check, status};
 use pinnace::common::printable::printable_lines;
 use pinnace::config::{ConfigFile, LogFormat, Settings, Sources, Warning};
-use pinnace::nft::io::writer::Writer;
+use pinnace::nft::io::writer::RulesetWriter;
 use pinnace::{cli, commands, config, daemon, logging, nft};
 
 fn main() -> ExitCode {
@@ -103,7 +103,7 @@ fn run(
             })
         }
         Command::Check { output } => {
-            let report = check::run(settings, warnings, trial);
+            let report = check::run(settings, warnings, probe_kernel);
             match output {
                 CheckFormat::Human => print(&printable_lines(&report.human())),
                 CheckFormat::Json => print(&format!("{}\n", report.json())),
@@ -153,9 +153,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
 
 /// Writes a rule set with rules of every kind in the network namespace of the calling thread. What
 /// the kernel lacks of it, if it takes the rest.
-fn trial() -> Result<Option<String>, String> {
-    let changes = nft::probe::of_every_kind();
-    let mut writer = Writer::open().map_err(|error| error.to_string())?;
+fn probe_kernel() -> Result<Option<String>, String> {
+    let changes = nft::probe::probe_ruleset();
+    let mut writer = RulesetWriter::open().map_err(|error| error.to_string())?;
     writer.apply(&changes).map_err(|error| error.to_string())?;
     Ok(writer.absent().iter().next().map(|(family, reason)| format!("no {family}: {reason}")))
 }

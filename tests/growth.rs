@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pinnace::engine::plan::Plan;
-use pinnace::engine::{Engine, Event, Role, Settings};
+use pinnace::engine::{Engine, EngineSettings, Event, Role};
 use pinnace::ipam::Allocations;
 use pinnace::ipam::pool::parse_pools;
 use pinnace::model::*;
@@ -72,7 +72,7 @@ fn service(number: u32, port: u16) -> SourceChange {
         selector: None,
         published: Vec::new(),
         problems: Vec::new(),
-        record: None,
+        api: None,
     };
     SourceChange::Service(service.key.clone(), Some(Box::new(service)))
 }
@@ -81,8 +81,8 @@ fn source(changes: Vec<SourceChange>) -> Event {
     Event::Source { changes, problems: Vec::new(), synced: true }
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> EngineSettings {
+    EngineSettings {
         node: "node-1".into(),
         pools: parse_pools("10.88.0.0/16").expect("pools of the test"),
         avoid_buggy_ips: true,

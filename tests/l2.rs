@@ -183,7 +183,7 @@ struct Node {
     wish: watch::Sender<Wish>,
     events: mpsc::Receiver<AnnouncerEvent>,
     interfaces: watch::Receiver<Interfaces>,
-    counters: Arc<task::Counters>,
+    counters: Arc<task::L2Counters>,
 }
 
 impl Node {
@@ -191,7 +191,7 @@ impl Node {
         let (wish, mut wishes) = watch::channel(first);
         let (events_in, events) = mpsc::channel(64);
         let (snapshots, interfaces) = watch::channel(Interfaces::new());
-        let counters = Arc::new(task::Counters::default());
+        let counters = Arc::new(task::L2Counters::default());
         let (mut seen, totals) = (interfaces.clone(), Arc::clone(&counters));
         inside(&lab.namespace("node"), move || {
             let config = Config {
@@ -506,7 +506,7 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
     Arc::make_mut(&mut first.announcements).insert(ip(FREE[0]), ghost_only);
     let (desired_in, desired) = watch::channel(first);
     let (events_in, mut events) = mpsc::channel(64);
-    let counters = Arc::new(task::Counters::default());
+    let counters = Arc::new(task::L2Counters::default());
     let announcer = inside(&lab.namespace("node"), move || {
         task::spawn(desired, events_in, Config::default(), counters, Default::default()).unwrap()
     });

@@ -8,12 +8,12 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinnace::engine::plan::Changes;
+use pinnace::engine::plan::RulesetChanges;
 use pinnace::model::Protocol;
-use pinnace::model::forwarding::{Backend, Forwarding, FrontendKey, Target};
+use pinnace::model::forwarding::{Backend, Balancing, Forwarding, FrontendKey};
 use pinnace::nft::SetId;
 use pinnace::nft::io::conntrack;
-use pinnace::nft::io::writer::Writer;
+use pinnace::nft::io::writer::RulesetWriter;
 
 #[path = "lab/patience.rs"]
 mod patience;
@@ -226,14 +226,14 @@ fn pods(net: &Net, which: &[usize]) -> Vec<Backend> {
     which.iter().map(|&n| Backend { address: net.pods[n], port: 8080, local: n == 1 }).collect()
 }
 
-fn plain(internal: Target) -> Forwarding {
+fn plain(internal: Balancing) -> Forwarding {
     Forwarding { internal, external: None, sources: None }
 }
 
-fn changes() -> Changes {
+fn changes() -> RulesetChanges {
     let mut forwardings = BTreeMap::new();
     for net in nets() {
-        let spread = |which: &[usize]| Target::Spread(pods(&net, which));
+        let spread = |which: &[usize]| Balancing::FlowHash(pods(&net, which));
         let ranges = |range: &str| Some(vec![range.parse().unwrap()]);
         let mut add = |port, forwarding: Forwarding| {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -243,19 +243,19 @@ fn changes() -> Changes {
         };
         add(1, plain(spread(&[1])));
         add(2, plain(spread(&[2])));
-        add(3, plain(Target::Reject));
-        add(4, plain(Target::Drop));
+        add(3, plain(Balancing::Reject));
+        add(4, plain(Balancing::Drop));
         add(5, plain(spread(&[1, 2])));
-        add(6, plain(Target::Sticky(pods(&net, &[1, 2]))));
+        add(6, plain(Balancing::ClientIp(pods(&net, &[1, 2]))));
         add(7, Forwarding { sources: ranges(net.net), ..plain(spread(&[1])) });
         add(8, Forwarding { sources: ranges(net.elsewhere), ..plain(spread(&[1])) });
         add(9, Forwarding { external: Some(spread(&[1])), ..plain(spread(&[1, 2])) });
-        add(10, Forwarding { external: Some(Target::Drop), ..plain(spread(&[2])) });
+        add(10, Forwarding { external: Some(Balancing::Drop), ..plain(spread(&[2])) });
         add(11, Forwarding { sources: Some(vec![]), ..plain(spread(&[1])) });
         let own = FrontendKey { address: net.node_at[0], protocol: Protocol::Tcp, port: 80 };
         forwardings.insert(own, Some(Arc::new(plain(spread(&[2])))));
     }
-    Changes {
+    RulesetChanges {
         generation: 0,
         reset: true,
         uplinks: Some(BTreeSet::from(["uplink".into()])),
@@ -268,7 +268,7 @@ fn changes() -> Changes {
 fn each_verdict_does_to_packets_what_it_says() {
     let lab = Lab::new("v");
     let _writer = lab.inside("node", || {
-        let mut writer = Writer::open().unwrap();
+        let mut writer = RulesetWriter::open().unwrap();
         writer.apply(&changes()).unwrap();
         writer
     });
@@ -350,11 +350,11 @@ fn each_verdict_does_to_packets_what_it_says() {
 fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
     let lab = Lab::new("r");
     let mut writer = lab.inside("node", || {
-        let mut writer = Writer::open().unwrap();
+        let mut writer = RulesetWriter::open().unwrap();
         writer.apply(&changes()).unwrap();
         writer
     });
-    let waiting = |writer: &Writer| {
+    let waiting = |writer: &RulesetWriter| {
         let sets = writer.live().unwrap().into_iter().flat_map(|table| table.sets);
         sets.filter(|(set, _)| *set == SetId::Resized)
             .map(|(_, elements)| elements.len())
@@ -369,13 +369,16 @@ fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
     {
         for which in [before, after] {
             let forwardings = nets().into_iter().flat_map(|net| {
-                let forwarding = Arc::new(plain(Target::Spread(pods(&net, which))));
+                let forwarding = Arc::new(plain(Balancing::FlowHash(pods(&net, which))));
                 [Protocol::Tcp, Protocol::Udp].map(|protocol| {
                     (FrontendKey { address: net.vip, protocol, port }, Some(forwarding.clone()))
                 })
             });
             writer
-                .apply(&Changes { forwardings: forwardings.collect(), ..Changes::default() })
+                .apply(&RulesetChanges {
+                    forwardings: forwardings.collect(),
+                    ..RulesetChanges::default()
+                })
                 .unwrap();
         }
         // At once, with the verdict that followed, and when that is over.
@@ -390,7 +393,7 @@ fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
                     assert_eq!(answers, of(after), "{at} from {from}, {before:?} → {after:?}");
                 }
             }
-            writer.settle(usize::MAX).unwrap();
+            writer.flush_deferred(usize::MAX).unwrap();
         }
     }
 }
@@ -399,7 +402,7 @@ fn a_frontend_that_was_resized_leads_to_all_of_its_backends_at_once() {
 fn without_refresh_the_rules_disarm_themselves() {
     let lab = Lab::new("d");
     let mut writer = lab.inside("node", || {
-        let mut writer = Writer::with_timeout(patient(Duration::from_millis(1500))).unwrap();
+        let mut writer = RulesetWriter::with_timeout(patient(Duration::from_millis(1500))).unwrap();
         writer.apply(&changes()).unwrap();
         writer
     });
@@ -422,8 +425,8 @@ fn udp_clients_leave_backends_that_went_away() {
     // Before there is a rule, the client's datagrams make entries whose replies would come from the
     // VIP itself.
     let mut writer = lab.inside("node", || {
-        let mut writer = Writer::open().unwrap();
-        writer.apply(&Changes { reset: true, ..Changes::default() }).unwrap();
+        let mut writer = RulesetWriter::open().unwrap();
+        writer.apply(&RulesetChanges { reset: true, ..RulesetChanges::default() }).unwrap();
         writer
     });
     for net in nets() {
@@ -447,10 +450,13 @@ fn udp_clients_leave_backends_that_went_away() {
     assert_eq!(delete_stale(1), 0, "entries of serving backends stay");
     let forwardings = nets().map(|net| {
         let key = FrontendKey { address: net.vip, protocol: Protocol::Udp, port: 1 };
-        (key, Some(Arc::new(plain(Target::Spread(pods(&net, &[2]))))))
+        (key, Some(Arc::new(plain(Balancing::FlowHash(pods(&net, &[2]))))))
     });
     writer
-        .apply(&Changes { forwardings: BTreeMap::from(forwardings), ..Changes::default() })
+        .apply(&RulesetChanges {
+            forwardings: BTreeMap::from(forwardings),
+            ..RulesetChanges::default()
+        })
         .unwrap();
     for net in nets() {
         assert_eq!(ask(&net), Ok(format!("pod1 {}", net.client)), "an established flow goes on");
@@ -468,8 +474,8 @@ fn flows_that_nobody_translated_are_forgotten_unless_they_are_connections() {
     let lab = Lab::new("q");
     let _writer = lab.inside("node", || {
         serve("node");
-        let mut writer = Writer::open().unwrap();
-        writer.apply(&Changes { reset: true, ..Changes::default() }).unwrap();
+        let mut writer = RulesetWriter::open().unwrap();
+        writer.apply(&RulesetChanges { reset: true, ..RulesetChanges::default() }).unwrap();
         writer
     });
     let mut frontends = Vec::new();

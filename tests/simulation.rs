@@ -147,7 +147,7 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
     world.run(peace + ms(26_000));
     let before: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
     world.run(peace + ms(36_000));
-    peaceful(&mut world, &before);
+    assert_converged(&mut world, &before);
     let most = 4 * faults as usize + 4;
     for (vip, moves) in &world.moves {
         if moves.len() > most {
@@ -159,7 +159,7 @@ fn hostile(seed: u64, detection: Detection) -> Vec<String> {
 }
 
 /// One owner, the same as a while ago, agreed upon by all, and believed by every client.
-fn peaceful(world: &mut World, before: &[Vec<usize>]) {
+fn assert_converged(world: &mut World, before: &[Vec<usize>]) {
     let mut wrong = Vec::new();
     for (n, vip) in world.vips.iter().enumerate() {
         let owners = world.owners(*vip);
@@ -211,7 +211,7 @@ fn settled(mut world: World, seed: u64) -> World {
     world.boot(200);
     world.run(ms(20_000));
     let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
-    peaceful(&mut world, &owners);
+    assert_converged(&mut world, &owners);
     assert_eq!(world.failures, [""; 0], "seed {seed}");
     world
 }
@@ -281,7 +281,7 @@ fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
         world.run(ms(49_900));
         let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
         world.run(ms(70_000));
-        peaceful(&mut world, &owners);
+        assert_converged(&mut world, &owners);
         assert_eq!(world.failures, [""; 0], "seed {seed}");
     }
 }
@@ -307,7 +307,7 @@ fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
             world.moves
         );
         world.run(ms(440_000));
-        peaceful(&mut world, &owners);
+        assert_converged(&mut world, &owners);
         assert_eq!(world.failures, [""; 0], "seed {seed}");
     }
 }
@@ -322,7 +322,7 @@ fn a_stall_that_nobody_noticed_changes_nothing() {
         world.fault_at(ms(20_000), Fault::Freeze(victim));
         world.fault_at(ms(20_100), Fault::Thaw(victim, ms(100)));
         world.run(ms(25_000));
-        peaceful(&mut world, &before);
+        assert_converged(&mut world, &before);
         assert_eq!(world.failures, [""; 0], "seed {seed}");
     }
 }
@@ -390,7 +390,7 @@ fn splits_of_every_shape_have_one_owner_each_and_join_within_a_second() {
         world.run(ms(29_000));
         let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
         assert!(owners.iter().all(|owners| owners.len() == 1), "{shape:?}: {owners:?}");
-        peaceful(&mut world, &owners);
+        assert_converged(&mut world, &owners);
         assert_eq!(world.failures, [""; 0], "{shape:?}");
     }
 }
@@ -408,7 +408,7 @@ fn with_bfd_blocked_there_is_one_owner_and_both_sides_are_told_why() {
         world.boot(500);
         world.run(ms(20_000));
         let owners: Vec<_> = world.vips.iter().map(|vip| world.owners(*vip)).collect();
-        peaceful(&mut world, &owners);
+        assert_converged(&mut world, &owners);
         assert_eq!(world.failures, [""; 0], "seed {seed}");
         let warned = world.hosts.iter().filter_map(|host| host.process.as_ref());
         let warned = warned.filter(|process| {

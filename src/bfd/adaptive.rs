@@ -14,7 +14,7 @@ const QUIET: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 
 /// What lateness has taught.
 #[derive(Debug)]
-pub(super) struct Tolerance {
+pub(super) struct AdaptiveDetection {
     level: usize,
     /// The last near miss: when, and how long it lasted.
     miss: Option<(Duration, Duration)>,
@@ -23,9 +23,9 @@ pub(super) struct Tolerance {
     stepped_back: Option<Duration>,
 }
 
-impl Tolerance {
-    pub fn new() -> Tolerance {
-        Tolerance {
+impl AdaptiveDetection {
+    pub fn new() -> AdaptiveDetection {
+        AdaptiveDetection {
             level: 0,
             miss: None,
             quiet: QUIET.0,
@@ -92,8 +92,8 @@ impl Tolerance {
     }
 
     /// True when it has been quiet for long enough and the level fell.
-    pub fn relax(&mut self, now: Duration) -> bool {
-        if self.deadline().is_none_or(|due| now < due) {
+    pub fn handle_timeout(&mut self, now: Duration) -> bool {
+        if self.poll_timeout().is_none_or(|due| now < due) {
             return false;
         }
         self.level -= 1;
@@ -103,7 +103,7 @@ impl Tolerance {
     }
 
     /// When [`Tolerance::relax`] is due.
-    pub fn deadline(&self) -> Option<Duration> {
+    pub fn poll_timeout(&self) -> Option<Duration> {
         (self.level > 0).then_some(self.calm_at)
     }
 }

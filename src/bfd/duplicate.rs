@@ -20,7 +20,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// What one session has seen of it.
 #[derive(Debug)]
-pub(super) struct Double {
+pub(super) struct DuplicateDetector {
     /// Of the session.
     begin: Duration,
     /// The peer has named our discriminator.
@@ -39,9 +39,9 @@ struct Signs {
     told: Option<Duration>,
 }
 
-impl Double {
-    pub fn new(now: Duration) -> Double {
-        Double {
+impl DuplicateDetector {
+    pub fn new(now: Duration) -> DuplicateDetector {
+        DuplicateDetector {
             begin: now,
             known: false,
             latest: 0,

@@ -38,7 +38,7 @@ impl Lan {
     fn apply(&mut self, machine: usize, effects: Effects, now: Duration) {
         let source = address(self.machines[machine].0);
         let told = effects.events.iter().filter_map(|event| {
-            if let Event::Double { ours, .. } = event { Some(*ours) } else { None }
+            if let Event::DuplicateIdentity { ours, .. } = event { Some(*ours) } else { None }
         });
         self.machines[machine].2.extend(told);
         for packet in effects.packets {
@@ -63,7 +63,7 @@ impl Lan {
             let two = self.machines.len() - 1;
             self.last.insert(address(2), 1 + now.as_millis() as usize / 10 % two);
             for machine in 0..self.machines.len() {
-                let effects = self.machines[machine].1.poll(now);
+                let effects = self.machines[machine].1.handle_timeout(now);
                 self.apply(machine, effects, now);
             }
             now += ms(1);

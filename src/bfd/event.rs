@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::PeerKey;
-use super::packet::{Diagnostic, ParseError, State};
+use super::packet::{Diagnostic, ParseError, SessionState};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Event {
     /// A peer has waited for us in vain, in a session that is up here. Either it does not hear us,
     /// or we were away for longer than our own clock shows, as a virtual machine is that was
     /// suspended together with its clock; so this, too, is a reason to look at everything again.
-    GivenUp {
+    RemoteDetectionExpired {
         /// Whose session.
         peer: PeerKey,
         /// When.
@@ -33,7 +33,7 @@ pub enum Event {
     },
     /// Two machines speak as one, which was copied with its address. Told again each second while
     /// it goes on.
-    Double {
+    DuplicateIdentity {
         /// The session that shows it.
         peer: PeerKey,
         /// Who was copied: this machine, and another speaks to the peer in its place; or else the
@@ -44,7 +44,7 @@ pub enum Event {
     },
     /// After [`Event::Stalled`] or [`Event::GivenUp`]: every session that is still up has been
     /// heard since.
-    CaughtUp {
+    Resynced {
         /// When.
         at: Duration,
     },
@@ -56,7 +56,7 @@ pub struct PeerEvent {
     /// Whose session.
     pub peer: PeerKey,
     /// Ours, from now on.
-    pub state: State,
+    pub state: SessionState,
     /// Ours: why (RFC 5880 §4.1).
     pub diagnostic: Diagnostic,
     /// What the peer has last said about its own state.
@@ -92,7 +92,7 @@ pub struct Adaptation {
     /// The peer concerned; None: all of them.
     pub peer: Option<PeerKey>,
     /// Why.
-    pub reason: Reason,
+    pub reason: AdaptationCause,
     /// The interval that is now asked of the peer, or (for all of them) the base of all intervals.
     pub interval: Duration,
     /// The multiplier that we announce.
@@ -103,7 +103,7 @@ pub struct Adaptation {
 
 /// Why intervals or multiplier changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum AdaptationCause {
     /// This many sessions share the packet rate.
     Sessions(usize),
     /// Packets of the peer came so late that a little more would have ended the session, or did;

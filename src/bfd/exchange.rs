@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::event::{Discard, Event};
-use super::packet::{Diagnostic, MAX_LEN, State};
+use super::packet::{Diagnostic, MAX_LEN, SessionState};
 
 /// Names a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,11 +74,11 @@ pub struct SessionStatus {
     /// Whose.
     pub peer: PeerKey,
     /// Ours.
-    pub state: State,
+    pub state: SessionState,
     /// Why ours last changed.
     pub diagnostic: Diagnostic,
     /// What the peer last said.
-    pub remote_state: State,
+    pub remote_state: SessionState,
     /// How long silence lasts until the session fails; None before anything was heard.
     pub detection_time: Option<Duration>,
     /// How often we send; None: not at all.

@@ -35,6 +35,6 @@ mod simulation_tests;
 
 pub use authentication::Authentication;
 pub use config::Config;
-pub use event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
+pub use event::{Adaptation, AdaptationCause, Cause, Discard, Event, PeerEvent};
 pub use exchange::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus};
 pub use sessions::Sessions;

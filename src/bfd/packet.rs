@@ -24,7 +24,7 @@ const DIGEST: usize = HEADER_LEN + 8;
 
 /// `Sta`: the session state of the sender (§4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum SessionState {
     /// Held down by an operator.
     AdminDown,
     /// Nothing was heard, or the session failed.
@@ -89,7 +89,7 @@ pub struct Repr {
     /// Why the sender's state last changed.
     pub diagnostic: Diagnostic,
     /// The sender's state.
-    pub state: State,
+    pub state: SessionState,
     /// P: the sender wants an answer with F at once (§6.5).
     pub poll: bool,
     /// F: the answer to a poll. Nobody may send it together with P, but §6.8.6 discards no packet
@@ -146,7 +146,7 @@ pub enum ParseError {
     MyDiscriminator,
     /// `Your Discriminator` is 0 in a state that needs to have heard us.
     #[error("your discriminator is zero in state {0:?}")]
-    YourDiscriminator(State),
+    YourDiscriminator(SessionState),
     /// An `Auth Type` other than 4 and 5.
     #[error("authentication type {0} is none of the SHA1 types")]
     AuthenticationType(u8),
@@ -187,22 +187,22 @@ impl Diagnostic {
     }
 }
 
-impl State {
-    fn from_bits(bits: u8) -> State {
+impl SessionState {
+    fn from_bits(bits: u8) -> SessionState {
         match bits & 3 {
-            0 => State::AdminDown,
-            1 => State::Down,
-            2 => State::Init,
-            _ => State::Up,
+            0 => SessionState::AdminDown,
+            1 => SessionState::Down,
+            2 => SessionState::Init,
+            _ => SessionState::Up,
         }
     }
 
     fn bits(self) -> u8 {
         match self {
-            State::AdminDown => 0,
-            State::Down => 1,
-            State::Init => 2,
-            State::Up => 3,
+            SessionState::AdminDown => 0,
+            SessionState::Down => 1,
+            SessionState::Init => 2,
+            SessionState::Up => 3,
         }
     }
 }
@@ -249,8 +249,9 @@ impl Repr {
         if my_discriminator == 0 {
             return Err(ParseError::MyDiscriminator);
         }
-        let state = State::from_bits(flags >> 6);
-        if your_discriminator == 0 && !matches!(state, State::Down | State::AdminDown) {
+        let state = SessionState::from_bits(flags >> 6);
+        if your_discriminator == 0 && !matches!(state, SessionState::Down | SessionState::AdminDown)
+        {
             return Err(ParseError::YourDiscriminator(state));
         }
         Ok(Repr {

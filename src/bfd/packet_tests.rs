@@ -5,7 +5,7 @@ use super::*;
 fn plain() -> Repr {
     Repr {
         diagnostic: Diagnostic::None,
-        state: State::Up,
+        state: SessionState::Up,
         poll: false,
         finished: false,
         control_plane_independent: false,
@@ -62,7 +62,7 @@ fn any_repr() -> impl Strategy<Value = Repr> {
                 authentication,
             )| Repr {
                 diagnostic: Diagnostic::from_bits(bits),
-                state: State::from_bits(bits >> 5),
+                state: SessionState::from_bits(bits >> 5),
                 poll,
                 finished,
                 control_plane_independent,
@@ -138,15 +138,15 @@ fn every_reception_rule_about_the_form_has_its_error() {
     assert_eq!(with(&[(1, 0xc5)]), Err(ParseError::Multipoint));
     assert_eq!(with(&[(4, 0), (5, 0), (6, 0), (7, 0)]), Err(ParseError::MyDiscriminator));
     let unknown_us = [(8, 0), (9, 0), (10, 0), (11, 0)];
-    assert_eq!(with(&unknown_us), Err(ParseError::YourDiscriminator(State::Up)));
-    for (bits, state) in [(0x04, State::AdminDown), (0x44, State::Down)] {
+    assert_eq!(with(&unknown_us), Err(ParseError::YourDiscriminator(SessionState::Up)));
+    for (bits, state) in [(0x04, SessionState::AdminDown), (0x44, SessionState::Down)] {
         let packet = with(&[&unknown_us[..], &[(1, bits)]].concat())
             .expect("the discriminator may be unknown then");
         assert_eq!((packet.state, packet.your_discriminator), (state, 0));
     }
     assert_eq!(
         with(&[&unknown_us[..], &[(1, 0x84)]].concat()),
-        Err(ParseError::YourDiscriminator(State::Init))
+        Err(ParseError::YourDiscriminator(SessionState::Init))
     );
     assert!(
         with(&[(1, 0xf4)]).is_ok_and(|packet| packet.poll && packet.finished),

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use super::adaptive::Tolerance;
+use super::adaptive::AdaptiveDetection;
 use super::authentication::Sequence;
 use super::event::Cause;
-use super::packet::{Diagnostic, Repr, State};
+use super::packet::{Diagnostic, Repr, SessionState};
 use super::parameters::{Intervals, Parameters};
 use crate::common::random::Random;
 
@@ -25,7 +25,7 @@ pub(super) struct Remote {
     /// bfd.RemoteDiscr
     pub discriminator: u32,
     /// bfd.RemoteSessionState
-    pub state: State,
+    pub state: SessionState,
     pub diagnostic: Diagnostic,
     /// bfd.RemoteMinRxInterval
     min_rx: Duration,
@@ -50,12 +50,12 @@ pub(super) struct Session {
     /// bfd.LocalDiscr
     pub discriminator: u32,
     /// bfd.SessionState
-    pub state: State,
+    pub state: SessionState,
     /// bfd.LocalDiag
     pub diagnostic: Diagnostic,
     pub remote: Remote,
     pub sequence: Sequence,
-    pub arrivals: Tolerance,
+    pub arrivals: AdaptiveDetection,
     target: Target,
     parameters: Parameters,
     /// When the last packet was taken; detection counts from here.
@@ -94,12 +94,12 @@ impl Session {
         let intervals = Intervals { tx: target.interval.max(SLOW), rx: target.interval };
         Session {
             discriminator,
-            state: State::Down,
+            state: SessionState::Down,
             diagnostic: Diagnostic::None,
             // §6.8.1: what holds before anything was heard.
             remote: Remote {
                 discriminator: 0,
-                state: State::Down,
+                state: SessionState::Down,
                 diagnostic: Diagnostic::None,
                 min_rx: Duration::from_micros(1),
                 desired_min_tx: Duration::ZERO,
@@ -107,7 +107,7 @@ impl Session {
                 demand: false,
             },
             sequence: Sequence::new(random),
-            arrivals: Tolerance::new(),
+            arrivals: AdaptiveDetection::new(),
             target,
             parameters: Parameters::new(intervals),
             last_received: None,
@@ -137,19 +137,19 @@ impl Session {
     fn wanted(&self) -> Intervals {
         let base = self.target.interval;
         let rx = self.arrivals.stretch(base).min(LONGEST.max(base));
-        let tx = if self.state == State::Up { base } else { base.max(SLOW) };
+        let tx = if self.state == SessionState::Up { base } else { base.max(SLOW) };
         Intervals { tx, rx }
     }
 
     fn request(&mut self) {
-        self.parameters.request(self.wanted(), self.state == State::Up);
+        self.parameters.request(self.wanted(), self.state == SessionState::Up);
     }
 
     /// A packet that belongs here and is authentic (§6.8.6, from "Set bfd.RemoteDiscr" on). In
     /// AdminDown nothing but the record changes.
     pub fn receive(&mut self, packet: &Repr, now: Duration) -> Reception {
         let mut reception = Reception::default();
-        let was_up = self.remote.state == State::Up;
+        let was_up = self.remote.state == SessionState::Up;
         // The peer that we gave up, and whose discriminator we forgot, speaks: it hears of that at
         // once, not within a second (§6.8.7).
         self.news |= self.expired;
@@ -170,18 +170,22 @@ impl Session {
         }
         (self.overslept, self.grace) = (Duration::ZERO, None);
         self.request();
-        if self.state == State::AdminDown {
+        if self.state == SessionState::AdminDown {
             // It has not heard of it yet.
-            self.news |= packet.state >= State::Init;
+            self.news |= packet.state >= SessionState::Init;
             return reception;
         }
         reception.cause = match (self.state, packet.state) {
-            (State::Down, State::AdminDown) => changed.then_some(Cause::NeighborAdminDown),
-            (_, State::AdminDown) => self.fall(Cause::NeighborAdminDown),
-            (State::Down, State::Down) => self.rise(State::Init),
-            (State::Down, State::Init) => self.rise(State::Up),
-            (State::Init, State::Init | State::Up) => self.rise(State::Up),
-            (State::Up, State::Down) => self.fall(Cause::NeighborDown),
+            (SessionState::Down, SessionState::AdminDown) => {
+                changed.then_some(Cause::NeighborAdminDown)
+            }
+            (_, SessionState::AdminDown) => self.fall(Cause::NeighborAdminDown),
+            (SessionState::Down, SessionState::Down) => self.rise(SessionState::Init),
+            (SessionState::Down, SessionState::Init) => self.rise(SessionState::Up),
+            (SessionState::Init, SessionState::Init | SessionState::Up) => {
+                self.rise(SessionState::Up)
+            }
+            (SessionState::Up, SessionState::Down) => self.fall(Cause::NeighborDown),
             _ => None,
         };
         reception.answer = packet.poll;
@@ -192,9 +196,9 @@ impl Session {
 
     /// The other side's detection time ran out, which is news here.
     pub fn is_given_up_by(&self, packet: &Repr) -> bool {
-        let expired = packet.state == State::Down
+        let expired = packet.state == SessionState::Down
             && packet.diagnostic == Diagnostic::ControlDetectionTimeExpired;
-        self.state == State::Up && expired
+        self.state == SessionState::Up && expired
     }
 
     /// How close to failure the other side's packets come, by what the last of them promises: who
@@ -210,7 +214,8 @@ impl Session {
             2 => detection * 5 / 8,
             _ => detection * 3 / 4,
         };
-        let limit = Tolerance::longest(self.target.interval * u32::from(self.remote.multiplier));
+        let limit =
+            AdaptiveDetection::longest(self.target.interval * u32::from(self.remote.multiplier));
         self.arrivals.observe(gap, threshold, limit, now).then_some(gap)
     }
 
@@ -239,31 +244,33 @@ impl Session {
         self.expired = true;
         self.remote.discriminator = 0;
         match self.state {
-            State::Init | State::Up => self.fall(Cause::DetectionTimeExpired),
+            SessionState::Init | SessionState::Up => self.fall(Cause::DetectionTimeExpired),
             // It said Down, and then nothing more: whatever that meant, it is not even heard now.
-            State::Down if self.remote.state == State::Down => Some(Cause::DetectionTimeExpired),
-            State::Down | State::AdminDown => None,
+            SessionState::Down if self.remote.state == SessionState::Down => {
+                Some(Cause::DetectionTimeExpired)
+            }
+            SessionState::Down | SessionState::AdminDown => None,
         }
     }
 
     /// True when the tolerance fell by a step.
     pub fn relax(&mut self, now: Duration) -> bool {
-        let relaxed = self.arrivals.relax(now);
+        let relaxed = self.arrivals.handle_timeout(now);
         self.request();
         relaxed
     }
 
     /// §6.8.16
     pub fn leave(&mut self) -> Option<Cause> {
-        if self.state == State::AdminDown { None } else { self.fall(Cause::LocalAdminDown) }
+        if self.state == SessionState::AdminDown { None } else { self.fall(Cause::LocalAdminDown) }
     }
 
     /// §6.8.16
     pub fn come_back(&mut self) -> Option<Cause> {
-        if self.state == State::AdminDown { self.fall(Cause::LocalReturn) } else { None }
+        if self.state == SessionState::AdminDown { self.fall(Cause::LocalReturn) } else { None }
     }
 
-    fn rise(&mut self, state: State) -> Option<Cause> {
+    fn rise(&mut self, state: SessionState) -> Option<Cause> {
         self.state = state;
         self.diagnostic = Diagnostic::None;
         self.news = true;
@@ -272,7 +279,11 @@ impl Session {
     }
 
     fn fall(&mut self, cause: Cause) -> Option<Cause> {
-        self.state = if cause == Cause::LocalAdminDown { State::AdminDown } else { State::Down };
+        self.state = if cause == Cause::LocalAdminDown {
+            SessionState::AdminDown
+        } else {
+            SessionState::Down
+        };
         self.diagnostic = match cause {
             Cause::DetectionTimeExpired => Diagnostic::ControlDetectionTimeExpired,
             Cause::NeighborDown | Cause::NeighborAdminDown => {
@@ -308,8 +319,8 @@ impl Session {
     /// §6.8.2, the greater of the two; None when periodic packets must not be sent (§6.8.7).
     pub fn transmit_interval(&self) -> Option<Duration> {
         let demanded = self.remote.demand
-            && self.state == State::Up
-            && self.remote.state == State::Up
+            && self.state == SessionState::Up
+            && self.remote.state == SessionState::Up
             && !self.parameters.polling();
         (!self.remote.min_rx.is_zero() && !demanded)
             .then(|| self.parameters.in_use().tx.max(self.remote.min_rx))
@@ -321,7 +332,7 @@ impl Session {
         match self.last_sent {
             _ if self.news && !self.remote.min_rx.is_zero() => Some(Duration::ZERO),
             None => interval.map(|_| Duration::ZERO),
-            Some(last) if self.state == State::AdminDown && self.farewells < FAREWELLS => {
+            Some(last) if self.state == SessionState::AdminDown && self.farewells < FAREWELLS => {
                 interval.map(|_| last + FAREWELL_INTERVAL)
             }
             // An interval that the other side has shortened counts from the last packet, so it may
@@ -342,8 +353,8 @@ impl Session {
     }
 
     /// When something is due next.
-    pub fn next_deadline(&self) -> Option<Duration> {
-        [self.transmit_deadline(), self.detection_deadline(), self.arrivals.deadline()]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        [self.transmit_deadline(), self.detection_deadline(), self.arrivals.poll_timeout()]
             .into_iter()
             .flatten()
             .min()
@@ -363,7 +374,8 @@ impl Session {
         self.news = false;
         self.last_sent = Some(now);
         self.told_multiplier = self.target.multiplier;
-        self.farewells = self.farewells.saturating_add(u8::from(self.state == State::AdminDown));
+        self.farewells =
+            self.farewells.saturating_add(u8::from(self.state == SessionState::AdminDown));
         self.fraction = random.between(750, if self.target.multiplier == 1 { 900 } else { 1000 });
         let poll = self.parameters.polling();
         self.parameters.sent();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::event::Cause;
-use super::packet::{Diagnostic, Repr, State};
+use super::packet::{Diagnostic, Repr, SessionState};
 use super::session::{Session, Target};
 use crate::common::random::Random;
 
@@ -35,17 +35,17 @@ impl Bench {
     /// Up, with the Poll Sequence of coming up done.
     fn up() -> Bench {
         let mut bench = Bench::new();
-        bench.receive(State::Down, |_| {});
-        bench.receive(State::Up, |_| {});
+        bench.receive(SessionState::Down, |_| {});
+        bench.receive(SessionState::Up, |_| {});
         assert!(bench.send().poll);
-        bench.receive(State::Up, |packet| packet.finished = true);
-        bench.receive(State::Up, |_| {});
-        assert_eq!(bench.session.state, State::Up);
+        bench.receive(SessionState::Up, |packet| packet.finished = true);
+        bench.receive(SessionState::Up, |_| {});
+        assert_eq!(bench.session.state, SessionState::Up);
         assert!(!bench.send().poll);
         bench
     }
 
-    fn receive(&mut self, state: State, change: impl Fn(&mut Repr)) -> Option<Cause> {
+    fn receive(&mut self, state: SessionState, change: impl Fn(&mut Repr)) -> Option<Cause> {
         let mut packet = packet(state);
         change(&mut packet);
         self.session.receive(&packet, self.now).cause
@@ -68,7 +68,7 @@ impl Bench {
 }
 
 /// From a peer at 50 ms × 3.
-fn packet(state: State) -> Repr {
+fn packet(state: SessionState) -> Repr {
     Repr {
         diagnostic: Diagnostic::None,
         state,
@@ -90,7 +90,7 @@ fn packet(state: State) -> Repr {
 #[test]
 fn every_transition_of_section_6_8_6() {
     use Diagnostic as D;
-    use State::{AdminDown, Down, Init, Up};
+    use SessionState::{AdminDown, Down, Init, Up};
     let table = [
         (Down, AdminDown, Down, D::None, Some(Cause::NeighborAdminDown)),
         (Down, Down, Init, D::None, Some(Cause::Heard)),
@@ -135,7 +135,7 @@ fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
         [(50_000, 3, 150), (20_000, 3, 150), (200_000, 3, 600), (50_000, 1, 50), (50_000, 10, 500)]
     {
         let mut bench = Bench::up();
-        bench.receive(State::Up, |packet| {
+        bench.receive(SessionState::Up, |packet| {
             (packet.desired_min_tx, packet.detect_multiplier) = (desired, multiplier)
         });
         assert_eq!(bench.session.detection_time(), Some(ms(detection)));
@@ -143,19 +143,19 @@ fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
             bench.session.expire(bench.now + ms(detection) - Duration::from_micros(1)),
             None
         );
-        assert_eq!(bench.session.state, State::Up);
+        assert_eq!(bench.session.state, SessionState::Up);
         assert_eq!(
             bench.session.expire(bench.now + ms(detection)),
             Some(Cause::DetectionTimeExpired)
         );
         assert_eq!(
             (bench.session.state, bench.session.diagnostic),
-            (State::Down, Diagnostic::ControlDetectionTimeExpired)
+            (SessionState::Down, Diagnostic::ControlDetectionTimeExpired)
         );
     }
     let mut bench = Bench::new();
-    bench.receive(State::Down, |packet| packet.desired_min_tx = 1_000_000);
-    assert_eq!(bench.session.state, State::Init);
+    bench.receive(SessionState::Down, |packet| packet.desired_min_tx = 1_000_000);
+    assert_eq!(bench.session.state, SessionState::Init);
     assert_eq!(bench.session.expire(bench.now + ms(3000)), Some(Cause::DetectionTimeExpired));
 }
 
@@ -163,13 +163,17 @@ fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
 /// any more; who has left said so.
 #[test]
 fn silence_after_down_is_told_and_changes_nothing() {
-    for (said, told) in [(State::Down, Some(Cause::DetectionTimeExpired)), (State::AdminDown, None)]
+    for (said, told) in
+        [(SessionState::Down, Some(Cause::DetectionTimeExpired)), (SessionState::AdminDown, None)]
     {
         let mut bench = Bench::up();
         bench.receive(said, |_| {});
         let diagnostic = bench.session.diagnostic;
         assert_eq!(bench.session.expire(bench.now + ms(150)), told, "{said:?}");
-        assert_eq!((bench.session.state, bench.session.diagnostic), (State::Down, diagnostic));
+        assert_eq!(
+            (bench.session.state, bench.session.diagnostic),
+            (SessionState::Down, diagnostic)
+        );
         assert_eq!(bench.session.expire(bench.now + ms(300)), None, "once");
     }
 }
@@ -178,8 +182,8 @@ fn silence_after_down_is_told_and_changes_nothing() {
 #[test]
 fn the_remote_discriminator_is_forgotten_after_the_detection_time() {
     let mut bench = Bench::new();
-    bench.receive(State::Up, |_| {});
-    assert_eq!((bench.session.state, bench.send().your_discriminator), (State::Down, 42));
+    bench.receive(SessionState::Up, |_| {});
+    assert_eq!((bench.session.state, bench.send().your_discriminator), (SessionState::Down, 42));
     assert_eq!(bench.session.expire(bench.now + ms(150)), None);
     assert_eq!(bench.send().your_discriminator, 0);
 }
@@ -194,16 +198,22 @@ fn slow_until_up_and_state_changes_at_once() {
     assert_eq!(bench.send().required_min_rx, 50_000);
     let (waited, _) = bench.next_packet(ms(1000));
     assert!(waited >= ms(750), "{waited:?}");
-    bench.receive(State::Down, |_| {});
+    bench.receive(SessionState::Down, |_| {});
     assert!(bench.session.is_due(bench.now));
-    assert_eq!((bench.send().state, bench.send().desired_min_tx), (State::Init, 1_000_000));
-    bench.receive(State::Up, |_| {});
+    assert_eq!((bench.send().state, bench.send().desired_min_tx), (SessionState::Init, 1_000_000));
+    bench.receive(SessionState::Up, |_| {});
     let packet = bench.next_packet(ms(0)).1;
-    assert_eq!((packet.state, packet.desired_min_tx, packet.poll), (State::Up, 50_000, true));
+    assert_eq!(
+        (packet.state, packet.desired_min_tx, packet.poll),
+        (SessionState::Up, 50_000, true)
+    );
     assert!(bench.next_packet(ms(50)).0 >= Duration::from_micros(37_500));
     bench.session.expire(bench.now + ms(150));
     let packet = bench.next_packet(ms(0)).1;
-    assert_eq!((packet.state, packet.desired_min_tx, packet.poll), (State::Down, 1_000_000, false));
+    assert_eq!(
+        (packet.state, packet.desired_min_tx, packet.poll),
+        (SessionState::Down, 1_000_000, false)
+    );
     assert!(bench.next_packet(ms(1000)).0 >= ms(750));
 }
 
@@ -212,7 +222,7 @@ fn slow_until_up_and_state_changes_at_once() {
 fn jitter_of_section_6_8_7() {
     for (multiplier, longest) in [(3, 50), (1, 45)] {
         let mut bench = Bench::with(multiplier);
-        bench.receive(State::Init, |_| {});
+        bench.receive(SessionState::Init, |_| {});
         bench.send();
         let gaps: Vec<Duration> = (0..500).map(|_| bench.next_packet(ms(51)).0).collect();
         let step = Duration::from_micros(100);
@@ -234,14 +244,14 @@ fn jitter_of_section_6_8_7() {
 #[test]
 fn the_rate_follows_what_the_other_side_can_receive() {
     let mut bench = Bench::up();
-    bench.receive(State::Up, |packet| packet.required_min_rx = 400_000);
+    bench.receive(SessionState::Up, |packet| packet.required_min_rx = 400_000);
     assert_eq!(bench.session.transmit_interval(), Some(ms(400)));
     bench.send();
     bench.now += ms(100);
     assert!(!bench.session.is_due(bench.now));
-    bench.receive(State::Up, |packet| packet.required_min_rx = 50_000);
+    bench.receive(SessionState::Up, |packet| packet.required_min_rx = 50_000);
     assert!(bench.session.is_due(bench.now), "the shorter interval is over already");
-    bench.receive(State::Up, |packet| packet.required_min_rx = 0);
+    bench.receive(SessionState::Up, |packet| packet.required_min_rx = 0);
     assert_eq!(bench.session.transmit_interval(), None);
     assert!(!bench.session.is_due(bench.now + ms(60_000)));
 }
@@ -250,7 +260,7 @@ fn the_rate_follows_what_the_other_side_can_receive() {
 #[test]
 fn demand_mode_of_the_other_side_silences_us() {
     let mut bench = Bench::up();
-    bench.receive(State::Up, |packet| packet.demand = true);
+    bench.receive(SessionState::Up, |packet| packet.demand = true);
     assert_eq!(bench.session.transmit_interval(), None);
     bench.session.aim(Target { interval: ms(100), multiplier: 3 });
     assert!(bench.next_packet(ms(50)).1.poll);
@@ -263,13 +273,16 @@ fn a_poll_is_answered_at_once() {
     let mut bench = Bench::up();
     bench.send();
     bench.session.aim(Target { interval: ms(100), multiplier: 3 });
-    let reception = bench.session.receive(&Repr { poll: true, ..packet(State::Up) }, bench.now);
+    let reception =
+        bench.session.receive(&Repr { poll: true, ..packet(SessionState::Up) }, bench.now);
     assert!(reception.answer);
     let answer = bench.session.answer();
     assert!(answer.finished && !answer.poll, "even while polling ourselves");
     assert!(bench.next_packet(ms(50)).1.poll, "the periodic one is not replaced");
     bench.session.leave();
-    assert!(!bench.session.receive(&Repr { poll: true, ..packet(State::Up) }, bench.now).answer);
+    assert!(
+        !bench.session.receive(&Repr { poll: true, ..packet(SessionState::Up) }, bench.now).answer
+    );
 }
 
 /// §6.8.3: a longer transmit interval is announced with P, and used only after F; a shorter one is
@@ -286,15 +299,15 @@ fn changed_intervals_wait_for_the_end_of_the_poll_sequence() {
         (true, 200_000, 200_000)
     );
     assert!(bench.next_packet(ms(50)).1.poll, "until F comes");
-    bench.receive(State::Up, |packet| packet.finished = true);
+    bench.receive(SessionState::Up, |packet| packet.finished = true);
     assert_eq!(bench.session.transmit_interval(), Some(ms(200)));
-    bench.receive(State::Up, |_| {});
+    bench.receive(SessionState::Up, |_| {});
 
     bench.session.aim(Target { interval: ms(50), multiplier: 3 });
     assert_eq!(bench.session.transmit_interval(), Some(ms(50)), "faster sending does not wait");
     assert_eq!(bench.session.detection_time(), Some(ms(600)), "faster detection does");
     assert!(bench.next_packet(ms(50)).1.poll);
-    bench.receive(State::Up, |packet| packet.finished = true);
+    bench.receive(SessionState::Up, |packet| packet.finished = true);
     assert_eq!(bench.session.detection_time(), Some(ms(150)));
 }
 
@@ -304,14 +317,14 @@ fn changed_intervals_wait_for_the_end_of_the_poll_sequence() {
 fn a_second_change_waits_for_a_packet_without_f() {
     let mut bench = Bench::up();
     bench.session.aim(Target { interval: ms(200), multiplier: 3 });
-    bench.receive(State::Up, |packet| packet.finished = true);
+    bench.receive(SessionState::Up, |packet| packet.finished = true);
     assert!(bench.next_packet(ms(50)).1.poll, "F before the first P is not its answer");
     bench.session.aim(Target { interval: ms(100), multiplier: 3 });
     assert_eq!(bench.next_packet(ms(50)).1.desired_min_tx, 200_000, "one change at a time");
-    bench.receive(State::Up, |packet| packet.finished = true);
+    bench.receive(SessionState::Up, |packet| packet.finished = true);
     let packet = bench.next_packet(ms(200)).1;
     assert_eq!((packet.poll, packet.desired_min_tx), (false, 200_000));
-    bench.receive(State::Up, |_| {});
+    bench.receive(SessionState::Up, |_| {});
     let packet = bench.next_packet(ms(200)).1;
     assert_eq!((packet.poll, packet.desired_min_tx), (true, 100_000));
 }
@@ -334,10 +347,13 @@ fn administrative_control_of_section_6_8_16() {
     let packet = bench.next_packet(ms(0)).1;
     assert_eq!(
         (packet.state, packet.diagnostic),
-        (State::AdminDown, Diagnostic::AdministrativelyDown)
+        (SessionState::AdminDown, Diagnostic::AdministrativelyDown)
     );
     assert_eq!(bench.session.come_back(), Some(Cause::LocalReturn));
-    assert_eq!((bench.session.state, bench.session.diagnostic), (State::Down, Diagnostic::None));
+    assert_eq!(
+        (bench.session.state, bench.session.diagnostic),
+        (SessionState::Down, Diagnostic::None)
+    );
 }
 
 /// Not of the RFC: near misses lengthen the interval that we ask for, once they repeat; silence as
@@ -348,7 +364,7 @@ fn lateness_raises_the_interval_and_quiet_lowers_it() {
     let late = |bench: &mut Bench, gap: u64| {
         bench.now += ms(gap);
         bench.session.expire(bench.now);
-        bench.session.receive(&packet(State::Up), bench.now).raised
+        bench.session.receive(&packet(SessionState::Up), bench.now).raised
     };
     for gap in [40, 100, 100, 100] {
         assert_eq!(late(&mut bench, gap), None, "one packet lost is nothing");
@@ -369,11 +385,11 @@ fn lateness_raises_the_interval_and_quiet_lowers_it() {
         bench.now += ms(2000);
         bench.session.expire(bench.now);
         assert_eq!(
-            bench.session.receive(&packet(State::Up), bench.now).raised,
+            bench.session.receive(&packet(SessionState::Up), bench.now).raised,
             None,
             "an outage is to be detected"
         );
-        bench.receive(State::Init, |_| {});
+        bench.receive(SessionState::Init, |_| {});
     }
     assert_eq!(bench.session.required_min_rx(), ms(50));
 }
@@ -385,7 +401,7 @@ fn lateness_is_answered_by_one_side_only() {
     let mut bench = Bench::up();
     for multiplier in [3, 6] {
         bench.now += ms(130);
-        bench.receive(State::Up, |packet| packet.detect_multiplier = multiplier);
+        bench.receive(SessionState::Up, |packet| packet.detect_multiplier = multiplier);
     }
     assert_eq!(
         bench.session.required_min_rx(),
@@ -397,7 +413,7 @@ fn lateness_is_answered_by_one_side_only() {
     for _ in 0..2 {
         bench.now += ms(130);
         bench.session.woke(ms(90), bench.now);
-        bench.receive(State::Up, |_| {});
+        bench.receive(SessionState::Up, |_| {});
     }
     assert_eq!(
         bench.session.required_min_rx(),
@@ -437,13 +453,13 @@ fn quiet_lowers_the_interval_slowly() {
     let mut bench = Bench::up();
     for _ in 0..2 {
         bench.now += ms(130);
-        bench.receive(State::Up, |_| {});
+        bench.receive(SessionState::Up, |_| {});
     }
     assert_eq!(bench.session.required_min_rx(), ms(50) * 4 / 3);
     let raised = bench.now;
     let lowered = loop {
         bench.now += ms(50);
-        bench.receive(State::Up, |_| {});
+        bench.receive(SessionState::Up, |_| {});
         if bench.session.relax(bench.now) {
             break bench.now - raised;
         }

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::adaptive::Tolerance;
+use super::adaptive::AdaptiveDetection;
 use super::authentication::Authentication;
 use super::config::Config;
-use super::duplicate::Double;
-use super::event::{Adaptation, Cause, Discard, Event, PeerEvent, Reason};
+use super::duplicate::DuplicateDetector;
+use super::event::{Adaptation, AdaptationCause, Cause, Discard, Event, PeerEvent};
 use super::exchange::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus};
-use super::packet::{Repr, State};
+use super::packet::{Repr, SessionState};
 use super::session::{SLOW, Session, Target};
 use super::{authentication, packet};
 use crate::common::random::Random;
@@ -21,7 +21,7 @@ struct Entry {
     peer: PeerKey,
     settings: Peer,
     session: Session,
-    double: Double,
+    double: DuplicateDetector,
     refused: Option<Discard>,
     /// No longer wanted: told AdminDown until then.
     leaving: Option<Duration>,
@@ -37,7 +37,7 @@ pub struct Sessions {
     /// By our discriminator.
     entries: BTreeMap<u32, Entry>,
     discriminators: BTreeMap<PeerKey, u32>,
-    wakes: Tolerance,
+    wakes: AdaptiveDetection,
     interval: Duration,
     /// After a stall, or what may have been one.
     stall: Option<Stall>,
@@ -61,7 +61,7 @@ impl Sessions {
             random: Random::new(seed),
             entries: BTreeMap::new(),
             discriminators: BTreeMap::new(),
-            wakes: Tolerance::new(),
+            wakes: AdaptiveDetection::new(),
             interval,
             stall: None,
         }
@@ -125,7 +125,7 @@ impl Sessions {
         let discriminator = self.free_discriminator();
         let session = Session::new(discriminator, self.target(), &mut self.random);
         self.discriminators.insert(key, discriminator);
-        let double = Double::new(now);
+        let double = DuplicateDetector::new(now);
         self.entries.insert(
             discriminator,
             Entry {
@@ -217,8 +217,8 @@ impl Sessions {
                     self.config.authentication.as_ref(),
                 )
             {
-                effects.events.push(Event::GivenUp { peer: entry.peer, at: now });
-                self.doubt();
+                effects.events.push(Event::RemoteDetectionExpired { peer: entry.peer, at: now });
+                self.mark_suspect();
             }
             return Err(reason);
         }
@@ -226,23 +226,27 @@ impl Sessions {
         if given_up {
             // Before the end of the session is told: whoever hears of that first may think that
             // this node alone is left.
-            effects.events.push(Event::GivenUp { peer: entry.peer, at: now });
+            effects.events.push(Event::RemoteDetectionExpired { peer: entry.peer, at: now });
         }
         if entry.double.heard(packet.my_discriminator, packet.your_discriminator != 0, now) {
-            effects.events.push(Event::Double { peer: entry.peer, ours: false, at: now });
+            effects.events.push(Event::DuplicateIdentity {
+                peer: entry.peer,
+                ours: false,
+                at: now,
+            });
         }
         let reception = entry.session.receive(&packet, now);
         entry.tell(reception.cause, now, effects);
         if self.stall == Some(Stall::Waiting) {
             entry.unheard = false;
         }
-        if entry.session.state == State::Up {
+        if entry.session.state == SessionState::Up {
             entry.refused = None;
         }
         if let Some(gap) = reception.raised {
             effects.events.push(Event::Adapted(Adaptation {
                 peer: Some(entry.peer),
-                reason: Reason::LateArrivals(gap),
+                reason: AdaptationCause::LateArrivals(gap),
                 interval: entry.session.required_min_rx(),
                 multiplier: multiplier(&self.config, &self.wakes),
                 at: now,
@@ -256,13 +260,13 @@ impl Sessions {
             let packet = entry.session.transmit(now, &mut self.random);
             entry.send(packet, self.config.authentication.as_ref(), effects);
         }
-        let held = entry.session.state == State::AdminDown;
+        let held = entry.session.state == SessionState::AdminDown;
         // It has heard our farewell.
-        if held && entry.leaving.is_some() && packet.state < State::Init {
+        if held && entry.leaving.is_some() && packet.state < SessionState::Init {
             self.forget(discriminator);
         }
         if given_up {
-            self.doubt();
+            self.mark_suspect();
         }
         self.end_stall(now, effects);
         if held { Err(Discard::AdminDown) } else { Ok(()) }
@@ -298,7 +302,7 @@ impl Sessions {
         );
         let expected = entry.leaving.is_none() && entry.settings.multihop == received.multihop;
         if expected && authentic && entry.double.foreign(now) {
-            effects.events.push(Event::Double { peer: entry.peer, ours: true, at: now });
+            effects.events.push(Event::DuplicateIdentity { peer: entry.peer, ours: true, at: now });
         }
     }
 
@@ -311,13 +315,13 @@ impl Sessions {
     }
 
     /// Does what is due: detection, farewells, periodic packets. To be called at
-    /// [`Sessions::next_deadline`], after everything that had arrived by `now` was handled:
+    /// [`Sessions::poll_timeout`], after everything that had arrived by `now` was handled:
     /// silence is no evidence as long as there is something unread.
-    pub fn poll(&mut self, now: Duration) -> Effects {
+    pub fn handle_timeout(&mut self, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        if self.wakes.relax(now) {
+        if self.wakes.handle_timeout(now) {
             self.aim();
-            self.tell_all(Reason::Calm, now, &mut effects);
+            self.tell_all(AdaptationCause::Calm, now, &mut effects);
         }
         self.work(now, &mut effects);
         effects
@@ -330,7 +334,7 @@ impl Sessions {
             if entry.session.relax(now) {
                 effects.events.push(Event::Adapted(Adaptation {
                     peer: Some(entry.peer),
-                    reason: Reason::Calm,
+                    reason: AdaptationCause::Calm,
                     interval: entry.session.required_min_rx(),
                     multiplier: multiplier(&self.config, &self.wakes),
                     at: now,
@@ -360,17 +364,17 @@ impl Sessions {
     }
 
     /// When [`Sessions::poll`] has something to do; a time in the past: at once.
-    pub fn next_deadline(&self) -> Option<Duration> {
+    pub fn poll_timeout(&self) -> Option<Duration> {
         let sessions =
-            self.entries.values().flat_map(|entry| [entry.session.next_deadline(), entry.leaving]);
-        sessions.flatten().chain(self.wakes.deadline()).min()
+            self.entries.values().flat_map(|entry| [entry.session.poll_timeout(), entry.leaving]);
+        sessions.flatten().chain(self.wakes.poll_timeout()).min()
     }
 
     /// When the first of the peers gives us up if it hears nothing more, as far as we know: by what
     /// was last sent to each, not by how long we wait for them. `planned` is when we mean to go
     /// on; while no session is up it counts as if a packet had been due then.
-    pub fn expected_by(&self, planned: Duration) -> Duration {
-        let up = self.entries.values().filter(|entry| entry.session.state == State::Up);
+    pub fn remote_detection_deadline(&self, planned: Duration) -> Duration {
+        let up = self.entries.values().filter(|entry| entry.session.state == SessionState::Up);
         let soonest = up.filter_map(|entry| entry.session.expected_by()).min();
         soonest.unwrap_or_else(|| {
             planned
@@ -383,34 +387,34 @@ impl Sessions {
     /// Small delays make the multiplier grow; after one that has let the time pass for which
     /// some peer waits for us ([`Sessions::expected_by`]) it may have declared us dead, and that is
     /// told.
-    pub fn woke(&mut self, late: Duration, now: Duration) -> Effects {
+    pub fn on_scheduling_delay(&mut self, late: Duration, now: Duration) -> Effects {
         let mut effects = Effects::default();
         self.entries.values_mut().for_each(|entry| entry.session.woke(late, now));
         let ours = self.interval * u32::from(multiplier(&self.config, &self.wakes));
-        let stalled = now >= self.expected_by(now.saturating_sub(late));
+        let stalled = now >= self.remote_detection_deadline(now.saturating_sub(late));
         // The silence that peers have heard.
-        let limit = Tolerance::longest(self.interval * u32::from(self.config.multiplier));
+        let limit = AdaptiveDetection::longest(self.interval * u32::from(self.config.multiplier));
         if self.wakes.observe(late + self.interval, ours * 3 / 4, limit, now) {
             self.aim();
-            self.tell_all(Reason::LateWakes(late), now, &mut effects);
+            self.tell_all(AdaptationCause::LateWakes(late), now, &mut effects);
         }
         if stalled {
-            self.doubt();
+            self.mark_suspect();
             effects.events.push(Event::Stalled { late, at: now });
         }
         effects
     }
 
     /// Nothing that was heard before shows that this node was here all the time.
-    fn doubt(&mut self) {
+    fn mark_suspect(&mut self) {
         self.stall = Some(Stall::Reading);
         for entry in self.entries.values_mut() {
-            entry.unheard = entry.session.state == State::Up;
+            entry.unheard = entry.session.state == SessionState::Up;
         }
     }
 
     /// To be called when everything that had arrived was handled.
-    pub fn caught_up(&mut self, now: Duration) -> Effects {
+    pub fn resynced(&mut self, now: Duration) -> Effects {
         let mut effects = Effects::default();
         if self.stall == Some(Stall::Reading) {
             self.stall = Some(Stall::Waiting);
@@ -420,10 +424,10 @@ impl Sessions {
     }
 
     fn end_stall(&mut self, now: Duration, effects: &mut Effects) {
-        let heard = |entry: &Entry| !entry.unheard || entry.session.state != State::Up;
+        let heard = |entry: &Entry| !entry.unheard || entry.session.state != SessionState::Up;
         if self.stall == Some(Stall::Waiting) && self.entries.values().all(heard) {
             self.stall = None;
-            effects.events.push(Event::CaughtUp { at: now });
+            effects.events.push(Event::Resynced { at: now });
         }
     }
 
@@ -438,7 +442,7 @@ impl Sessions {
         if interval != self.interval {
             self.interval = interval;
             self.aim();
-            self.tell_all(Reason::Sessions(sessions), now, effects);
+            self.tell_all(AdaptationCause::Sessions(sessions), now, effects);
         }
     }
 
@@ -453,7 +457,7 @@ impl Sessions {
         }
     }
 
-    fn tell_all(&self, reason: Reason, now: Duration, effects: &mut Effects) {
+    fn tell_all(&self, reason: AdaptationCause, now: Duration, effects: &mut Effects) {
         let Target { interval, multiplier } = self.target();
         effects.events.push(Event::Adapted(Adaptation {
             peer: None,
@@ -487,13 +491,13 @@ impl Sessions {
     pub fn up(&self) -> BTreeSet<PeerKey> {
         self.entries
             .values()
-            .filter(|entry| entry.session.state == State::Up)
+            .filter(|entry| entry.session.state == SessionState::Up)
             .map(|entry| entry.peer)
             .collect()
     }
 }
 
-fn multiplier(config: &Config, wakes: &Tolerance) -> u8 {
+fn multiplier(config: &Config, wakes: &AdaptiveDetection) -> u8 {
     wakes.multiply(config.multiplier)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::packet::{AuthenticationType, Key, Repr, State};
+use super::packet::{AuthenticationType, Key, Repr, SessionState};
 use super::{packet, *};
 
 fn ms(value: u64) -> Duration {
@@ -19,7 +19,7 @@ fn key(interface: Option<u32>, host: u8) -> PeerKey {
 fn hello() -> Repr {
     Repr {
         diagnostic: packet::Diagnostic::None,
-        state: State::Down,
+        state: SessionState::Down,
         poll: false,
         finished: false,
         control_plane_independent: false,
@@ -44,7 +44,7 @@ fn received(interface: u32, host: u8, payload: &[u8]) -> Received<'_> {
     }
 }
 
-fn state(sessions: &Sessions, key: PeerKey) -> State {
+fn state(sessions: &Sessions, key: PeerKey) -> SessionState {
     sessions.status().iter().find(|session| session.peer == key).expect("a session").state
 }
 
@@ -57,14 +57,14 @@ fn up(config: Config) -> (Sessions, Repr) {
     let mut sessions = Sessions::new(config, 3);
     let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
     let heard = Repr {
-        state: State::Init,
+        state: SessionState::Init,
         your_discriminator: parsed(&first).my_discriminator,
         desired_min_tx: 50_000,
         ..hello()
     };
     sessions.handle(&received(2, 9, &heard.to_vec()), ms(1));
-    assert_eq!(state(&sessions, key(Some(2), 9)), State::Up);
-    (sessions, Repr { state: State::Up, ..heard })
+    assert_eq!(state(&sessions, key(Some(2), 9)), SessionState::Up);
+    (sessions, Repr { state: SessionState::Up, ..heard })
 }
 
 /// RFC 5881 §5: whatever passed a router is not from this link. RFC 5883 has no such rule, but
@@ -104,14 +104,14 @@ fn demultiplexing() {
     assert_eq!(sessions.handle(&received(3, 9, &hello().to_vec()), ms(1)).discarded, None);
     assert_eq!(
         (state(&sessions, key(Some(2), 9)), state(&sessions, key(Some(3), 9))),
-        (State::Down, State::Init)
+        (SessionState::Down, SessionState::Init)
     );
     assert_eq!(
         sessions.handle(&received(7, 8, &hello().to_vec()), ms(1)).discarded,
         None,
         "any interface"
     );
-    assert_eq!(state(&sessions, key(None, 8)), State::Init);
+    assert_eq!(state(&sessions, key(None, 8)), SessionState::Init);
     for (interface, host) in [(7, 9), (2, 7)] {
         assert_eq!(
             sessions.handle(&received(interface, host, &hello().to_vec()), ms(1)).discarded,
@@ -128,7 +128,7 @@ fn demultiplexing() {
         None,
         "source and interface may change"
     );
-    assert_eq!(state(&sessions, key(Some(2), 9)), State::Init);
+    assert_eq!(state(&sessions, key(Some(2), 9)), SessionState::Init);
 }
 
 /// §6.8.6: a peer that has restarted does not know us; the session falls at once and is up again
@@ -139,9 +139,12 @@ fn a_restarted_peer_is_noticed_at_once() {
     let effects = sessions
         .handle(&received(2, 9, &Repr { my_discriminator: 78, ..hello() }.to_vec()), ms(20));
     let [Event::Peer(event)] = &effects.events[..] else { panic!("{effects:?}") };
-    assert_eq!((event.state, event.cause, event.at), (State::Down, Cause::NeighborDown, ms(20)));
+    assert_eq!(
+        (event.state, event.cause, event.at),
+        (SessionState::Down, Cause::NeighborDown, ms(20))
+    );
     let answer = parsed(&effects.packets[0]);
-    assert_eq!((answer.state, answer.your_discriminator), (State::Down, 78));
+    assert_eq!((answer.state, answer.your_discriminator), (SessionState::Down, 78));
 }
 
 fn secret(text: &str) -> Option<Authentication> {
@@ -220,7 +223,7 @@ fn meticulous_keyed_sha1() {
     for (now, expected) in
         [(3004, Some(Discard::Sequence)), (6002, Some(Discard::Sequence)), (6004, None)]
     {
-        sessions.poll(ms(now));
+        sessions.handle_timeout(ms(now));
         assert_eq!(
             sessions.handle(&received(2, 9, &with(12345)), ms(now)).discarded,
             expected,
@@ -248,16 +251,20 @@ fn farewells() {
     let effects = sessions.set(&BTreeMap::new(), ms(10));
     assert!(matches!(
         &effects.events[..],
-        [Event::Peer(PeerEvent { state: State::AdminDown, cause: Cause::LocalAdminDown, .. })]
+        [Event::Peer(PeerEvent {
+            state: SessionState::AdminDown,
+            cause: Cause::LocalAdminDown,
+            ..
+        })]
     ));
-    assert_eq!(parsed(&effects.packets[0]).state, State::AdminDown);
+    assert_eq!(parsed(&effects.packets[0]).state, SessionState::AdminDown);
     assert_eq!(
         sessions.handle(&received(2, 9, &heard.to_vec()), ms(11)).discarded,
         Some(Discard::AdminDown),
         "sent before it heard"
     );
     assert!(!sessions.is_empty());
-    sessions.handle(&received(2, 9, &Repr { state: State::Down, ..heard }.to_vec()), ms(12));
+    sessions.handle(&received(2, 9, &Repr { state: SessionState::Down, ..heard }.to_vec()), ms(12));
     assert!(sessions.is_empty());
 
     let (mut sessions, heard) = up(Config::default());
@@ -265,16 +272,16 @@ fn farewells() {
     let effects = sessions.add(key(Some(2), 9), Peer::default(), ms(11));
     assert!(matches!(
         &effects.events[..],
-        [Event::Peer(PeerEvent { state: State::Down, cause: Cause::LocalReturn, .. })]
+        [Event::Peer(PeerEvent { state: SessionState::Down, cause: Cause::LocalReturn, .. })]
     ));
-    sessions.handle(&received(2, 9, &Repr { state: State::Down, ..heard }.to_vec()), ms(12));
-    assert_eq!(state(&sessions, key(Some(2), 9)), State::Init);
+    sessions.handle(&received(2, 9, &Repr { state: SessionState::Down, ..heard }.to_vec()), ms(12));
+    assert_eq!(state(&sessions, key(Some(2), 9)), SessionState::Init);
 
     let (mut sessions, _) = up(Config::default());
     sessions.remove(key(Some(2), 9), ms(10));
     let mut sent = 0;
-    while let Some(due) = sessions.next_deadline() {
-        sent += sessions.poll(due).packets.len();
+    while let Some(due) = sessions.poll_timeout() {
+        sent += sessions.handle_timeout(due).packets.len();
         assert!(due < ms(4000), "nobody is waited for forever");
     }
     assert!(sent >= 4, "two more at once, then one a second: {sent}");
@@ -304,7 +311,7 @@ fn many_sessions_stretch_the_interval_and_say_so() {
         let effects = sessions.set(&peers(count), ms(0));
         let expected = Adaptation {
             peer: None,
-            reason: Reason::Sessions(count.into()),
+            reason: AdaptationCause::Sessions(count.into()),
             interval: Duration::from_micros(interval),
             multiplier: 3,
             at: ms(0),
@@ -320,27 +327,31 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
     let (mut sessions, heard) = up(Config::default());
     let now = ms(30_000);
     assert_eq!(
-        sessions.woke(ms(29_900), now).events,
+        sessions.on_scheduling_delay(ms(29_900), now).events,
         vec![Event::Stalled { late: ms(29_900), at: now }]
     );
     let queued = sessions.handle(&received(2, 9, &heard.to_vec()), now);
     assert_eq!(queued.events, vec![], "it had queued up, and proves nothing about now");
-    assert_eq!(sessions.caught_up(now).events, vec![]);
-    assert_eq!(sessions.poll(now).events, vec![], "but nobody is declared dead who spoke");
+    assert_eq!(sessions.resynced(now).events, vec![]);
+    assert_eq!(
+        sessions.handle_timeout(now).events,
+        vec![],
+        "but nobody is declared dead who spoke"
+    );
     let fresh = sessions.handle(&received(2, 9, &heard.to_vec()), now + ms(40));
-    assert_eq!(fresh.events, vec![Event::CaughtUp { at: now + ms(40) }]);
+    assert_eq!(fresh.events, vec![Event::Resynced { at: now + ms(40) }]);
 
     let (mut sessions, _) = up(Config::default());
-    sessions.woke(ms(29_900), now);
-    sessions.caught_up(now);
-    assert_eq!(sessions.poll(now).events, vec![], "there is an interval to be heard");
-    let causes: Vec<Event> = sessions.poll(now + ms(50)).events;
+    sessions.on_scheduling_delay(ms(29_900), now);
+    sessions.resynced(now);
+    assert_eq!(sessions.handle_timeout(now).events, vec![], "there is an interval to be heard");
+    let causes: Vec<Event> = sessions.handle_timeout(now + ms(50)).events;
     assert!(
         matches!(
             causes[..],
             [
                 Event::Peer(PeerEvent { cause: Cause::DetectionTimeExpired, .. }),
-                Event::CaughtUp { .. }
+                Event::Resynced { .. }
             ]
         ),
         "{causes:?}"
@@ -353,7 +364,7 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
 fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
     let (mut sessions, heard) = up(Config::default());
     sessions.add(key(Some(2), 8), Peer::default(), ms(1));
-    let other = Repr { state: State::Down, ..hello() };
+    let other = Repr { state: SessionState::Down, ..hello() };
     let ours = sessions
         .handle(&received(2, 8, &other.to_vec()), ms(2))
         .packets
@@ -361,25 +372,25 @@ fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
         .map(parsed)
         .expect("an answer")
         .my_discriminator;
-    let other = Repr { state: State::Up, your_discriminator: ours, ..other };
+    let other = Repr { state: SessionState::Up, your_discriminator: ours, ..other };
     sessions.handle(&received(2, 8, &other.to_vec()), ms(3));
     assert_eq!(sessions.up().len(), 2);
 
     let down = Repr {
-        state: State::Down,
+        state: SessionState::Down,
         diagnostic: packet::Diagnostic::ControlDetectionTimeExpired,
         ..heard
     };
     let told = sessions.handle(&received(2, 9, &down.to_vec()), ms(20)).events;
-    let given_up = Event::GivenUp { peer: key(Some(2), 9), at: ms(20) };
+    let given_up = Event::RemoteDetectionExpired { peer: key(Some(2), 9), at: ms(20) };
     assert!(
         matches!(&told[..], [first, Event::Peer(PeerEvent { cause: Cause::NeighborDown, .. })] if *first == given_up),
         "{told:?}"
     );
-    assert_eq!(sessions.caught_up(ms(20)).events, vec![]);
+    assert_eq!(sessions.resynced(ms(20)).events, vec![]);
     assert_eq!(
         sessions.handle(&received(2, 8, &other.to_vec()), ms(40)).events,
-        vec![Event::CaughtUp { at: ms(40) }]
+        vec![Event::Resynced { at: ms(40) }]
     );
 }
 
@@ -398,7 +409,7 @@ fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
         let mut sessions = Sessions::new(config.clone(), 3);
         let first = parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]);
         let heard = Repr {
-            state: State::Init,
+            state: SessionState::Init,
             your_discriminator: first.my_discriminator,
             desired_min_tx: 50_000,
             ..hello()
@@ -410,7 +421,7 @@ fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
         assert_eq!(sessions.up().len(), 1);
         let your_discriminator = if knows_us { first.my_discriminator } else { 0 };
         let down = Repr {
-            state: State::Down,
+            state: SessionState::Down,
             diagnostic: packet::Diagnostic::ControlDetectionTimeExpired,
             your_discriminator,
             ..heard
@@ -430,7 +441,7 @@ fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
             ms(20),
         );
         let expected = if counts {
-            vec![Event::GivenUp { peer: key(Some(2), 9), at: ms(20) }]
+            vec![Event::RemoteDetectionExpired { peer: key(Some(2), 9), at: ms(20) }]
         } else {
             vec![]
         };
@@ -452,9 +463,9 @@ fn a_stall_is_measured_by_what_peers_wait_for() {
             let (mut sessions, heard) = up(Config::default());
             let heard = Repr { detect_multiplier: theirs, ..heard };
             sessions.handle(&received(2, 9, &heard.to_vec()), ms(100));
-            sessions.poll(ms(100));
+            sessions.handle_timeout(ms(100));
             // The next packet was due 40 ms later.
-            let effects = sessions.woke(ms(silence - 40), ms(100 + silence));
+            let effects = sessions.on_scheduling_delay(ms(silence - 40), ms(100 + silence));
             assert_eq!(
                 effects.events.iter().any(|event| matches!(event, Event::Stalled { .. })),
                 stalled,
@@ -471,27 +482,42 @@ fn late_wakes_raise_the_multiplier() {
     let (mut sessions, heard) = up(Config::default());
     let speak = |sessions: &mut Sessions, now| {
         let answer = sessions.handle(&received(2, 9, &heard.to_vec()), ms(now)).packets;
-        [answer, sessions.poll(ms(now)).packets].concat().last().map(parsed)
+        [answer, sessions.handle_timeout(ms(now)).packets].concat().last().map(parsed)
     };
-    assert_eq!(sessions.woke(ms(5000), ms(10_000)).events.len(), 1);
+    assert_eq!(sessions.on_scheduling_delay(ms(5000), ms(10_000)).events.len(), 1);
     speak(&mut sessions, 10_000);
-    assert_eq!(sessions.woke(ms(5000), ms(20_000)).events.len(), 1, "stalls, no more");
+    assert_eq!(
+        sessions.on_scheduling_delay(ms(5000), ms(20_000)).events.len(),
+        1,
+        "stalls, no more"
+    );
     speak(&mut sessions, 20_900);
-    assert_eq!(sessions.woke(ms(70), ms(21_000)).events, vec![]);
+    assert_eq!(sessions.on_scheduling_delay(ms(70), ms(21_000)).events, vec![]);
     speak(&mut sessions, 21_900);
     let raised = Adaptation {
         peer: None,
-        reason: Reason::LateWakes(ms(70)),
+        reason: AdaptationCause::LateWakes(ms(70)),
         interval: ms(50),
         multiplier: 4,
         at: ms(22_000),
     };
-    assert_eq!(sessions.woke(ms(70), ms(22_000)).events, vec![Event::Adapted(raised)]);
-    assert_eq!(sessions.expected_by(ms(22_000)), ms(21_900 + 150), "nobody has been told yet");
+    assert_eq!(
+        sessions.on_scheduling_delay(ms(70), ms(22_000)).events,
+        vec![Event::Adapted(raised)]
+    );
+    assert_eq!(
+        sessions.remote_detection_deadline(ms(22_000)),
+        ms(21_900 + 150),
+        "nobody has been told yet"
+    );
     assert_eq!(speak(&mut sessions, 22_000).map(|packet| packet.detect_multiplier), Some(4));
-    assert_eq!(sessions.woke(ms(149), ms(22_199)).events, vec![], "peers wait for 200 ms by now");
+    assert_eq!(
+        sessions.on_scheduling_delay(ms(149), ms(22_199)).events,
+        vec![],
+        "peers wait for 200 ms by now"
+    );
     assert!(matches!(
-        sessions.woke(ms(150), ms(22_200)).events.last(),
+        sessions.on_scheduling_delay(ms(150), ms(22_200)).events.last(),
         Some(Event::Stalled { .. })
     ));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::packet::{AuthenticationType, Key, State};
+use super::packet::{AuthenticationType, Key, SessionState};
 use super::*;
 use crate::common::random::Random;
 
@@ -104,7 +104,7 @@ impl World {
             let next = self
                 .nodes
                 .iter()
-                .filter_map(Sessions::next_deadline)
+                .filter_map(Sessions::poll_timeout)
                 .chain(arrival)
                 .min()
                 .expect("sessions never rest");
@@ -127,14 +127,14 @@ impl World {
                 self.carry(to, effects);
             }
             for node in [0, 1] {
-                let effects = self.nodes[node].poll(self.now);
+                let effects = self.nodes[node].handle_timeout(self.now);
                 self.carry(node, effects);
             }
         }
         self.now = end;
     }
 
-    fn states(&self) -> [State; 2] {
+    fn states(&self) -> [SessionState; 2] {
         [0, 1].map(|node| self.nodes[node].status()[0].state)
     }
 
@@ -182,7 +182,7 @@ proptest! {
         world.weather = [Weather { loss: 0, delay: 2, repeated: 0 }; 2];
         // Twice the detection time of slow intervals until sequence numbers are forgotten (§6.8.1), and a slow interval more.
         world.run(ms(9000));
-        prop_assert_eq!(world.states(), [State::Up; 2]);
+        prop_assert_eq!(world.states(), [SessionState::Up; 2]);
         world.peer_events();
         world.run(ms(20_000));
         prop_assert_eq!(world.peer_events(), vec![]);
@@ -198,7 +198,7 @@ proptest! {
         world.run(ms(before));
         world.weather = [Weather::default(); 2];
         world.run(ms(2500));
-        prop_assert_eq!(world.states(), [State::Up; 2]);
+        prop_assert_eq!(world.states(), [SessionState::Up; 2]);
         world.peer_events();
         world.weather[0] = CUT;
         if both {
@@ -206,12 +206,12 @@ proptest! {
         }
         let detection = world.detection_time();
         world.run(detection + ms(1));
-        prop_assert!(!world.states().contains(&State::Up), "{:?}", world.states());
-        let causes: BTreeSet<Cause> = world.peer_events().into_iter().filter(|event| event.state == State::Down).map(|event| event.cause).collect();
+        prop_assert!(!world.states().contains(&SessionState::Up), "{:?}", world.states());
+        let causes: BTreeSet<Cause> = world.peer_events().into_iter().filter(|event| event.state == SessionState::Down).map(|event| event.cause).collect();
         let expected = if both { BTreeSet::from([Cause::DetectionTimeExpired]) } else { [Cause::DetectionTimeExpired, Cause::NeighborDown].into() };
         prop_assert_eq!(causes, expected);
         world.run(ms(10_000));
-        prop_assert!(!world.states().contains(&State::Up), "one direction is not enough: {:?}", world.states());
+        prop_assert!(!world.states().contains(&SessionState::Up), "one direction is not enough: {:?}", world.states());
     }
 
     /// §6.8.4: what a session survives by its multiplier: single losses, delay below an interval.
@@ -238,7 +238,7 @@ fn a_planned_stop_is_no_failure_although_farewells_are_lost() {
         for deaf in [false, true] {
             let mut world = World::new(seed, seed % 2 == 0);
             world.run(ms(3000 + seed * 7));
-            assert_eq!(world.states(), [State::Up; 2]);
+            assert_eq!(world.states(), [SessionState::Up; 2]);
             world.peer_events();
             world.lose[0] = lost;
             if deaf {
@@ -269,13 +269,16 @@ fn a_link_with_much_jitter_ends_in_longer_intervals_and_stays_up() {
     world.run(ms(40_000));
     let said = |told: &[Event]| {
         told.iter().any(|event| {
-            matches!(event, Event::Adapted(Adaptation { reason: Reason::LateArrivals(_), .. }))
+            matches!(
+                event,
+                Event::Adapted(Adaptation { reason: AdaptationCause::LateArrivals(_), .. })
+            )
         })
     };
     assert!(said(&world.told[0]) && said(&world.told[1]));
     world.peer_events();
     world.run(ms(20_000));
-    assert_eq!((world.peer_events(), world.states()), (vec![], [State::Up; 2]));
+    assert_eq!((world.peer_events(), world.states()), (vec![], [SessionState::Up; 2]));
     assert!(world.detection_time() > ms(150));
     world.weather = [Weather::default(); 2];
     world.run(ms(600_000));

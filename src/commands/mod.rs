@@ -10,23 +10,23 @@ use std::time::Duration;
 use crate::config::Settings;
 use crate::daemon;
 use crate::daemon::{Opened, Source, Started};
-use crate::engine::plan::Changes;
+use crate::engine::plan::RulesetChanges;
 use crate::engine::{Engine, Event};
 use crate::host::links;
 use crate::http::server;
 use crate::ipam::Allocations;
 use crate::model::Family;
-use crate::model::state::State;
+use crate::model::state::NodeState;
 use crate::nft::io::writer;
-use crate::nft::io::writer::Writer;
+use crate::nft::io::writer::RulesetWriter;
 use crate::nft::{Compiler, Table};
 use crate::storage::state;
 
 /// How long `ruleset --planned` waits for the source to be read.
-const PATIENCE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the running daemon believes.
-pub async fn status(settings: &Settings) -> Result<State, String> {
+pub async fn status(settings: &Settings) -> Result<NodeState, String> {
     let address =
         settings.listen.ok_or("PINNACE_LISTEN is off, so the running pinnace cannot be asked")?;
     let body = server::fetch(address, "/state")
@@ -61,7 +61,7 @@ fn not_running(settings: &Settings, error: String) -> String {
 
 /// The rules in the kernel of this network namespace.
 pub fn live() -> Result<Vec<Table>, String> {
-    Writer::open().and_then(|writer| writer.live()).map_err(|error| error.to_string())
+    RulesetWriter::open().and_then(|writer| writer.live()).map_err(|error| error.to_string())
 }
 
 /// The rules that would be there: the same engine over the same sources, with nothing carried out.
@@ -79,7 +79,7 @@ pub async fn planned(settings: &Settings) -> Result<Vec<Table>, String> {
     let mut engine = Engine::new(engine_settings, saved);
     let interfaces = links::snapshot().await.map_err(|error| error.to_string())?;
     let mut changes = engine.handle(Event::Interfaces(interfaces.into()), Duration::ZERO).rule_set;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     while !engine.synced() {
         let told = tokio::time::timeout_at(deadline, source.next()).await;
         for event in told.map_err(|_| unread(&engine))?.map_err(|error| error.to_string())?.events {
@@ -97,7 +97,7 @@ fn unread(engine: &Engine) -> String {
     )
 }
 
-fn tables(changes: Changes) -> Vec<Table> {
+fn tables(changes: RulesetChanges) -> Vec<Table> {
     let mut compiler = Compiler::default();
     let staged = compiler.stage(changes);
     compiler.commit(staged);
@@ -117,7 +117,7 @@ pub fn cleanup(settings: &Settings, with_state: bool) -> Result<(), String> {
 
 /// Removes every rule; no error when there is none.
 pub fn remove_rules() -> Result<(), String> {
-    Writer::open()
+    RulesetWriter::open()
         .and_then(|mut writer| writer.cleanup())
         .map_err(|error: writer::Error| error.to_string())
 }

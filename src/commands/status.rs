@@ -6,14 +6,14 @@ use std::fmt::Arguments;
 use crate::common::printable::printable;
 use crate::model::Mode;
 use crate::model::state::{
-    AddressPhase, AddressStatus, PeerStatus, Phase, PortStatus, ServiceStatus, State,
+    AddressPhase, AddressStatus, NodeState, PeerStatus, Phase, PortStatus, ServiceStatus,
 };
 
 /// How many of a long list are shown before the rest is counted.
 const SHOWN: usize = 4;
 
 /// The whole page.
-pub fn human(state: &State) -> String {
+pub fn human(state: &NodeState) -> String {
     let mut page = Page::default();
     let unmet: Vec<_> = state.ready.iter().filter(|condition| !condition.status).collect();
     let ready = if unmet.is_empty() { "ready" } else { "not ready" };
@@ -29,7 +29,7 @@ pub fn human(state: &State) -> String {
     for warning in &state.warnings {
         page.line(format_args!("  {}: {}", warning.code, warning.message));
     }
-    if let Some(writer) = &state.writer {
+    if let Some(writer) = &state.leader {
         let node = writer.node.as_deref().unwrap_or("no node yet");
         page.line(format_args!(
             "addresses are given by {node}{}",
@@ -134,8 +134,8 @@ fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Serving => "serving",
         Phase::Pending => "pending",
-        Phase::Refused => "refused",
-        Phase::NotServed => "not ours",
+        Phase::Failed => "refused",
+        Phase::Unmanaged => "not ours",
     }
 }
 
@@ -168,7 +168,7 @@ fn peer_row(peer: &PeerStatus) -> Vec<String> {
 }
 
 /// A sentence for whatever is not as somebody asked.
-fn explanations(state: &State, page: &mut Page) {
+fn explanations(state: &NodeState, page: &mut Page) {
     for service in state.services.iter().filter(|service| !service.reasons.is_empty()) {
         page.blank();
         page.line(format_args!("{} is {}:", service.key, phase(service.phase)));
@@ -187,7 +187,7 @@ fn explanations(state: &State, page: &mut Page) {
     }
 }
 
-fn interfaces(state: &State, page: &mut Page) {
+fn interfaces(state: &NodeState, page: &mut Page) {
     let row = |interface: &crate::model::state::InterfaceStatus| {
         let role = match (&interface.reason, interface.up) {
             (None, true) => "uplink".to_string(),
@@ -212,7 +212,7 @@ fn interfaces(state: &State, page: &mut Page) {
     page.table(&["INTERFACE", "ADDRESSES", "ROLE"], shown.map(row));
 }
 
-fn problems(state: &State, page: &mut Page) {
+fn problems(state: &NodeState, page: &mut Page) {
     let (notes, problems): (Vec<_>, Vec<_>) =
         state.problems.iter().partition(|problem| problem.note);
     for (title, list) in [("Problems with the objects", problems), ("Notes on the objects", notes)]
@@ -252,7 +252,7 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::state::{Condition, Problem, Reason};
+    use crate::model::state::{Condition, Reason, SourceProblem};
     use crate::model::{ObjectKey, Protocol, TrafficPolicy};
 
     fn service(name: &str, phase: Phase, addresses: &[&str]) -> ServiceStatus {
@@ -278,24 +278,24 @@ mod tests {
 
     #[test]
     fn a_person_sees_what_is_served_and_why_the_rest_is_not() {
-        let mut refused = service("api", Phase::Refused, &[]);
+        let mut refused = service("api", Phase::Failed, &[]);
         refused.reasons.push(Reason::new(
             "PoolExhausted",
             "no free address in pool lan (2 addresses); enlarge it, or delete a Service",
         ));
-        let state = State {
+        let state = NodeState {
             node: "node-1".into(),
             version: "0.1.0".into(),
             uptime_seconds: 3_700,
             ready: vec![Condition::when("RulesApplied", false, "not written yet")],
             services: vec![service("web", Phase::Serving, &["10.88.0.200", "fd88::200"]), refused],
-            problems: vec![Problem {
+            problems: vec![SourceProblem {
                 source: "web.yaml:12".into(),
                 object: Some("Service default/x".into()),
                 note: false,
                 reason: "bad".into(),
             }],
-            ..State::default()
+            ..NodeState::default()
         };
         let expected = "\
 node node-1, pinnace 0.1.0, up 1h1m, not ready
@@ -316,21 +316,21 @@ Problems with the objects:
 
     #[test]
     fn what_a_manifest_says_can_neither_forge_a_line_nor_command_the_terminal() {
-        let mut evil = service("we\x1b[2Jb", Phase::Refused, &[]);
+        let mut evil = service("we\x1b[2Jb", Phase::Failed, &[]);
         evil.reasons.push(Reason::new(
             "PoolExhausted",
             "no \x1b]0;title\x07pool\r\ndefault/api  is \u{202e}gnivres",
         ));
-        let problem = Problem {
+        let problem = SourceProblem {
             source: "a\nb.yaml:1".into(),
             object: None,
             note: false,
             reason: "\u{9b}31mred\x08".into(),
         };
-        let state = State {
+        let state = NodeState {
             services: vec![evil, service("api", Phase::Serving, &[])],
             problems: vec![problem],
-            ..State::default()
+            ..NodeState::default()
         };
         let page = human(&state);
         assert!(page.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{page:?}");

@@ -10,14 +10,14 @@ use serde::{Deserialize, de};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use super::table::TABLE;
-use super::{ConfigFile, Given, Origin, PREFIX, Place, Problem, Warning};
+use super::{ConfigFile, Given, Origin, PREFIX, Place, SettingProblem, Warning};
 use crate::common::nearest::nearest;
 
 pub(super) fn read(
     file: &ConfigFile,
     given: &mut Given,
     warnings: &mut Vec<Warning>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<SettingProblem>,
 ) {
     let place = |line| Place { path: file.path.clone(), line };
     let text = file
@@ -27,7 +27,11 @@ pub(super) fn read(
     let entries = match text.and_then(|text| parse(text)) {
         Ok(entries) => entries,
         Err((line, reason)) => {
-            problems.push(Problem { origin: Origin::File(place(line)), value: None, reason });
+            problems.push(SettingProblem {
+                origin: Origin::File(place(line)),
+                value: None,
+                reason,
+            });
             return;
         }
     };
@@ -37,7 +41,7 @@ pub(super) fn read(
         let short = upper.strip_prefix(PREFIX).unwrap_or(&upper);
         let origin = Origin::Key(place.clone(), key.clone());
         let mut refuse = |reason: &str| {
-            problems.push(Problem {
+            problems.push(SettingProblem {
                 origin: origin.clone(),
                 value: None,
                 reason: reason.to_string(),

@@ -229,7 +229,7 @@ impl fmt::Display for Origin {
 
 /// A value that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct SettingProblem {
     /// Who said so.
     pub origin: Origin,
     /// What was said; None when the value is not the point.
@@ -238,7 +238,7 @@ pub struct Problem {
     pub reason: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for SettingProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.value, &self.origin) {
             (Some(value), Origin::Variable(name)) => write!(f, "{name}={value:?}: {}", self.reason),
@@ -254,13 +254,13 @@ impl fmt::Display for Problem {
 #[error("{}", shown(problems, warnings))]
 pub struct Errors {
     /// What cannot be used, in the order of the table.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<SettingProblem>,
     /// What was ignored.
     pub warnings: Vec<Warning>,
 }
 
 /// One line each.
-fn shown(problems: &[Problem], warnings: &[Warning]) -> String {
+fn shown(problems: &[SettingProblem], warnings: &[Warning]) -> String {
     let problems = problems.iter().map(|problem| format!("error: {problem}"));
     problems
         .chain(warnings.iter().map(|warning| format!("warning: {warning}")))
@@ -296,7 +296,7 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), Errors> {
         // one value.
         let reasons = (setting.parse)(&mut draft, &value).err().unwrap_or_default();
         let several = reasons.len() > 1;
-        let problem = |reason| Problem {
+        let problem = |reason| SettingProblem {
             origin: origin.clone(),
             value: (!several).then(|| value.clone()),
             reason,
@@ -314,7 +314,7 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), Errors> {
         // The kubelet names its node by the host name in lower case.
         match values::node_name(&sources.host_name.to_ascii_lowercase()) {
             Ok(name) => draft.node_name = Some(name),
-            Err(reason) => problems.push(Problem {
+            Err(reason) => problems.push(SettingProblem {
                 origin: Origin::HostName,
                 value: Some(sources.host_name),
                 reason: format!(
@@ -331,7 +331,11 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), Errors> {
             }
             Err(reason) => {
                 let origin = Origin::Variable(format!("{PREFIX}SECRET_FILE"));
-                problems.push(Problem { origin, value: Some(path.display().to_string()), reason });
+                problems.push(SettingProblem {
+                    origin,
+                    value: Some(path.display().to_string()),
+                    reason,
+                });
             }
         }
     }
@@ -351,7 +355,7 @@ fn read_environment(
     variables: Vec<(OsString, OsString)>,
     given: &mut Given,
     warnings: &mut Vec<Warning>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<SettingProblem>,
 ) {
     let texts: Vec<(String, String)> = variables
         .iter()
@@ -376,7 +380,7 @@ fn read_environment(
             Ok(value) => {
                 drop(given.insert(setting.name, (Origin::Variable(name), value.trim().to_string())))
             }
-            Err(value) => problems.push(Problem {
+            Err(value) => problems.push(SettingProblem {
                 origin: Origin::Variable(name),
                 value: Some(value.to_string_lossy().into_owned()),
                 reason: "this is not UTF-8".to_string(),

@@ -7,16 +7,16 @@ use std::time::Duration;
 use tracing::info;
 
 use crate::config::Settings;
-use crate::engine::plan::{Notice, Publication};
+use crate::engine::plan::{Diagnostic, StatusPatch};
 use crate::engine::{Engine, Event, Role};
 use crate::http::metrics::Metrics;
 use crate::k8s::events;
 use crate::k8s::events::Subject;
 use crate::k8s::io::client::Connection;
-use crate::k8s::io::event_sink::Told;
+use crate::k8s::io::event_sink::QueuedEvent;
 use crate::k8s::io::leader;
-use crate::k8s::io::lease::Tenure;
-use crate::k8s::io::patcher::Lost;
+use crate::k8s::io::lease::Leadership;
+use crate::k8s::io::patcher::FailedPatch;
 use crate::model::ObjectKey;
 
 /// Where the Lease is when nobody says anything: in pods and on hosts alike, or each of them would
@@ -33,9 +33,9 @@ pub(crate) fn lease_namespace(settings: &Settings) -> String {
 
 /// None: before it is started, and with manifests, where every node decides for itself.
 #[derive(Default)]
-pub(super) struct Writer(Option<leader::Writer>);
+pub(super) struct Leader(Option<leader::LeaderTasks>);
 
-impl Writer {
+impl Leader {
     /// Begins to compete for the Lease, once there is a connection; nothing happens when it has
     /// begun already.
     pub fn start(
@@ -46,7 +46,7 @@ impl Writer {
     ) {
         if let (None, Some(connection)) = (&self.0, connection) {
             let namespace = lease_namespace(settings);
-            self.0 = Some(leader::Writer::start(
+            self.0 = Some(leader::LeaderTasks::start(
                 connection,
                 namespace,
                 settings.node_name.to_string(),
@@ -59,17 +59,17 @@ impl Writer {
     pub async fn next(&mut self) -> Vec<Event> {
         let Some(writer) = &mut self.0 else { return std::future::pending().await };
         tokio::select! {
-            Some(Tenure { writer, holder, trouble }) = writer.tenures.recv() => {
-                let role = if writer { Role::Writer } else { Role::Follower };
-                vec![Event::Holder(holder), Event::Role(role), Event::WriterHealth(trouble.map_or(Ok(()), Err))]
+            Some(Leadership { writer, holder, trouble }) = writer.tenures.recv() => {
+                let role = if writer { Role::Leader } else { Role::Follower };
+                vec![Event::Leader(holder), Event::Role(role), Event::LeaderHealth(trouble.map_or(Ok(()), Err))]
             }
-            Some(Lost { key, resource_version, refusal }) = writer.losses.recv() => vec![Event::Unpublished { key, resource_version, refusal }],
+            Some(FailedPatch { key, resource_version, refusal }) = writer.losses.recv() => vec![Event::PatchFailed { key, resource_version, refusal }],
             else => std::future::pending().await,
         }
     }
 
     /// What the engine wants written.
-    pub fn publish(&self, publications: BTreeMap<ObjectKey, Publication>) {
+    pub fn publish(&self, publications: BTreeMap<ObjectKey, StatusPatch>) {
         if let Some(writer) = self.0.as_ref().filter(|_| !publications.is_empty()) {
             // Nobody reads it any more: the process is about to end.
             drop(writer.publications.send(publications));
@@ -77,20 +77,19 @@ impl Writer {
     }
 
     /// Sends a notice as an Event, where this node is the one to do so.
-    pub fn tell(&self, notice: Notice, engine: &Engine, node: &str) {
-        let Some(writer) = self.0.as_ref().filter(|_| events::told_by(&notice, engine.role()))
+    pub fn tell(&self, notice: Diagnostic, engine: &Engine, node: &str) {
+        let Some(writer) = self.0.as_ref().filter(|_| events::reported_by(&notice, engine.role()))
         else {
             return;
         };
         let subject = match notice.service {
             Some(key) => {
-                let record =
-                    engine.index().service(&key).and_then(|service| service.record.as_ref());
+                let record = engine.index().service(&key).and_then(|service| service.api.as_ref());
                 Subject::Service(key, record.map(|record| record.uid.clone()))
             }
             None => Subject::Node(notice.node.unwrap_or_else(|| node.into())),
         };
-        let told = Told {
+        let told = QueuedEvent {
             subject,
             warning: notice.warning,
             reason: notice.reason,

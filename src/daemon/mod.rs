@@ -21,10 +21,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use leader::Writer;
+use leader::Leader;
 pub(crate) use leader::lease_namespace;
 use peers::Peers;
-use source::Told;
+use source::SourceEvents;
 pub use source::{NoSource, Source};
 pub(crate) use source::{Opened, Started};
 use tokio::net::TcpListener;
@@ -36,11 +36,11 @@ use tracing::{debug, error, info, warn};
 use crate::config::{OnExit, Settings, Warning};
 use crate::engine;
 use crate::engine::membership::PeerEvent;
-use crate::engine::plan::{Notice, Plan};
+use crate::engine::plan::{Diagnostic, Plan};
 use crate::engine::{Engine, Event};
 use crate::host::links::LinksError;
-use crate::host::liveness_fence::Vigil;
-use crate::host::trigger_time::Dated;
+use crate::host::liveness_fence::LivenessFence;
+use crate::host::trigger_time::TriggerTime;
 use crate::host::{gateways, links, resident_text, systemd};
 use crate::http::metrics::Metrics;
 use crate::http::server;
@@ -54,8 +54,8 @@ use crate::model::Interfaces;
 use crate::nft::io::worker::{DataPlane, Origin, Report};
 use crate::nft::io::writer;
 use crate::storage::snapshot;
-use crate::storage::snapshot::Keeper;
-use crate::storage::state::{Saver, StateDir, StateError};
+use crate::storage::snapshot::SnapshotWriter;
+use crate::storage::state::{StateDir, StateError, StateWriter};
 
 /// What may wait in one channel for the engine. A full channel makes its sender wait.
 const QUEUE: usize = 64;
@@ -98,7 +98,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let source = Source::choose(&settings)?.open(&settings).await?;
     let (state_dir, allocations) = open_state(&settings)?;
-    let rules = writer::Writer::with_timeout(settings.dead_man)?;
+    let rules = writer::RulesetWriter::with_timeout(settings.dead_man)?;
     let listener = match settings.listen {
         Some(address) => Some(server::bind(address).await?),
         None => None,
@@ -112,7 +112,7 @@ pub async fn run(
 
     let mut source = Started::new(source, &settings, QUEUE)
         .map_err(|e| Error::Io("cannot use the source of Services", e))?;
-    let (mut node, mut inputs) = Node::start(&settings, rules, state_dir, allocations, listener)?;
+    let (mut node, mut inputs) = Daemon::start(&settings, rules, state_dir, allocations, listener)?;
     let (interfaces_in, mut interfaces) = watch::channel(Interfaces::new());
     let (gateways_in, mut gateways) = watch::channel(Gateways::new());
     tokio::spawn(gateways::run(interfaces.clone(), node.announcing.subscribe(), gateways_in));
@@ -124,7 +124,7 @@ pub async fn run(
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     let failure = loop {
-        let snapshot = node.keeper.as_ref().and_then(Keeper::wait);
+        let snapshot = node.keeper.as_ref().and_then(SnapshotWriter::wait);
         let deadline = node.deadline();
         tokio::select! {
             _ = terminate.recv() => break None,
@@ -189,7 +189,7 @@ struct Inputs {
 }
 
 /// The engine and everything its plans go to.
-struct Node {
+struct Daemon {
     engine: Engine,
     /// The engine's clock starts here.
     epoch: Instant,
@@ -198,10 +198,10 @@ struct Node {
     /// Whether there are addresses to announce, or to take over.
     announcing: watch::Sender<bool>,
     announcer: std::thread::JoinHandle<()>,
-    counters: Arc<task::Counters>,
-    saver: Saver<Arc<Allocations>>,
+    counters: Arc<task::L2Counters>,
+    saver: StateWriter<Arc<Allocations>>,
     /// Of the snapshot; None where manifests are on disk anyway.
-    keeper: Option<Keeper>,
+    keeper: Option<SnapshotWriter>,
     metrics: Arc<Metrics>,
     announced_ready: bool,
     /// The interfaces are not known yet.
@@ -209,17 +209,17 @@ struct Node {
     /// There was something to do since the program's pages were given back.
     worked: bool,
     peers: Peers,
-    writer: Writer,
+    writer: Leader,
 }
 
-impl Node {
+impl Daemon {
     fn start(
         settings: &Settings,
-        rules: writer::Writer,
+        rules: writer::RulesetWriter,
         state_dir: StateDir,
         allocations: Allocations,
         listener: Option<TcpListener>,
-    ) -> Result<(Node, Inputs), Error> {
+    ) -> Result<(Daemon, Inputs), Error> {
         let metrics = Arc::new(Metrics::new());
         // Unbounded, but at most one report is made per batch, and batches wait for the kernel.
         let (reports_in, reports) = mpsc::unbounded_channel();
@@ -228,12 +228,12 @@ impl Node {
             .map_err(|e| Error::Io("cannot start a thread", e))?;
         let (desired, desired_out) = watch::channel(Desired::default());
         let (heard_in, heard) = mpsc::channel(QUEUE);
-        let counters = Arc::new(task::Counters::default());
+        let counters = Arc::new(task::L2Counters::default());
         let config = announcer::Config {
             probe_time: settings.probe,
             announce_interval: settings.announce_interval,
         };
-        let vigil = Arc::new(Vigil::default());
+        let vigil = Arc::new(LivenessFence::default());
         let peers = Peers::new(settings, vigil.clone(), metrics.clone());
         let announcer = task::spawn(desired_out, heard_in, config, counters.clone(), vigil)
             .map_err(|e| Error::Io("cannot start a thread", e))?;
@@ -242,11 +242,11 @@ impl Node {
             tokio::spawn(server::serve(listener, queries_in, metrics.clone()));
         }
         let engine = Engine::new(engine_settings(settings), allocations);
-        let keeper = settings.manifests.is_none().then(|| Keeper::new(&settings.state_dir));
+        let keeper = settings.manifests.is_none().then(|| SnapshotWriter::new(&settings.state_dir));
         let failed = |error| error!(%error, "cannot write the state directory: addresses may change at the next start");
-        let saver =
-            Saver::spawn(state_dir, failed).map_err(|e| Error::Io("cannot start a thread", e))?;
-        let node = Node {
+        let saver = StateWriter::spawn(state_dir, failed)
+            .map_err(|e| Error::Io("cannot start a thread", e))?;
+        let node = Daemon {
             engine,
             epoch: Instant::now(),
             data_plane,
@@ -261,7 +261,7 @@ impl Node {
             starting: true,
             worked: true,
             peers,
-            writer: Writer::default(),
+            writer: Leader::default(),
         };
         Ok((node, Inputs { heard, reports, queries }))
     }
@@ -271,16 +271,16 @@ impl Node {
     }
 
     /// `last_change`: see [`Origin`].
-    fn handle_change(&mut self, event: Event, last_change: Option<Dated>) {
+    fn handle_change(&mut self, event: Event, last_change: Option<TriggerTime>) {
         let heard = Instant::now();
         let plan = self.engine.handle(event, heard - self.epoch);
-        self.carry_out(plan, Origin { heard, last_change });
+        self.apply(plan, Origin { heard, last_change });
     }
 
-    fn source_changed(&mut self, told: Told) {
+    fn source_changed(&mut self, told: SourceEvents) {
         for event in told.events {
             if matches!(event, Event::Source { synced: true, .. }) && !self.engine.synced() {
-                resident_text::give_back(); // of reading, before the work that takes most room
+                resident_text::trim_resident_text(); // of reading, before the work that takes most room
             }
             if let Event::SourceHealth(Err(why)) = &event {
                 warn!("{why}");
@@ -324,11 +324,12 @@ impl Node {
 
     fn tenure_changed(&mut self, events: Vec<Event>) {
         events.into_iter().for_each(|event| self.handle(event));
-        self.metrics.writer(self.engine.role() == engine::Role::Writer, self.engine.holder());
+        self.metrics.writer(self.engine.role() == engine::Role::Leader, self.engine.leader());
     }
 
     fn peer(&mut self, event: PeerEvent) {
-        let stalled = matches!(event, PeerEvent::Stalled { .. } | PeerEvent::GivenUp { .. });
+        let stalled =
+            matches!(event, PeerEvent::Stalled { .. } | PeerEvent::RemoteDetectionExpired { .. });
         self.handle(Event::Peer(event));
         if stalled {
             self.peers.resume();
@@ -338,7 +339,7 @@ impl Node {
     /// When the engine has something to do; never, if it does not wait for a certain time.
     fn deadline(&self) -> impl Future<Output = ()> + use<> {
         let due =
-            self.engine.next_deadline().map(|due| tokio::time::Instant::from_std(self.epoch + due));
+            self.engine.poll_timeout().map(|due| tokio::time::Instant::from_std(self.epoch + due));
         async move {
             match due {
                 Some(due) => tokio::time::sleep_until(due).await,
@@ -394,7 +395,7 @@ impl Node {
         self.peers.interfaces_changed(interfaces.clone());
         self.handle(Event::Interfaces(interfaces));
         if std::mem::take(&mut self.starting) {
-            resident_text::give_back(); // of starting, while the objects are read
+            resident_text::trim_resident_text(); // of starting, while the objects are read
         }
     }
 
@@ -408,16 +409,18 @@ impl Node {
         self.peers.retry();
         self.tell_systemd();
         if std::mem::take(&mut self.worked) {
-            resident_text::give_back();
+            resident_text::trim_resident_text();
         }
     }
 
-    fn carry_out(&mut self, plan: Plan, origin: Origin) {
-        self.worked |= !plan.rule_set.is_empty() || !plan.publications.is_empty() || plan.save;
+    fn apply(&mut self, plan: Plan, origin: Origin) {
+        self.worked |= !plan.rule_set.is_empty() || !plan.status_patches.is_empty() || plan.save;
         if !plan.rule_set.is_empty() {
             self.data_plane.submit(plan.rule_set, origin);
         }
-        if plan.announcements.is_some() || plan.announce_interval.is_some() || !plan.asks.is_empty()
+        if plan.announcements.is_some()
+            || plan.announce_interval.is_some()
+            || !plan.owner_probes.is_empty()
         {
             self.desired.send_modify(|desired| {
                 if let Some(announcements) = plan.announcements {
@@ -429,7 +432,7 @@ impl Node {
                 if let Some(interval) = plan.announce_interval {
                     desired.interval = interval;
                 }
-                desired.ask(plan.asks);
+                desired.ask(plan.owner_probes);
             });
         }
         if let Some(sessions) = plan.sessions {
@@ -438,12 +441,12 @@ impl Node {
         if plan.leave {
             self.peers.leave();
         }
-        self.writer.publish(plan.publications);
+        self.writer.publish(plan.status_patches);
         if plan.save {
             self.saver.save(self.engine.allocations().clone());
         }
         // A start brings thousands: each is given back as it is written.
-        for notice in plan.notices {
+        for notice in plan.diagnostics {
             log(&notice);
             self.writer.tell(notice, &self.engine, self.engine.node());
         }
@@ -472,7 +475,7 @@ impl Node {
             self.announced_ready = true;
             info!(after = ?self.epoch.elapsed(), "ready, {line}");
             systemd::ready(&line);
-            resident_text::give_back();
+            resident_text::trim_resident_text();
         } else {
             systemd::status(&line);
         }
@@ -505,8 +508,8 @@ fn answer(engine: &Engine, peers: Option<&Peers>, epoch: Instant, query: Query) 
 }
 
 /// What the engine is told of the settings.
-pub(crate) fn engine_settings(settings: &Settings) -> engine::Settings {
-    engine::Settings {
+pub(crate) fn engine_settings(settings: &Settings) -> engine::EngineSettings {
+    engine::EngineSettings {
         node: settings.node_name.clone(),
         pools: settings.pools.clone(),
         avoid_buggy_ips: settings.avoid_buggy_ips,
@@ -523,7 +526,7 @@ pub(crate) fn engine_settings(settings: &Settings) -> engine::Settings {
     }
 }
 
-fn log(notice: &Notice) {
+fn log(notice: &Diagnostic) {
     let service = notice.service.as_ref().map(tracing::field::display);
     match notice.warning {
         true => warn!(service, reason = notice.reason, "{}", notice.message),

@@ -10,19 +10,19 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::bfd::io::{Handle, Options, Realtime};
-use crate::bfd::packet::{AuthenticationType, State};
-use crate::bfd::{Adaptation, Authentication, Config, Event, Peer, PeerKey, Reason, io};
+use crate::bfd::packet::{AuthenticationType, SessionState};
+use crate::bfd::{Adaptation, AdaptationCause, Authentication, Config, Event, Peer, PeerKey, io};
 use crate::config::Settings;
-use crate::engine::membership::{DOUBLED_FOR, DownReason, Liveness, PeerEvent};
+use crate::engine::membership::{DUPLICATE_HOLD, DownReason, Liveness, PeerEvent};
 use crate::engine::plan::Sessions;
-use crate::host::liveness_fence::Vigil;
+use crate::host::liveness_fence::LivenessFence;
 use crate::host::neighbours;
 use crate::http::metrics::Metrics;
 use crate::l2::ethernet::Mac;
 use crate::model::{Interfaces, state};
 
 /// How long a planned stop waits for peers to have heard of it.
-const FAREWELL: Duration = Duration::from_millis(500);
+const ADMIN_DOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The other nodes, as far as packets reach them. Without any, no port is opened and no thread
 /// runs.
@@ -35,7 +35,7 @@ pub(super) struct Peers {
     /// See [`Sessions::homes`].
     homes: BTreeSet<IpAddr>,
     interfaces: Arc<Interfaces>,
-    vigil: Arc<Vigil>,
+    vigil: Arc<LivenessFence>,
     metrics: Arc<Metrics>,
     events_in: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -49,7 +49,7 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    pub fn new(settings: &Settings, vigil: Arc<Vigil>, metrics: Arc<Metrics>) -> Peers {
+    pub fn new(settings: &Settings, vigil: Arc<LivenessFence>, metrics: Arc<Metrics>) -> Peers {
         let authentication = settings.secret.clone().map(|key| Authentication {
             kind: AuthenticationType::MeticulousKeyedSha1,
             key_id: 1,
@@ -87,7 +87,7 @@ impl Peers {
 
     /// Makes the set of sessions this one.
     pub fn want(&mut self, sessions: Sessions) {
-        (self.wanted, self.homes) = (sessions.peers, sessions.homes);
+        (self.wanted, self.homes) = (sessions.peers, sessions.local_addresses);
         self.known.retain(|address, _| self.wanted.contains_key(address));
         self.doubled
             .retain(|peer, _| peer.is_none_or(|address| self.wanted.contains_key(&address)));
@@ -176,7 +176,7 @@ impl Peers {
 
     /// Completes what the engine says with what only the sessions know. With many sessions it costs
     /// them some microseconds.
-    pub fn describe(&self, state: &mut state::State) {
+    pub fn describe(&self, state: &mut state::NodeState) {
         let Some(handle) = self.handle.as_ref().filter(|_| !self.wanted.is_empty()) else { return };
         let sessions = handle.status();
         if sessions.is_empty() {
@@ -188,7 +188,7 @@ impl Peers {
             let with =
                 || sessions.iter().filter(|session| peer.addresses.contains(&session.peer.address));
             let longest = with()
-                .filter(|session| session.state == State::Up)
+                .filter(|session| session.state == SessionState::Up)
                 .filter_map(|session| session.detection_time)
                 .max();
             peer.detection_milliseconds =
@@ -233,7 +233,7 @@ impl Peers {
             }
         }
         let told = PeerEvent::of(&event)?;
-        if let PeerEvent::Doubled { address, ours } = &told {
+        if let PeerEvent::DuplicateIdentity { address, ours } = &told {
             self.doubled.insert((!ours).then_some(*address), Instant::now());
         }
         if let PeerEvent::Liveness { address, state } = &told {
@@ -257,7 +257,7 @@ impl Peers {
                     info!(node, %address, "node stops as planned")
                 }
                 Liveness::Heard => debug!(node, %address, "node is heard"),
-                Liveness::Down(DownReason::Deaf) => {
+                Liveness::Down(DownReason::OneWay) => {
                     warn!(node, %address, "node does not hear this one: packets to it were lost, or are blocked")
                 }
                 Liveness::Down(_) => warn!(node, %address, "node is down: it has restarted"),
@@ -275,19 +275,19 @@ impl Peers {
                 peer == address || node(&peer).is_some_and(|name| node(&address) == Some(name))
             })
         };
-        self.doubled.iter().any(|(peer, last)| same(peer) && last.elapsed() < DOUBLED_FOR)
+        self.doubled.iter().any(|(peer, last)| same(peer) && last.elapsed() < DUPLICATE_HOLD)
     }
 
     /// The engine has decided what a stall means, and those who answer have been told.
     pub fn resume(&self) {
-        self.vigil.resume();
+        self.vigil.reopen();
     }
 
     /// Tells every peer that this is a planned stop, in the background.
     pub fn leave(&mut self) {
         if let Some(handle) = self.handle.take() {
             self.wanted.clear();
-            tokio::task::spawn_blocking(move || handle.stop(FAREWELL));
+            tokio::task::spawn_blocking(move || handle.stop(ADMIN_DOWN_TIMEOUT));
         }
     }
 }
@@ -295,23 +295,23 @@ impl Peers {
 fn adapted(change: &Adaptation, node: Option<&str>) {
     let (interval, multiplier) = (change.interval, change.multiplier);
     match change.reason {
-        Reason::Sessions(count) => {
+        AdaptationCause::Sessions(count) => {
             info!(?interval, "{count} nodes share the rate of packets, so each hears less often")
         }
-        Reason::LateArrivals(silence) => {
+        AdaptationCause::LateArrivals(silence) => {
             warn!(
                 node,
                 ?interval,
                 "packets came late, after {silence:?}: waiting longer before a node is taken for dead"
             )
         }
-        Reason::LateWakes(late) => {
+        AdaptationCause::LateWakes(late) => {
             warn!(
                 multiplier,
                 "this process woke up {late:?} too late: asking others to wait longer before they take it for dead"
             )
         }
-        Reason::Calm => {
+        AdaptationCause::Calm => {
             info!(node, ?interval, multiplier, "packets are on time again: watching more closely")
         }
     }

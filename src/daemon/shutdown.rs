@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
-use super::{Inputs, Node, answer};
+use super::{Daemon, Inputs, answer};
 use crate::config::OnExit;
 use crate::engine::Event;
 use crate::engine::election::vip_election;
@@ -17,7 +17,7 @@ use crate::host::systemd;
 use crate::http::server::Query;
 use crate::nft::io::worker;
 
-impl Node {
+impl Daemon {
     /// Answers on until others are heard to take over, a second at most; at once where there is
     /// nobody.
     pub(super) async fn hand_over(&mut self, inputs: &mut Inputs) {
@@ -40,7 +40,7 @@ impl Node {
     pub(super) async fn stop(self, on_exit: OnExit, mut queries: mpsc::Receiver<Query>) {
         info!("stopping");
         systemd::stopping("withdrawing");
-        let Node { engine, epoch, writer, desired, announcer, data_plane, saver, keeper, .. } =
+        let Daemon { engine, epoch, writer, desired, announcer, data_plane, saver, keeper, .. } =
             self;
         let engine = Arc::new(engine);
         let how = match on_exit {

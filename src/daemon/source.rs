@@ -11,14 +11,14 @@ use tracing::{info, warn};
 
 use crate::config::Settings;
 use crate::engine::Event;
-use crate::host::trigger_time::Dated;
+use crate::host::trigger_time::TriggerTime;
 use crate::k8s::io::client::Connection;
 use crate::k8s::io::credentials::Credentials;
 use crate::k8s::io::watch::ApiUpdate;
 use crate::k8s::io::{credentials, watch as api};
 use crate::manifests;
 use crate::manifests::ManifestUpdate;
-use crate::model::state::Problem;
+use crate::model::state::SourceProblem;
 use crate::storage::snapshot;
 
 /// How often credentials that cannot be used are tried again.
@@ -114,15 +114,15 @@ pub(crate) struct Started {
 }
 
 /// What the source says at once.
-pub(crate) struct Told {
+pub(crate) struct SourceEvents {
     pub(crate) events: Vec<Event>,
     /// When the oldest change of an endpoint among it happened, if that is said.
-    pub(crate) last_change: Option<Dated>,
+    pub(crate) last_change: Option<TriggerTime>,
 }
 
-impl From<Vec<Event>> for Told {
-    fn from(events: Vec<Event>) -> Told {
-        Told { events, last_change: None }
+impl From<Vec<Event>> for SourceEvents {
+    fn from(events: Vec<Event>) -> SourceEvents {
+        SourceEvents { events, last_change: None }
     }
 }
 
@@ -213,7 +213,7 @@ impl Started {
     ///
     /// # Errors
     /// When the source has ended, which it must not.
-    pub(crate) async fn next(&mut self) -> io::Result<Told> {
+    pub(crate) async fn next(&mut self) -> io::Result<SourceEvents> {
         match &mut self.updates {
             Updates::Manifests(updates, task) => tokio::select! {
                 Some(update) = updates.recv() => Ok(vec![manifest_event(update)].into()),
@@ -225,7 +225,10 @@ impl Started {
             },
             Updates::Api(updates) => {
                 let update = updates.recv().await.ok_or(io::ErrorKind::UnexpectedEof)?;
-                Ok(Told { last_change: update.last_change, events: self.api_events(update) })
+                Ok(SourceEvents {
+                    last_change: update.last_change,
+                    events: self.api_events(update),
+                })
             }
             Updates::Awaited(usable) => {
                 let connection = usable.await.map_err(io::Error::other)?;
@@ -288,7 +291,7 @@ pub(crate) fn manifest_event(update: ManifestUpdate) -> Event {
     let problems = update
         .problems
         .into_iter()
-        .map(|p| Problem {
+        .map(|p| SourceProblem {
             source: p.line.map_or(p.file.clone(), |line| format!("{}:{line}", p.file)),
             object: p.object,
             note: p.severity == manifests::Severity::Note,

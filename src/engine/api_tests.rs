@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::plan::{Plan, Publication};
+use super::plan::{Plan, StatusPatch};
 use super::tests::{T0, key, links, put, settings, source, vip};
 use super::*;
 use crate::ipam::Allocations;
@@ -32,7 +32,7 @@ impl Api {
         service.published = ingress.iter().filter_map(|entry| entry.ip).collect();
         let uid = service.key.to_string().into();
         let resource_version = self.version.to_string().into();
-        service.record = Some(Box::new(Record {
+        service.api = Some(Box::new(ApiMetadata {
             uid,
             resource_version,
             ingress,
@@ -42,10 +42,10 @@ impl Api {
         self.services.insert(service.key.clone(), service);
     }
 
-    pub(super) fn write(&mut self, key: &ObjectKey, publication: &Publication) {
+    pub(super) fn write(&mut self, key: &ObjectKey, publication: &StatusPatch) {
         let Some(service) = self.services.get(key).cloned() else { return };
         let current = service
-            .record
+            .api
             .as_ref()
             .is_some_and(|record| record.resource_version == publication.resource_version);
         if let Some(ingress) = publication.ingress.clone().filter(|_| current) {
@@ -55,7 +55,7 @@ impl Api {
     }
 
     pub(super) fn write_all(&mut self, plan: &Plan) {
-        plan.publications.iter().for_each(|(key, publication)| self.write(key, publication));
+        plan.status_patches.iter().for_each(|(key, publication)| self.write(key, publication));
     }
 
     pub(super) fn events(&self) -> Event {
@@ -69,7 +69,7 @@ impl Api {
 
 pub(super) fn node(role: Role) -> Engine {
     let mut engine = Engine::new(
-        Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", false) },
+        EngineSettings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", false) },
         Allocations::default(),
     );
     engine.handle(links(true), T0);
@@ -94,11 +94,11 @@ pub(super) fn served(engine: &Engine, name: &str) -> Vec<IpAddr> {
 #[test]
 fn followers_serve_what_the_status_says_and_only_that() {
     let (mut api, mut follower, mut writer) =
-        (Api::default(), node(Role::Follower), node(Role::Writer));
+        (Api::default(), node(Role::Follower), node(Role::Leader));
     api.put(service("web"), []);
     let plan = follower.handle(api.events(), T0);
-    assert!(plan.publications.is_empty() && served(&follower, "web").is_empty());
-    follower.handle(Event::Holder(Some("node-9".into())), T0);
+    assert!(plan.status_patches.is_empty() && served(&follower, "web").is_empty());
+    follower.handle(Event::Leader(Some("node-9".into())), T0);
     assert!(follower.state().services[0].reasons[0].message.contains("node-9"));
     let plan = writer.handle(api.events(), T0);
     assert!(!plan.save, "the status remembers");
@@ -107,7 +107,7 @@ fn followers_serve_what_the_status_says_and_only_that() {
     follower.handle(api.events(), T0);
     assert_eq!(served(&follower, "web"), [vip(200)]);
     assert!(
-        writer.handle(api.events(), T0).publications.is_empty(),
+        writer.handle(api.events(), T0).status_patches.is_empty(),
         "nothing changed, nothing is written"
     );
 }
@@ -115,7 +115,7 @@ fn followers_serve_what_the_status_says_and_only_that() {
 #[test]
 fn an_address_outside_the_pools_is_never_served_and_is_replaced() {
     let (mut api, mut follower, mut writer) =
-        (Api::default(), node(Role::Follower), node(Role::Writer));
+        (Api::default(), node(Role::Follower), node(Role::Leader));
     api.put(service("web"), vec![entry("8.8.8.8".parse().unwrap())]);
     let plan = follower.handle(api.events(), T0);
     assert!(served(&follower, "web").is_empty() && plan.rule_set.forwardings.is_empty());
@@ -142,7 +142,7 @@ fn one_address_in_two_statuses_goes_to_the_older_on_every_node() {
             (vec![vip(201)], vec![])
         );
     }
-    let mut writer = node(Role::Writer);
+    let mut writer = node(Role::Leader);
     api.write_all(&writer.handle(api.events(), T0));
     assert_eq!((api.says("z-older"), api.says("a-newer")), (vec![vip(201)], vec![vip(200)]));
 }
@@ -153,7 +153,7 @@ fn a_new_writer_steals_nothing_and_probes_nothing_that_is_published() {
     api.put(service("a"), []);
     api.put(service("b"), vec![entry(vip(200))]);
     let mut writer = Engine::new(
-        Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", true) },
+        EngineSettings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.205", true) },
         Allocations::default(),
     );
     writer.handle(links(true), T0);
@@ -162,80 +162,82 @@ fn a_new_writer_steals_nothing_and_probes_nothing_that_is_published() {
         first.rule_set.vips == Some([vip(200)].into())
             && first.announcements.is_some_and(|all| !all[&vip(200)].probe)
     );
-    let plan = writer.handle(Event::Role(Role::Writer), T0);
+    let plan = writer.handle(Event::Role(Role::Leader), T0);
     assert!(
-        !plan.publications.contains_key(&key("a")),
+        !plan.status_patches.contains_key(&key("a")),
         "a new address is probed before anybody is told of it"
     );
     assert!(plan.announcements.is_some_and(|all| all[&vip(201)].probe));
     let plan = writer.handle(Event::Announcer(AnnouncerEvent::ProbeClear { vip: vip(201) }), T0);
     assert_eq!(
-        plan.publications[&key("a")].ingress.as_ref().and_then(|all| all[0].ip),
+        plan.status_patches[&key("a")].ingress.as_ref().and_then(|all| all[0].ip),
         Some(vip(201))
     );
 }
 
 #[test]
 fn a_status_edited_by_hand_is_put_right_and_a_stale_finalizer_taken_away() {
-    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    let (mut api, mut writer) = (Api::default(), node(Role::Leader));
     api.put(service("web"), []);
     api.write_all(&writer.handle(api.events(), T0));
     writer.handle(api.events(), T0);
     api.put(service("web"), vec![entry(vip(204))]);
     let plan = writer.handle(api.events(), T0);
     assert!(
-        plan.notices.iter().any(|notice| notice.warning && notice.message.contains("10.88.0.204")),
+        plan.diagnostics
+            .iter()
+            .any(|notice| notice.warning && notice.message.contains("10.88.0.204")),
         "{:?}",
-        plan.notices
+        plan.diagnostics
     );
     api.write_all(&plan);
     assert_eq!(api.says("web"), [vip(200)]);
     let mut leaving = api.services[&key("web")].clone();
-    if let Some(record) = &mut leaving.record {
+    if let Some(record) = &mut leaving.api {
         (record.deleting, record.cleanup_finalizer) = (true, true);
     }
     let plan = writer.handle(source(vec![put(leaving)]), T0);
     assert!(
-        plan.publications[&key("web")].remove_finalizer && plan.rule_set.vips == Some([].into())
+        plan.status_patches[&key("web")].remove_finalizer && plan.rule_set.vips == Some([].into())
     );
 }
 
 #[test]
 fn a_service_of_another_class_is_never_written_to() {
-    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    let (mut api, mut writer) = (Api::default(), node(Role::Leader));
     api.put(
         Service { class: Some("example.com/other".into()), ..service("web") },
         vec![entry("8.8.8.8".parse().unwrap())],
     );
-    assert!(writer.handle(api.events(), T0).publications.is_empty());
+    assert!(writer.handle(api.events(), T0).status_patches.is_empty());
 }
 
 #[test]
 fn what_was_refused_is_said_once_and_published_again_by_itself() {
-    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    let (mut api, mut writer) = (Api::default(), node(Role::Leader));
     api.put(service("web"), []);
-    let lost = |plan: &Plan| Event::Unpublished {
+    let lost = |plan: &Plan| Event::PatchFailed {
         key: key("web"),
-        resource_version: plan.publications[&key("web")].resource_version.clone(),
+        resource_version: plan.status_patches[&key("web")].resource_version.clone(),
         refusal: Some("the words of a webhook (422)".into()),
     };
     let first = writer.handle(api.events(), T0);
     let plan = writer.handle(lost(&first), T0);
     assert!(
-        plan.publications.is_empty() && plan.notices[0].message.contains("a webhook"),
+        plan.status_patches.is_empty() && plan.diagnostics[0].message.contains("a webhook"),
         "{:?}",
-        plan.notices
+        plan.diagnostics
     );
-    let due = writer.next_deadline().expect("a time for the next attempt");
+    let due = writer.poll_timeout().expect("a time for the next attempt");
     assert!(due > T0 && due < T0 + Duration::from_secs(3));
     let again = writer.handle(Event::Tick, due);
-    assert_eq!(again.publications, first.publications);
-    assert!(writer.handle(lost(&again), due).notices.is_empty(), "said before");
-    let plan = writer.handle(Event::Tick, writer.next_deadline().expect("another attempt"));
+    assert_eq!(again.status_patches, first.status_patches);
+    assert!(writer.handle(lost(&again), due).diagnostics.is_empty(), "said before");
+    let plan = writer.handle(Event::Tick, writer.poll_timeout().expect("another attempt"));
     api.write_all(&plan);
     assert_eq!(api.says("web"), [vip(200)]);
     writer.handle(api.events(), due);
-    assert_eq!(writer.next_deadline(), None, "nothing is left to do");
+    assert_eq!(writer.poll_timeout(), None, "nothing is left to do");
 }
 
 #[test]
@@ -243,11 +245,11 @@ fn an_address_is_served_until_the_status_names_its_successor() {
     let mut api = Api::default();
     api.put(service("web"), vec![entry(vip(200))]);
     let mut writer = Engine::new(
-        Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.202", true) },
+        EngineSettings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.202", true) },
         Allocations::default(),
     );
     writer.handle(links(true), T0);
-    writer.handle(Event::Role(Role::Writer), T0);
+    writer.handle(Event::Role(Role::Leader), T0);
     writer.handle(api.events(), T0);
     let moves = Service {
         request: Request { addresses: vec![vip(202)], ..Request::default() },
@@ -257,7 +259,7 @@ fn an_address_is_served_until_the_status_names_its_successor() {
     api.put(service("late"), []);
     let plan = writer.handle(api.events(), T0);
     assert!(
-        plan.publications.is_empty()
+        plan.status_patches.is_empty()
             && plan.rule_set.vips.is_none()
             && plan.rule_set.forwardings.is_empty(),
         "nothing moves: {plan:?}"
@@ -279,9 +281,9 @@ fn a_thousand_services_at_once_get_an_address_each_in_one_write_each() {
     let mut api = Api::default();
     let pools = settings("10.88.0.0/24,10.89.0.0-10.89.4.255", false);
     let mut writer =
-        Engine::new(Settings { role: Role::Follower, ..pools }, Allocations::default());
+        Engine::new(EngineSettings { role: Role::Follower, ..pools }, Allocations::default());
     writer.handle(links(true), T0);
-    writer.handle(Event::Role(Role::Writer), T0);
+    writer.handle(Event::Role(Role::Leader), T0);
     (0..1000).for_each(|number| api.put(service(&format!("web-{number}")), vec![]));
     let plan = writer.handle(api.events(), T0);
     api.write_all(&plan);
@@ -289,12 +291,12 @@ fn a_thousand_services_at_once_get_an_address_each_in_one_write_each() {
     let all: BTreeSet<IpAddr> =
         api.services.values().flat_map(|service| service.published.clone()).collect();
     assert_eq!(all.len(), 1000);
-    assert!(writer.handle(api.events(), T0).publications.is_empty());
+    assert!(writer.handle(api.events(), T0).status_patches.is_empty());
 }
 
 #[test]
 fn flips_of_type_class_and_policy_end_where_they_began() {
-    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    let (mut api, mut writer) = (Api::default(), node(Role::Leader));
     api.put(service("web"), []);
     api.put(service("other"), []);
     let settle = |api: &mut Api, writer: &mut Engine, gone: bool| {
@@ -314,7 +316,7 @@ fn flips_of_type_class_and_policy_end_where_they_began() {
             }
             1 => {
                 let stands = api.services[&key("web")]
-                    .record
+                    .api
                     .as_ref()
                     .map(|record| record.ingress.clone())
                     .unwrap_or_default();
@@ -329,7 +331,7 @@ fn flips_of_type_class_and_policy_end_where_they_began() {
             }
             _ => {
                 let stands = api.services[&key("web")]
-                    .record
+                    .api
                     .as_ref()
                     .map(|record| record.ingress.clone())
                     .unwrap_or_default();
@@ -345,12 +347,12 @@ fn flips_of_type_class_and_policy_end_where_they_began() {
             "round {round}: {web:?} {other:?}"
         );
     }
-    assert!(writer.handle(api.events(), T0).publications.is_empty());
+    assert!(writer.handle(api.events(), T0).status_patches.is_empty());
 }
 
 #[test]
 fn of_two_that_demand_one_address_one_gets_it_and_the_other_says_why_not() {
-    let (mut api, mut writer) = (Api::default(), node(Role::Writer));
+    let (mut api, mut writer) = (Api::default(), node(Role::Leader));
     let demands = |name: &str, created| Service {
         created,
         request: Request { addresses: vec![vip(203)], ..Request::default() },
@@ -360,11 +362,11 @@ fn of_two_that_demand_one_address_one_gets_it_and_the_other_says_why_not() {
     api.put(demands("z-early", 1), []);
     let plan = writer.handle(api.events(), T0);
     assert!(
-        plan.notices
+        plan.diagnostics
             .iter()
             .any(|n| n.service == Some(key("a-late")) && n.message.contains("default/z-early")),
         "{:?}",
-        plan.notices
+        plan.diagnostics
     );
     api.write_all(&plan);
     assert_eq!((api.says("z-early"), api.says("a-late")), (vec![vip(203)], vec![]));
@@ -378,7 +380,7 @@ fn a_pool_that_shrank_takes_addresses_back_and_gives_others() {
     let mut api = Api::default();
     api.put(service("inside"), vec![entry(vip(200))]);
     api.put(service("outside"), vec![entry(vip(220))]);
-    let mut writer = node(Role::Writer);
+    let mut writer = node(Role::Leader);
     api.write_all(&writer.handle(api.events(), T0));
     assert_eq!((api.says("inside"), api.says("outside")), (vec![vip(200)], vec![vip(201)]));
 }
@@ -386,7 +388,7 @@ fn a_pool_that_shrank_takes_addresses_back_and_gives_others() {
 #[test]
 fn in_node_mode_the_nodes_addresses_are_published_by_the_writer_alone() {
     let (mut api, mut writer, mut follower) =
-        (Api::default(), node(Role::Writer), node(Role::Follower));
+        (Api::default(), node(Role::Leader), node(Role::Follower));
     let asks = |name: &str, created| Service {
         created,
         request: Request { mode: Some(Mode::Node), ..Request::default() },
@@ -418,10 +420,10 @@ fn in_node_mode_the_nodes_addresses_are_published_by_the_writer_alone() {
     for engine in [&mut writer, &mut follower] {
         engine.handle(source(changes.clone()), T0);
     }
-    assert!(follower.handle(api.events(), T0).publications.is_empty());
+    assert!(follower.handle(api.events(), T0).status_patches.is_empty());
     api.write_all(&writer.handle(api.events(), T0));
     assert_eq!((api.says("web"), api.says("same-port")), (vec![vip(11), vip(12)], vec![]));
-    assert!(writer.handle(api.events(), T0).publications.is_empty());
+    assert!(writer.handle(api.events(), T0).status_patches.is_empty());
 }
 
 #[derive(Clone, Debug)]
@@ -455,8 +457,8 @@ proptest! {
     #[test]
     fn two_writers_at_once_do_no_lasting_harm(steps in steps()) {
         let mut api = Api::default();
-        let mut writers = [node(Role::Writer), node(Role::Writer)];
-        let mut held: [Vec<(ObjectKey, Publication)>; 2] = Default::default();
+        let mut writers = [node(Role::Leader), node(Role::Leader)];
+        let mut held: [Vec<(ObjectKey, StatusPatch)>; 2] = Default::default();
         let mut known: [BTreeSet<ObjectKey>; 2] = Default::default();
         let mut look = |api: &Api, writers: &mut [Engine; 2], which: usize, now: Duration| {
             let mut changes: Vec<SourceChange> = api.services.values().cloned().map(put).collect();
@@ -468,11 +470,11 @@ proptest! {
         for step in steps {
             match step {
                 Step::Look(which) => api.write_all(&look(&api, &mut writers, which.into(), T0)),
-                Step::Decide(which) => held[usize::from(which)].extend(look(&api, &mut writers, which.into(), T0).publications),
+                Step::Decide(which) => held[usize::from(which)].extend(look(&api, &mut writers, which.into(), T0).status_patches),
                 Step::Resume(which) => held[usize::from(which)].drain(..).for_each(|(key, publication)| api.write(&key, &publication)),
                 Step::Put(name, shares) => {
                     let name = name.to_string();
-                    let stands = api.services.get(&key(&name)).and_then(|s| Some(s.record.as_ref()?.ingress.clone())).unwrap_or_default();
+                    let stands = api.services.get(&key(&name)).and_then(|s| Some(s.api.as_ref()?.ingress.clone())).unwrap_or_default();
                     let mut new = service(&name);
                     new.created = i64::from(name.len() as u32);
                     if shares {
@@ -501,10 +503,10 @@ proptest! {
             api.write_all(&plan);
         }
         prop_assert!(api.writes <= 2 * api.services.len(), "{} writes for {} Services", api.writes, api.services.len());
-        prop_assert!(look(&api, &mut writers, 0, later).publications.is_empty(), "it is never done");
+        prop_assert!(look(&api, &mut writers, 0, later).status_patches.is_empty(), "it is never done");
         let mut seen: BTreeMap<IpAddr, Vec<&Service>> = BTreeMap::new();
         for service in api.services.values() {
-            prop_assert_eq!(service.record.as_ref().map(|r| r.ingress.clone()), Some(status::ingress(service, &service.published, &[])));
+            prop_assert_eq!(service.api.as_ref().map(|r| r.ingress.clone()), Some(status::ingress(service, &service.published, &[])));
             prop_assert!(!service.published.is_empty(), "six addresses for five Services: {:?}", service.key);
             service.published.iter().for_each(|address| seen.entry(*address).or_default().push(service));
         }
@@ -534,7 +536,7 @@ fn named(name: &str, excluded: Option<Exclusion>) -> SourceChange {
 #[test]
 fn an_excluded_node_is_named_by_the_writer_and_by_itself() {
     let told = |plan: &Plan| {
-        let notices = plan.notices.iter().filter(|notice| notice.node.is_some());
+        let notices = plan.diagnostics.iter().filter(|notice| notice.node.is_some());
         notices
             .map(|notice| (notice.node.as_deref().unwrap_or_default().to_owned(), notice.reason))
             .collect::<Vec<_>>()
@@ -554,10 +556,10 @@ fn an_excluded_node_is_named_by_the_writer_and_by_itself() {
         [excluded("node-1")],
         "one that does not write speaks of itself, in its log"
     );
-    let plan = engine.handle(Event::Role(Role::Writer), T0);
+    let plan = engine.handle(Event::Role(Role::Leader), T0);
     assert_eq!(told(&plan), [excluded("node-1"), excluded("node-2")], "the writer tells of all");
     assert!(
-        plan.notices
+        plan.diagnostics
             .iter()
             .all(|notice| notice.node.is_none() || notice.message.contains("remove the label"))
     );

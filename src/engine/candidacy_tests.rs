@@ -75,7 +75,7 @@ fn a_node_that_may_not_answer_says_why() {
     let both = || vec![node(1), node(2)];
     let deleted = source(vec![SourceChange::Node("node-1".into(), None)]);
     let stalled = Event::Peer(PeerEvent::Stalled { late: Duration::from_secs(6) });
-    let doubled = Event::Peer(PeerEvent::Doubled { address: vip(12), ours: true });
+    let doubled = Event::Peer(PeerEvent::DuplicateIdentity { address: vip(12), ours: true });
     let table = [
         (
             excluded(Exclusion::Label),
@@ -155,7 +155,7 @@ impl Wire {
         let start = |own: u8| {
             let own_name: Box<str> = format!("node-{own}").into();
             let mut engine = Engine::new(
-                Settings { node: own_name, ..settings(pool, false) },
+                EngineSettings { node: own_name, ..settings(pool, false) },
                 Allocations::default(),
             );
             let eth0 = interface("eth0", 2, &format!("10.88.0.{}/24", 10 + own));
@@ -334,9 +334,9 @@ fn a_preferred_node_that_returned_takes_its_address_when_it_is_not_new_any_more(
             Event::Announcer(AnnouncerEvent::Heard { ifindex: 2, vip: vip(200), mac: holder }),
             now,
         );
-        now = engine
-            .next_deadline()
-            .map_or(now + rank::WATCHFUL, |due| due.min(now + rank::WATCHFUL));
+        now = engine.poll_timeout().map_or(now + rank::FAST_ANNOUNCE_INTERVAL, |due| {
+            due.min(now + rank::FAST_ANNOUNCE_INTERVAL)
+        });
         engine.handle(Event::Tick, now);
     }
     assert_eq!(now, T0 + rank::HOLD_OFF);

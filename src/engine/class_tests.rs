@@ -34,7 +34,7 @@ fn the_class_says_whose_a_service_is() {
     ];
     for (ours, claim_default, class, expected) in cases {
         let case = format!("{ours}, default {claim_default}: {class:?}");
-        let settings = Settings {
+        let settings = EngineSettings {
             class: ours.into(),
             claim_default,
             role: Role::Follower,
@@ -42,7 +42,7 @@ fn the_class_says_whose_a_service_is() {
         };
         let mut writer = Engine::new(settings, Allocations::default());
         writer.handle(links(true), T0);
-        writer.handle(Event::Role(Role::Writer), T0);
+        writer.handle(Event::Role(Role::Leader), T0);
         let mut api = Api::default();
         api.put(Service { class: class.map(Into::into), ..service("web") }, []);
         api.write_all(&writer.handle(api.events(), T0));
@@ -69,11 +69,11 @@ fn the_class_says_whose_a_service_is() {
 #[test]
 fn an_address_in_the_status_of_anothers_service_is_given_only_to_who_asks_for_it() {
     let mut writer = Engine::new(
-        Settings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.201", false) },
+        EngineSettings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.201", false) },
         Allocations::default(),
     );
     writer.handle(links(true), T0);
-    writer.handle(Event::Role(Role::Writer), T0);
+    writer.handle(Event::Role(Role::Leader), T0);
     let mut api = Api::default();
     let theirs = Service { class: Some(OTHER.into()), ..service("theirs") };
     api.put(theirs.clone(), status::ingress(&theirs, &[vip(200)], &[]));

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::forwarding::{Backend, Forwarding, Target};
+use crate::model::forwarding::{Backend, Balancing, Forwarding};
 use crate::model::{Endpoint, EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
 
 /// Where the question is asked.
@@ -157,16 +157,17 @@ impl Hints {
 /// What the data plane is to do with connections to this port, at any address of the family.
 pub fn forwarding(service: &Service, backends: &PortBackends, family: Family) -> Forwarding {
     let to = |backends: &[Backend]| match service.client_affinity {
-        true => Target::Sticky(backends.to_vec()),
-        false => Target::Spread(backends.to_vec()),
+        true => Balancing::ClientIp(backends.to_vec()),
+        false => Balancing::FlowHash(backends.to_vec()),
     };
-    let internal = if backends.cluster.is_empty() { Target::Reject } else { to(&backends.cluster) };
+    let internal =
+        if backends.cluster.is_empty() { Balancing::Reject } else { to(&backends.cluster) };
     let external = match service.external {
         TrafficPolicy::Cluster => None,
         // Silence where others may serve, so that a client tries again; a refusal only where nobody
         // does.
-        TrafficPolicy::Local if internal == Target::Reject => None,
-        TrafficPolicy::Local if backends.local.is_empty() => Some(Target::Drop),
+        TrafficPolicy::Local if internal == Balancing::Reject => None,
+        TrafficPolicy::Local if backends.local.is_empty() => Some(Balancing::Drop),
         TrafficPolicy::Local => Some(to(&backends.local)).filter(|external| *external != internal),
     };
     Forwarding { internal, external, sources: sources(service, family) }

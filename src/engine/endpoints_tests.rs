@@ -130,16 +130,16 @@ fn policies_become_targets() {
     use TrafficPolicy::{Cluster, Local};
     let spread = |text: &str| {
         let found = resolve(&service(), [&slice(text, 80)].into_iter(), &HERE, Family::V4);
-        Target::Spread(found[0].cluster.clone())
+        Balancing::FlowHash(found[0].cluster.clone())
     };
     // policy, endpoints → internal, external
     let cases = [
         (Cluster, "a@n1 b@n2", spread("a@n1 b@n2"), None),
-        (Cluster, "", Target::Reject, None),
+        (Cluster, "", Balancing::Reject, None),
         (Local, "a@n1 b@n2", spread("a@n1 b@n2"), Some(spread("a@n1"))),
         (Local, "a@n1", spread("a@n1"), None),
-        (Local, "b@n2", spread("b@n2"), Some(Target::Drop)),
-        (Local, "", Target::Reject, None),
+        (Local, "b@n2", spread("b@n2"), Some(Balancing::Drop)),
+        (Local, "", Balancing::Reject, None),
     ];
     for (policy, endpoints, internal, external) in cases {
         let service = Service { external: policy, ..service() };

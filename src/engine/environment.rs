@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::election::rank;
-use super::plan::{Notice, Plan};
+use super::plan::{Diagnostic, Plan};
 use super::{Engine, uplinks};
 use crate::ipam::pool::{AddressRange, Pool};
 use crate::model::{Family, Interfaces};
@@ -21,19 +21,19 @@ impl Engine {
             self.uplinks = uplinks;
             return;
         }
-        self.surroundings_changed(plan);
+        self.environment_changed(plan);
     }
 
     pub(super) fn pools_changed(&mut self, pools: Vec<Pool>, plan: &mut Plan) {
         self.ipam.set_pools(pools.clone());
         self.settings.pools = pools;
         self.reservations.stale = true;
-        self.surroundings_changed(plan);
+        self.environment_changed(plan);
     }
 
     /// Nodes, interfaces or pools changed: rare, and nearly everything may follow from it, so every
     /// Service is looked at again. What did not change makes no difference to the plan.
-    pub(super) fn surroundings_changed(&mut self, plan: &mut Plan) {
+    pub(super) fn environment_changed(&mut self, plan: &mut Plan) {
         let Some(interfaces) = self.interfaces.clone() else { return };
         self.uplinks = self.judged(&interfaces);
         self.node_addresses = uplinks::node_addresses(&interfaces, &self.uplinks);
@@ -45,7 +45,7 @@ impl Engine {
                 "{}: IPv6 addresses of the pools are not announced here, IPv4 is served",
                 rank::IPV6_OFF
             );
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: true,
                 service: None,
                 node: None,

@@ -6,12 +6,12 @@ use super::membership::PeerEvent;
 use super::uplinks::InterfacePattern;
 use crate::ipam::pool::Pool;
 use crate::l2::announcer::AnnouncerEvent;
-use crate::model::state::Problem;
+use crate::model::state::SourceProblem;
 use crate::model::{Interfaces, Mode, ObjectKey, SourceChange};
 
 /// What the engine must know before the first event. Fixed for the life of the process.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct EngineSettings {
     /// This node's name, as in Node objects and endpoints.
     pub node: Box<str>,
     /// Where addresses come from.
@@ -40,7 +40,7 @@ pub enum Event {
         /// Only what differs from before.
         changes: Vec<SourceChange>,
         /// Everything that is wrong with the source now.
-        problems: Vec<Problem>,
+        problems: Vec<SourceProblem>,
         /// All that is there has been told.
         synced: bool,
     },
@@ -60,11 +60,11 @@ pub enum Event {
     /// This node began or ceased to be the one that decides about addresses.
     Role(Role),
     /// The node that holds the Lease, as far as is known.
-    Holder(Option<Box<str>>),
+    Leader(Option<Box<str>>),
     /// Err says why the Lease cannot be asked for, so that nobody gives addresses.
-    WriterHealth(Result<(), String>),
+    LeaderHealth(Result<(), String>),
     /// What was to be published about a Service did not come to stand, and nobody tries it again.
-    Unpublished {
+    PatchFailed {
         /// Which Service.
         key: ObjectKey,
         /// The version it was decided for.
@@ -77,7 +77,7 @@ pub enum Event {
     /// Something was learned about another node.
     Peer(PeerEvent),
     /// Time has passed: conflicts are tried again, and what
-    /// [`Engine::next_deadline`](super::Engine::next_deadline) waited for is done.
+    /// [`Engine::poll_timeout`](super::Engine::poll_timeout) waited for is done.
     Tick,
     /// We are about to stop: hand over, or, where nobody can take over, announce nothing more. See
     /// [`Engine::drained`](super::Engine::drained).
@@ -94,5 +94,5 @@ pub enum Role {
     Follower,
     /// The API, and this node holds the Lease: it gives addresses to Services that have none and
     /// writes them down.
-    Writer,
+    Leader,
 }

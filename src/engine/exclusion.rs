@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::election::rank;
-use super::plan::{Notice, Plan};
+use super::plan::{Diagnostic, Plan};
 use super::{Engine, Role};
 use crate::model::Exclusion;
 use crate::model::state::Reason;
@@ -20,7 +20,7 @@ pub(super) struct Exclusions {
 impl Engine {
     /// Says which nodes are excluded now and which no longer are. The writer says it about all,
     /// every other node in its own log about itself.
-    pub(super) fn tell_exclusions(&mut self, plan: &mut Plan) {
+    pub(super) fn emit_exclusions(&mut self, plan: &mut Plan) {
         if !self.started || !std::mem::take(&mut self.exclusions.stale) {
             return;
         }
@@ -36,7 +36,7 @@ impl Engine {
                 let message =
                     format!("{}{until}", rank::excluded(&format!("node {name}"), *exclusion));
                 // The others are what somebody is just doing.
-                plan.notices.push(Notice {
+                plan.diagnostics.push(Diagnostic {
                     warning: label,
                     service: None,
                     node: Some(name.clone()),
@@ -49,7 +49,7 @@ impl Engine {
             before.keys().filter(|name| !now.contains_key(*name) && self.index.node(name).is_some())
         {
             let message = format!("node {name} takes part in load balancing again");
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: false,
                 service: None,
                 node: Some(name.clone()),
@@ -61,7 +61,7 @@ impl Engine {
     }
 
     /// Who said it before may have been another node, whose Events may be gone.
-    pub(super) fn tell_exclusions_anew(&mut self) {
+    pub(super) fn reemit_exclusions(&mut self) {
         self.exclusions = Exclusions { told: BTreeMap::new(), stale: true };
     }
 

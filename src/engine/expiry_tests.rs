@@ -16,8 +16,10 @@ const MOMENT: Duration = Duration::from_millis(1);
 
 /// This node, and another that has just been found dead, with an endpoint on each.
 fn bereaved(role: Role) -> Engine {
-    let mut engine =
-        Engine::new(Settings { role, ..settings("10.88.0.200", false) }, Allocations::default());
+    let mut engine = Engine::new(
+        EngineSettings { role, ..settings("10.88.0.200", false) },
+        Allocations::default(),
+    );
     engine.handle(links(true), T0);
     let slice = slice("web", &[("10.42.1.5", "node-1"), ("10.42.2.5", "node-2")]);
     engine.handle(source(vec![node(1), node(2), put(service("web")), slice]), T0);
@@ -36,7 +38,7 @@ fn endpoints(engine: &Engine) -> usize {
 /// Lets time pass as the engine asks for it.
 fn wait(engine: &mut Engine, until: Duration) {
     for _ in 0..1000 {
-        let Some(due) = engine.next_deadline().filter(|due| *due <= until) else { break };
+        let Some(due) = engine.poll_timeout().filter(|due| *due <= until) else { break };
         engine.handle(Event::Tick, due);
     }
     engine.handle(Event::Tick, until);
@@ -47,7 +49,7 @@ fn endpoints_that_the_api_still_calls_ready_after_a_minute_are_used_again() {
     let mut engine = bereaved(Role::Follower);
     wait(&mut engine, T0 + DEAD_FOR - MOMENT);
     assert_eq!(endpoints(&engine), 1);
-    let due = engine.next_deadline().expect("it wakes up for that");
+    let due = engine.poll_timeout().expect("it wakes up for that");
     assert!(due <= T0 + DEAD_FOR, "{due:?}");
     wait(&mut engine, T0 + DEAD_FOR);
     assert_eq!(endpoints(&engine), 2, "Pinnace ended there, the pods did not");
@@ -78,10 +80,10 @@ fn owners_do_not_announce_often_for_ever_because_of_a_node_without_pinnace() {
     let mut engine = Engine::new(settings("10.88.0.200", false), Allocations::default());
     engine.handle(links(true), T0);
     let plan = engine.handle(source(vec![node(1), node(2)]), T0);
-    assert_eq!(plan.announce_interval, Some(Some(rank::WATCHFUL)));
+    assert_eq!(plan.announce_interval, Some(Some(rank::FAST_ANNOUNCE_INTERVAL)));
     wait(&mut engine, T0 + ABSENT_AFTER - MOMENT);
     assert!(
-        engine.next_deadline().is_some_and(|due| due <= T0 + ABSENT_AFTER),
+        engine.poll_timeout().is_some_and(|due| due <= T0 + ABSENT_AFTER),
         "it wakes up for that"
     );
     let plan = engine.handle(Event::Tick, T0 + ABSENT_AFTER);
@@ -104,7 +106,7 @@ fn a_conflict_that_is_over_is_forgotten_and_a_later_one_told_again() {
     engine.handle(source(vec![put(service("web"))]), T0);
     let told = |engine: &mut Engine, now| {
         let event = AnnouncerEvent::Contested { vip: address, ifindex: 2, mac: [2, 0, 0, 0, 0, 9] };
-        engine.handle(Event::Announcer(event), now).notices.len()
+        engine.handle(Event::Announcer(event), now).diagnostics.len()
     };
     let contested = |engine: &mut Engine, now| {
         engine.handle(Event::Tick, now);

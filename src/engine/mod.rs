@@ -44,21 +44,21 @@ use std::time::Duration;
 
 use election::Election;
 use endpoints::Here;
-pub use event::{Event, Role, Settings};
+pub use event::{EngineSettings, Event, Role};
 use exclusion::Exclusions;
 use index::{Index, Touched};
 use membership::{Membership, PeerEvent};
-use plan::{Notice, Plan};
+use plan::{Diagnostic, Plan};
 pub(crate) use reconcile::list;
 use reservations::Reservations;
 use uplinks::Uplinks;
 use vip::Vip;
 
 use crate::ipam::{Allocations, Ipam, NodePorts, Options};
-use crate::k8s::status::Publisher;
+use crate::k8s::status::StatusReconciler;
 use crate::l2::announcer::Announcement;
 use crate::model::forwarding::{Forwarding, FrontendKey};
-use crate::model::state::{Problem, Reason};
+use crate::model::state::{Reason, SourceProblem};
 use crate::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
 
 /// The reason of notices about objects of the API server that cannot be used, or not wholly.
@@ -66,46 +66,46 @@ pub(crate) const INVALID_OBJECT: &str = "InvalidObject";
 
 /// What was decided about one Service.
 #[derive(Debug, Default)]
-struct Placement {
+struct ServiceState {
     mode: Option<Mode>,
     /// What clients may use; empty while pending or refused.
     addresses: Vec<IpAddr>,
     /// What they use until the status names `addresses`.
-    retiring: Vec<IpAddr>,
+    draining_addresses: Vec<IpAddr>,
     /// What the data plane was told.
     frontends: Vec<(FrontendKey, Arc<Forwarding>)>,
     /// The event with which that changed last.
     generation: u64,
     /// Why it is not served, or not fully.
     reasons: Vec<Reason>,
-    verdict: Verdict,
+    phase: ServicePhase,
 }
 
-impl Placement {
+impl ServiceState {
     /// Every address that is kept for the Service.
     fn held(&self) -> Vec<IpAddr> {
-        [&*self.addresses, &*self.retiring].concat()
+        [&*self.addresses, &*self.draining_addresses].concat()
     }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Verdict {
+enum ServicePhase {
     #[default]
     Serving,
     /// It will be served once something passes by itself: a probe, a link.
     Pending,
     /// Somebody has to change something.
-    Refused,
+    Failed,
     /// Not ours to serve.
-    Foreign,
+    Unmanaged,
 }
 
 /// See the head of this file.
 pub struct Engine {
-    settings: Settings,
+    settings: EngineSettings,
     now: Duration,
     index: Index,
-    problems: Vec<Problem>,
+    problems: Vec<SourceProblem>,
     interfaces: Option<Arc<Interfaces>>,
     uplinks: Uplinks,
     node_addresses: BTreeSet<IpAddr>,
@@ -115,7 +115,7 @@ pub struct Engine {
     ipam: Ipam,
     node_ports: NodePorts,
     // Boxed: nodes of a map are half empty, and thousands of large values would be as much air.
-    placements: BTreeMap<ObjectKey, Box<Placement>>,
+    services: BTreeMap<ObjectKey, Box<ServiceState>>,
     vips: BTreeMap<IpAddr, Box<Vip>>,
     announcements: BTreeMap<IpAddr, Announcement>,
     dirty: BTreeSet<ObjectKey>,
@@ -132,10 +132,10 @@ pub struct Engine {
     rules: Option<Result<(), String>>,
     draining: bool,
     role: Role,
-    holder: Option<Box<str>>,
-    publisher: Publisher,
+    leader: Option<Box<str>>,
+    status_reconciler: StatusReconciler,
     source_health: Result<(), String>,
-    writer_health: Result<(), String>,
+    leader_health: Result<(), String>,
     membership: Membership,
     election: Election,
     exclusions: Exclusions,
@@ -144,7 +144,7 @@ pub struct Engine {
 
 impl Engine {
     /// An engine that knows nothing but its settings and what it had allocated before.
-    pub fn new(settings: Settings, saved: Allocations) -> Engine {
+    pub fn new(settings: EngineSettings, saved: Allocations) -> Engine {
         let options = Options { avoid_buggy_ips: settings.avoid_buggy_ips };
         // With an API server the statuses there say who has what; an older file here knows less.
         let saved = if settings.role == Role::Alone { saved } else { Allocations::default() };
@@ -163,7 +163,7 @@ impl Engine {
             told_vips: BTreeSet::new(),
             told_ipv6_off: false,
             node_ports: NodePorts::default(),
-            placements: BTreeMap::new(),
+            services: BTreeMap::new(),
             vips: BTreeMap::new(),
             announcements: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -175,10 +175,10 @@ impl Engine {
             applied: 0,
             rules: None,
             draining: false,
-            holder: None,
-            publisher: Publisher::default(),
+            leader: None,
+            status_reconciler: StatusReconciler::default(),
             source_health: Ok(()),
-            writer_health: Ok(()),
+            leader_health: Ok(()),
             election: Election::default(),
             exclusions: Exclusions::default(),
             reservations: Reservations::default(),
@@ -205,9 +205,9 @@ impl Engine {
                 self.rules = Some(error.map_or(Ok(()), Err));
             }
             Event::Role(role) => self.role_changed(role),
-            Event::Holder(holder) => self.holder = holder,
-            Event::Unpublished { key, resource_version, refusal } => {
-                self.unpublished(key, &resource_version, refusal, &mut plan)
+            Event::Leader(holder) => self.leader = holder,
+            Event::PatchFailed { key, resource_version, refusal } => {
+                self.on_patch_failed(key, &resource_version, refusal, &mut plan)
             }
             Event::SourceHealth(health) => {
                 if health.is_ok() && self.source_health.is_err() {
@@ -215,15 +215,15 @@ impl Engine {
                 }
                 self.source_health = health;
             }
-            Event::WriterHealth(health) => self.writer_health = health,
+            Event::LeaderHealth(health) => self.leader_health = health,
             Event::Peer(event) => self.peer(event, &mut plan),
             Event::Tick => {
                 if self.ipam.expire_conflicts(now) {
                     self.dirty.append(&mut self.waiting);
                 }
                 self.expire_dead();
-                self.dirty.extend(self.publisher.expired(now));
-                self.dirty.extend(self.publisher.retries(now));
+                self.dirty.extend(self.status_reconciler.expired(now));
+                self.dirty.extend(self.status_reconciler.retries(now));
             }
             Event::Drain => {
                 self.draining = true;
@@ -233,13 +233,13 @@ impl Engine {
             }
         }
         // Taking over is an announcement; what else follows from a death comes right after it, see
-        // next_deadline.
+        // poll_timeout.
         if !(dying && plan.announcements.is_some()) {
-            self.settle(&mut plan);
+            self.reconcile(&mut plan);
         }
-        self.tell_exclusions(&mut plan);
-        self.tell_reserved(&mut plan);
-        self.keep_election(&mut plan);
+        self.emit_exclusions(&mut plan);
+        self.emit_reserved(&mut plan);
+        self.poll_election(&mut plan);
         plan.rule_set.generation = self.generation;
         plan.save &= self.role == Role::Alone;
         plan
@@ -250,9 +250,9 @@ impl Engine {
     fn role_changed(&mut self, role: Role) {
         if self.role != role {
             self.role = role;
-            self.publisher.clear();
-            if role == Role::Writer {
-                self.tell_exclusions_anew();
+            self.status_reconciler.clear();
+            if role == Role::Leader {
+                self.reemit_exclusions();
             }
             self.dirty.extend(self.index.services().map(|s| s.key.clone()));
         }
@@ -269,8 +269,8 @@ impl Engine {
     }
 
     /// The node that holds the Lease, as far as is known.
-    pub fn holder(&self) -> Option<&str> {
-        self.holder.as_deref()
+    pub fn leader(&self) -> Option<&str> {
+        self.leader.as_deref()
     }
 
     /// The objects as the source last told them.
@@ -297,7 +297,7 @@ impl Engine {
     fn source_changed(
         &mut self,
         changes: Vec<SourceChange>,
-        problems: Vec<Problem>,
+        problems: Vec<SourceProblem>,
         synced: bool,
         plan: &mut Plan,
     ) {
@@ -319,7 +319,7 @@ impl Engine {
             let message = format!("{}:{object} {}", problem.source, problem.reason);
             let reason =
                 if self.settings.role == Role::Alone { "Manifest" } else { INVALID_OBJECT };
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: !problem.note,
                 service: None,
                 node: None,
@@ -331,14 +331,14 @@ impl Engine {
         self.source_synced |= synced;
         if nodes {
             self.exclusions.stale = true;
-            self.surroundings_changed(plan);
+            self.environment_changed(plan);
         }
     }
 
     /// Decides about everything that was touched. Nothing goes out before the source has been read
     /// and the interfaces are known: half the truth would take rules away from connections that
     /// need them.
-    fn settle(&mut self, plan: &mut Plan) {
+    fn reconcile(&mut self, plan: &mut Plan) {
         if !self.source_synced || self.interfaces.is_none() {
             return;
         }
@@ -359,7 +359,7 @@ impl Engine {
             self.told_uplinks.clone_from(names);
         }
         while !self.dirty.is_empty() {
-            let freed = self.place_dirty(plan);
+            let freed = self.reconcile_dirty(plan);
             if freed {
                 self.dirty.append(&mut self.waiting);
             }
@@ -375,7 +375,7 @@ impl Engine {
         service.request.mode.unwrap_or(self.settings.mode)
     }
 
-    fn ours(&self, service: &Service) -> bool {
+    fn is_managed(&self, service: &Service) -> bool {
         let claimed = match &service.class {
             Some(class) => *class == self.settings.class,
             None => self.settings.claim_default,

@@ -12,15 +12,15 @@ use super::election::rank;
 use super::index::Index;
 use super::plan::Plan;
 use super::uplinks::NotUplink;
-use super::{Engine, Placement, Role, Verdict};
-use crate::ipam::{Contender, HeldPorts, Ipam, Port, node_mode, refusals};
+use super::{Engine, Role, ServicePhase, ServiceState};
+use crate::ipam::{HeldPorts, Ipam, Port, PortClaim, node_mode, refusals};
 use crate::model::state::Reason;
 use crate::model::{Family, Interface, Mode, ObjectKey, Service, TrafficPolicy};
 
 impl Engine {
     /// Who has which port, before any of these Services is placed. Those for which it came out
     /// otherwise are placed as well.
-    pub(super) fn contend_for_ports(&mut self, dirty: &mut Vec<(bool, i64, ObjectKey)>) {
+    pub(super) fn allocate_ports(&mut self, dirty: &mut Vec<(bool, i64, ObjectKey)>) {
         for (_, _, key) in dirty.iter() {
             match self.index.service(key).filter(|service| self.mode(service) == Mode::Node) {
                 Some(service) => self.node_ports.claim(service),
@@ -39,10 +39,10 @@ impl Engine {
     }
 
     /// The nodes' own addresses: returns those of this node, if it is one of the nodes that serve.
-    pub(super) fn place_on_node(
+    pub(super) fn reconcile_node_mode(
         &mut self,
         service: &Service,
-        next: &mut Placement,
+        next: &mut ServiceState,
         plan: &mut Plan,
     ) -> Vec<IpAddr> {
         self.note_ports(service, plan);
@@ -63,20 +63,20 @@ impl Engine {
             }),
             false => own.clone(),
         };
-        let (losses, hinder) = self.losses(service, admits);
+        let (losses, hinder) = self.port_conflicts(service, admits);
         next.reasons.extend(losses);
         if next.addresses.is_empty() && hinder {
-            next.verdict = Verdict::Refused;
+            next.phase = ServicePhase::Failed;
         } else if next.addresses.is_empty() {
-            next.verdict = Verdict::Pending;
+            next.phase = ServicePhase::Pending;
             next.reasons.push(self.no_node());
         }
         let closed = self.closed(&next.addresses, &own);
         if !closed.is_empty()
-            && next.verdict == Verdict::Serving
+            && next.phase == ServicePhase::Serving
             && !next.addresses.iter().any(|address| own.contains(address))
         {
-            next.verdict = Verdict::Pending;
+            next.phase = ServicePhase::Pending;
         }
         next.reasons.extend(closed);
         let me = &*self.settings.node;
@@ -87,7 +87,11 @@ impl Engine {
 
     /// Which other Services have its ports at addresses that would be its own, and whether it would
     /// be served at one of these.
-    fn losses(&self, service: &Service, admits: impl Fn(&str) -> bool) -> (Vec<Reason>, bool) {
+    fn port_conflicts(
+        &self,
+        service: &Service,
+        admits: impl Fn(&str) -> bool,
+    ) -> (Vec<Reason>, bool) {
         let has_address = |node: &str, family| match self.index.node(node) {
             Some(node) => node
                 .internal
@@ -233,7 +237,7 @@ impl<'a> Scene<'a> {
         Scene { index, ipam, role, node, serving: RefCell::default(), by_address: OnceCell::new() }
     }
 
-    fn contender(&self, key: &ObjectKey) -> Option<Contender<'a>> {
+    fn contender(&self, key: &ObjectKey) -> Option<PortClaim<'a>> {
         let service = self.index.service(key)?;
         let mut known = self.serving.borrow_mut();
         let nodes = known
@@ -242,7 +246,7 @@ impl<'a> Scene<'a> {
             .clone();
         let had =
             if self.role == Role::Alone { self.written_down(key) } else { self.published(service) };
-        Some(Contender { service, nodes, had })
+        Some(PortClaim { service, nodes, had })
     }
 
     fn written_down(&self, key: &ObjectKey) -> BTreeMap<(&'a str, Family), Rc<[Port]>> {
@@ -260,7 +264,7 @@ impl<'a> Scene<'a> {
     fn published(&self, service: &'a Service) -> BTreeMap<(&'a str, Family), Rc<[Port]>> {
         let all: Rc<[_]> = service.ports.iter().map(|port| (port.protocol, port.port)).collect();
         let mut had = BTreeMap::new();
-        for entry in service.record.iter().flat_map(|record| record.ingress.iter()) {
+        for entry in service.api.iter().flat_map(|record| record.ingress.iter()) {
             let Some(address) = entry.ip else { continue };
             for node in self.by_address().get(&address).into_iter().flatten() {
                 let ports = match entry.ports.is_empty() {

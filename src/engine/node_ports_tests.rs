@@ -38,7 +38,7 @@ fn node(number: u8, pool: Option<&str>) -> SourceChange {
 /// The engine of `node-<number>` with manifests.
 fn alone(number: u8, saved: Allocations, changes: Vec<SourceChange>) -> (Engine, Plan) {
     let mut engine = Engine::new(
-        Settings { node: format!("node-{number}").into(), ..settings("", false) },
+        EngineSettings { node: format!("node-{number}").into(), ..settings("", false) },
         saved,
     );
     engine.handle(links(true), T0);
@@ -50,7 +50,7 @@ fn alone(number: u8, saved: Allocations, changes: Vec<SourceChange>) -> (Engine,
 fn in_cluster(number: u8, role: Role) -> Engine {
     let node = format!("node-{number}").into();
     let mut engine = Engine::new(
-        Settings { node, role: Role::Follower, ..settings("", false) },
+        EngineSettings { node, role: Role::Follower, ..settings("", false) },
         Allocations::default(),
     );
     engine.handle(links(true), T0);
@@ -73,7 +73,7 @@ fn verdict(engine: &Engine, name: &str) -> (Phase, String) {
 }
 
 fn refused(engine: &Engine, name: &str) -> bool {
-    verdict(engine, name).0 == Phase::Refused
+    verdict(engine, name).0 == Phase::Failed
 }
 
 fn ports_in(plan: &Plan) -> BTreeSet<FrontendKey> {
@@ -147,7 +147,7 @@ fn where_pools_meet_the_holder_keeps_the_port_and_the_other_serves_on_the_rest()
         (vec![vip(11)], vec![vip(12), vip(13)])
     );
     let (phase, why) = verdict(&engine, "alpha");
-    assert_ne!(phase, Phase::Refused);
+    assert_ne!(phase, Phase::Failed);
     assert!(
         why.contains("80/TCP")
             && why.contains("default/zeta")
@@ -237,12 +237,12 @@ fn all_nodes_agree_whatever_they_heard_first() {
     {
         api.put(service, vec![]);
     }
-    let mut writer = in_cluster(1, Role::Writer);
+    let mut writer = in_cluster(1, Role::Leader);
     writer.handle(source(nodes()), T0);
     for _ in 0..3 {
         api.write_all(&writer.handle(api.events(), T0));
     }
-    assert!(writer.handle(api.events(), T0).publications.is_empty(), "settled");
+    assert!(writer.handle(api.events(), T0).status_patches.is_empty(), "settled");
     assert_eq!(
         (api.says("in-a"), api.says("everywhere"), api.says("in-b")),
         (vec![vip(11)], vec![vip(12), vip(13)], vec![])

@@ -14,17 +14,17 @@ use crate::model::{Ingress, ObjectKey};
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// For the rule set.
-    pub rule_set: Changes,
+    pub rule_set: RulesetChanges,
     /// For the announcer: everything it is to announce from now on; None: as before.
     pub announcements: Option<BTreeMap<IpAddr, Announcement>>,
     /// The allocations changed: write them down.
     pub save: bool,
     /// For the API server, by Service, what replaces earlier words about the same one; only ever
     /// made by the writer.
-    pub publications: BTreeMap<ObjectKey, Publication>,
+    pub status_patches: BTreeMap<ObjectKey, StatusPatch>,
     /// For the announcer: addresses whose holder is to be asked, at one station or (None) by
     /// everybody, once and now.
-    pub asks: Vec<(IpAddr, Option<Mac>)>,
+    pub owner_probes: Vec<(IpAddr, Option<Mac>)>,
     /// For the announcer: how often to refresh announcements (None inside: as configured); None:
     /// as before.
     pub announce_interval: Option<Option<Duration>>,
@@ -33,7 +33,7 @@ pub struct Plan {
     /// For BFD: tell every peer that this is a planned stop (AdminDown).
     pub leave: bool,
     /// For people, in the order in which it happened.
-    pub notices: Vec<Notice>,
+    pub diagnostics: Vec<Diagnostic>,
 }
 
 /// The BFD sessions of this node.
@@ -42,14 +42,14 @@ pub struct Sessions {
     /// Addresses to have a session with, and whose they are.
     pub peers: BTreeMap<IpAddr, Box<str>>,
     /// Addresses of this host by which its peers know it: they discard what comes from any other.
-    pub homes: BTreeSet<IpAddr>,
+    pub local_addresses: BTreeSet<IpAddr>,
 }
 
 /// What the writer wants the API server to keep about a Service. It is written only onto the
 /// version it was decided for: an answer to an older one is refused there, and the newer one is
 /// decided about when the watch brings it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Publication {
+pub struct StatusPatch {
     /// `metadata.uid` and `metadata.resourceVersion` it was decided for.
     pub uid: Arc<str>,
     /// See `uid`.
@@ -62,7 +62,7 @@ pub struct Publication {
 
 /// A change of the rule set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct RulesetChanges {
     /// Number of the event behind it, ascending: a report names the last one that is in the
     /// kernel.
     pub generation: u64,
@@ -76,14 +76,14 @@ pub struct Changes {
     pub forwardings: BTreeMap<FrontendKey, Option<Arc<Forwarding>>>,
 }
 
-impl Changes {
+impl RulesetChanges {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         !self.reset && self.uplinks.is_none() && self.vips.is_none() && self.forwardings.is_empty()
     }
 
     /// Adds what came later: the later word about anything wins.
-    pub fn merge(&mut self, later: Changes) {
+    pub fn merge(&mut self, later: RulesetChanges) {
         if later.reset {
             *self = later;
             return;
@@ -98,12 +98,12 @@ impl Changes {
     /// there are no more than `limit` frontends, else the first of them. Only the last step has
     /// the number of the event, and the addresses: packets to one of ours on a port that is not
     /// there yet would be refused.
-    pub fn step(&mut self, limit: usize) -> Changes {
+    pub fn step(&mut self, limit: usize) -> RulesetChanges {
         let next = self.forwardings.keys().nth(limit).copied();
         let Some(next) = next.filter(|_| !self.reset) else { return std::mem::take(self) };
         let later = self.forwardings.split_off(&next);
         let forwardings = std::mem::replace(&mut self.forwardings, later);
-        Changes {
+        RulesetChanges {
             generation: 0,
             reset: false,
             uplinks: self.uplinks.take(),
@@ -115,7 +115,7 @@ impl Changes {
 
 /// A sentence for people: a log line, and an Event where there is an API to send it to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct Diagnostic {
     /// Something is wrong and somebody may have to act.
     pub warning: bool,
     /// Whom it concerns; None: a node as a whole.
@@ -144,15 +144,15 @@ mod tests {
             };
             ports.map(|port| (key(port), None)).collect::<BTreeMap<_, _>>()
         };
-        let mut changes = Changes {
+        let mut changes = RulesetChanges {
             generation: 7,
             vips: Some(BTreeSet::new()),
             forwardings: frontends(0..5),
-            ..Changes::default()
+            ..RulesetChanges::default()
         };
-        let mut all = Changes { reset: true, ..changes.clone() };
+        let mut all = RulesetChanges { reset: true, ..changes.clone() };
         assert_eq!((all.step(2).forwardings.len(), all.is_empty()), (5, true));
-        let steps: Vec<Changes> =
+        let steps: Vec<RulesetChanges> =
             std::iter::from_fn(|| Some(changes.step(2)).filter(|step| !step.is_empty())).collect();
         assert_eq!(
             steps.iter().map(|s| (s.generation, s.forwardings.len())).collect::<Vec<_>>(),
@@ -167,13 +167,13 @@ mod tests {
     #[test]
     fn the_later_word_wins_and_a_reset_forgets() {
         let names = |n: &str| Some(BTreeSet::from([n.into()]));
-        let mut changes = Changes { uplinks: names("eth0"), ..Changes::default() };
-        changes.merge(Changes { vips: Some(BTreeSet::new()), ..Changes::default() });
+        let mut changes = RulesetChanges { uplinks: names("eth0"), ..RulesetChanges::default() };
+        changes.merge(RulesetChanges { vips: Some(BTreeSet::new()), ..RulesetChanges::default() });
         assert_eq!(changes.uplinks, names("eth0"));
-        changes.merge(Changes { uplinks: names("eth1"), ..Changes::default() });
+        changes.merge(RulesetChanges { uplinks: names("eth1"), ..RulesetChanges::default() });
         assert_eq!((changes.uplinks.clone(), changes.vips.is_some()), (names("eth1"), true));
-        changes.merge(Changes { reset: true, ..Changes::default() });
+        changes.merge(RulesetChanges { reset: true, ..RulesetChanges::default() });
         assert!(changes.uplinks.is_none() && changes.reset);
-        assert!(!changes.is_empty() && Changes::default().is_empty());
+        assert!(!changes.is_empty() && RulesetChanges::default().is_empty());
     }
 }

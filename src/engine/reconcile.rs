@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::plan::{Notice, Plan};
-use super::{Engine, Placement, Role, Verdict, endpoints};
+use super::plan::{Diagnostic, Plan};
+use super::{Engine, Role, ServicePhase, ServiceState, endpoints};
 use crate::ipam::{Assignment, Refusal};
 use crate::k8s::status;
 use crate::model::forwarding::{Forwarding, FrontendKey};
@@ -21,14 +21,14 @@ impl Engine {
     /// Places every dirty Service: those that have an address first, then the oldest, so that who
     /// wins a conflict does not depend on the order of events. True when
     /// something was given up that another Service may be waiting for.
-    pub(super) fn place_dirty(&mut self, plan: &mut Plan) -> bool {
+    pub(super) fn reconcile_dirty(&mut self, plan: &mut Plan) -> bool {
         let mut dirty: Vec<(bool, i64, ObjectKey)> = std::mem::take(&mut self.dirty)
             .into_iter()
             .map(|key| {
                 let service = self.index.service(&key);
                 let has = match self.role {
                     Role::Alone => self.ipam.allocations().contains_key(&key),
-                    Role::Follower | Role::Writer => {
+                    Role::Follower | Role::Leader => {
                         service.is_some_and(|s| !s.published.is_empty())
                     }
                 };
@@ -41,22 +41,23 @@ impl Engine {
         let mut gone = BTreeSet::new();
         // Leaving before entering: an address given up in this round is free for the others in it.
         dirty.retain(|(_, _, key)| {
-            let leaving = |s: &Service| s.record.as_ref().is_some_and(|record| record.deleting);
+            let leaving = |s: &Service| s.api.as_ref().is_some_and(|record| record.deleting);
             let service = self.index.service(key);
-            let stays = service.is_some_and(|s| self.ours(s) && !leaving(s));
-            let elsewhere = service.filter(|s| !self.ours(s)).map_or(&[][..], |s| &s.published);
+            let stays = service.is_some_and(|s| self.is_managed(s) && !leaving(s));
+            let elsewhere =
+                service.filter(|s| !self.is_managed(s)).map_or(&[][..], |s| &s.published);
             freed |= self.ipam.set_elsewhere(key, elsewhere);
             if stays {
-                self.publisher.keep(key);
+                self.status_reconciler.keep(key);
             } else {
-                self.bid_farewell(key, plan);
-                freed |= self.retract(key, plan, &mut touched_vips, &mut gone);
+                self.on_service_deleted(key, plan);
+                freed |= self.remove_service(key, plan, &mut touched_vips, &mut gone);
             }
             stays
         });
-        self.contend_for_ports(&mut dirty);
+        self.allocate_ports(&mut dirty);
         for (_, _, key) in &dirty {
-            freed |= self.place(key, plan, &mut touched_vips, &mut gone);
+            freed |= self.reconcile_service(key, plan, &mut touched_vips, &mut gone);
         }
         // A frontend that moved from one Service to another is in both lists; the new holder's word
         // stands.
@@ -67,7 +68,7 @@ impl Engine {
         freed
     }
 
-    fn retract(
+    fn remove_service(
         &mut self,
         key: &ObjectKey,
         plan: &mut Plan,
@@ -75,12 +76,12 @@ impl Engine {
         gone: &mut BTreeSet<FrontendKey>,
     ) -> bool {
         self.waiting.remove(key);
-        let placement = self.placements.remove(key).unwrap_or_default();
+        let placement = self.services.remove(key).unwrap_or_default();
         gone.extend(placement.frontends.iter().map(|(key, _)| *key));
         self.leave_vips(key, &placement.held(), vips);
         let freed = self.release(key, plan);
         if !placement.addresses.is_empty() {
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: false,
                 service: Some(key.clone()),
                 node: None,
@@ -88,7 +89,7 @@ impl Engine {
                 message: format!("no longer served on {}", list(&placement.addresses)),
             });
         }
-        if let Some(service) = self.index.service(key).filter(|service| !self.ours(service)) {
+        if let Some(service) = self.index.service(key).filter(|service| !self.is_managed(service)) {
             let reason = if service.request.ignore {
                 Reason::new(
                     "Ignored",
@@ -102,9 +103,9 @@ impl Engine {
                 );
                 Reason::new("ForeignClass", message)
             };
-            if service.request.ignore && placement.verdict != Verdict::Foreign {
+            if service.request.ignore && placement.phase != ServicePhase::Unmanaged {
                 let message = reason.message.clone();
-                plan.notices.push(Notice {
+                plan.diagnostics.push(Diagnostic {
                     warning: false,
                     service: Some(key.clone()),
                     node: None,
@@ -113,33 +114,37 @@ impl Engine {
                 });
             }
             let reasons = vec![reason];
-            self.placements.insert(
+            self.services.insert(
                 key.clone(),
-                Box::new(Placement { verdict: Verdict::Foreign, reasons, ..Placement::default() }),
+                Box::new(ServiceState {
+                    phase: ServicePhase::Unmanaged,
+                    reasons,
+                    ..ServiceState::default()
+                }),
             );
         }
         freed
     }
 
     /// What the writer does about a Service that is no longer served.
-    fn bid_farewell(&mut self, key: &ObjectKey, plan: &mut Plan) {
+    fn on_service_deleted(&mut self, key: &ObjectKey, plan: &mut Plan) {
         let leaving = self
             .index
             .service(key)
-            .and_then(|service| service.record.as_ref())
+            .and_then(|service| service.api.as_ref())
             .is_some_and(|record| record.cleanup_finalizer);
         let withdrawing = self.withdraws(key);
-        self.publisher.forget(key, !leaving && !withdrawing);
-        let Some(service) = self.index.service(key).filter(|_| self.role == Role::Writer) else {
+        self.status_reconciler.forget(key, !leaving && !withdrawing);
+        let Some(service) = self.index.service(key).filter(|_| self.role == Role::Leader) else {
             return;
         };
-        let Some(record) = service.record.as_deref() else { return };
+        let Some(record) = service.api.as_deref() else { return };
         let publication = match withdrawing {
-            true => self.publisher.withdrawal(key, record),
-            false => status::farewell(record).filter(|_| self.ours(service)),
+            true => self.status_reconciler.withdrawal(key, record),
+            false => status::release_status(record).filter(|_| self.is_managed(service)),
         };
         if let Some(publication) = publication {
-            plan.publications.insert(key.clone(), publication);
+            plan.status_patches.insert(key.clone(), publication);
         }
     }
 
@@ -149,23 +154,23 @@ impl Engine {
     fn withdraws(&mut self, key: &ObjectKey) -> bool {
         let service = self.index.service(key).filter(|service| service.request.ignore);
         let record =
-            service.and_then(|service| service.record.as_deref()).filter(|record| !record.deleting);
+            service.and_then(|service| service.api.as_deref()).filter(|record| !record.deleting);
         let (Some(service), Some(record)) = (service, record) else {
-            self.publisher.keep(key);
+            self.status_reconciler.keep(key);
             return false;
         };
         // When it ceases to be ours: whoever serves it later may use the same addresses.
         if let Some(placement) =
-            self.placements.get(key).filter(|placement| placement.verdict != Verdict::Foreign)
+            self.services.get(key).filter(|placement| placement.phase != ServicePhase::Unmanaged)
         {
             let held = placement.held();
             if !service.published.is_empty()
                 && service.published.iter().all(|address| held.contains(address))
             {
-                self.publisher.withdraw(key, record);
+                self.status_reconciler.withdraw(key, record);
             }
         }
-        self.publisher.withdraws(key, record)
+        self.status_reconciler.withdraws(key, record)
     }
 
     /// What the writer does about a Service that is served, or refused: its status says which, and
@@ -174,10 +179,10 @@ impl Engine {
         &mut self,
         service: &Service,
         unmatched: &[&ServicePort],
-        next: &mut Placement,
+        next: &mut ServiceState,
         plan: &mut Plan,
     ) {
-        let Some(record) = service.record.as_deref().filter(|_| self.role == Role::Writer) else {
+        let Some(record) = service.api.as_deref().filter(|_| self.role == Role::Leader) else {
             return;
         };
         let probing = next
@@ -185,9 +190,9 @@ impl Engine {
             .iter()
             .any(|address| self.vips.get(address).is_some_and(|vip| !vip.clear));
         let wanted = (!probing).then(|| status::ingress(service, &next.addresses, unmatched));
-        let decision = self.publisher.decide(&service.key, record, wanted, self.now);
+        let decision = self.status_reconciler.decide(&service.key, record, wanted, self.now);
         if let Some(publication) = decision.publication {
-            plan.publications.insert(service.key.clone(), publication);
+            plan.status_patches.insert(service.key.clone(), publication);
         }
         if let Some(interference) = decision.interference {
             let nodes = self
@@ -197,7 +202,7 @@ impl Engine {
                 .copied()
                 .collect();
             let message = interference.sentence(&nodes);
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: true,
                 service: Some(service.key.clone()),
                 node: None,
@@ -205,7 +210,7 @@ impl Engine {
                 message,
             });
         }
-        if self.publisher.truce(&service.key, self.now).is_some() {
+        if self.status_reconciler.backoff(&service.key, self.now).is_some() {
             let message = "someone else keeps changing status.loadBalancer: it is left alone for a while, see the Events of the Service";
             next.reasons.push(Reason::new("StatusContested", message));
         }
@@ -213,22 +218,22 @@ impl Engine {
 
     /// What was decided is decided again, later and later; a new version of the Service, or a new
     /// writer, does not wait.
-    pub(super) fn unpublished(
+    pub(super) fn on_patch_failed(
         &mut self,
         key: ObjectKey,
         version: &str,
         refusal: Option<String>,
         plan: &mut Plan,
     ) {
-        if self.role != Role::Writer || self.index.service(&key).is_none() {
+        if self.role != Role::Leader || self.index.service(&key).is_none() {
             return;
         }
-        let first = self.publisher.lost(&key, version, self.now);
+        let first = self.status_reconciler.lost(&key, version, self.now);
         if let Some(words) = refusal.filter(|_| first) {
             let message = format!(
                 "the API server refuses what is to be written to status.loadBalancer: {words}; it is tried again"
             );
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: true,
                 service: Some(key),
                 node: None,
@@ -260,7 +265,7 @@ impl Engine {
         }
     }
 
-    fn place(
+    fn reconcile_service(
         &mut self,
         key: &ObjectKey,
         plan: &mut Plan,
@@ -270,25 +275,25 @@ impl Engine {
         let Some(service) = self.index.service(key).cloned() else { return false };
         self.forget_dead(key);
         let mode = self.mode(&service);
-        let before = self.placements.remove(key).unwrap_or_default();
+        let before = self.services.remove(key).unwrap_or_default();
         let mut freed = false;
-        let mut next = Placement { mode: Some(mode), ..Placement::default() };
+        let mut next = ServiceState { mode: Some(mode), ..ServiceState::default() };
         next.reasons
             .extend(service.problems.iter().map(|p| Reason::new("InvalidField", p.clone())));
         self.waiting.remove(key);
         let frontend_addresses = match mode {
             Mode::Vip => {
-                let mut carrying = self.place_on_vips(&service, &mut next, plan, vips);
+                let mut carrying = self.reconcile_vip_mode(&service, &mut next, plan, vips);
                 freed |= self.ipam.take_reclaimed();
-                self.retire(&service, &before, &mut next);
-                carrying.extend(&next.retiring);
+                self.drain_addresses(&service, &before, &mut next);
+                carrying.extend(&next.draining_addresses);
                 carrying
             }
             Mode::Node => {
                 let released = self.ipam.release_addresses(key);
                 plan.save |= released;
                 freed |= released;
-                self.place_on_node(&service, &mut next, plan)
+                self.reconcile_node_mode(&service, &mut next, plan)
             }
         };
         let held = next.held();
@@ -305,30 +310,30 @@ impl Engine {
         let changed = diff(&before.frontends, &mut next.frontends, plan, gone);
         next.generation = if changed { self.generation } else { before.generation };
         // Who waits for a port is told, see `contend_for_ports`.
-        if next.verdict == Verdict::Refused && mode == Mode::Vip {
+        if next.phase == ServicePhase::Failed && mode == Mode::Vip {
             self.waiting.insert(key.clone());
         }
         let unmatched = endpoints::unmatched(&service, self.index.slices(key));
         next.reasons.extend(unmatched.iter().map(|port| leads_nowhere(port)));
         self.publish(&service, &unmatched, &mut next, plan);
-        tell(key, &before, &next, plan);
-        self.placements.insert(key.clone(), Box::new(next));
+        emit(key, &before, &next, plan);
+        self.services.insert(key.clone(), Box::new(next));
         freed
     }
 
     /// Virtual addresses: returns those that carry traffic already. A probed one does; one still
     /// being probed must not, because it may be another machine's and our own pods may be
     /// talking to it.
-    fn place_on_vips(
+    fn reconcile_vip_mode(
         &mut self,
         service: &Service,
-        next: &mut Placement,
+        next: &mut ServiceState,
         plan: &mut Plan,
         vips: &mut BTreeSet<IpAddr>,
     ) -> Vec<IpAddr> {
         let assignment = match self.assign(service) {
             Ok(assignment) if assignment.addresses.is_empty() => {
-                next.verdict = Verdict::Pending;
+                next.phase = ServicePhase::Pending;
                 next.reasons.push(Reason::new(
                     NO_ADDRESS_YET,
                     "no address yet: waiting for the node that holds the Lease",
@@ -337,7 +342,7 @@ impl Engine {
             }
             Ok(assignment) => assignment,
             Err(refusal) => {
-                next.verdict = Verdict::Refused;
+                next.phase = ServicePhase::Failed;
                 next.reasons.push(Reason::new(refusal.code(), refusal.to_string()));
                 plan.save |= self.ipam.take_changed();
                 return Vec::new();
@@ -352,7 +357,7 @@ impl Engine {
             if self.join_vip(&service.key, address) {
                 carrying.push(address);
             } else {
-                next.verdict = Verdict::Pending;
+                next.phase = ServicePhase::Pending;
                 next.reasons.push(Reason::new(
                     "Probing",
                     format!("asking the network whether {address} is in use elsewhere"),
@@ -365,14 +370,19 @@ impl Engine {
 
     /// Clients use the addresses that the status names until it names the new ones, which are being
     /// probed.
-    fn retire(&mut self, service: &Service, before: &Placement, next: &mut Placement) {
-        let changes = self.role == Role::Writer
-            && next.verdict != Verdict::Refused
+    fn drain_addresses(
+        &mut self,
+        service: &Service,
+        before: &ServiceState,
+        next: &mut ServiceState,
+    ) {
+        let changes = self.role == Role::Leader
+            && next.phase != ServicePhase::Failed
             && !next.addresses.is_empty();
         let old = before.held().into_iter().filter(|address| {
             changes && service.published.contains(address) && !next.addresses.contains(address)
         });
-        next.retiring = self.ipam.retire(service, old.collect());
+        next.draining_addresses = self.ipam.retire(service, old.collect());
     }
 
     /// The Service's addresses: what its status says, and from the writer, or alone, what it is to
@@ -382,12 +392,14 @@ impl Engine {
         let adopts = match self.role {
             Role::Alone => false,
             Role::Follower => true,
-            Role::Writer => !service.published.is_empty() && !self.publisher.stood(&service.key),
+            Role::Leader => {
+                !service.published.is_empty() && !self.status_reconciler.stood(&service.key)
+            }
         };
         let mut adopted = None;
         if adopts {
             let unfit = |address: &IpAddr| !service.published.contains(address);
-            let keeps = self.role == Role::Writer
+            let keeps = self.role == Role::Leader
                 && self
                     .ipam
                     .allocations()
@@ -470,10 +482,10 @@ fn diff(
 }
 
 /// Says what changed for the people who made the Service; silence when nothing did.
-fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) {
+fn emit(key: &ObjectKey, before: &ServiceState, next: &ServiceState, plan: &mut Plan) {
     let mut notice = |warning, reason, mut message: String| {
         message.shrink_to_fit(); // a start makes thousands
-        plan.notices.push(Notice {
+        plan.diagnostics.push(Diagnostic {
             warning,
             service: Some(key.clone()),
             node: None,
@@ -481,7 +493,7 @@ fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) 
             message,
         })
     };
-    if before.addresses != next.addresses && next.verdict != Verdict::Refused {
+    if before.addresses != next.addresses && next.phase != ServicePhase::Failed {
         let message = format!(
             "Updated LoadBalancer with new IPs: [{}] -> [{}]",
             list(&before.addresses),
@@ -500,8 +512,8 @@ fn tell(key: &ObjectKey, before: &Placement, next: &Placement, plan: &mut Plan) 
             _ => notice(true, "SyncLoadBalancerFailed", reason.message.clone()),
         }
     }
-    let was_serving = before.verdict == Verdict::Serving && !before.addresses.is_empty();
-    if !next.addresses.is_empty() && next.verdict == Verdict::Serving && !was_serving {
+    let was_serving = before.phase == ServicePhase::Serving && !before.addresses.is_empty();
+    if !next.addresses.is_empty() && next.phase == ServicePhase::Serving && !was_serving {
         notice(false, "EnsuredLoadBalancer", format!("serving on {}", list(&next.addresses)));
     }
 }

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::election::rank::Ineligible;
-use super::election::vip_election::Holder;
+use super::election::vip_election::Owner;
 use super::reconcile::NO_ADDRESS_YET;
 use super::vip::{FOREIGN_FOR, Vip};
-use super::{Engine, Placement, Role, Verdict, endpoints};
+use super::{Engine, Role, ServicePhase, ServiceState, endpoints};
 use crate::ipam::usable;
 use crate::model::state::{
-    AddressPhase, AddressStatus, Condition, InterfaceStatus, PeerStatus, Phase, PoolStatus,
-    PortStatus, Reason, ServiceHealth, ServiceStatus, State, Summary, WriterStatus,
+    AddressPhase, AddressStatus, Condition, InterfaceStatus, LeaderStatus, NodeState, PeerStatus,
+    Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, Summary,
 };
 use crate::model::{Family, ObjectKey, Service};
 
@@ -26,12 +26,12 @@ impl Engine {
     }
 
     /// Everything the engine believes.
-    pub fn state(&self) -> State {
-        State {
+    pub fn state(&self) -> NodeState {
+        NodeState {
             node: self.settings.node.to_string(),
             ready: self.conditions(),
             services: self
-                .placements
+                .services
                 .iter()
                 .map(|(key, placement)| self.service_status(key, placement))
                 .collect(),
@@ -44,9 +44,9 @@ impl Engine {
             pools: self.pool_statuses(),
             problems: self.problems.clone(),
             peers: self.peers(self.now),
-            writer: (self.settings.role != Role::Alone).then(|| WriterStatus {
-                node: self.holder.as_deref().map(str::to_owned),
-                here: self.role == Role::Writer,
+            leader: (self.settings.role != Role::Alone).then(|| LeaderStatus {
+                node: self.leader.as_deref().map(str::to_owned),
+                here: self.role == Role::Leader,
             }),
             warnings: self
                 .membership
@@ -55,7 +55,7 @@ impl Engine {
                 .chain(self.exclusion_warnings())
                 .chain(self.reserved_warnings())
                 .collect(),
-            ..State::default()
+            ..NodeState::default()
         }
     }
 
@@ -68,7 +68,7 @@ impl Engine {
         };
         let source = match self.settings.role {
             Role::Alone => "the manifests have not been read yet".to_string(),
-            Role::Follower | Role::Writer => self
+            Role::Follower | Role::Leader => self
                 .source_health
                 .clone()
                 .err()
@@ -88,7 +88,7 @@ impl Engine {
             let health = self
                 .source_health
                 .clone()
-                .and_then(|()| self.writer_health.clone())
+                .and_then(|()| self.leader_health.clone())
                 .err()
                 .unwrap_or_default();
             conditions.push(Condition::when(API_SERVER, health.is_empty(), health));
@@ -115,9 +115,9 @@ impl Engine {
 
     /// As kube-proxy's healthCheckNodePort; None for a Service that is not ours.
     pub fn service_health(&self, key: &ObjectKey) -> Option<ServiceHealth> {
-        let placement = self.placements.get(key)?;
+        let placement = self.services.get(key)?;
         let local = endpoints::local_ready(self.index.slices(key), &self.settings.node);
-        (placement.verdict != Verdict::Foreign).then_some(ServiceHealth {
+        (placement.phase != ServicePhase::Unmanaged).then_some(ServiceHealth {
             local_endpoints: local,
             proxy_healthy: matches!(self.rules, Some(Ok(()))),
         })
@@ -126,18 +126,18 @@ impl Engine {
     /// Counts, for metrics and the status line.
     pub fn summary(&self) -> Summary {
         let (mut serving, mut pending, mut refused) = (0, 0, 0);
-        for placement in self.placements.values() {
-            match placement.verdict {
-                Verdict::Serving => serving += 1,
-                Verdict::Pending => pending += 1,
-                Verdict::Refused => refused += 1,
-                Verdict::Foreign => {}
+        for placement in self.services.values() {
+            match placement.phase {
+                ServicePhase::Serving => serving += 1,
+                ServicePhase::Pending => pending += 1,
+                ServicePhase::Failed => refused += 1,
+                ServicePhase::Unmanaged => {}
             }
         }
         Summary {
             serving,
             pending,
-            refused,
+            failed: refused,
             addresses: self.vips.len(),
             announced: self
                 .announcements
@@ -148,32 +148,32 @@ impl Engine {
         }
     }
 
-    fn service_status(&self, key: &ObjectKey, placement: &Placement) -> ServiceStatus {
+    fn service_status(&self, key: &ObjectKey, placement: &ServiceState) -> ServiceStatus {
         let service = self.index.service(key);
         let mut reasons = placement.reasons.clone();
         for reason in reasons.iter_mut().filter(|reason| reason.code == NO_ADDRESS_YET) {
-            if let Some(holder) = &self.holder {
+            if let Some(holder) = &self.leader {
                 reason.message = format!("{} ({holder})", reason.message);
             }
         }
-        let mut phase = match placement.verdict {
-            Verdict::Serving => Phase::Serving,
-            Verdict::Pending => Phase::Pending,
-            Verdict::Refused => Phase::Refused,
-            Verdict::Foreign => Phase::NotServed,
+        let mut phase = match placement.phase {
+            ServicePhase::Serving => Phase::Serving,
+            ServicePhase::Pending => Phase::Pending,
+            ServicePhase::Failed => Phase::Failed,
+            ServicePhase::Unmanaged => Phase::Unmanaged,
         };
         for address in &placement.addresses {
-            match self.vips.get(address).map(|vip| (&vip.candidacy, vip.seat.holder())) {
+            match self.vips.get(address).map(|vip| (&vip.candidacy, vip.election.owner())) {
                 Some((Err(why), _)) => reasons.push(Reason::new(
                     why.code(),
                     format!("{address} is not announced by this node: {why}"),
                 )),
-                Some((Ok(_), Holder::Nobody { .. })) if phase == Phase::Serving => {
+                Some((Ok(_), Owner::None { .. })) if phase == Phase::Serving => {
                     phase = Phase::Pending;
                     reasons
                         .push(Reason::new("Electing", format!("{address}: waiting for the other nodes before one of them answers for it")));
                 }
-                Some((Ok(_), Holder::Stranger)) => {
+                Some((Ok(_), Owner::Foreign)) => {
                     if phase == Phase::Serving {
                         phase = Phase::Pending;
                     }
@@ -222,10 +222,10 @@ impl Engine {
 
     /// The elected node.
     fn owner(&self, vip: &Vip) -> Option<String> {
-        match vip.seat.holder() {
-            Holder::Me => Some(self.settings.node.to_string()),
-            Holder::Peer { node, .. } => Some(node.to_string()),
-            Holder::Nobody { .. } | Holder::Stranger => None,
+        match vip.election.owner() {
+            Owner::Local => Some(self.settings.node.to_string()),
+            Owner::Peer { node, .. } => Some(node.to_string()),
+            Owner::None { .. } | Owner::Foreign => None,
         }
     }
 
@@ -269,14 +269,14 @@ impl Engine {
             .flat_map(|a| a.interfaces.iter())
             .filter_map(|index| self.interfaces.as_deref()?.get(index));
         let phase = match &vip.candidacy {
-            _ if matches!(vip.seat.holder(), Holder::Me) && vip.candidacy.is_err() => {
+            _ if matches!(vip.election.owner(), Owner::Local) && vip.candidacy.is_err() => {
                 AddressPhase::Announced
             }
-            Ok(_) if matches!(vip.seat.holder(), Holder::Peer { .. }) => AddressPhase::Standby,
-            Ok(_) if matches!(vip.seat.holder(), Holder::Stranger) => {
+            Ok(_) if matches!(vip.election.owner(), Owner::Peer { .. }) => AddressPhase::Standby,
+            Ok(_) if matches!(vip.election.owner(), Owner::Foreign) => {
                 AddressPhase::NotAnnounced { reason: stranger(vip) }
             }
-            Ok(_) if matches!(vip.seat.holder(), Holder::Nobody { .. }) => {
+            Ok(_) if matches!(vip.election.owner(), Owner::None { .. }) => {
                 AddressPhase::NotAnnounced {
                     reason: "nobody is known to answer for it yet; listening for who does".into(),
                 }
@@ -331,8 +331,8 @@ impl Engine {
 /// Who has the address, when it is none of the nodes.
 fn stranger(vip: &Vip) -> String {
     let who = vip
-        .seat
-        .station()
+        .election
+        .owner_lladdr()
         .or(vip.foreign)
         .map(|mac| format!(" ({})", crate::l2::ethernet::display(mac)))
         .unwrap_or_default();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Engine;
-use super::plan::{Notice, Plan};
+use super::plan::{Diagnostic, Plan};
 use crate::ipam::pool::Pool;
 use crate::ipam::{Reserved, ReservedAddresses, reserve_ends, reserved_sentence};
 use crate::model::Interfaces;
@@ -40,7 +40,7 @@ impl Engine {
     }
 
     /// Says once which addresses of the pools are reserved, and again when it is others.
-    pub(super) fn tell_reserved(&mut self, plan: &mut Plan) {
+    pub(super) fn emit_reserved(&mut self, plan: &mut Plan) {
         if !self.started || !std::mem::take(&mut self.reservations.stale) {
             return;
         }
@@ -48,7 +48,7 @@ impl Engine {
         for (_, message) in
             now.iter().filter(|(pool, message)| self.reservations.told.get(*pool) != Some(message))
         {
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: true,
                 service: None,
                 node: None,

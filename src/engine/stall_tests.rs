@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::election::vip_election::ASK;
+use super::election::vip_election::PROBE_INTERVAL;
 use super::membership::{DownReason, Liveness, PeerEvent};
 use super::tests::{T0, links, node, put, settings, source, vip};
 use super::*;
@@ -63,7 +63,7 @@ fn announces(engine: &Engine) -> bool {
 #[test]
 fn what_was_held_is_held_on_where_nobody_noticed() {
     let (mut engine, now) = stalled();
-    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    engine.handle(Event::Peer(PeerEvent::Resynced), now);
     assert!(announces(&engine));
 }
 
@@ -76,9 +76,9 @@ fn whoever_was_given_up_by_a_peer_asks_first_whichever_session_says_so_and_when(
             tell(&mut engine, now, address, Liveness::Down(reason));
             tell(&mut engine, now, address, Liveness::Up);
         }
-        engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+        engine.handle(Event::Peer(PeerEvent::Resynced), now);
         assert!(!announces(&engine), "{reason:?}");
-        engine.handle(Event::Tick, now + ASK * 2);
+        engine.handle(Event::Tick, now + PROBE_INTERVAL * 2);
         assert!(!announces(&engine), "{reason:?}: the other has time to answer");
     }
 }
@@ -87,7 +87,7 @@ fn whoever_was_given_up_by_a_peer_asks_first_whichever_session_says_so_and_when(
 fn a_planned_stop_of_a_peer_takes_nothing_away() {
     let (mut engine, now) = stalled();
     tell(&mut engine, now, PEER[1], Liveness::Down(DownReason::AdminDown));
-    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    engine.handle(Event::Peer(PeerEvent::Resynced), now);
     assert!(announces(&engine));
 }
 
@@ -98,30 +98,31 @@ fn whoever_was_given_up_by_all_asks_first_and_by_one_of_two_goes_on() {
     const THIRD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 88, 0, 13));
     for all in [true, false] {
         let (mut engine, now) = stalled();
-        engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+        engine.handle(Event::Peer(PeerEvent::Resynced), now);
         engine.handle(source(vec![node(3)]), now);
         tell(&mut engine, now, THIRD, Liveness::Up);
         assert!(announces(&engine));
-        engine.handle(Event::Peer(PeerEvent::GivenUp { address: PEER[0] }), now);
+        engine.handle(Event::Peer(PeerEvent::RemoteDetectionExpired { address: PEER[0] }), now);
         tell(&mut engine, now, PEER[0], Liveness::Down(DownReason::NeighbourDown));
         assert!(announces(&engine), "the peer has another session");
         tell(&mut engine, now, PEER[0], Liveness::Up);
-        let plan = engine.handle(Event::Peer(PeerEvent::GivenUp { address: PEER[1] }), now);
+        let plan =
+            engine.handle(Event::Peer(PeerEvent::RemoteDetectionExpired { address: PEER[1] }), now);
         assert!(
-            plan.notices
+            plan.diagnostics
                 .iter()
                 .any(|notice| notice.reason == "GivenUp" && notice.message.contains("node-2")),
             "{:?}",
-            plan.notices
+            plan.diagnostics
         );
         assert!(!announces(&engine), "it answers for nothing until the others were heard");
         for address in [PEER[1]].into_iter().chain(all.then_some(THIRD)) {
             tell(&mut engine, now, address, Liveness::Down(DownReason::NeighbourDown));
             tell(&mut engine, now, address, Liveness::Up);
         }
-        engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+        engine.handle(Event::Peer(PeerEvent::Resynced), now);
         assert_eq!(announces(&engine), !all);
-        engine.handle(Event::Tick, now + ASK * 2);
+        engine.handle(Event::Tick, now + PROBE_INTERVAL * 2);
         assert_eq!(announces(&engine), !all, "the others have time to answer");
     }
 }
@@ -134,7 +135,7 @@ fn who_stood_still_for_a_moment_while_the_holder_died_takes_over_within_a_second
     // node-2 took over meanwhile, and is known to.
     tell(&mut engine, now, PEER[0], Liveness::Down(DownReason::NeighbourDown));
     tell(&mut engine, now, PEER[0], Liveness::Up);
-    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    engine.handle(Event::Peer(PeerEvent::Resynced), now);
     engine.handle(
         Event::Announcer(AnnouncerEvent::Heard {
             ifindex: 2,
@@ -151,12 +152,12 @@ fn who_stood_still_for_a_moment_while_the_holder_died_takes_over_within_a_second
     for address in PEER {
         tell(&mut engine, now, address, Liveness::Down(DownReason::DetectionTimeout));
     }
-    engine.handle(Event::Peer(PeerEvent::CaughtUp), now);
+    engine.handle(Event::Peer(PeerEvent::Resynced), now);
     let died = now;
     while !announces(&engine) {
         now += Duration::from_millis(20);
         assert!(now < died + Duration::from_millis(1300), "still nobody answers");
         engine.handle(Event::Tick, now);
     }
-    assert!(now >= died + ASK * 6, "but not before all questions went unanswered");
+    assert!(now >= died + PROBE_INTERVAL * 6, "but not before all questions went unanswered");
 }

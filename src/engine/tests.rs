@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use super::election::rank;
 use super::plan::Plan;
-use super::vip::SUSPICION;
+use super::vip::UNVERIFIED_HOLD;
 use super::*;
 use crate::ipam::{Allocations, pool};
 use crate::l2::announcer::AnnouncerEvent;
 use crate::l2::ethernet::Mac;
 use crate::model::fixtures::service;
-use crate::model::forwarding::{FrontendKey, Target};
+use crate::model::forwarding::{Balancing, FrontendKey};
 use crate::model::state::Phase;
 use crate::model::{fixtures, *};
 
 pub(super) const T0: Duration = Duration::from_secs(1);
 
-pub(super) fn settings(pools: &str, probe: bool) -> Settings {
-    Settings {
+pub(super) fn settings(pools: &str, probe: bool) -> EngineSettings {
+    EngineSettings {
         node: "node-1".into(),
         pools: pool::parse_pools(pools).expect("pools of the test"),
         avoid_buggy_ips: false,
@@ -82,7 +82,11 @@ fn frontend(n: u8) -> FrontendKey {
 }
 
 /// An engine that has seen its links and these objects.
-fn started(settings: Settings, saved: Allocations, changes: Vec<SourceChange>) -> (Engine, Plan) {
+fn started(
+    settings: EngineSettings,
+    saved: Allocations,
+    changes: Vec<SourceChange>,
+) -> (Engine, Plan) {
     let mut engine = Engine::new(settings, saved);
     engine.handle(links(true), T0);
     let plan = engine.handle(source(changes), T0);
@@ -140,9 +144,9 @@ fn an_address_in_use_elsewhere_is_replaced_and_the_machine_named() {
     let conflict = AnnouncerEvent::Conflict { vip: vip(200), ifindex: 2, mac: [2, 0, 0, 0, 0, 9] };
     let plan = engine.handle(Event::Announcer(conflict), T0);
     assert!(
-        plan.notices.iter().any(|n| n.warning && n.message.contains("02:00:00:00:00:09")),
+        plan.diagnostics.iter().any(|n| n.warning && n.message.contains("02:00:00:00:00:09")),
         "{:?}",
-        plan.notices
+        plan.diagnostics
     );
     let announced = plan.announcements.expect("the other address is tried");
     assert!(announced.contains_key(&vip(201)) && !announced.contains_key(&vip(200)));
@@ -185,14 +189,14 @@ fn a_machine_heard_before_the_nodes_are_known_is_named_and_judged_when_they_are(
                 .any(|reason| reason.message.contains("02:00:00:00:00:09")),
             "{state:?}"
         );
-        let plan = engine.handle(heard(), T0 + SUSPICION);
+        let plan = engine.handle(heard(), T0 + UNVERIFIED_HOLD);
         assert!(
-            plan.notices.iter().any(|notice| notice.message.contains("02:00:00:00:00:09")),
+            plan.diagnostics.iter().any(|notice| notice.message.contains("02:00:00:00:00:09")),
             "{:?}",
-            plan.notices
+            plan.diagnostics
         );
         let neighbour = PeerEvent::Neighbour { address: vip(12), mac: peer };
-        engine.handle(Event::Peer(neighbour), T0 + SUSPICION);
+        engine.handle(Event::Peer(neighbour), T0 + UNVERIFIED_HOLD);
         let kept = peer == HEARD;
         assert_eq!(
             engine.state().services[0].addresses,
@@ -234,7 +238,7 @@ fn a_node_whose_object_returns_listens_before_it_answers() {
     };
     let mut now = back;
     while !answers(&engine) {
-        now = engine.next_deadline().expect("it waits for something");
+        now = engine.poll_timeout().expect("it waits for something");
         assert!(now < back + rank::LISTEN * 2, "nobody was heard, so it answers");
         engine.handle(Event::Tick, now);
     }
@@ -260,7 +264,7 @@ fn an_endpoint_change_is_a_change_of_its_frontends_alone() {
     assert_eq!(plan.rule_set.forwardings.len(), 1);
     let (_, forwarding) = plan.rule_set.forwardings.first_key_value().expect("one");
     assert!(
-        matches!(&forwarding.as_ref().expect("present").internal, Target::Spread(backends) if backends.len() == 2)
+        matches!(&forwarding.as_ref().expect("present").internal, Balancing::FlowHash(backends) if backends.len() == 2)
     );
     let again = engine.handle(
         source(vec![slice("web", &[("10.42.1.6", "node-2"), ("10.42.0.5", "node-1")])]),
@@ -281,7 +285,7 @@ fn what_one_service_gives_up_another_gets() {
     ];
     let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), objects);
     assert_eq!(phase(&mut engine, "older").0, Phase::Serving);
-    assert_eq!(phase(&mut engine, "newer").0, Phase::Refused);
+    assert_eq!(phase(&mut engine, "newer").0, Phase::Failed);
     let plan = engine.handle(source(vec![SourceChange::Service(key("older"), None)]), T0);
     assert_eq!(phase(&mut engine, "newer").0, Phase::Serving);
     assert!(
@@ -301,10 +305,10 @@ fn a_service_that_may_not_share_is_served_as_soon_as_the_other_agrees() {
     }
     let objects = vec![put(holder.clone()), put(second)];
     let (mut engine, _) = started(settings("10.88.0.200", false), Allocations::default(), objects);
-    assert_eq!(phase(&mut engine, "second").0, Phase::Refused);
+    assert_eq!(phase(&mut engine, "second").0, Phase::Failed);
     holder.request.sharing = Some("both".into());
     engine.handle(source(vec![put(holder)]), T0);
-    assert_ne!(phase(&mut engine, "second").0, Phase::Refused);
+    assert_ne!(phase(&mut engine, "second").0, Phase::Failed);
 }
 
 #[test]
@@ -318,7 +322,7 @@ fn a_local_service_is_announced_only_where_it_has_an_endpoint() {
     assert!(
         plan.rule_set.forwardings[&frontend(200)]
             .as_ref()
-            .is_some_and(|f| f.external == Some(Target::Drop))
+            .is_some_and(|f| f.external == Some(Balancing::Drop))
     );
     let plan = engine.handle(source(vec![slice("web", &[("10.42.0.5", "node-1")])]), T0);
     assert!(plan.announcements.is_some_and(|a| a.contains_key(&vip(200))));
@@ -328,7 +332,7 @@ fn a_local_service_is_announced_only_where_it_has_an_endpoint() {
     assert!(
         plan.rule_set.forwardings[&frontend(200)]
             .as_ref()
-            .is_some_and(|f| f.internal == Target::Reject && f.external.is_none())
+            .is_some_and(|f| f.internal == Balancing::Reject && f.external.is_none())
     );
 }
 
@@ -355,7 +359,7 @@ fn addresses_survive_a_restart_and_stay_with_their_services() {
     // "a" sorts first but is new; it must not take what the others have.
     let (second, _) =
         started(settings("10.88.0.200-10.88.0.210", false), saved, objects(&["a", "b", "c"]));
-    let addresses = |engine: &Engine, name: &str| engine.placements[&key(name)].addresses.clone();
+    let addresses = |engine: &Engine, name: &str| engine.services[&key(name)].addresses.clone();
     assert_eq!(addresses(&first, "b"), addresses(&second, "b"));
     assert_eq!(addresses(&first, "c"), addresses(&second, "c"));
     assert_eq!(addresses(&second, "a"), [vip(202)]);
@@ -404,8 +408,12 @@ fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
     );
     assert!(plan.rule_set.forwardings[&frontend(11)].is_some());
     let (refused, codes) = phase(&mut engine, "b");
-    assert_eq!((refused, codes.len()), (Phase::Refused, 1));
-    assert!(plan.notices.iter().any(|n| n.message.contains("default/a")), "{:?}", plan.notices);
+    assert_eq!((refused, codes.len()), (Phase::Failed, 1));
+    assert!(
+        plan.diagnostics.iter().any(|n| n.message.contains("default/a")),
+        "{:?}",
+        plan.diagnostics
+    );
     a.ports[0].port = 81;
     engine.handle(source(vec![put(a)]), T0);
     assert_eq!(phase(&mut engine, "b").0, Phase::Serving);
@@ -418,7 +426,7 @@ fn an_address_that_kube_proxy_keeps_on_its_own_interface_is_not_a_nodes() {
     let (own, mut both) = (interface("eth0", 2, "10.88.0.11/24"), BTreeMap::new());
     both.extend([(2, own), (7, interface("kube-ipvs0", 7, "10.88.0.200/32"))]);
     engine.handle(Event::Interfaces(Arc::new(both)), T0);
-    assert_ne!(phase(&mut engine, "web").0, Phase::Refused);
+    assert_ne!(phase(&mut engine, "web").0, Phase::Failed);
 }
 
 #[test]
@@ -429,7 +437,7 @@ fn addresses_of_a_pool_that_are_never_given_out_are_named_once() {
         vec![put(service("web"))],
     );
     let said = |plan: &Plan| {
-        plan.notices
+        plan.diagnostics
             .iter()
             .filter(|n| n.reason == "PoolAddressReserved")
             .map(|n| n.message.clone())

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use super::election::rank;
 use super::election::rank::Ineligible;
-use super::election::vip_election::{Holder, Seat};
+use super::election::vip_election::{Owner, VipElection};
 use super::endpoints::{Here, Reach};
-use super::plan::{Notice, Plan};
+use super::plan::{Diagnostic, Plan};
 use super::{Engine, Role, endpoints};
 use crate::l2::announcer::{Announcement, AnnouncerEvent};
 use crate::l2::ethernet::{Mac, display};
@@ -23,7 +23,7 @@ use crate::model::{Family, ObjectKey, Service, TrafficPolicy};
 const CONFLICT_HOLD: Duration = Duration::from_secs(300);
 /// For how long a machine may answer for an address, while not every peer's station is known, until
 /// that is said.
-pub(super) const SUSPICION: Duration = Duration::from_secs(5);
+pub(super) const UNVERIFIED_HOLD: Duration = Duration::from_secs(5);
 
 /// Another machine that was heard to use an address is said to do so for this long after it was
 /// last heard.
@@ -49,7 +49,7 @@ pub(super) struct Vip {
     /// The interfaces on which this node may announce it, or why none.
     pub candidacy: Result<Vec<u32>, Ineligible>,
     /// Who holds it, and whether this node should.
-    pub seat: Seat,
+    pub election: VipElection,
     /// When the seat is to be looked at again.
     pub deadline: Option<Duration>,
 }
@@ -73,7 +73,7 @@ impl Engine {
                 suspect: None,
                 foreign_heard: Duration::ZERO,
                 candidacy: Ok(Vec::new()),
-                seat: self.new_seat(),
+                election: self.new_vip_election(),
                 deadline: None,
             };
             self.vips.insert(address, Box::new(vip));
@@ -125,8 +125,8 @@ impl Engine {
             let probing = !self.draining && self.vips.get(&address).is_some_and(|vip| !vip.clear);
             // Only the writer knows of a new address, so it asks the network, whoever is to answer
             // for it afterwards.
-            let asks = probing && self.role == Role::Writer;
-            let candidacy = self.candidacy(address);
+            let asks = probing && self.role == Role::Leader;
+            let candidacy = self.eligible_here(address);
             let cut_off = |c: &Result<Vec<u32>, Ineligible>| {
                 matches!(
                     c,
@@ -135,7 +135,7 @@ impl Engine {
             };
             let returned = candidacy.is_ok()
                 && self.vips.get(&address).is_some_and(|vip| cut_off(&vip.candidacy));
-            self.vote(address, Self::stance(&candidacy), returned, plan);
+            self.run_election(address, Self::eligibility(&candidacy), returned, plan);
             let alone = self.membership.is_empty();
             let interfaces: BTreeSet<u32> = match &candidacy {
                 Ok(interfaces) => interfaces.iter().copied().collect(),
@@ -148,7 +148,7 @@ impl Engine {
             vip.candidacy = candidacy;
             // Once clear, it stays so for as long as somebody holds it.
             vips_changed |= vip.clear && self.told_vips.insert(address);
-            let standby = *vip.seat.holder() != Holder::Me;
+            let standby = *vip.election.owner() != Owner::Local;
             if *shared != interfaces {
                 shared = Arc::new(interfaces);
             }
@@ -157,7 +157,7 @@ impl Engine {
             } else {
                 // Probing is for who is about to claim.
                 let probe = vip.probe && !(standby && vip.clear);
-                let quiet = standby && !asks || vip.seat.leaving();
+                let quiet = standby && !asks || vip.election.leaving();
                 let announcement =
                     Announcement { interfaces: shared.clone(), probe, standby, quiet };
                 if self.announcements.get(&address) != Some(&announcement) {
@@ -176,11 +176,11 @@ impl Engine {
 
     /// Whether this node may announce the address, and where. Shared addresses have one leader for
     /// all their Services; a node is a candidate when it could serve at least one of them.
-    fn candidacy(&self, address: IpAddr) -> Result<Vec<u32>, Ineligible> {
+    fn eligible_here(&self, address: IpAddr) -> Result<Vec<u32>, Ineligible> {
         if self.suspended() {
             return Err(Ineligible::Suspended);
         }
-        if let Some(address) = self.double() {
+        if let Some(address) = self.own_duplicate() {
             return Err(Ineligible::DuplicateNode { address });
         }
         if self.draining {
@@ -240,27 +240,29 @@ impl Engine {
                 plan.save = true;
             }
             // A peer may have it, or be about to: no stranger, nothing to probe for.
-            AnnouncerEvent::Conflict { vip, mac, .. } => match self.holder_heard(vip, mac, plan) {
-                true => self.trusted(vip, plan),
-                false => self.in_use_elsewhere(vip, mac, plan),
-            },
+            AnnouncerEvent::Conflict { vip, mac, .. } => {
+                match self.on_owner_claim(vip, mac, plan) {
+                    true => self.on_peer_claim(vip, plan),
+                    false => self.in_use_elsewhere(vip, mac, plan),
+                }
+            }
             AnnouncerEvent::Contested { vip, mac, .. } => {
-                if !self.holder_heard(vip, mac, plan) {
+                if !self.on_owner_claim(vip, mac, plan) {
                     self.contested(vip, mac, plan);
                 }
             }
             AnnouncerEvent::Heard { vip, mac, .. } => {
-                if self.holder_heard(vip, mac, plan) {
-                    self.trusted(vip, plan);
-                } else if self.membership.stations_known() {
-                    self.strange(vip, mac, plan);
+                if self.on_owner_claim(vip, mac, plan) {
+                    self.on_peer_claim(vip, plan);
+                } else if self.membership.lladdrs_known() {
+                    self.on_foreign_claim(vip, mac, plan);
                 } else {
-                    self.suspected(vip, mac, plan);
+                    self.on_unverified_claim(vip, mac, plan);
                 }
             }
-            AnnouncerEvent::Asked { vip, mac, .. } => self.holder_asks(vip, mac, plan),
+            AnnouncerEvent::Asked { vip, mac, .. } => self.on_owner_probe(vip, mac, plan),
             AnnouncerEvent::Defended { mac, .. } => {
-                if let Some(node) = self.membership.by_station(mac).map(Box::<str>::from) {
+                if let Some(node) = self.membership.by_lladdr(mac).map(Box::<str>::from) {
                     self.peer_heard(&node, plan);
                 }
             }
@@ -271,7 +273,7 @@ impl Engine {
                     .and_then(|all| all.get(&ifindex))
                     .map_or("?", |interface| &interface.name);
                 let message = format!("cannot announce on {name}: {reason}");
-                plan.notices.push(Notice {
+                plan.diagnostics.push(Diagnostic {
                     warning: true,
                     service: None,
                     node: None,
@@ -284,7 +286,7 @@ impl Engine {
 
     /// A machine that is none of the nodes has the address. Whoever waits for the other nodes
     /// before it probes need not ask any more.
-    fn strange(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+    fn on_foreign_claim(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
         match self.vips.get(&address).is_some_and(|vip| vip.clear) {
             true => self.contested(address, mac, plan),
             false => self.in_use_elsewhere(address, mac, plan),
@@ -294,12 +296,12 @@ impl Engine {
     /// Perhaps a peer whose station is not known yet, perhaps a stranger. The Service keeps its
     /// address for now: the other nodes, which may know better, would not follow to another
     /// one.
-    fn suspected(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+    fn on_unverified_claim(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
         let now = self.now;
         let Some(vip) = self.vips.get_mut(&address) else { return };
         let since = vip.suspect.filter(|(known, _)| *known == mac).map_or(now, |(_, since)| since);
         vip.suspect = Some((mac, since));
-        if now < since + SUSPICION {
+        if now < since + UNVERIFIED_HOLD {
             return;
         }
         let known = vip.foreign == Some(mac) && now < vip.foreign_heard + FOREIGN_FOR;
@@ -311,7 +313,7 @@ impl Engine {
         let message = format!(
             "another machine ({mac}), none of the nodes that could be found, answers for {address}: it is left alone"
         );
-        plan.notices.push(Notice {
+        plan.diagnostics.push(Diagnostic {
             warning: true,
             service: vip.holders.first().cloned(),
             node: None,
@@ -322,15 +324,15 @@ impl Engine {
 
     /// A peer's station was learned: who was heard before may be that peer, or is now known to be a
     /// stranger.
-    pub(super) fn judge_strangers(&mut self, plan: &mut Plan) {
+    pub(super) fn resolve_unverified_claims(&mut self, plan: &mut Plan) {
         let suspects: Vec<(IpAddr, Mac)> = self
             .vips
             .iter()
             .filter_map(|(address, vip)| Some((*address, vip.suspect?.0)))
             .collect();
-        let known = self.membership.stations_known();
+        let known = self.membership.lladdrs_known();
         for (address, mac) in suspects {
-            let peer = self.membership.by_station(mac).is_some();
+            let peer = self.membership.by_lladdr(mac).is_some();
             if !peer && !known {
                 continue;
             }
@@ -339,17 +341,17 @@ impl Engine {
             vip.foreign = vip.foreign.filter(|foreign| *foreign != mac);
             // A stranger is asked again and again, so what is believed of one is no older than
             // that.
-            let answers = matches!(vip.seat.holder(), Holder::Stranger);
+            let answers = matches!(vip.election.owner(), Owner::Foreign);
             match peer {
-                true => self.trusted(address, plan),
-                false if answers => self.strange(address, mac, plan),
+                true => self.on_peer_claim(address, plan),
+                false if answers => self.on_foreign_claim(address, mac, plan),
                 false => {}
             }
         }
     }
 
     /// A peer answers for the address, so it has been probed, or needs not be.
-    fn trusted(&mut self, address: IpAddr, plan: &mut Plan) {
+    fn on_peer_claim(&mut self, address: IpAddr, plan: &mut Plan) {
         let Some(vip) = self.vips.get_mut(&address).filter(|vip| !vip.clear) else { return };
         vip.clear = true;
         vip.probe = false;
@@ -367,7 +369,7 @@ impl Engine {
             "{address} is in use by another machine ({}) and is left alone; take it out of PINNACE_POOLS or give that machine another address",
             display(mac)
         );
-        plan.notices.push(Notice {
+        plan.diagnostics.push(Diagnostic {
             warning: true,
             service: vip.holders.first().cloned(),
             node: None,
@@ -388,7 +390,7 @@ impl Engine {
         let message = format!(
             "another machine ({mac}) also answers for {address}, so clients reach either; stop it there"
         );
-        plan.notices.push(Notice {
+        plan.diagnostics.push(Diagnostic {
             warning: true,
             service: vip.holders.first().cloned(),
             node: None,

@@ -170,7 +170,7 @@ fn is_fixed(entry: &NeighbourMessage) -> bool {
 fn gateway_station(entry: &NeighbourMessage, keys: &BTreeSet<Key>) -> Option<(Key, Mac)> {
     let (address, mac) = station(entry)?;
     let key = (entry.header.ifindex, address);
-    (keys.contains(&key) && ethernet::is_station(mac)).then_some((key, mac))
+    (keys.contains(&key) && ethernet::is_unicast(mac)).then_some((key, mac))
 }
 
 /// The next hops of a default route in the main table; none of any other.

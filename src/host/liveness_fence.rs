@@ -13,39 +13,39 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Shared by the two. Without peers it is always open.
 #[derive(Debug)]
-pub struct Vigil {
+pub struct LivenessFence {
     /// Microseconds since boot, time of suspension included.
     until: AtomicU64,
     stalled: AtomicBool,
 }
 
-impl Default for Vigil {
-    fn default() -> Vigil {
-        Vigil { until: AtomicU64::new(u64::MAX), stalled: AtomicBool::new(false) }
+impl Default for LivenessFence {
+    fn default() -> LivenessFence {
+        LivenessFence { until: AtomicU64::new(u64::MAX), stalled: AtomicBool::new(false) }
     }
 }
 
-impl Vigil {
+impl LivenessFence {
     /// The peers are looked after at `until` (since boot) at the latest; None: there are none to
     /// look after.
-    pub fn keep(&self, until: Option<Duration>) {
+    pub fn allow_until(&self, until: Option<Duration>) {
         let until =
             until.map_or(u64::MAX, |until| u64::try_from(until.as_micros()).unwrap_or(u64::MAX));
         self.until.store(until, Ordering::Release);
     }
 
     /// It was not kept: nothing is answered until [`Vigil::resume`].
-    pub fn stall(&self) {
+    pub fn close(&self) {
         self.stalled.store(true, Ordering::Release);
     }
 
     /// What follows from the stall has been decided and told to those who answer.
-    pub fn resume(&self) {
+    pub fn reopen(&self) {
         self.stalled.store(false, Ordering::Release);
     }
 
     /// Whether answers may be given now.
-    pub fn is_kept(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         let until = self.until.load(Ordering::Acquire);
         !self.stalled.load(Ordering::Acquire)
             && (until == u64::MAX || boot_time().as_micros() <= u128::from(until))
@@ -64,16 +64,16 @@ mod tests {
 
     #[test]
     fn answers_are_given_only_while_it_is_kept() {
-        let vigil = Vigil::default();
-        assert!(vigil.is_kept(), "nobody to look after");
-        vigil.keep(Some(boot_time() + Duration::from_secs(60)));
-        assert!(vigil.is_kept());
-        vigil.keep(Some(boot_time().saturating_sub(Duration::from_millis(1))));
-        assert!(!vigil.is_kept(), "late");
-        vigil.stall();
-        vigil.keep(Some(boot_time() + Duration::from_secs(60)));
-        assert!(!vigil.is_kept(), "awake again, but nobody has looked");
-        vigil.resume();
-        assert!(vigil.is_kept());
+        let vigil = LivenessFence::default();
+        assert!(vigil.is_open(), "nobody to look after");
+        vigil.allow_until(Some(boot_time() + Duration::from_secs(60)));
+        assert!(vigil.is_open());
+        vigil.allow_until(Some(boot_time().saturating_sub(Duration::from_millis(1))));
+        assert!(!vigil.is_open(), "late");
+        vigil.close();
+        vigil.allow_until(Some(boot_time() + Duration::from_secs(60)));
+        assert!(!vigil.is_open(), "awake again, but nobody has looked");
+        vigil.reopen();
+        assert!(vigil.is_open());
     }
 }

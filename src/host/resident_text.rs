@@ -11,8 +11,8 @@ use tracing::debug;
 /// Unmaps the program's code and constants. What goes on being used comes back from the page cache,
 /// some microseconds for each 64 KiB; what only starting needed stays away. Called between the
 /// phases of a start and some time after work, never while nothing happens.
-pub fn give_back() {
-    let here = give_back as *const () as usize;
+pub fn trim_resident_text() {
+    let here = trim_resident_text as *const () as usize;
     let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     let mappings = unwritten(&smaps);
     let Some(program) = mappings.iter().find(|mapping| mapping.range.contains(&here)) else {
@@ -106,7 +106,7 @@ Swap:                  0 kB
                 .unwrap()
         };
         let before = resident();
-        give_back();
+        trim_resident_text();
         let after = resident();
         assert!(after < before, "{before} pages of files before, {after} after");
     }

@@ -7,12 +7,12 @@ use k8s_openapi::jiff::Timestamp;
 
 /// A time of day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Dated(SystemTime);
+pub struct TriggerTime(SystemTime);
 
-impl Dated {
+impl TriggerTime {
     /// From RFC 3339, as the API writes times.
-    pub fn parse(text: &str) -> Option<Dated> {
-        text.parse::<Timestamp>().ok().map(|time| Dated(time.into()))
+    pub fn parse(text: &str) -> Option<TriggerTime> {
+        text.parse::<Timestamp>().ok().map(|time| TriggerTime(time.into()))
     }
 
     /// How long ago that was. None by a clock that is ahead of ours: it says nothing.
@@ -28,10 +28,10 @@ mod tests {
     #[test]
     fn the_past_has_an_age_and_the_future_none() {
         let [old, older] = ["2023-11-14T22:13:20.25Z", "2023-11-14T22:13:20+01:00"]
-            .map(|text| Dated::parse(text).expect("a time"));
+            .map(|text| TriggerTime::parse(text).expect("a time"));
         assert!(older < old);
         assert!(old.age().is_some_and(|age| age > Duration::from_secs(1 << 20)));
-        assert_eq!(Dated::parse("9999-01-01T00:00:00Z").and_then(Dated::age), None);
-        assert_eq!(Dated::parse("yesterday"), None);
+        assert_eq!(TriggerTime::parse("9999-01-01T00:00:00Z").and_then(TriggerTime::age), None);
+        assert_eq!(TriggerTime::parse("yesterday"), None);
     }
 }

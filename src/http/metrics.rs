@@ -16,7 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::bfd::{Discard, io};
-use crate::l2::io::task::Totals;
+use crate::l2::io::task::L2Totals;
 use crate::model::state::Summary;
 use crate::nft::io::worker::Report;
 
@@ -34,30 +34,30 @@ struct Phase {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct OutcomeLabel {
     result: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
+struct ReasonLabel {
     reason: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct State {
+struct StateLabel {
     state: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Node {
+struct NodeLabel {
     node: String,
 }
 
 /// What BFD counts by itself, and how much of it has been added here.
 #[derive(Debug, Default)]
 struct Bfd {
-    counters: Option<Arc<io::Counters>>,
-    before: io::Totals,
+    counters: Option<Arc<io::BfdCounters>>,
+    before: io::BfdTotals,
 }
 
 /// All of them. Every method may be called from any thread.
@@ -74,22 +74,22 @@ pub struct Metrics {
     repairs: Counter,
     elements: Gauge,
     conntrack: Counter,
-    received: Family<Outcome, Counter>,
+    received: Family<OutcomeLabel, Counter>,
     sent: Counter,
     announced_frames: Counter,
     send_errors: Counter,
     /// What the announcer said last: it counts by itself, and only differences are added.
-    totals: Mutex<Totals>,
+    totals: Mutex<L2Totals>,
     writer: Gauge,
-    lease_holder: Family<Node, Gauge>,
+    lease_holder: Family<NodeLabel, Gauge>,
     events_dropped: Counter,
     bfd: Mutex<Bfd>,
     bfd_sent: Counter,
     bfd_received: Counter,
-    bfd_discarded: Family<Reason, Counter>,
-    bfd_send_errors: Family<Reason, Counter>,
+    bfd_discarded: Family<ReasonLabel, Counter>,
+    bfd_send_errors: Family<ReasonLabel, Counter>,
     bfd_receive_errors: Counter,
-    bfd_changes: Family<State, Counter>,
+    bfd_changes: Family<StateLabel, Counter>,
     bfd_late: Gauge<f64, AtomicU64>,
     memory: Gauge,
     cpu: Counter<f64, AtomicU64>,
@@ -246,16 +246,16 @@ impl Metrics {
             .for_each(|phase| drop(metrics.addresses.get_or_create(&Phase { phase })));
         RECEIVED
             .iter()
-            .for_each(|result| drop(metrics.received.get_or_create(&Outcome { result })));
+            .for_each(|result| drop(metrics.received.get_or_create(&OutcomeLabel { result })));
         Discard::LABELS
             .iter()
-            .for_each(|reason| drop(metrics.bfd_discarded.get_or_create(&Reason { reason })));
-        SEND_ERRORS
-            .iter()
-            .for_each(|reason| drop(metrics.bfd_send_errors.get_or_create(&Reason { reason })));
+            .for_each(|reason| drop(metrics.bfd_discarded.get_or_create(&ReasonLabel { reason })));
+        SEND_ERRORS.iter().for_each(|reason| {
+            drop(metrics.bfd_send_errors.get_or_create(&ReasonLabel { reason }))
+        });
         ["up", "down"]
             .iter()
-            .for_each(|state| drop(metrics.bfd_changes.get_or_create(&State { state })));
+            .for_each(|state| drop(metrics.bfd_changes.get_or_create(&StateLabel { state })));
         registry.register(
             "process_resident_memory_bytes",
             "Resident memory",
@@ -297,7 +297,7 @@ impl Metrics {
         let phases = [
             ("serving", summary.serving),
             ("pending", summary.pending),
-            ("refused", summary.refused),
+            ("refused", summary.failed),
         ];
         for (phase, count) in phases {
             self.services.get_or_create(&Phase { phase }).set(signed(count));
@@ -310,7 +310,7 @@ impl Metrics {
     }
 
     /// What the announcer has counted since it started.
-    pub fn announcer(&self, now: Totals) {
+    pub fn announcer(&self, now: L2Totals) {
         let mut before = self.totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (old, new) = (before.announcer, now.announcer);
         let counts = [
@@ -322,11 +322,11 @@ impl Metrics {
             new.contested - old.contested,
         ];
         for (result, count) in RECEIVED.into_iter().zip(counts) {
-            self.received.get_or_create(&Outcome { result }).inc_by(count);
+            self.received.get_or_create(&OutcomeLabel { result }).inc_by(count);
         }
         self.sent.inc_by(now.sent - before.sent);
         self.announced_frames.inc_by(new.announcements_sent - old.announcements_sent);
-        let errors = |t: &Totals| t.send_queue_full + t.send_link_down + t.send_failed;
+        let errors = |t: &L2Totals| t.send_queue_full + t.send_link_down + t.send_failed;
         self.send_errors.inc_by(errors(&now) - errors(&before));
         *before = now;
     }
@@ -336,7 +336,7 @@ impl Metrics {
         self.writer.set(i64::from(here));
         self.lease_holder.clear();
         if let Some(node) = holder {
-            self.lease_holder.get_or_create(&Node { node: node.to_owned() }).set(1);
+            self.lease_holder.get_or_create(&NodeLabel { node: node.to_owned() }).set(1);
         }
     }
 
@@ -346,14 +346,14 @@ impl Metrics {
     }
 
     /// BFD is spoken from now on; its totals are read when somebody asks.
-    pub fn bfd(&self, counters: Arc<io::Counters>) {
+    pub fn bfd(&self, counters: Arc<io::BfdCounters>) {
         *self.bfd.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
             Bfd { counters: Some(counters), ..Bfd::default() };
     }
 
     /// A session came up or went down.
     pub fn bfd_session(&self, up: bool) {
-        self.bfd_changes.get_or_create(&State { state: if up { "up" } else { "down" } }).inc();
+        self.bfd_changes.get_or_create(&StateLabel { state: if up { "up" } else { "down" } }).inc();
     }
 
     fn read_bfd(&self) {
@@ -365,13 +365,13 @@ impl Metrics {
         for (reason, (new, old)) in
             Discard::LABELS.into_iter().zip(now.discarded.into_iter().zip(before.discarded))
         {
-            self.bfd_discarded.get_or_create(&Reason { reason }).inc_by(new - old);
+            self.bfd_discarded.get_or_create(&ReasonLabel { reason }).inc_by(new - old);
         }
-        let errors = |t: &io::Totals| [t.send_queue_full, t.send_unreachable, t.send_failed];
+        let errors = |t: &io::BfdTotals| [t.send_queue_full, t.send_unreachable, t.send_failed];
         for (reason, (new, old)) in
             SEND_ERRORS.into_iter().zip(errors(&now).into_iter().zip(errors(&before)))
         {
-            self.bfd_send_errors.get_or_create(&Reason { reason }).inc_by(new - old);
+            self.bfd_send_errors.get_or_create(&ReasonLabel { reason }).inc_by(new - old);
         }
         self.bfd_receive_errors.inc_by(now.receive_failed - before.receive_failed);
         self.bfd_late.set(now.latest_wake.as_secs_f64());
@@ -431,8 +431,8 @@ mod tests {
             repaired: true,
             conntrack_deleted: 2,
         });
-        metrics.engine(&Summary { serving: 3, refused: 1, ..Summary::default() });
-        let mut totals = Totals { sent: 5, ..Totals::default() };
+        metrics.engine(&Summary { serving: 3, failed: 1, ..Summary::default() });
+        let mut totals = L2Totals { sent: 5, ..L2Totals::default() };
         totals.announcer.malformed = 4;
         metrics.announcer(totals);
         metrics.announcer(totals);

@@ -24,10 +24,10 @@ use tracing::{debug, warn};
 use super::metrics;
 use super::metrics::Metrics;
 use crate::model::ObjectKey;
-use crate::model::state::{Condition, ServiceHealth, State, Summary};
+use crate::model::state::{Condition, NodeState, ServiceHealth, Summary};
 
 /// How long the engine may take to answer before it counts as hung.
-const PATIENCE: Duration = Duration::from_secs(2);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client may take to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may last, for one request: a client that does not read would keep its
@@ -42,7 +42,7 @@ const PATHS: &str = "/livez /readyz /healthz /metrics /state /services/<namespac
 #[derive(Debug)]
 pub enum Query {
     /// Everything.
-    State(oneshot::Sender<State>),
+    State(oneshot::Sender<NodeState>),
     /// Counts, for the metrics.
     Summary(oneshot::Sender<Summary>),
     /// Readiness.
@@ -101,13 +101,13 @@ pub async fn serve(listener: TcpListener, engine: mpsc::Sender<Query>, metrics: 
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type HttpResponse = Response<Full<Bytes>>;
 
 async fn respond(
     request: Request<Incoming>,
     engine: &mpsc::Sender<Query>,
     metrics: &Metrics,
-) -> Result<Answer, Infallible> {
+) -> Result<HttpResponse, Infallible> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Ok(with(
             text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"),
@@ -128,7 +128,7 @@ async fn respond(
         }
         "/state" => match ask(engine, Query::State).await {
             Some(state) => json(StatusCode::OK, serde_json::to_vec(&state).unwrap_or_default()),
-            None => hung(),
+            None => unresponsive(),
         },
         _ => match path.strip_prefix("/services/").and_then(|rest| rest.split_once('/')) {
             Some((namespace, name)) => service(engine, ObjectKey::new(namespace, name)).await,
@@ -143,7 +143,7 @@ async fn ask<T>(
     query: impl FnOnce(oneshot::Sender<T>) -> Query,
 ) -> Option<T> {
     let (reply, answer) = oneshot::channel();
-    timeout(PATIENCE, async {
+    timeout(QUERY_TIMEOUT, async {
         engine.send(query(reply)).await.ok()?;
         answer.await.ok()
     })
@@ -151,15 +151,15 @@ async fn ask<T>(
     .ok()?
 }
 
-async fn live(engine: &mpsc::Sender<Query>) -> Answer {
+async fn live(engine: &mpsc::Sender<Query>) -> HttpResponse {
     match ask(engine, Query::Conditions).await {
         Some(_) => text(StatusCode::OK, "ok\n"),
-        None => hung(),
+        None => unresponsive(),
     }
 }
 
-async fn ready(engine: &mpsc::Sender<Query>) -> Answer {
-    let Some(conditions) = ask(engine, Query::Conditions).await else { return hung() };
+async fn ready(engine: &mpsc::Sender<Query>) -> HttpResponse {
+    let Some(conditions) = ask(engine, Query::Conditions).await else { return unresponsive() };
     let line = |c: &Condition| match c.status {
         true => format!("[+]{} ok\n", c.name),
         false => format!("[-]{} {}\n", c.name, c.message),
@@ -169,16 +169,16 @@ async fn ready(engine: &mpsc::Sender<Query>) -> Answer {
     text(status, conditions.iter().map(line).collect::<String>())
 }
 
-async fn healthy(engine: &mpsc::Sender<Query>) -> Answer {
+async fn healthy(engine: &mpsc::Sender<Query>) -> HttpResponse {
     match ask(engine, Query::Health).await {
         Some(Ok(())) => text(StatusCode::OK, "ok\n"),
         Some(Err(why)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        None => hung(),
+        None => unresponsive(),
     }
 }
 
 /// As kube-proxy answers on a healthCheckNodePort.
-async fn service(engine: &mpsc::Sender<Query>, key: ObjectKey) -> Answer {
+async fn service(engine: &mpsc::Sender<Query>, key: ObjectKey) -> HttpResponse {
     let health = match ask(engine, |reply| Query::Service(key.clone(), reply)).await {
         Some(Some(health)) => health,
         Some(None) => {
@@ -187,7 +187,7 @@ async fn service(engine: &mpsc::Sender<Query>, key: ObjectKey) -> Answer {
                 format!("no LoadBalancer Service {key} is served here\n"),
             );
         }
-        None => return hung(),
+        None => return unresponsive(),
     };
     let status =
         if health.local_endpoints > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -203,25 +203,25 @@ async fn service(engine: &mpsc::Sender<Query>, key: ObjectKey) -> Answer {
     )
 }
 
-fn hung() -> Answer {
+fn unresponsive() -> HttpResponse {
     text(StatusCode::SERVICE_UNAVAILABLE, "the engine does not answer\n")
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+fn text(status: StatusCode, body: impl Into<Bytes>) -> HttpResponse {
     answer(status, "text/plain; charset=utf-8", body.into())
 }
 
-fn json(status: StatusCode, body: Vec<u8>) -> Answer {
+fn json(status: StatusCode, body: Vec<u8>) -> HttpResponse {
     answer(status, "application/json", body.into())
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> HttpResponse {
     let mut answer = with(Response::new(Full::new(body)), CONTENT_TYPE, content_type);
     *answer.status_mut() = status;
     answer
 }
 
-fn with(mut answer: Answer, name: HeaderName, value: &'static str) -> Answer {
+fn with(mut answer: HttpResponse, name: HeaderName, value: &'static str) -> HttpResponse {
     answer.headers_mut().insert(name, HeaderValue::from_static(value));
     answer
 }
@@ -242,7 +242,7 @@ pub enum FetchError {
     },
     /// It answered, but not as it should.
     #[error("{address} did not answer as pinnace does: {reason}")]
-    Answer {
+    HttpResponse {
         /// Where.
         address: SocketAddr,
         /// What it did.
@@ -252,11 +252,11 @@ pub enum FetchError {
 
 /// Asks the daemon that listens on `address`.
 pub async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, FetchError> {
-    let connect = timeout(PATIENCE, TcpStream::connect(address))
+    let connect = timeout(QUERY_TIMEOUT, TcpStream::connect(address))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let stream = connect.map_err(|source| FetchError::Connect { address, source })?;
-    let answer = |reason: String| FetchError::Answer { address, reason };
+    let answer = |reason: String| FetchError::HttpResponse { address, reason };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| answer(e.to_string()))?;
@@ -270,7 +270,7 @@ pub async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, FetchError>
         let response = sender.send_request(request).await?;
         Ok::<_, hyper::Error>((response.status(), response.into_body().collect().await?.to_bytes()))
     };
-    match timeout(PATIENCE * 5, exchange).await {
+    match timeout(QUERY_TIMEOUT * 5, exchange).await {
         Ok(Ok((StatusCode::OK, body))) => Ok(body),
         Ok(Ok((status, _))) => Err(answer(format!("status {status}"))),
         Ok(Err(error)) => Err(answer(error.to_string())),

@@ -31,7 +31,9 @@ async fn raw(address: SocketAddr, request: &str) -> String {
 
 fn answers(query: Query) {
     match query {
-        Query::State(reply) => drop(reply.send(State { node: "n1".into(), ..State::default() })),
+        Query::State(reply) => {
+            drop(reply.send(NodeState { node: "n1".into(), ..NodeState::default() }))
+        }
         Query::Summary(reply) => drop(reply.send(Summary { serving: 3, ..Summary::default() })),
         Query::Conditions(reply) => drop(reply.send(vec![
             Condition::when("SourceSynced", true, ""),

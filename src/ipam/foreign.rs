@@ -10,12 +10,12 @@ use crate::model::ObjectKey;
 
 /// By Service, and how many of them name an address.
 #[derive(Debug, Default)]
-pub(super) struct Elsewhere {
+pub(super) struct ForeignStatusAddresses {
     services: BTreeMap<ObjectKey, Box<[IpAddr]>>,
     named: BTreeMap<IpAddr, u32>,
 }
 
-impl Elsewhere {
+impl ForeignStatusAddresses {
     /// What stands in the status of a Service; nothing when it is one of ours, or gone. True when
     /// an address may be free now.
     pub fn set(&mut self, key: &ObjectKey, addresses: &[IpAddr]) -> bool {

@@ -22,9 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use claim::Claim;
-use foreign::Elsewhere;
+use foreign::ForeignStatusAddresses;
 use pool::Pool;
-pub use ports::{Contender, HeldPorts, NodePorts, Port, refusals};
+pub use ports::{HeldPorts, NodePorts, Port, PortClaim, refusals};
 pub use refusal::Refusal;
 pub use reserved::{
     Reserved, ReservedAddresses, reserve_ends, sentence as reserved_sentence, usable,
@@ -80,7 +80,7 @@ pub struct Ipam {
     holders: BTreeMap<IpAddr, Vec<(ObjectKey, Option<Claim>)>>,
     reserved: ReservedAddresses,
     conflicts: BTreeMap<IpAddr, (Mac, Duration)>,
-    elsewhere: Elsewhere,
+    elsewhere: ForeignStatusAddresses,
     /// Pool index and family → how many of its first addresses are known to be free for nobody: of
     /// 5,000 Services each would otherwise search through what all before it were given.
     taken: BTreeMap<(usize, Family), u128>,
@@ -107,7 +107,7 @@ impl Ipam {
             holders,
             reserved: ReservedAddresses::new(),
             conflicts: BTreeMap::new(),
-            elsewhere: Elsewhere::default(),
+            elsewhere: ForeignStatusAddresses::default(),
             taken: BTreeMap::new(),
             retiring: BTreeMap::new(),
             changed: false,

@@ -30,7 +30,7 @@ pub struct HeldPorts {
 
 /// A Service, and what decides where it has its ports.
 #[derive(Debug)]
-pub struct Contender<'a> {
+pub struct PortClaim<'a> {
     /// What it wants, and how old it is.
     pub service: &'a Service,
     /// The nodes that are to serve it.
@@ -41,7 +41,7 @@ pub struct Contender<'a> {
 
 /// Another Service has one of the ports there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct PortConflict {
     /// Which port; there may be more.
     pub port: Port,
     /// Who has it.
@@ -61,7 +61,7 @@ pub struct NodePorts {
     /// The same by Service, sorted.
     claims: BTreeMap<ObjectKey, Box<[Port]>>,
     /// Nothing is here of a Service that has its ports everywhere.
-    losses: BTreeMap<ObjectKey, Vec<Loss>>,
+    losses: BTreeMap<ObjectKey, Vec<PortConflict>>,
     /// Who has these may have changed.
     unsettled: BTreeSet<Port>,
 }
@@ -108,17 +108,17 @@ impl NodePorts {
     /// which it came out otherwise than before.
     pub fn settle<'a>(
         &mut self,
-        contender: impl Fn(&ObjectKey) -> Option<Contender<'a>>,
+        contender: impl Fn(&ObjectKey) -> Option<PortClaim<'a>>,
     ) -> BTreeSet<ObjectKey> {
         let involved = self.involved();
-        let mut before: BTreeMap<ObjectKey, Vec<Loss>> =
+        let mut before: BTreeMap<ObjectKey, Vec<PortConflict>> =
             involved.iter().filter_map(|key| self.losses.remove_entry(key)).collect();
         let alone =
             |port: &Port| self.claimants.get(port).is_none_or(|claimants| claimants.len() == 1);
         let contested = involved
             .iter()
             .filter(|key| !self.claims.get(key).is_none_or(|ports| ports.iter().all(alone)));
-        let mut contenders: Vec<Contender> = contested.filter_map(contender).collect();
+        let mut contenders: Vec<PortClaim> = contested.filter_map(contender).collect();
         contenders.sort_by_key(|contender| (contender.service.created, &contender.service.key));
         for (key, losses) in contest(&contenders) {
             self.losses.insert(key, losses);
@@ -130,7 +130,7 @@ impl NodePorts {
     }
 
     /// Where the Service does not have its ports.
-    pub fn losses(&self, key: &ObjectKey) -> &[Loss] {
+    pub fn losses(&self, key: &ObjectKey) -> &[PortConflict] {
         self.losses.get(key).map_or(&[], Vec::as_slice)
     }
 
@@ -182,7 +182,7 @@ fn sorted(service: &Service) -> Vec<Port> {
 
 /// How much of what it wants a Service had on one node, best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
+enum ClaimRank {
     Whole,
     /// It asks for more now: those it had stay, those that others had it does not get.
     Part,
@@ -191,14 +191,14 @@ enum Standing {
     Nothing,
 }
 
-impl Contender<'_> {
+impl PortClaim<'_> {
     fn wants(&self, node: &str, family: Family) -> bool {
         self.nodes.contains(node) && node_mode::families(self.service).contains(&family)
     }
 
-    fn standing(&self, node: &str, family: Family) -> Standing {
+    fn standing(&self, node: &str, family: Family) -> ClaimRank {
         let Some(had) = self.had.get(&(node, family)) else {
-            return if self.had.is_empty() { Standing::Nothing } else { Standing::Elsewhere };
+            return if self.had.is_empty() { ClaimRank::Nothing } else { ClaimRank::Elsewhere };
         };
         match self
             .service
@@ -207,15 +207,15 @@ impl Contender<'_> {
             .filter(|port| had.contains(&(port.protocol, port.port)))
             .count()
         {
-            0 => Standing::Elsewhere,
-            some if some == self.service.ports.len() => Standing::Whole,
-            _ => Standing::Part,
+            0 => ClaimRank::Elsewhere,
+            some if some == self.service.ports.len() => ClaimRank::Whole,
+            _ => ClaimRank::Part,
         }
     }
 }
 
 /// Who loses what to whom. `contenders` are sorted, the older first.
-fn contest(contenders: &[Contender]) -> BTreeMap<ObjectKey, Vec<Loss>> {
+fn contest(contenders: &[PortClaim]) -> BTreeMap<ObjectKey, Vec<PortConflict>> {
     let nodes: BTreeSet<&str> =
         contenders.iter().flat_map(|contender| contender.nodes.iter().copied()).collect();
     // By loser, family, port and holder.
@@ -226,7 +226,7 @@ fn contest(contenders: &[Contender]) -> BTreeMap<ObjectKey, Vec<Loss>> {
                 .iter()
                 .enumerate()
                 .filter(|(_, contender)| contender.wants(node, family));
-            let mut here: Vec<(Standing, usize)> = here
+            let mut here: Vec<(ClaimRank, usize)> = here
                 .map(|(number, contender)| (contender.standing(node, family), number))
                 .collect();
             here.sort_unstable();
@@ -244,11 +244,11 @@ fn contest(contenders: &[Contender]) -> BTreeMap<ObjectKey, Vec<Loss>> {
             }
         }
     }
-    let mut losses = BTreeMap::<ObjectKey, Vec<Loss>>::new();
+    let mut losses = BTreeMap::<ObjectKey, Vec<PortConflict>>::new();
     for ((loser, family, port, holder), mut nodes) in lost {
         nodes.shrink_to_fit();
         let [loser, holder] = [loser, holder].map(|number| contenders[number].service.key.clone());
-        losses.entry(loser).or_default().push(Loss { port, holder, family, nodes });
+        losses.entry(loser).or_default().push(PortConflict { port, holder, family, nodes });
     }
     losses
 }
@@ -320,7 +320,7 @@ impl Ipam {
 /// What has to be said about the losses of one Service: for whoever holds a port against it one
 /// reason, which names the nodes. Both families are one where they come out alike, or where
 /// `families` says that the Service has but one.
-pub fn refusals(losses: Vec<Loss>, families: &[Family]) -> Vec<Refusal> {
+pub fn refusals(losses: Vec<PortConflict>, families: &[Family]) -> Vec<Refusal> {
     let mut grouped = BTreeMap::<(Port, ObjectKey), Vec<(Family, Vec<Box<str>>)>>::new();
     for loss in losses {
         grouped.entry((loss.port, loss.holder)).or_default().push((loss.family, loss.nodes));

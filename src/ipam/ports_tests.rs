@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::ports::{Contender, Loss, NodePorts, Port};
+use super::ports::{NodePorts, Port, PortClaim, PortConflict};
 use crate::model::{Family, ObjectKey, Protocol, Service, ServicePort, fixtures};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -57,7 +57,7 @@ impl World {
         let entries = &self.entries;
         self.ports.settle(|key| {
             let entry = entries.get(key)?;
-            Some(Contender {
+            Some(PortClaim {
                 service: &entry.service,
                 nodes: Rc::new(entry.nodes.clone()),
                 had: entry.had.clone(),
@@ -65,7 +65,7 @@ impl World {
         })
     }
 
-    fn losses(&self, name: &str) -> &[Loss] {
+    fn losses(&self, name: &str) -> &[PortConflict] {
         self.ports.losses(&ObjectKey::new("default", name))
     }
 }
@@ -76,7 +76,7 @@ fn the_older_one_has_the_port_unless_another_had_it() {
     assert!(world.put(entry("b", 2, &[80], &["n1", "n2"])).is_empty());
     let changed = world.put(entry("a", 1, &[80], &["n1"]));
     assert_eq!(changed, [ObjectKey::new("default", "b")].into(), "it gives way");
-    let loss = Loss {
+    let loss = PortConflict {
         port: tcp(80),
         holder: ObjectKey::new("default", "a"),
         family: Family::V4,
@@ -148,7 +148,7 @@ proptest! {
     fn only_what_is_counts_and_every_port_has_one_holder(steps in entries()) {
         let mut world = World::default();
         for (put, entry) in steps {
-            let before: BTreeMap<ObjectKey, Vec<Loss>> = world.entries.keys().map(|key| (key.clone(), world.ports.losses(key).to_vec())).collect();
+            let before: BTreeMap<ObjectKey, Vec<PortConflict>> = world.entries.keys().map(|key| (key.clone(), world.ports.losses(key).to_vec())).collect();
             let touched = entry.service.key.clone();
             let changed = if put { world.put(entry) } else { world.remove(&touched.name) };
             let mut anew = World { entries: world.entries.clone(), ports: NodePorts::default() };

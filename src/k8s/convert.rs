@@ -13,10 +13,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::annotations::request;
-use crate::host::trigger_time::Dated;
+use crate::host::trigger_time::TriggerTime;
 use crate::model::{
-    Endpoint, EndpointHints, EndpointSlice, Exclusion, Family, Ingress, IngressPort, Node,
-    ObjectKey, Protocol, Record, Service, ServicePort, SlicePort, TrafficPolicy,
+    ApiMetadata, Endpoint, EndpointHints, EndpointSlice, Exclusion, Family, Ingress, IngressPort,
+    Node, ObjectKey, Protocol, Service, ServicePort, SlicePort, TrafficPolicy,
 };
 
 /// Joins a slice with its Service.
@@ -53,7 +53,7 @@ pub fn service(object: &core::Service) -> Option<Service> {
         // else takes it off.
         record = record
             .filter(|record| record.cleanup_finalizer)
-            .map(|record| Record { deleting: true, ..record });
+            .map(|record| ApiMetadata { deleting: true, ..record });
         record.as_ref()?;
     }
     if object.metadata.deletion_timestamp.is_some() && record.is_none() {
@@ -146,12 +146,12 @@ pub fn service(object: &core::Service) -> Option<Service> {
             .filter_map(|ingress| ingress.ip.as_deref()?.trim().parse().ok())
             .collect(),
         problems: problems.into_sentences(),
-        record: record.map(Box::new),
+        api: record.map(Box::new),
     })
 }
 
 /// What the writer of the status must know. Only the API server gives objects a `resourceVersion`.
-fn record(object: &core::Service) -> Option<Record> {
+fn record(object: &core::Service) -> Option<ApiMetadata> {
     let metadata = &object.metadata;
     let resource_version =
         metadata.resource_version.as_deref().filter(|version| !version.is_empty())?;
@@ -160,7 +160,7 @@ fn record(object: &core::Service) -> Option<Record> {
         .as_ref()
         .and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref())
         .unwrap_or_default();
-    Some(Record {
+    Some(ApiMetadata {
         uid: metadata.uid.as_deref().unwrap_or_default().into(),
         resource_version: resource_version.into(),
         ingress: ingress.iter().map(convert_ingress).collect(),
@@ -271,8 +271,8 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Converted<EndpointSl
 }
 
 /// When the endpoint changed that made somebody write this slice.
-pub fn last_change(object: &discovery::EndpointSlice) -> Option<Dated> {
-    Dated::parse(object.metadata.annotations.as_ref()?.get(LAST_CHANGE_ANNOTATION)?)
+pub fn last_change(object: &discovery::EndpointSlice) -> Option<TriggerTime> {
+    TriggerTime::parse(object.metadata.annotations.as_ref()?.get(LAST_CHANGE_ANNOTATION)?)
 }
 
 fn convert_slice(

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::annotations::{ANNOTATIONS, ANSWERED};
 use super::convert::{Converted, endpoint_slice, last_change, node, service};
-use crate::host::trigger_time::Dated;
+use crate::host::trigger_time::TriggerTime;
 use crate::model::{
     EndpointSlice, Exclusion, Family, Mode, Node, Protocol, Service, TrafficPolicy,
 };
@@ -64,7 +64,7 @@ fn what_the_api_server_keeps_is_recorded_and_a_deletion_is_seen_to_its_end() {
         ]}},
     });
     let converted = service(&serde_json::from_value(object).unwrap()).expect("it has a record");
-    let record = converted.record.expect("a record");
+    let record = converted.api.expect("a record");
     assert_eq!(
         (&*record.uid, &*record.resource_version, record.cleanup_finalizer, record.deleting),
         ("u-1", "42", true, true)
@@ -79,7 +79,7 @@ fn what_the_api_server_keeps_is_recorded_and_a_deletion_is_seen_to_its_end() {
         (second.ip, second.vip, second.hostname.as_deref()),
         (None, None, Some("lb.example.org"))
     );
-    assert_eq!(spec(json!({})).record, None, "a manifest has none");
+    assert_eq!(spec(json!({})).api, None, "a manifest has none");
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn a_slice_says_when_its_endpoint_changed() {
     let at = "2023-11-14T22:13:20.25Z";
     assert_eq!(
         dated(json!({"endpoints.kubernetes.io/last-change-trigger-time": at})),
-        Dated::parse(at)
+        TriggerTime::parse(at)
     );
     for silent in
         [json!({}), json!({"endpoints.kubernetes.io/last-change-trigger-time": "yesterday"})]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::plan::Notice;
+use crate::engine::plan::Diagnostic;
 use crate::engine::{INVALID_OBJECT, Role};
 use crate::model::ObjectKey;
 
@@ -38,10 +38,10 @@ pub enum Subject {
 
 /// Who sends it: the writer about Services and Node objects, so that each is told once, and what
 /// only one node can see that node, on itself or the Service.
-pub fn told_by(notice: &Notice, role: Role) -> bool {
+pub fn reported_by(notice: &Diagnostic, role: Role) -> bool {
     match &notice.service {
-        _ if notice.node.is_some() => role == Role::Writer,
-        Some(_) => role == Role::Writer || notice.reason == "AddressConflict",
+        _ if notice.node.is_some() => role == Role::Leader,
+        Some(_) => role == Role::Leader || notice.reason == "AddressConflict",
         // Every node sees the same objects; their problems are in each one's log and status.
         None => notice.warning && notice.reason != INVALID_OBJECT,
     }
@@ -110,7 +110,7 @@ impl Tokens {
 }
 
 #[derive(Debug)]
-struct Record {
+struct EventRecord {
     warning: bool,
     number: u64,
     count: u32,
@@ -123,8 +123,8 @@ struct Record {
 
 /// See the head of this file.
 #[derive(Debug)]
-pub struct Events {
-    records: BTreeMap<Identity, Record>,
+pub struct EventQueue {
+    records: BTreeMap<Identity, EventRecord>,
     objects: BTreeMap<Subject, Tokens>,
     all: Tokens,
     /// To be created or updated, each once, in the order in which they are due. In a storm the
@@ -134,10 +134,10 @@ pub struct Events {
     dropped: u64,
 }
 
-impl Default for Events {
-    fn default() -> Events {
+impl Default for EventQueue {
+    fn default() -> EventQueue {
         let all = Tokens { left: ALL.burst, since: Duration::ZERO };
-        Events {
+        EventQueue {
             records: BTreeMap::new(),
             objects: BTreeMap::new(),
             all,
@@ -148,9 +148,9 @@ impl Default for Events {
     }
 }
 
-impl Events {
+impl EventQueue {
     /// Something is to be said.
-    pub fn tell(
+    pub fn push(
         &mut self,
         subject: Subject,
         warning: bool,
@@ -190,7 +190,7 @@ impl Events {
             return;
         }
         self.number += 1;
-        let record = Record {
+        let record = EventRecord {
             warning,
             number: self.number,
             count: 1,
@@ -242,7 +242,7 @@ impl Events {
     }
 
     /// When [`Events::next`] will have something; None: not before something is told.
-    pub fn wakes(&self) -> Option<Duration> {
+    pub fn poll_timeout(&self) -> Option<Duration> {
         let due = self.queues.iter().filter_map(|queue| queue.front()).map(|(due, _)| *due).min();
         due.map(|due| due.max(self.all.ready(ALL)))
     }
@@ -319,16 +319,16 @@ mod tests {
     }
 
     /// Everything that goes out until this time.
-    fn drain(events: &mut Events, now: Duration) -> Vec<Send> {
+    fn drain(events: &mut EventQueue, now: Duration) -> Vec<Send> {
         std::iter::from_fn(|| events.next(now).inspect(|send| events.sent(send, now))).collect()
     }
 
     #[test]
     fn the_same_said_again_is_counted_at_most_once_a_minute() {
-        let mut events = Events::default();
+        let mut events = EventQueue::default();
         let mut sent = Vec::new();
         for second in 0..300 {
-            events.tell(
+            events.push(
                 web(),
                 true,
                 "SyncLoadBalancerFailed",
@@ -351,7 +351,7 @@ mod tests {
                 (true, 241, 1, 240)
             ]
         );
-        events.tell(
+        events.push(
             web(),
             true,
             "SyncLoadBalancerFailed",
@@ -364,9 +364,9 @@ mod tests {
 
     #[test]
     fn one_that_talks_too_much_does_not_keep_others_from_being_heard() {
-        let mut events = Events::default();
+        let mut events = EventQueue::default();
         for number in 0..1000 {
-            events.tell(
+            events.push(
                 web(),
                 false,
                 "UpdatedLoadBalancer",
@@ -374,24 +374,24 @@ mod tests {
                 seconds(1),
             );
         }
-        events.tell(Subject::Node("node-1".into()), true, "Ipv6Off", "é".repeat(2000), seconds(1));
+        events.push(Subject::Node("node-1".into()), true, "Ipv6Off", "é".repeat(2000), seconds(1));
         let sent = drain(&mut events, seconds(1));
         assert_eq!(sent.len(), 26);
         assert!(sent[0].identity.message.len() == 1024 && events.dropped() == 975);
-        events.tell(web(), false, "UpdatedLoadBalancer", "later".into(), seconds(62));
+        events.push(web(), false, "UpdatedLoadBalancer", "later".into(), seconds(62));
         assert_eq!(drain(&mut events, seconds(62)).len(), 1);
     }
 
     #[test]
     fn a_storm_goes_out_at_a_bounded_rate_and_waits_in_a_bounded_queue() {
-        let mut events = Events::default();
+        let mut events = EventQueue::default();
         for number in 0..10_000 {
             let subject =
                 Subject::Service(ObjectKey::new("default", &format!("web-{number}")), None);
-            events.tell(subject, false, "EnsuredLoadBalancer", "serving".into(), seconds(1));
+            events.push(subject, false, "EnsuredLoadBalancer", "serving".into(), seconds(1));
         }
         assert_eq!(drain(&mut events, seconds(1)).len(), 50);
-        assert_eq!(events.wakes(), Some(seconds(1) + ALL.refill));
+        assert_eq!(events.poll_timeout(), Some(seconds(1) + ALL.refill));
         assert_eq!(drain(&mut events, seconds(2)).len(), 5);
         assert_eq!(events.dropped(), 9000);
         assert!(events.records.len() <= MEMORY);
@@ -399,15 +399,15 @@ mod tests {
 
     #[test]
     fn in_a_storm_warnings_go_first_and_are_the_last_to_be_dropped() {
-        let mut events = Events::default();
+        let mut events = EventQueue::default();
         let about = |number: u32| {
             Subject::Service(ObjectKey::new("default", &format!("web-{number}")), None)
         };
         for number in 0..1000 {
-            events.tell(about(number), false, "EnsuredLoadBalancer", "serving".into(), seconds(1));
+            events.push(about(number), false, "EnsuredLoadBalancer", "serving".into(), seconds(1));
         }
         for number in 1000..1900 {
-            events.tell(
+            events.push(
                 about(number),
                 true,
                 "SyncLoadBalancerFailed",
@@ -422,18 +422,18 @@ mod tests {
             sent[..900].iter().all(|send| send.warning)
                 && sent[900..].iter().all(|send| !send.warning)
         );
-        assert_eq!(events.wakes(), None);
+        assert_eq!(events.poll_timeout(), None);
     }
 
     #[test]
     fn one_that_failed_is_tried_again_and_one_that_expired_is_made_anew() {
-        let mut events = Events::default();
-        events.tell(web(), false, "EnsuredLoadBalancer", "serving".into(), seconds(0));
+        let mut events = EventQueue::default();
+        events.push(web(), false, "EnsuredLoadBalancer", "serving".into(), seconds(0));
         let send = events.next(seconds(0)).expect("a new one");
         events.failed(&send, false, seconds(5), seconds(0));
-        assert_eq!((events.next(seconds(4)), events.wakes()), (None, Some(seconds(5))));
+        assert_eq!((events.next(seconds(4)), events.poll_timeout()), (None, Some(seconds(5))));
         drain(&mut events, seconds(5));
-        events.tell(web(), false, "EnsuredLoadBalancer", "serving".into(), seconds(100));
+        events.push(web(), false, "EnsuredLoadBalancer", "serving".into(), seconds(100));
         let update = events.next(seconds(100)).expect("an update");
         events.failed(&update, true, seconds(0), seconds(100));
         let anew = events.next(seconds(100)).expect("a new one");
@@ -442,21 +442,21 @@ mod tests {
 
     #[test]
     fn each_notice_is_told_by_one_node() {
-        let mut notice = Notice {
+        let mut notice = Diagnostic {
             warning: false,
             service: Some(ObjectKey::new("a", "b")),
             node: None,
             reason: "EnsuredLoadBalancer",
             message: "".into(),
         };
-        assert!(told_by(&notice, Role::Writer) && !told_by(&notice, Role::Follower));
+        assert!(reported_by(&notice, Role::Leader) && !reported_by(&notice, Role::Follower));
         notice.reason = "AddressConflict";
-        assert!(told_by(&notice, Role::Follower));
+        assert!(reported_by(&notice, Role::Follower));
         (notice.service, notice.reason) = (None, "Stalled");
-        assert!(!told_by(&notice, Role::Writer));
+        assert!(!reported_by(&notice, Role::Leader));
         notice.warning = true;
-        assert!(told_by(&notice, Role::Follower));
+        assert!(reported_by(&notice, Role::Follower));
         notice.reason = INVALID_OBJECT;
-        assert!(!told_by(&notice, Role::Follower));
+        assert!(!reported_by(&notice, Role::Follower));
     }
 }

@@ -58,11 +58,11 @@ pub enum Request {
 
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum LeaseResponse {
     /// The Lease as it is now.
-    Is(Observed),
+    Found(Observed),
     /// There is none.
-    Absent,
+    NotFound,
     /// Somebody else was quicker.
     Conflict,
     /// We may not.
@@ -72,29 +72,29 @@ pub enum Outcome {
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldLease {
     /// Start of the last renewal that succeeded.
     renewed: Duration,
 }
 
 /// See the head of this file.
 #[derive(Debug)]
-pub struct Machine {
+pub struct LeaderElector {
     identity: Box<str>,
     /// What was read last, and when it was first seen so.
     seen: Option<(Observed, Duration)>,
     absent: bool,
-    held: Option<Held>,
+    held: Option<HeldLease>,
     next: Duration,
     /// Start of the request under way.
     asked: Option<Duration>,
 }
 
-impl Machine {
+impl LeaderElector {
     /// A candidate. `identity` is written into the Lease: unique for each run, or a restarted
     /// process would take itself for the holder.
-    pub fn new(identity: &str) -> Machine {
-        Machine {
+    pub fn new(identity: &str) -> LeaderElector {
+        LeaderElector {
             identity: identity.into(),
             seen: None,
             absent: false,
@@ -120,7 +120,7 @@ impl Machine {
     }
 
     /// When [`Machine::request`] will have something, unless a request is under way.
-    pub fn wakes(&self) -> Duration {
+    pub fn poll_timeout(&self) -> Duration {
         self.next
     }
 
@@ -152,11 +152,11 @@ impl Machine {
     }
 
     /// Takes in what came of the request. `chance` is in 0..1.
-    pub fn outcome(&mut self, sent: &Request, outcome: Outcome, now: Duration, chance: f64) {
+    pub fn outcome(&mut self, sent: &Request, outcome: LeaseResponse, now: Duration, chance: f64) {
         let asked = self.asked.take().unwrap_or(now);
         let retry = now + RETRY + RETRY.mul_f64(chance.clamp(0.0, 1.0));
         match outcome {
-            Outcome::Is(lease) => {
+            LeaseResponse::Found(lease) => {
                 self.absent = false;
                 let holds = lease.holder == self.identity && *sent != Request::Get;
                 let (ours, duration) = (lease.holder == self.identity, lease.duration);
@@ -167,7 +167,7 @@ impl Machine {
                 };
                 self.seen = Some((lease, since));
                 if holds {
-                    self.held = Some(Held { renewed: asked });
+                    self.held = Some(HeldLease { renewed: asked });
                     self.next = asked + RENEW;
                 } else {
                     self.held = self.held.take().filter(|_| ours);
@@ -175,17 +175,17 @@ impl Machine {
                         if free { now } else { retry.min((since + duration).max(now + RETRY / 2)) };
                 }
             }
-            Outcome::Absent => {
+            LeaseResponse::NotFound => {
                 (self.seen, self.held, self.next) = (None, None, now);
                 // Absent after an update: deleted under us.
                 self.absent = true;
             }
-            Outcome::Conflict => {
+            LeaseResponse::Conflict => {
                 // Somebody wrote: what that was must be read before anything else.
                 (self.seen, self.absent, self.next) = (None, false, now);
             }
-            Outcome::Forbidden => (self.held, self.seen, self.next) = (None, None, retry),
-            Outcome::Failed => self.next = retry,
+            LeaseResponse::Forbidden => (self.held, self.seen, self.next) = (None, None, retry),
+            LeaseResponse::Failed => self.next = retry,
         }
         if self.held.as_ref().is_some_and(|held| now >= held.renewed + DURATION) {
             self.held = None;
@@ -218,13 +218,13 @@ mod tests {
     }
 
     impl Store {
-        fn serve(&mut self, request: &Request) -> Outcome {
+        fn serve(&mut self, request: &Request) -> LeaseResponse {
             match (request, self.lease.clone()) {
-                (Request::Get, None) | (Request::Update { .. }, None) => Outcome::Absent,
-                (Request::Get, Some(lease)) => Outcome::Is(lease),
-                (Request::Create, _) => Outcome::Conflict,
+                (Request::Get, None) | (Request::Update { .. }, None) => LeaseResponse::NotFound,
+                (Request::Get, Some(lease)) => LeaseResponse::Found(lease),
+                (Request::Create, _) => LeaseResponse::Conflict,
                 (Request::Update { version, .. }, Some(lease)) if *version != lease.version => {
-                    Outcome::Conflict
+                    LeaseResponse::Conflict
                 }
                 (Request::Update { holder, transitions, .. }, Some(_)) => {
                     self.version += 1;
@@ -237,7 +237,7 @@ mod tests {
                         transitions: *transitions,
                     };
                     self.lease = Some(lease.clone());
-                    Outcome::Is(lease)
+                    LeaseResponse::Found(lease)
                 }
             }
         }
@@ -246,7 +246,7 @@ mod tests {
     /// Runs the machines whose index `lives` admits for these seconds, in steps of 100 ms; asserts
     /// that never two may write.
     fn run(
-        machines: &mut [Machine],
+        machines: &mut [LeaderElector],
         store: &mut Store,
         seconds: std::ops::Range<u64>,
         reaches: impl Fn(usize, u64) -> bool,
@@ -258,7 +258,7 @@ mod tests {
                     let outcome = if reaches(index, tenth / 10) {
                         store.serve(&request)
                     } else {
-                        Outcome::Failed
+                        LeaseResponse::Failed
                     };
                     machine.outcome(&request, outcome, now, index as f64 / 3.0);
                 }
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn one_writes_a_lost_one_stops_and_another_takes_over() {
-        let (mut store, mut machines) = (free(), ["a", "b", "c"].map(Machine::new));
+        let (mut store, mut machines) = (free(), ["a", "b", "c"].map(LeaderElector::new));
         assert_eq!(run(&mut machines, &mut store, 0..60, |_, _| true), [true, false, false]);
         assert!(store.writes <= 10, "{} writes in a minute", store.writes);
         // The holder is cut off: it stops in time, and after the duration another one writes.
@@ -298,28 +298,30 @@ mod tests {
 
     #[test]
     fn one_that_may_no_longer_renew_stops_at_once() {
-        let (mut store, mut machines) = (free(), ["a"].map(Machine::new));
+        let (mut store, mut machines) = (free(), ["a"].map(LeaderElector::new));
         run(&mut machines, &mut store, 0..5, |_, _| true);
         let now = Duration::from_secs(7);
         let renewal = machines[0].request(now).expect("a renewal");
-        machines[0].outcome(&renewal, Outcome::Forbidden, now, 0.0);
+        machines[0].outcome(&renewal, LeaseResponse::Forbidden, now, 0.0);
         assert!(!machines[0].may_write(now) && machines[0].holder().is_none());
         assert_eq!(run(&mut machines, &mut store, 10..60, |_, _| true), [true], "it may again");
     }
 
     #[test]
     fn one_that_leaves_makes_nobody_wait() {
-        let (mut store, mut machines) = (free(), ["a", "b"].map(Machine::new));
+        let (mut store, mut machines) = (free(), ["a", "b"].map(LeaderElector::new));
         run(&mut machines, &mut store, 0..10, |_, _| true);
         let release = machines[0].release().expect("it holds the Lease");
-        assert!(matches!(store.serve(&release), Outcome::Is(lease) if lease.holder.is_empty()));
+        assert!(
+            matches!(store.serve(&release), LeaseResponse::Found(lease) if lease.holder.is_empty())
+        );
         assert_eq!(run(&mut machines[1..], &mut store, 10..16, |_, _| true), [true]);
         assert_eq!(machines[0].release(), None);
     }
 
     #[test]
     fn a_stopped_process_does_not_write_when_it_wakes() {
-        let (mut store, mut machines) = (free(), ["a", "b"].map(Machine::new));
+        let (mut store, mut machines) = (free(), ["a", "b"].map(LeaderElector::new));
         run(&mut machines, &mut store, 0..10, |_, _| true);
         assert_eq!(run(&mut machines[1..], &mut store, 10..50, |_, _| true), [true]);
         assert!(!machines[0].may_write(Duration::from_secs(50)));
@@ -328,9 +330,9 @@ mod tests {
 
     #[test]
     fn an_absent_lease_is_created_and_a_deleted_one_made_anew() {
-        let mut machine = Machine::new("a");
+        let mut machine = LeaderElector::new("a");
         let get = machine.request(Duration::ZERO).expect("a look");
-        machine.outcome(&get, Outcome::Absent, Duration::ZERO, 0.0);
+        machine.outcome(&get, LeaseResponse::NotFound, Duration::ZERO, 0.0);
         let create = machine.request(Duration::ZERO).expect("creation");
         assert_eq!((get, create.clone()), (Request::Get, Request::Create));
         let made = Observed {
@@ -339,10 +341,10 @@ mod tests {
             duration: DURATION,
             transitions: 0,
         };
-        machine.outcome(&create, Outcome::Is(made), Duration::ZERO, 0.0);
+        machine.outcome(&create, LeaseResponse::Found(made), Duration::ZERO, 0.0);
         assert!(machine.may_write(Duration::from_secs(13)) && !machine.may_write(WRITE_FOR));
         let renewal = machine.request(RENEW).expect("a renewal");
-        machine.outcome(&renewal, Outcome::Absent, RENEW, 0.0);
+        machine.outcome(&renewal, LeaseResponse::NotFound, RENEW, 0.0);
         assert!(!machine.may_write(RENEW), "deleted under us: another may have it already");
         assert_eq!(machine.request(RENEW), Some(Request::Create));
     }

@@ -14,8 +14,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::plan::Publication;
-use crate::model::{Ingress, IngressPort, ObjectKey, Record, Service, ServicePort};
+use crate::engine::plan::StatusPatch;
+use crate::model::{ApiMetadata, Ingress, IngressPort, ObjectKey, Service, ServicePort};
 
 /// In what time replacements are counted.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -24,12 +24,12 @@ const REPLACED: u8 = 3;
 /// So often the same may be written, in [`WINDOW`]: somebody may be quicker than our watch.
 const REPEATED: u8 = 6;
 /// For how long a status is left alone after that; doubled each time, up to [`LONGEST_TRUCE`].
-const TRUCE: Duration = Duration::from_secs(60);
-const LONGEST_TRUCE: Duration = Duration::from_secs(3600);
+const BACKOFF: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(3600);
 /// After a publication that was refused or did not go out; doubled each time, up to
 /// [`LONGEST_RETRY`].
 const RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(120);
+const MAX_RETRY: Duration = Duration::from_secs(120);
 
 /// The error of a port that leads nowhere, as `status.loadBalancer.ingress[].ports[]` wants it
 /// (KEP-1435): with our domain.
@@ -39,7 +39,7 @@ const SERVICELB_OFF: &str = "start every K3s server with --disable=servicelb";
 
 /// Somebody else writes the status of a Service of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Interference {
+pub enum StatusConflict {
     /// It was replaced and is put right; what stood there.
     Corrected(Arc<[Ingress]>),
     /// It is replaced again and again and left alone for this long; what stood there.
@@ -49,21 +49,21 @@ pub enum Interference {
     Claimed,
 }
 
-impl Interference {
+impl StatusConflict {
     /// A sentence that says what to do. `nodes` are the addresses of the nodes.
     pub fn sentence(&self, nodes: &BTreeSet<IpAddr>) -> String {
         match self {
-            Interference::Corrected(stood) => {
+            StatusConflict::Corrected(stood) => {
                 format!(
                     "status.loadBalancer was changed by someone else to [{}] and is put right",
                     entries(stood)
                 )
             }
-            Interference::Claimed => format!(
+            StatusConflict::Claimed => format!(
                 "another load balancer has claimed this Service: it has just set the finalizer service.kubernetes.io/load-balancer-cleanup; if this \
                  is K3s, ServiceLB is enabled: {SERVICELB_OFF}; else stop the other one, or give the Service a spec.loadBalancerClass"
             ),
-            Interference::LeftAlone(stood, truce) => {
+            StatusConflict::LeftAlone(stood, truce) => {
                 // Services of a foreign class it empties, those without a class it gives the
                 // addresses of nodes.
                 let servicelb =
@@ -167,7 +167,7 @@ impl Recent {
 
 /// The writer's memory: what it wrote, and who wrote over it.
 #[derive(Debug, Default)]
-pub struct Publisher {
+pub struct StatusReconciler {
     // Boxed, as the engine's large values are.
     memory: BTreeMap<ObjectKey, Box<Memory>>,
     retries: BTreeMap<ObjectKey, Retry>,
@@ -198,17 +198,17 @@ struct Retry {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     /// To be written.
-    pub publication: Option<Publication>,
+    pub publication: Option<StatusPatch>,
     /// To be said.
-    pub interference: Option<Interference>,
+    pub interference: Option<StatusConflict>,
 }
 
-impl Publisher {
+impl StatusReconciler {
     /// Compares what stands with what should; `wanted` None: nothing can be said about it yet.
     pub fn decide(
         &mut self,
         key: &ObjectKey,
-        record: &Record,
+        record: &ApiMetadata,
         wanted: Option<Arc<[Ingress]>>,
         now: Duration,
     ) -> Decision {
@@ -219,8 +219,9 @@ impl Publisher {
         memory.uid = Some(record.uid.clone()); // of the newest record, for the one before goes
         let claimed = memory.unclaimed && record.cleanup_finalizer;
         memory.unclaimed = !record.cleanup_finalizer;
-        let decision = Publisher::compare(memory, &mut self.retries, key, record, wanted, now);
-        let interference = decision.interference.or(claimed.then_some(Interference::Claimed));
+        let decision =
+            StatusReconciler::compare(memory, &mut self.retries, key, record, wanted, now);
+        let interference = decision.interference.or(claimed.then_some(StatusConflict::Claimed));
         Decision { interference, ..decision }
     }
 
@@ -228,7 +229,7 @@ impl Publisher {
         memory: &mut Memory,
         retries: &mut BTreeMap<ObjectKey, Retry>,
         key: &ObjectKey,
-        record: &Record,
+        record: &ApiMetadata,
         wanted: Option<Arc<[Ingress]>>,
         now: Duration,
     ) -> Decision {
@@ -262,17 +263,17 @@ impl Publisher {
         memory.stood = false;
         if memory.replaced.times(now) > REPLACED || memory.written.times(now) >= REPEATED {
             let calm = memory.until.is_none_or(|until| until + memory.truce <= now);
-            memory.truce = if calm { TRUCE } else { (memory.truce * 2).min(LONGEST_TRUCE) };
+            memory.truce = if calm { BACKOFF } else { (memory.truce * 2).min(MAX_BACKOFF) };
             memory.until = Some(now + memory.truce);
             (memory.replaced, memory.written) = Default::default();
-            let interference = Interference::LeftAlone(record.ingress.clone(), memory.truce);
+            let interference = StatusConflict::LeftAlone(record.ingress.clone(), memory.truce);
             return Decision { publication: None, interference: Some(interference) };
         }
         memory.written.note(now);
         memory.written_to = Some(record.resource_version.clone());
         Decision {
-            publication: Some(publication(record, Some(wanted), false)),
-            interference: corrected.then(|| Interference::Corrected(record.ingress.clone())),
+            publication: Some(status_patch(record, Some(wanted), false)),
+            interference: corrected.then(|| StatusConflict::Corrected(record.ingress.clone())),
         }
     }
 
@@ -283,14 +284,14 @@ impl Publisher {
     }
 
     /// For how long the status of the Service is left alone.
-    pub fn truce(&self, key: &ObjectKey, now: Duration) -> Option<Duration> {
+    pub fn backoff(&self, key: &ObjectKey, now: Duration) -> Option<Duration> {
         self.memory.get(key)?.until?.checked_sub(now).filter(|left| !left.is_zero())
     }
 
     /// The Services whose truce is over.
     pub fn expired(&mut self, now: Duration) -> Vec<ObjectKey> {
         let over = |memory: &Memory| {
-            memory.until.is_some_and(|until| until <= now && until + TRUCE * 2 > now)
+            memory.until.is_some_and(|until| until <= now && until + BACKOFF * 2 > now)
         };
         self.memory.iter().filter(|(_, memory)| over(memory)).map(|(key, _)| key.clone()).collect()
     }
@@ -322,21 +323,21 @@ impl Publisher {
         }
         let retry = self.retries.entry(key.clone()).or_default();
         retry.version = Some(version.into());
-        retry.due = Some(now + (RETRY * (1 << retry.failures.min(16))).min(LONGEST_RETRY));
+        retry.due = Some(now + (RETRY * (1 << retry.failures.min(16))).min(MAX_RETRY));
         retry.failures = retry.failures.saturating_add(1);
         retry.failures == 1
     }
 
     /// The Service is to be ignored from now on. What stands in its status is ours and must not
     /// stay: another Service may be given the addresses.
-    pub fn withdraw(&mut self, key: &ObjectKey, record: &Record) {
+    pub fn withdraw(&mut self, key: &ObjectKey, record: &ApiMetadata) {
         self.withdrawals
             .insert(key.clone(), Withdrawal { stood: record.ingress.clone(), written_to: None });
     }
 
     /// Whether it still stands there. This is over with the first status that is anything else:
     /// what comes then is another's.
-    pub fn withdraws(&mut self, key: &ObjectKey, record: &Record) -> bool {
+    pub fn withdraws(&mut self, key: &ObjectKey, record: &ApiMetadata) -> bool {
         let Some(withdrawal) = self.withdrawals.get(key) else { return false };
         let stands = withdrawal.stood == record.ingress;
         if !stands {
@@ -347,13 +348,13 @@ impl Publisher {
 
     /// What takes it out, unless that is under way or its time has not come. Until it is known to
     /// be lost nothing more is written: the same in a later version may be another's.
-    pub fn withdrawal(&mut self, key: &ObjectKey, record: &Record) -> Option<Publication> {
+    pub fn withdrawal(&mut self, key: &ObjectKey, record: &ApiMetadata) -> Option<StatusPatch> {
         let withdrawal = self.withdrawals.get_mut(key)?;
         if withdrawal.written_to.is_some() || waits(&self.retries, key, record) {
             return None;
         }
         withdrawal.written_to = Some(record.resource_version.clone());
-        Some(publication(record, Some(Arc::default()), false))
+        Some(status_patch(record, Some(Arc::default()), false))
     }
 
     /// The Service is not to be ignored, or gone.
@@ -362,7 +363,7 @@ impl Publisher {
     }
 
     /// When a Service is to be looked at again because a publication was lost.
-    pub fn next_retry(&self) -> Option<Duration> {
+    pub fn poll_timeout(&self) -> Option<Duration> {
         self.retries.values().filter_map(|retry| retry.due).min()
     }
 
@@ -385,7 +386,7 @@ impl Publisher {
 }
 
 /// Whether a publication for this version was lost and its time has not come.
-fn waits(retries: &BTreeMap<ObjectKey, Retry>, key: &ObjectKey, record: &Record) -> bool {
+fn waits(retries: &BTreeMap<ObjectKey, Retry>, key: &ObjectKey, record: &ApiMetadata) -> bool {
     retries.get(key).is_some_and(|retry| {
         retry.version.as_ref() == Some(&record.resource_version) && retry.due.is_some()
     })
@@ -394,17 +395,17 @@ fn waits(retries: &BTreeMap<ObjectKey, Retry>, key: &ObjectKey, record: &Record)
 /// For a Service of ours that is being deleted or is no load balancer any more: the standard
 /// service controllers leave a finalizer that nobody else would take away. We add none ourselves:
 /// nothing outside the cluster is left behind when a Service goes.
-pub fn farewell(record: &Record) -> Option<Publication> {
-    record.cleanup_finalizer.then(|| publication(record, None, true))
+pub fn release_status(record: &ApiMetadata) -> Option<StatusPatch> {
+    record.cleanup_finalizer.then(|| status_patch(record, None, true))
 }
 
 /// What is to be written onto this version of a Service.
-pub fn publication(
-    record: &Record,
+pub fn status_patch(
+    record: &ApiMetadata,
     ingress: Option<Arc<[Ingress]>>,
     remove_finalizer: bool,
-) -> Publication {
-    Publication {
+) -> StatusPatch {
+    StatusPatch {
         uid: record.uid.clone(),
         resource_version: record.resource_version.clone(),
         ingress,
@@ -417,8 +418,8 @@ mod tests {
     use super::*;
     use crate::model::fixtures::service;
 
-    fn record(version: u64, ingress: &[Ingress]) -> Record {
-        Record {
+    fn record(version: u64, ingress: &[Ingress]) -> ApiMetadata {
+        ApiMetadata {
             uid: "u".into(),
             resource_version: version.to_string().into(),
             ingress: ingress.into(),
@@ -432,7 +433,7 @@ mod tests {
         let service = service("web");
         let ours = ingress(&service, &["10.88.0.200".parse().unwrap()], &[]);
         assert_eq!((ours[0].vip, ours[0].ports[0].port), (Some(true), 80));
-        let mut publisher = Publisher::default();
+        let mut publisher = StatusReconciler::default();
         let mut version = 0;
         let mut look = |stands: &[Ingress], at: u64| {
             version += 1;
@@ -450,13 +451,13 @@ mod tests {
             let decision = look(&[], second);
             assert!(
                 decision.publication.is_some()
-                    && matches!(decision.interference, Some(Interference::Corrected(_))),
+                    && matches!(decision.interference, Some(StatusConflict::Corrected(_))),
                 "{second}"
             );
         }
         look(&ours, 5);
         let left = look(&[], 6);
-        let Some(why @ Interference::LeftAlone(_, TRUCE)) = &left.interference else {
+        let Some(why @ StatusConflict::LeftAlone(_, BACKOFF)) = &left.interference else {
             panic!("{left:?}")
         };
         assert!(
@@ -470,7 +471,7 @@ mod tests {
     #[test]
     fn wishes_that_change_often_are_no_quarrel() {
         let service = service("web");
-        let mut publisher = Publisher::default();
+        let mut publisher = StatusReconciler::default();
         for number in 0..100u8 {
             let wanted = ingress(&service, &[[10, 88, 0, number].into()], &[]);
             let stands = ingress(&service, &[[10, 88, 0, number.wrapping_sub(1)].into()], &[]);
@@ -492,12 +493,12 @@ mod tests {
     fn a_controller_that_claims_the_service_is_told_apart_from_a_finalizer_left_behind() {
         let service = service("web");
         let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
-        let claimed = |version| Record {
+        let claimed = |version| ApiMetadata {
             cleanup_finalizer: true,
             ..record(version, wanted.as_ref().unwrap())
         };
-        let mut publisher = Publisher::default();
-        let mut look = |record: &Record| {
+        let mut publisher = StatusReconciler::default();
+        let mut look = |record: &ApiMetadata| {
             publisher.decide(&service.key, record, wanted.clone(), Duration::ZERO).interference
         };
         assert_eq!(look(&claimed(1)), None, "from before");
@@ -511,7 +512,7 @@ mod tests {
     fn what_was_lost_is_written_again_later_and_later() {
         let service = service("web");
         let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
-        let mut publisher = Publisher::default();
+        let mut publisher = StatusReconciler::default();
         let mut written = Vec::new();
         for second in 0..1000 {
             let now = Duration::from_secs(second);
@@ -537,7 +538,7 @@ mod tests {
             wanted,
             Duration::from_secs(1001),
         );
-        assert_eq!(publisher.next_retry(), None);
+        assert_eq!(publisher.poll_timeout(), None);
     }
 
     #[test]
@@ -545,7 +546,7 @@ mod tests {
         let service = service("web");
         let wanted =
             ingress(&service, &["10.88.0.200".parse().unwrap(), "fd00::1".parse().unwrap()], &[]);
-        let mut publisher = Publisher::default();
+        let mut publisher = StatusReconciler::default();
         let mut look = |version: u64, stands: &[Ingress]| {
             publisher.decide(
                 &service.key,
@@ -561,7 +562,7 @@ mod tests {
         let proxy: Vec<Ingress> =
             wanted.iter().map(|entry| Ingress { vip: Some(false), ..entry.clone() }).collect();
         assert!(
-            matches!(look(3, &proxy).interference, Some(Interference::Corrected(_))),
+            matches!(look(3, &proxy).interference, Some(StatusConflict::Corrected(_))),
             "Proxy is another's wish"
         );
         assert_eq!(look(4, &wanted), Decision::default());
@@ -572,7 +573,7 @@ mod tests {
     fn one_version_is_written_to_once() {
         let service = service("web");
         let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
-        let mut publisher = Publisher::default();
+        let mut publisher = StatusReconciler::default();
         assert!(
             publisher
                 .decide(&service.key, &record(1, &[]), wanted.clone(), Duration::ZERO)

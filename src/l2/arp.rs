@@ -116,7 +116,7 @@ impl Repr {
             target_mac: array(frame, 32)?,
             target: array::<4>(frame, 38)?.into(),
         };
-        if ethernet::is_station(repr.sender_mac) { Ok(repr) } else { Err(ParseError::Sender) }
+        if ethernet::is_unicast(repr.sender_mac) { Ok(repr) } else { Err(ParseError::Sender) }
     }
 
     /// The frame as bytes.

@@ -21,7 +21,7 @@ pub const IPV6: u16 = 0x86dd;
 pub const HEADER_LEN: usize = 14;
 
 /// Whether a station can own it: neither a group address nor all zero.
-pub fn is_station(mac: Mac) -> bool {
+pub fn is_unicast(mac: Mac) -> bool {
     mac[0] & 1 == 0 && mac != [0; 6]
 }
 
@@ -44,7 +44,7 @@ impl Repr {
             source: array(frame, 6)?,
             ethertype: word(frame, 12)?,
         };
-        if is_station(repr.source) { Ok(repr) } else { Err(ParseError::Sender) }
+        if is_unicast(repr.source) { Ok(repr) } else { Err(ParseError::Sender) }
     }
 
     /// The header as bytes.

@@ -116,7 +116,7 @@ impl Repr {
             return announcement;
         }
         let asker = match self.message {
-            Message::Solicitation { link_layer: Some(mac), .. } if ethernet::is_station(mac) => mac,
+            Message::Solicitation { link_layer: Some(mac), .. } if ethernet::is_unicast(mac) => mac,
             _ => self.source_mac,
         };
         Repr {

@@ -21,7 +21,7 @@ pub(super) struct Queue(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Something waits.
     filled: Condvar,
     /// Nothing waits any more.
@@ -29,7 +29,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     waiting: Vec<u8>,
     /// The thread has lines in its hands.
     writing: bool,
@@ -54,7 +54,7 @@ impl Queue {
 
     /// Waits until everything is written, or for so long.
     pub fn flush(&self, patience: Duration) {
-        let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
+        let busy = |state: &mut QueueState| state.writing || !state.waiting.is_empty();
         drop(
             self.0
                 .empty
@@ -63,13 +63,13 @@ impl Queue {
         );
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, mut out: impl Write, told: impl Fn(u64)) {
         loop {
-            let nothing = |state: &mut State| state.waiting.is_empty();
+            let nothing = |state: &mut QueueState| state.waiting.is_empty();
             let mut state = self
                 .0
                 .filled

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::parse::{Object, Parsed, parse, yaml};
-use super::split::{Format, Piece, Shape, split};
+use super::split::{Document, DocumentKind, Format, split};
 use super::store::ManifestStore;
 use super::{ManifestProblem, block};
 
@@ -95,12 +95,12 @@ proptest! {
     fn the_fast_path_reads_what_the_general_parser_reads(changes in changes()) {
         split(&mutate(GOOD, &changes), Format::Yaml, &mut |piece| {
             let Ok(piece) = piece else { return };
-            let Some(json) = (piece.shape == Shape::Yaml).then(|| block::to_json(&piece.text)).flatten() else { return };
+            let Some(json) = (piece.shape == DocumentKind::Yaml).then(|| block::to_json(&piece.text)).flatten() else { return };
             let Ok(general) = yaml::<serde_json::Value>(&piece.text) else {
                 panic!("taken for plain, but no YAML: {:?}", piece.text);
             };
-            let general = Piece { text: general.to_string().into(), shape: Shape::Json, ..piece.clone() };
-            let fast = Piece { text: json.into(), shape: Shape::Json, ..piece };
+            let general = Document { text: general.to_string().into(), shape: DocumentKind::Json, ..piece.clone() };
+            let fast = Document { text: json.into(), shape: DocumentKind::Json, ..piece };
             if let (Parsed::Object { value: fast, .. }, Parsed::Object { value: general, .. }) = (parse(&fast), parse(&general)) {
                 assert_eq!(fast, general);
             }

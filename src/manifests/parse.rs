@@ -6,14 +6,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::split::{Piece, Shape, is_significant, lines};
+use super::split::{Document, DocumentKind, is_significant, lines};
 use super::{block, kube_vip};
 use crate::k8s::convert;
 use crate::model::{EndpointSlice, Node, ObjectKey, Service};
 
 /// The kinds that are read, in the order in which changes are handed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ManifestKind {
     /// `v1`
     Node,
     /// `v1`
@@ -22,22 +22,23 @@ pub enum Kind {
     EndpointSlice,
 }
 
-impl Kind {
-    const ALL: [Kind; 3] = [Kind::Node, Kind::Service, Kind::EndpointSlice];
+impl ManifestKind {
+    const ALL: [ManifestKind; 3] =
+        [ManifestKind::Node, ManifestKind::Service, ManifestKind::EndpointSlice];
 
     /// As written in `kind:`.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Node => "Node",
-            Kind::Service => "Service",
-            Kind::EndpointSlice => "EndpointSlice",
+            ManifestKind::Node => "Node",
+            ManifestKind::Service => "Service",
+            ManifestKind::EndpointSlice => "EndpointSlice",
         }
     }
 
     fn api_version(self) -> &'static str {
         match self {
-            Kind::Node | Kind::Service => "v1",
-            Kind::EndpointSlice => "discovery.k8s.io/v1",
+            ManifestKind::Node | ManifestKind::Service => "v1",
+            ManifestKind::EndpointSlice => "discovery.k8s.io/v1",
         }
     }
 }
@@ -46,7 +47,7 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
     /// What it is.
-    pub kind: Kind,
+    pub kind: ManifestKind,
     /// Its namespace and name.
     pub key: ObjectKey,
 }
@@ -54,7 +55,7 @@ pub struct ObjectId {
 impl std::fmt::Display for ObjectId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.kind {
-            Kind::Node => write!(f, "Node {}", self.key.name),
+            ManifestKind::Node => write!(f, "Node {}", self.key.name),
             kind => write!(f, "{} {}", kind.name(), self.key),
         }
     }
@@ -175,11 +176,12 @@ impl Head {
     }
 
     fn id(&self) -> Option<ObjectId> {
-        let kind = Kind::ALL.into_iter().find(|kind| Some(kind.name()) == self.kind.as_deref())?;
+        let kind =
+            ManifestKind::ALL.into_iter().find(|kind| Some(kind.name()) == self.kind.as_deref())?;
         let metadata = self.metadata.as_ref()?;
         let name = metadata.name.as_deref().filter(|name| !name.is_empty())?;
         let namespace = match kind {
-            Kind::Node => "",
+            ManifestKind::Node => "",
             _ => metadata
                 .namespace
                 .as_deref()
@@ -191,7 +193,7 @@ impl Head {
 }
 
 /// Parses the text of one object.
-pub fn parse(piece: &Piece<'_>) -> Parsed {
+pub fn parse(piece: &Document<'_>) -> Parsed {
     let mut head = match head(piece) {
         Ok(head) => head,
         Err((fault, head)) => return Parsed::Broken { fault, about: head.id() },
@@ -216,7 +218,7 @@ pub fn parse(piece: &Piece<'_>) -> Parsed {
         Err(reason) => return broken(Fault::new(1, reason)),
     };
     let parsed = match kind {
-        Kind::Service => read::<core::Service>(piece).and_then(|object| {
+        ManifestKind::Service => read::<core::Service>(piece).and_then(|object| {
             let id = identify(kind, &object.metadata)?;
             Ok((
                 id,
@@ -224,7 +226,7 @@ pub fn parse(piece: &Piece<'_>) -> Parsed {
                 Vec::new(),
             ))
         }),
-        Kind::EndpointSlice => read::<discovery::EndpointSlice>(piece).and_then(|object| {
+        ManifestKind::EndpointSlice => read::<discovery::EndpointSlice>(piece).and_then(|object| {
             let id = identify(kind, &object.metadata)?;
             let converted = convert::endpoint_slice(&object);
             Ok((
@@ -233,7 +235,7 @@ pub fn parse(piece: &Piece<'_>) -> Parsed {
                 converted.problems,
             ))
         }),
-        Kind::Node => read::<core::Node>(piece).and_then(|object| {
+        ManifestKind::Node => read::<core::Node>(piece).and_then(|object| {
             let id = identify(kind, &object.metadata)?;
             let converted = convert::node(&object);
             Ok((id, converted.value.map(|value| Object::Node(Box::new(value))), converted.problems))
@@ -246,14 +248,14 @@ pub fn parse(piece: &Piece<'_>) -> Parsed {
 }
 
 /// One of our kinds, a kind that is none of ours, or what is wrong with `kind` and `apiVersion`.
-fn dispatch(head: &Head) -> Result<Result<Kind, &str>, String> {
+fn dispatch(head: &Head) -> Result<Result<ManifestKind, &str>, String> {
     let Some(written) = head.kind.as_deref().filter(|kind| !kind.is_empty()) else {
         return Err("kind is missing; write Service, EndpointSlice or Node".into());
     };
     let api_version = head.api_version.as_deref().unwrap_or_default();
     let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
-    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == written) else {
-        let near = Kind::ALL
+    let Some(kind) = ManifestKind::ALL.into_iter().find(|kind| kind.name() == written) else {
+        let near = ManifestKind::ALL
             .into_iter()
             .find(|kind| edits(&kind.name().to_lowercase(), &written.to_lowercase()) <= 1);
         return match near {
@@ -300,12 +302,13 @@ fn edits(a: &str, b: &str) -> usize {
 }
 
 /// Who the object is, when its names are such as Kubernetes allows.
-fn identify(kind: Kind, metadata: &ObjectMeta) -> Result<ObjectId, Fault> {
+fn identify(kind: ManifestKind, metadata: &ObjectMeta) -> Result<ObjectId, Fault> {
     let mut key = convert::key(metadata);
     if key.name.is_empty() {
         return Err(Fault::new(1, "metadata.name is missing"));
     }
-    let valid = if kind == Kind::Service { is_label(&key.name) } else { is_subdomain(&key.name) };
+    let valid =
+        if kind == ManifestKind::Service { is_label(&key.name) } else { is_subdomain(&key.name) };
     if !valid {
         let reason = format!(
             "metadata.name: {} is no valid name; use lower case letters, digits and '-'",
@@ -313,7 +316,7 @@ fn identify(kind: Kind, metadata: &ObjectMeta) -> Result<ObjectId, Fault> {
         );
         return Err(Fault::new(1, reason));
     }
-    if kind == Kind::Node {
+    if kind == ManifestKind::Node {
         key.namespace = "".into();
     } else if !is_label(&key.namespace) {
         let reason = format!(
@@ -341,16 +344,16 @@ fn is_subdomain(name: &str) -> bool {
 }
 
 /// The head of a piece, scanned from the lines where that tells enough, else parsed.
-fn head(piece: &Piece<'_>) -> Result<Head, (Fault, Head)> {
+fn head(piece: &Document<'_>) -> Result<Head, (Fault, Head)> {
     let text = &*piece.text;
-    if piece.shape == Shape::Json {
+    if piece.shape == DocumentKind::Json {
         return serde_json::from_str(text).map_err(|error| (Fault::json(&error), Head::default()));
     }
     let scanned = scan(text);
     // Of foreign kinds no more is needed, and whether the rest of them is in order is not ours to
     // judge.
     let is_enough = match scanned.kind.as_deref() {
-        Some(kind) if Kind::ALL.iter().all(|ours| ours.name() != kind) => true,
+        Some(kind) if ManifestKind::ALL.iter().all(|ours| ours.name() != kind) => true,
         Some(_) => scanned.id().is_some() && scanned.api_version.is_some(),
         None => false,
     };
@@ -358,26 +361,28 @@ fn head(piece: &Piece<'_>) -> Result<Head, (Fault, Head)> {
         return Ok(scanned);
     }
     let parsed = match piece.shape {
-        Shape::YamlItem => yaml::<(Head,)>(text).map(|(head,)| head),
+        DocumentKind::YamlItem => yaml::<(Head,)>(text).map(|(head,)| head),
         _ => yaml::<Head>(text),
     };
     parsed.map_err(|fault| (fault, scanned))
 }
 
-fn read<T: DeserializeOwned>(piece: &Piece<'_>) -> Result<T, Fault> {
+fn read<T: DeserializeOwned>(piece: &Document<'_>) -> Result<T, Fault> {
     let json = |text: &str| serde_json::from_str(text);
     // Whatever the fast path cannot read, the general parser reads or finds the fault in.
     let fast = || block::to_json(&piece.text);
     match piece.shape {
-        Shape::Json => json(&piece.text).map_err(|error| Fault::json(&error)),
-        Shape::Yaml => match fast().and_then(|text| json(&text).ok()) {
+        DocumentKind::Json => json(&piece.text).map_err(|error| Fault::json(&error)),
+        DocumentKind::Yaml => match fast().and_then(|text| json(&text).ok()) {
             Some(object) => Ok(object),
             None => yaml(&piece.text),
         },
-        Shape::YamlItem => match fast().and_then(|text| serde_json::from_str::<(T,)>(&text).ok()) {
-            Some((object,)) => Ok(object),
-            None => yaml::<(T,)>(&piece.text).map(|(object,)| object),
-        },
+        DocumentKind::YamlItem => {
+            match fast().and_then(|text| serde_json::from_str::<(T,)>(&text).ok()) {
+                Some((object,)) => Ok(object),
+                None => yaml::<(T,)>(&piece.text).map(|(object,)| object),
+            }
+        }
     }
 }
 

@@ -133,7 +133,7 @@ fn problems_of_a_slice_stand_beside_its_value() {
 #[test]
 fn the_ranges_of_kube_vip_are_answered_with_pools() {
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: kubevip\n  namespace: kube-system\ndata:\n  range-global: 10.88.0.200-10.88.0.210\n";
-    let piece = Piece { text: text.into(), line: 1, shape: Shape::Yaml, implied: None };
+    let piece = Document { text: text.into(), line: 1, shape: DocumentKind::Yaml, implied: None };
     let Parsed::Noted { note } = parse(&piece) else { panic!("it is not noted") };
     assert!(note.contains("PINNACE_POOLS=\"10.88.0.200-10.88.0.210\""), "{note}");
 }

@@ -37,20 +37,20 @@ impl Format {
 
 /// The text of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece<'a> {
+pub struct Document<'a> {
     /// Where it begins, counted from 1 in the file.
     pub line: u32,
     /// The text itself; owned only where a list had to be taken apart by parsing.
     pub text: Cow<'a, str>,
     /// How `text` is to be read.
-    pub shape: Shape,
+    pub shape: DocumentKind,
     /// `apiVersion` and `kind` that an item of a typed list (`ServiceList`) has without saying so.
     pub implied: Option<(Box<str>, Box<str>)>,
 }
 
 /// How the text of a piece is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Shape {
+pub enum DocumentKind {
     /// A YAML document.
     Yaml,
     /// A YAML sequence of this one item, dash included.
@@ -61,7 +61,7 @@ pub enum Shape {
 
 /// Hands every object's text to `each`, in the order of the file, or the fault that stands in its
 /// place; lines are those of the file.
-pub fn split<'a>(text: &'a str, format: Format, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+pub fn split<'a>(text: &'a str, format: Format, each: &mut dyn FnMut(Result<Document<'a>, Fault>)) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match format {
         Format::Json => split_json(text, 1, each),
@@ -69,7 +69,7 @@ pub fn split<'a>(text: &'a str, format: Format, each: &mut dyn FnMut(Result<Piec
     }
 }
 
-fn split_yaml<'a>(text: &'a str, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+fn split_yaml<'a>(text: &'a str, each: &mut dyn FnMut(Result<Document<'a>, Fault>)) {
     let mut start = 0;
     let mut first_line = 1;
     for (line, offset, content) in lines(text, 1) {
@@ -86,7 +86,7 @@ fn split_yaml<'a>(text: &'a str, each: &mut dyn FnMut(Result<Piece<'a>, Fault>))
     document(text.get(start..).unwrap_or_default(), first_line, each);
 }
 
-fn document<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+fn document<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Document<'a>, Fault>)) {
     let mut significant = lines(text, line)
         .filter(|(_, _, content)| is_significant(content) && !content.starts_with('%'));
     let Some((first_line, offset, first)) = significant.next() else { return };
@@ -97,10 +97,10 @@ fn document<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Piece<'a>,
     let head = scan(text);
     match head.list_of() {
         Some(_) => split_list(text, first_line, &head, each),
-        None => each(Ok(Piece {
+        None => each(Ok(Document {
             line: first_line,
             text: Cow::Borrowed(text),
-            shape: Shape::Yaml,
+            shape: DocumentKind::Yaml,
             implied: None,
         })),
     }
@@ -113,7 +113,7 @@ fn split_list<'a>(
     text: &'a str,
     line: u32,
     head: &Head,
-    each: &mut dyn FnMut(Result<Piece<'a>, Fault>),
+    each: &mut dyn FnMut(Result<Document<'a>, Fault>),
 ) {
     match item_offsets(text, line) {
         Some((before, items, after)) if !text.contains(['&', '*']) => {
@@ -125,10 +125,10 @@ fn split_list<'a>(
                 }
             }
             for (item_line, item) in items {
-                each(Ok(Piece {
+                each(Ok(Document {
                     line: item_line,
                     text: Cow::Borrowed(item),
-                    shape: Shape::YamlItem,
+                    shape: DocumentKind::YamlItem,
                     implied: head.implied(),
                 }));
             }
@@ -182,7 +182,7 @@ fn item_offsets(text: &str, first_line: u32) -> Option<Items<'_>> {
 
 /// The general way: the whole list as a tree, its items as JSON. All items are reported at the
 /// list's line.
-fn split_tree<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+fn split_tree<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Document<'a>, Fault>)) {
     let mut tree = match yaml::<serde_json::Value>(text) {
         Ok(tree) => tree,
         Err(fault) => return each(Err(fault.after(line))),
@@ -191,10 +191,10 @@ fn split_tree<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Piece<'a
     match tree.get_mut("items").map(serde_json::Value::take) {
         Some(serde_json::Value::Array(items)) => {
             for item in items {
-                each(Ok(Piece {
+                each(Ok(Document {
                     line,
                     text: Cow::Owned(item.to_string()),
-                    shape: Shape::Json,
+                    shape: DocumentKind::Json,
                     implied: head.implied(),
                 }));
             }
@@ -210,7 +210,11 @@ struct JsonList<'a> {
     items: Option<Vec<&'a RawValue>>,
 }
 
-fn split_json<'a>(text: &'a str, first_line: u32, each: &mut dyn FnMut(Result<Piece<'a>, Fault>)) {
+fn split_json<'a>(
+    text: &'a str,
+    first_line: u32,
+    each: &mut dyn FnMut(Result<Document<'a>, Fault>),
+) {
     let (mut line, mut counted) = (first_line, 0);
     let mut line_of = |raw: &RawValue| {
         let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
@@ -227,10 +231,10 @@ fn split_json<'a>(text: &'a str, first_line: u32, each: &mut dyn FnMut(Result<Pi
         let line = line_of(raw);
         let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
         if head.list_of().is_none() {
-            each(Ok(Piece {
+            each(Ok(Document {
                 line,
                 text: Cow::Borrowed(raw.get()),
-                shape: Shape::Json,
+                shape: DocumentKind::Json,
                 implied: None,
             }));
             continue;
@@ -238,10 +242,10 @@ fn split_json<'a>(text: &'a str, first_line: u32, each: &mut dyn FnMut(Result<Pi
         match serde_json::from_str::<JsonList<'a>>(raw.get()) {
             Ok(list) => {
                 for item in list.items.unwrap_or_default() {
-                    let piece = Piece {
+                    let piece = Document {
                         line: line_of(item),
                         text: Cow::Borrowed(item.get()),
-                        shape: Shape::Json,
+                        shape: DocumentKind::Json,
                         implied: head.implied(),
                     };
                     each(Ok(piece));

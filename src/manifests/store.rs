@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::parse::{Fault, Kind, Object, ObjectId, Parsed, parse};
-use super::split::{Format, Piece, split};
+use super::parse::{Fault, ManifestKind, Object, ObjectId, Parsed, parse};
+use super::split::{Document, Format, split};
 use crate::model::SourceChange;
 
 /// Something to tell the user about a manifest.
@@ -47,7 +47,7 @@ pub struct ManifestStore {
     pending: BTreeMap<Arc<ObjectId>, Pending>,
     reread: BTreeSet<Arc<str>>,
     /// Files that may have something to tell about.
-    noteworthy: BTreeSet<Arc<str>>,
+    with_problems: BTreeSet<Arc<str>>,
     /// The namespace read last: one allocation of it serves all that follow each other.
     namespace: Option<Arc<str>>,
 }
@@ -93,13 +93,13 @@ struct Remembered {
     text: u64,
     line: u32,
     id: Option<Arc<ObjectId>>,
-    state: State,
+    state: FileState,
     /// Lines counted from the piece's first.
     faults: Box<[Fault]>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum FileState {
     Defines,
     Duplicate,
     Foreign(Box<str>),
@@ -112,7 +112,7 @@ impl File {
         let retained = self.trouble.iter().flat_map(|trouble| &trouble.retained);
         self.pieces
             .iter()
-            .filter_map(|piece| piece.id.as_ref().filter(|_| piece.state == State::Defines))
+            .filter_map(|piece| piece.id.as_ref().filter(|_| piece.state == FileState::Defines))
             .chain(retained)
     }
 }
@@ -128,7 +128,10 @@ impl ManifestStore {
         let mut known: HashMap<u64, Remembered> = HashMap::new();
         if !afresh {
             let reusable = |piece: &Remembered| {
-                matches!(piece.state, State::Defines | State::Foreign(_) | State::Noted(_))
+                matches!(
+                    piece.state,
+                    FileState::Defines | FileState::Foreign(_) | FileState::Noted(_)
+                )
             };
             known.extend(old.pieces.into_iter().filter(reusable).map(|piece| (piece.text, piece)));
         }
@@ -143,7 +146,7 @@ impl ManifestStore {
                         text: 0,
                         line,
                         id: None,
-                        state: State::Broken,
+                        state: FileState::Broken,
                         faults: Box::new([fault]),
                     });
                 }
@@ -154,7 +157,8 @@ impl ManifestStore {
                 None => self.read(&piece, text),
             };
             pieces.push(remembered);
-            let Some(remembered) = pieces.last_mut().filter(|piece| piece.state == State::Defines)
+            let Some(remembered) =
+                pieces.last_mut().filter(|piece| piece.state == FileState::Defines)
             else {
                 return;
             };
@@ -162,17 +166,18 @@ impl ManifestStore {
             if defined.insert(id.clone()) {
                 self.claim(id, &name, value);
             } else {
-                remembered.state = State::Duplicate;
+                remembered.state = FileState::Duplicate;
             }
         });
         let retained = retain_broken(&mut pieces, &old_ids, &mut defined);
         for gone in old_ids.difference(&defined) {
             self.release(gone, &name);
         }
-        if pieces.iter().any(|piece| piece.state != State::Defines || !piece.faults.is_empty()) {
-            self.noteworthy.insert(name.clone());
+        if pieces.iter().any(|piece| piece.state != FileState::Defines || !piece.faults.is_empty())
+        {
+            self.with_problems.insert(name.clone());
         } else {
-            self.noteworthy.remove(&name);
+            self.with_problems.remove(&name);
         }
         let trouble = (!retained.is_empty()).then(|| Box::new(Trouble { retained, fault: None }));
         self.files.insert(name, File { pieces: pieces.into(), version: 0, trouble });
@@ -193,7 +198,7 @@ impl ManifestStore {
     /// The file cannot be read: what it defined goes on serving.
     pub fn fail(&mut self, file: &str, reason: String) {
         let name: Arc<str> = file.into();
-        self.noteworthy.insert(name.clone());
+        self.with_problems.insert(name.clone());
         let file = self.files.entry(name).or_default();
         file.version = 0;
         file.trouble.get_or_insert_default().fault = Some(reason);
@@ -202,7 +207,7 @@ impl ManifestStore {
     /// The file is gone, and what it defined with it.
     pub fn remove(&mut self, file: &str) {
         let Some((name, old)) = self.files.remove_entry(file) else { return };
-        self.noteworthy.remove(&name);
+        self.with_problems.remove(&name);
         for id in old.ids().cloned().collect::<BTreeSet<_>>() {
             self.release(&id, &name);
         }
@@ -232,9 +237,9 @@ impl ManifestStore {
                 (_, Some(Object::Node(node))) => SourceChange::Node(node.name.clone(), Some(node)),
                 (_, Some(Object::Service(service))) => SourceChange::Service(key(), Some(service)),
                 (_, Some(Object::EndpointSlice(slice))) => SourceChange::Slice(key(), Some(slice)),
-                (Kind::Node, None) => SourceChange::Node((*id.key.name).into(), None),
-                (Kind::Service, None) => SourceChange::Service(key(), None),
-                (Kind::EndpointSlice, None) => SourceChange::Slice(key(), None),
+                (ManifestKind::Node, None) => SourceChange::Node((*id.key.name).into(), None),
+                (ManifestKind::Service, None) => SourceChange::Service(key(), None),
+                (ManifestKind::EndpointSlice, None) => SourceChange::Slice(key(), None),
             });
         }
         changes
@@ -248,7 +253,7 @@ impl ManifestStore {
         let mut more = 0_usize;
         // The rest of the files, nearly all of them, is in order.
         let names: BTreeSet<&Arc<str>> =
-            self.noteworthy.iter().chain(self.contested.values().flatten()).collect();
+            self.with_problems.iter().chain(self.contested.values().flatten()).collect();
         for (name, file) in names.into_iter().filter_map(|name| self.files.get_key_value(name)) {
             let mut foreign = BTreeSet::new();
             let mut tell = |line: Option<u32>, reason: String, id: Option<&ObjectId>, severity| {
@@ -278,13 +283,13 @@ impl ManifestStore {
                     );
                 }
                 match &piece.state {
-                    State::Foreign(kind) if foreign.insert(kind) => {
+                    FileState::Foreign(kind) if foreign.insert(kind) => {
                         tell(Some(piece.line), foreign_note(kind), None, Severity::Note);
                     }
-                    State::Noted(note) => {
+                    FileState::Noted(note) => {
                         tell(Some(piece.line), note.to_string(), None, Severity::Note)
                     }
-                    State::Duplicate => {
+                    FileState::Duplicate => {
                         tell(
                             Some(piece.line),
                             "defined twice in this file; the first definition is used".into(),
@@ -292,7 +297,7 @@ impl ManifestStore {
                             Severity::Error,
                         );
                     }
-                    State::Defines if !self.contested.is_empty() => {
+                    FileState::Defines if !self.contested.is_empty() => {
                         if let Some(winner) = id.and_then(|id| self.overruled(id, name)) {
                             tell(
                                 Some(piece.line),
@@ -323,7 +328,7 @@ impl ManifestStore {
 
     /// Parses a piece that is new or changed. The value is beside it, None when there is nothing to
     /// claim.
-    fn read(&mut self, piece: &Piece<'_>, text: u64) -> (Remembered, Option<Option<Object>>) {
+    fn read(&mut self, piece: &Document<'_>, text: u64) -> (Remembered, Option<Option<Object>>) {
         let (id, state, faults, value) = match parse(piece) {
             Parsed::Object { mut id, mut value, problems } => {
                 match &self.namespace {
@@ -344,12 +349,12 @@ impl ManifestStore {
                     .into_iter()
                     .map(|reason| Fault { line: 1, reason: reason.into() })
                     .collect();
-                (Some(id), State::Defines, faults, Some(value))
+                (Some(id), FileState::Defines, faults, Some(value))
             }
-            Parsed::Foreign { kind } => (None, State::Foreign(kind), Vec::new(), None),
-            Parsed::Noted { note } => (None, State::Noted(note), Vec::new(), None),
+            Parsed::Foreign { kind } => (None, FileState::Foreign(kind), Vec::new(), None),
+            Parsed::Noted { note } => (None, FileState::Noted(note), Vec::new(), None),
             Parsed::Broken { fault, about } => {
-                (about.map(Arc::new), State::Broken, vec![fault], None)
+                (about.map(Arc::new), FileState::Broken, vec![fault], None)
             }
         };
         (Remembered { text, line: piece.line, id, state, faults: faults.into() }, value)
@@ -440,7 +445,7 @@ fn retain_broken(
 ) -> Vec<Arc<ObjectId>> {
     const KEPT: &str = "its last good version goes on serving";
     let (mut retained, mut all) = (Vec::new(), false);
-    for piece in pieces.iter_mut().filter(|piece| piece.state == State::Broken) {
+    for piece in pieces.iter_mut().filter(|piece| piece.state == FileState::Broken) {
         let id = piece.id.as_ref().and_then(|id| old_ids.get(id));
         match id {
             Some(id) if defined.insert(id.clone()) => {
@@ -476,7 +481,7 @@ fn object_digest(object: &Object) -> Digest {
     hasher.finish128().as_u128().max(ABSENT + 1)
 }
 
-fn text_digest(piece: &Piece<'_>) -> u64 {
+fn text_digest(piece: &Document<'_>) -> u64 {
     let mut hasher = SipHasher13::new();
     (piece.shape, &piece.implied).hash(&mut hasher);
     hasher.write(piece.text.as_bytes());

@@ -19,7 +19,7 @@ pub fn service(name: &str) -> Service {
         selector: None,
         published: Vec::new(),
         problems: Vec::new(),
-        record: None,
+        api: None,
     }
 }
 

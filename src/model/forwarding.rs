@@ -33,12 +33,12 @@ pub struct Backend {
 /// Where new connections to a frontend go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Target {
+pub enum Balancing {
     /// Evenly over these backends (never empty), sorted and without duplicates, by a hash of the
     /// flow.
-    Spread(Vec<Backend>),
+    FlowHash(Vec<Backend>),
     /// The same, by a hash of the client's address alone (ClientIP affinity), in Maglev buckets.
-    Sticky(Vec<Backend>),
+    ClientIp(Vec<Backend>),
     /// Nothing serves: TCP reset or ICMP port unreachable.
     Reject,
     /// Not here: silence (Local without a local endpoint).
@@ -50,10 +50,10 @@ pub enum Target {
 pub struct Forwarding {
     /// For everybody, unless `external` says otherwise: pods and the node itself get Cluster
     /// semantics.
-    pub internal: Target,
+    pub internal: Balancing,
     /// For connections that arrive on an uplink, where it differs (externalTrafficPolicy Local);
     /// None: as `internal`.
-    pub external: Option<Target>,
+    pub external: Option<Balancing>,
     /// Who may connect from an uplink, of the frontend's family; None: everybody. Empty: nobody.
     pub sources: Option<Vec<IpNet>>,
 }

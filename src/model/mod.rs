@@ -188,7 +188,7 @@ pub struct Service {
     /// serves.
     pub problems: Vec<String>,
     /// What the API server keeps about it beside its spec; None when it comes from a manifest.
-    pub record: Option<Box<Record>>,
+    pub api: Option<Box<ApiMetadata>>,
 }
 
 impl Service {
@@ -207,7 +207,7 @@ impl Service {
 
 /// The part of a Service that the writer of its status must know.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Record {
+pub struct ApiMetadata {
     /// `metadata.uid`: a Service that was deleted and made anew is another one. Shared, as the
     /// rest is, with what is to be written.
     pub uid: Arc<str>,

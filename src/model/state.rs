@@ -11,7 +11,7 @@ use super::{Mode, ObjectKey, Protocol, TrafficPolicy};
 /// Everything.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct State {
+pub struct NodeState {
     /// This node's name.
     pub node: String,
     /// Of the program.
@@ -31,14 +31,14 @@ pub struct State {
     /// As configured.
     pub pools: Vec<PoolStatus>,
     /// What is wrong with the source of objects.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<SourceProblem>,
     /// The other nodes, by name.
     #[serde(default)]
     pub peers: Vec<PeerStatus>,
     /// Who gives addresses to Services and writes them down; None with manifests, where every node
     /// does so for itself.
     #[serde(default)]
-    pub writer: Option<WriterStatus>,
+    pub leader: Option<LeaderStatus>,
     /// Named conditions that somebody should look at; they do not keep the node from being ready.
     #[serde(default)]
     pub warnings: Vec<Reason>,
@@ -65,7 +65,7 @@ pub struct PeerStatus {
 
 /// Who gives addresses to Services and writes their status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WriterStatus {
+pub struct LeaderStatus {
     /// The node that holds the Lease, as far as is known here.
     pub node: Option<String>,
     /// It is this one.
@@ -105,9 +105,9 @@ pub enum Phase {
     #[default]
     Pending,
     /// Somebody has to change something.
-    Refused,
+    Failed,
     /// It belongs to another implementation.
-    NotServed,
+    Unmanaged,
 }
 
 /// Why a Service is not served, or not as asked.
@@ -235,7 +235,7 @@ pub struct PoolStatus {
 
 /// Something wrong with the source of objects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
+pub struct SourceProblem {
     /// File and line.
     pub source: String,
     /// The object it is about.
@@ -263,7 +263,7 @@ pub struct Summary {
     /// Services that wait for something.
     pub pending: usize,
     /// Services that somebody must change something for.
-    pub refused: usize,
+    pub failed: usize,
     /// Virtual addresses held by Services.
     pub addresses: usize,
     /// Of these, announced by this node.

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::element::{Element, Key, class_of, classes, elements, local_endpoints, targets};
-use super::skeleton::{Class, Scope, SetId, class_chain, skeleton};
+use super::skeleton::{HashClass, Scope, SetId, class_chain, skeleton};
 use super::{ChainId, Table, element};
-use crate::engine::plan::Changes;
+use crate::engine::plan::RulesetChanges;
 use crate::model::Family;
-use crate::model::forwarding::{Forwarding, FrontendKey, Target};
+use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
 
 /// Knows what is in the kernel. A change is staged, carried out elsewhere, and committed when it
 /// succeeded; dropping it changes nothing.
@@ -25,9 +25,9 @@ pub struct Compiler {
     /// Classes → map elements that lead to them. One that nothing leads to any more keeps its
     /// chain until the next reset: a new chain binds the whole map of backends, and the kernel
     /// then walks all of its elements (some 3 ms at 50,000).
-    classes: BTreeMap<(Family, Class), u32>,
+    classes: BTreeMap<(Family, HashClass), u32>,
     /// Frontends in [`SetId::Resized`], and of which class their verdict is.
-    resized: BTreeMap<FrontendKey, Class>,
+    resized: BTreeMap<FrontendKey, HashClass>,
 }
 
 /// One transaction, in the order in which it is to be carried out.
@@ -39,7 +39,7 @@ pub struct Batch {
     /// same key).
     pub deletes: BTreeMap<(Family, SetId), Vec<Element>>,
     /// Class chains that come.
-    pub classes: Vec<(Family, Class)>,
+    pub classes: Vec<(Family, HashClass)>,
     /// Elements that come.
     pub adds: BTreeMap<(Family, SetId), Vec<Element>>,
     /// Frontends all of whose elements come, in a load: made one frontend at a time, as they take
@@ -113,10 +113,10 @@ impl Batch {
 pub struct Staged {
     /// For the kernel.
     pub batch: Batch,
-    changes: Changes,
+    changes: RulesetChanges,
     locals: Delta<IpAddr>,
-    classes: Delta<(Family, Class)>,
-    resized: BTreeMap<FrontendKey, Option<Class>>,
+    classes: Delta<(Family, HashClass)>,
+    resized: BTreeMap<FrontendKey, Option<HashClass>>,
 }
 
 /// What becomes of the verdict of a frontend that gets another number of backends.
@@ -130,7 +130,7 @@ enum Verdicts {
 
 impl Compiler {
     /// Compiles a change against what is there.
-    pub fn stage(&self, changes: Changes) -> Staged {
+    pub fn stage(&self, changes: RulesetChanges) -> Staged {
         self.compile(changes, Verdicts::Later)
     }
 
@@ -150,10 +150,10 @@ impl Compiler {
             }
             forwardings.insert(*frontend, Some(forwarding.clone()));
         }
-        self.compile(Changes { forwardings, ..Changes::default() }, Verdicts::Now)
+        self.compile(RulesetChanges { forwardings, ..RulesetChanges::default() }, Verdicts::Now)
     }
 
-    fn compile(&self, changes: Changes, verdicts: Verdicts) -> Staged {
+    fn compile(&self, changes: RulesetChanges, verdicts: Verdicts) -> Staged {
         let batch = Batch { reset: changes.reset, ..Batch::default() };
         let mut staged = Staged {
             batch,
@@ -240,11 +240,11 @@ impl Compiler {
 
     /// The tables that a change will fill, without its frontends: sets with room for them, and the
     /// chains they lead to, which would cost more later (see `classes`).
-    pub fn foundation(&self, changes: &Changes) -> Staged {
-        let mut staged = self.stage(Changes { reset: true, ..changes.clone() });
+    pub fn foundation(&self, changes: &RulesetChanges) -> Staged {
+        let mut staged = self.stage(RulesetChanges { reset: true, ..changes.clone() });
         staged.batch.loads.clear();
         staged.batch.adds.clear();
-        staged.changes = Changes { reset: true, ..Changes::default() };
+        staged.changes = RulesetChanges { reset: true, ..RulesetChanges::default() };
         staged.locals.0.clear();
         staged.classes.0.values_mut().for_each(|count| *count = 0);
         staged
@@ -271,8 +271,8 @@ impl Compiler {
     }
 
     /// Everything, as one change that rebuilds it from nothing.
-    pub fn everything(&self) -> Changes {
-        Changes {
+    pub fn everything(&self) -> RulesetChanges {
+        RulesetChanges {
             generation: 0,
             reset: true,
             uplinks: Some(self.uplinks.clone()),
@@ -360,7 +360,7 @@ impl Compiler {
         {
             for (target, scope) in targets(forwarding) {
                 let refused =
-                    class_of(frontend, target, scope).is_none() && *target != Target::Drop;
+                    class_of(frontend, target, scope).is_none() && *target != Balancing::Drop;
                 *uses.entry(ChainId::Refuse).or_default() += u32::from(refused);
             }
             *uses.entry(ChainId::SourceRanges).or_default() +=
@@ -418,10 +418,10 @@ impl Compiler {
 /// not. `before`: what it was, and of which class its verdict was if it was in there.
 fn note(
     frontend: &FrontendKey,
-    before: Option<(&Forwarding, Option<Class>)>,
+    before: Option<(&Forwarding, Option<HashClass>)>,
     after: Option<&Forwarding>,
     verdicts: Verdicts,
-) -> Option<Class> {
+) -> Option<HashClass> {
     let class = |forwarding: &Forwarding| {
         class_of(frontend, &forwarding.internal, Scope::Cluster).filter(|class| class.resizable())
     };

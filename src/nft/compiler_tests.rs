@@ -11,7 +11,7 @@ use crate::nft::{Value, Verdict};
 /// What a kernel holds that carries batches out, and refuses what the real one refuses.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Kernel {
-    classes: BTreeSet<(Family, Class)>,
+    classes: BTreeSet<(Family, HashClass)>,
     elements: BTreeMap<(Family, SetId, Key), Option<Value>>,
 }
 
@@ -55,7 +55,7 @@ impl Kernel {
     fn backend(&self, frontend: FrontendKey, hash: u32) -> Option<Value> {
         let family = Family::of(frontend.address);
         let element = |set, key| self.elements.get(&(family, set, key)).copied().flatten();
-        let bucket = |class: Class| {
+        let bucket = |class: HashClass| {
             element(
                 SetId::Backends,
                 Key::Bucket(frontend, class.first_bucket() + hash % class.modulus),
@@ -68,7 +68,7 @@ impl Kernel {
                     self.elements.contains_key(&(family, SetId::Resized, Key::Frontend(frontend))),
                     "the way ends at {class:?}"
                 );
-                (1..=RESIZABLE).find_map(|modulus| bucket(Class { modulus, ..class }))
+                (1..=RESIZABLE).find_map(|modulus| bucket(HashClass { modulus, ..class }))
             }),
             _ => None,
         }
@@ -93,7 +93,7 @@ impl Kernel {
 /// Of all hashes, as many lead to each backend of a frontend as to any other.
 fn assert_evenly_spread(kernel: &Kernel, compiler: &Compiler) {
     for (frontend, forwarding) in compiler.forwardings() {
-        let Target::Spread(backends) = &forwarding.internal else { continue };
+        let Balancing::FlowHash(backends) = &forwarding.internal else { continue };
         let mine: Vec<_> = backends
             .iter()
             .filter(|backend| backend.address.is_ipv4() == frontend.address.is_ipv4())
@@ -126,7 +126,7 @@ fn settle(compiler: &mut Compiler, kernel: &mut Kernel) {
     panic!("never settled");
 }
 
-fn apply(compiler: &mut Compiler, kernel: &mut Kernel, changes: Changes) {
+fn apply(compiler: &mut Compiler, kernel: &mut Kernel, changes: RulesetChanges) {
     let staged = compiler.stage(changes);
     kernel.carry_out(&staged.batch);
     compiler.commit(staged);
@@ -143,7 +143,7 @@ fn frontends() -> impl Strategy<Value = FrontendKey> {
     })
 }
 
-fn targets() -> impl Strategy<Value = Target> {
+fn targets() -> impl Strategy<Value = Balancing> {
     let backends = || {
         let one = (0u8..5, any::<bool>(), any::<bool>()).prop_map(|(last, v6, local)| {
             let address = if v6 {
@@ -159,10 +159,10 @@ fn targets() -> impl Strategy<Value = Target> {
             unique.into_values().collect::<Vec<_>>()
         })
     };
-    prop_oneof![4 => backends().prop_map(Target::Spread), 1 => backends().prop_map(Target::Sticky), 1 => Just(Target::Reject), 1 => Just(Target::Drop)]
+    prop_oneof![4 => backends().prop_map(Balancing::FlowHash), 1 => backends().prop_map(Balancing::ClientIp), 1 => Just(Balancing::Reject), 1 => Just(Balancing::Drop)]
 }
 
-fn changes() -> impl Strategy<Value = Changes> {
+fn changes() -> impl Strategy<Value = RulesetChanges> {
     let sources = option::weighted(
         0.2,
         Just(vec!["10.9.0.0/16".parse().unwrap(), "fd09::/16".parse().unwrap()]),
@@ -179,7 +179,7 @@ fn changes() -> impl Strategy<Value = Changes> {
         vips,
         prop::bool::weighted(0.1),
     )
-        .prop_map(|(forwardings, uplinks, vips, reset)| Changes {
+        .prop_map(|(forwardings, uplinks, vips, reset)| RulesetChanges {
             generation: 0,
             reset,
             uplinks,
@@ -215,8 +215,8 @@ proptest! {
         let frontend = FrontendKey { address: IpAddr::from([10, 0, 0, 1]), protocol: Protocol::Tcp, port: 80 };
         let of = |count: u8| {
             let backend = |last| Backend { address: IpAddr::from([10, 1, 0, last]), port: 8080, local: false };
-            let forwarding = Forwarding { internal: Target::Spread((0..count).map(backend).collect()), external: None, sources: None };
-            Changes { forwardings: BTreeMap::from([(frontend, Some(Arc::new(forwarding)))]), ..Changes::default() }
+            let forwarding = Forwarding { internal: Balancing::FlowHash((0..count).map(backend).collect()), external: None, sources: None };
+            RulesetChanges { forwardings: BTreeMap::from([(frontend, Some(Arc::new(forwarding)))]), ..RulesetChanges::default() }
         };
         let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
         apply(&mut compiler, &mut kernel, of(3));
@@ -249,7 +249,7 @@ proptest! {
 
     #[test]
     fn a_load_in_steps_upon_a_foundation_leads_to_what_it_makes_at_once(load in changes(), limit in 1usize..4) {
-        let mut load = Changes { reset: true, ..load };
+        let mut load = RulesetChanges { reset: true, ..load };
         let (mut at_once, mut whole) = (Compiler::default(), Kernel::default());
         apply(&mut at_once, &mut whole, load.clone());
 

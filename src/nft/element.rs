@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::maglev;
-use super::skeleton::{ChainId, Class, Scope, SetId, Verdict};
+use super::skeleton::{ChainId, HashClass, Scope, SetId, Verdict};
 use crate::model::Family;
-use crate::model::forwarding::{Backend, Forwarding, FrontendKey, Target};
+use crate::model::forwarding::{Backend, Balancing, Forwarding, FrontendKey};
 
 /// An element of a set or map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,15 +47,15 @@ pub enum Value {
 }
 
 /// The class of a target; None for those that translate nothing.
-pub fn class_of(frontend: &FrontendKey, target: &Target, scope: Scope) -> Option<Class> {
+pub fn class_of(frontend: &FrontendKey, target: &Balancing, scope: Scope) -> Option<HashClass> {
     let (backends, affinity) = members(frontend, target)?;
     let count = backends.count();
     let modulus = if affinity { maglev::size_for(count) } else { count as u32 };
-    Some(Class { scope, affinity, modulus })
+    Some(HashClass { scope, affinity, modulus })
 }
 
 /// Number of elements that map a bucket of this target.
-fn buckets(frontend: &FrontendKey, target: &Target, scope: Scope) -> usize {
+fn buckets(frontend: &FrontendKey, target: &Balancing, scope: Scope) -> usize {
     class_of(frontend, target, scope).map_or(0, |class| class.modulus as usize)
 }
 
@@ -82,7 +82,7 @@ pub fn counts(frontend: &FrontendKey, forwarding: &Forwarding) -> [(SetId, usize
 }
 
 /// Both targets of a forwarding, with their scopes.
-pub fn targets(forwarding: &Forwarding) -> impl Iterator<Item = (&Target, Scope)> {
+pub fn targets(forwarding: &Forwarding) -> impl Iterator<Item = (&Balancing, Scope)> {
     let external = forwarding.external.as_ref().map(|target| (target, Scope::Local));
     std::iter::once((&forwarding.internal, Scope::Cluster)).chain(external)
 }
@@ -103,8 +103,8 @@ pub fn local_endpoints(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<I
 pub fn classes(
     frontend: &FrontendKey,
     forwarding: &Forwarding,
-    resized: Option<Class>,
-) -> impl Iterator<Item = Class> {
+    resized: Option<HashClass>,
+) -> impl Iterator<Item = HashClass> {
     targets(forwarding).filter_map(move |(target, scope)| {
         resized.filter(|class| class.scope == scope).or_else(|| class_of(frontend, target, scope))
     })
@@ -115,7 +115,7 @@ pub fn classes(
 pub fn elements(
     frontend: &FrontendKey,
     forwarding: &Forwarding,
-    resized: Option<Class>,
+    resized: Option<HashClass>,
 ) -> Vec<(SetId, Element)> {
     let family = Family::of(frontend.address);
     let key = Key::Frontend(*frontend);
@@ -123,9 +123,9 @@ pub fn elements(
         targets(forwarding).map(|(target, scope)| buckets(frontend, target, scope)).sum::<usize>()
             + 5,
     );
-    let verdict = |target: &Target, class: Option<Class>| match (target, class) {
+    let verdict = |target: &Balancing, class: Option<HashClass>| match (target, class) {
         (_, Some(class)) => class.verdict(),
-        (Target::Drop, None) => Verdict::Drop,
+        (Balancing::Drop, None) => Verdict::Drop,
         (_, None) => Verdict::Goto(ChainId::Refuse),
     };
     let map = |to: Verdict| Element { key: key.clone(), value: Some(Value::Verdict(to)) };
@@ -199,12 +199,12 @@ pub fn elements(
 /// to translate to.
 fn members<'a>(
     frontend: &FrontendKey,
-    target: &'a Target,
+    target: &'a Balancing,
 ) -> Option<(impl Iterator<Item = &'a Backend> + Clone + use<'a>, bool)> {
     let (backends, affinity) = match target {
-        Target::Spread(backends) => (backends, false),
-        Target::Sticky(backends) => (backends, true),
-        Target::Reject | Target::Drop => return None,
+        Balancing::FlowHash(backends) => (backends, false),
+        Balancing::ClientIp(backends) => (backends, true),
+        Balancing::Reject | Balancing::Drop => return None,
     };
     let family = Family::of(frontend.address);
     let mut mine =

@@ -17,7 +17,7 @@ pub mod text;
 
 pub use compiler::{Batch, Compiler, Staged};
 pub use element::{Element, Key, Value};
-pub use skeleton::{Chain, ChainId, Class, Scope, SetId, Verdict};
+pub use skeleton::{Chain, ChainId, HashClass, Scope, SetId, Verdict};
 
 use crate::model::Family;
 

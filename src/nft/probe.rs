@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::engine::plan::Changes;
+use crate::engine::plan::RulesetChanges;
 use crate::model::Protocol;
-use crate::model::forwarding::{Backend, Forwarding, FrontendKey, Target};
+use crate::model::forwarding::{Backend, Balancing, Forwarding, FrontendKey};
 
 /// In both families: an exact and a sticky choice between endpoints, endpoints of this node alone,
 /// silence, refusal, and source ranges, for addresses of the documentation (RFC 5737, RFC 3849).
-pub fn of_every_kind() -> Changes {
+pub fn probe_ruleset() -> RulesetChanges {
     let families: [[IpAddr; 3]; 2] = [
         [1, 2, 3].map(|last| Ipv4Addr::new(192, 0, 2, last).into()),
         [1, 2, 3].map(|last| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last).into()),
@@ -21,13 +21,13 @@ pub fn of_every_kind() -> Changes {
     for [vip, one, other] in families {
         let backend = |address, local| Backend { address, port: 8080, local };
         let both = vec![backend(one, true), backend(other, false)];
-        let spread = || Target::Spread(both.clone());
+        let spread = || Balancing::FlowHash(both.clone());
         let kinds = [
             (Protocol::Tcp, spread(), None, Some(vec![IpNet::from(one)])),
-            (Protocol::Udp, Target::Sticky(both.clone()), Some(Target::Drop), None),
-            (Protocol::Sctp, spread(), Some(Target::Spread(vec![backend(one, true)])), None),
-            (Protocol::Tcp, spread(), Some(Target::Sticky(vec![backend(one, true)])), None),
-            (Protocol::Tcp, Target::Reject, None, None),
+            (Protocol::Udp, Balancing::ClientIp(both.clone()), Some(Balancing::Drop), None),
+            (Protocol::Sctp, spread(), Some(Balancing::FlowHash(vec![backend(one, true)])), None),
+            (Protocol::Tcp, spread(), Some(Balancing::ClientIp(vec![backend(one, true)])), None),
+            (Protocol::Tcp, Balancing::Reject, None, None),
         ];
         for (port, (protocol, internal, external, sources)) in (1..).zip(kinds) {
             forwardings.insert(
@@ -37,12 +37,12 @@ pub fn of_every_kind() -> Changes {
         }
     }
     let vips = families.iter().map(|[vip, ..]| *vip).collect();
-    Changes {
+    RulesetChanges {
         reset: true,
         uplinks: Some(BTreeSet::from(["lo".into()])),
         vips: Some(vips),
         forwardings,
-        ..Changes::default()
+        ..RulesetChanges::default()
     }
 }
 
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn every_map_gets_an_element_and_every_kind_of_choice_is_made() {
-        let staged = Compiler::default().stage(of_every_kind());
+        let staged = Compiler::default().stage(probe_ruleset());
         let mut filled = BTreeSet::new();
         staged.batch.each_add(|family, set, _| _ = filled.insert((family, set)));
         for family in Family::ALL {

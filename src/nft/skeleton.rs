@@ -178,7 +178,7 @@ pub enum Scope {
 
 /// How a connection chooses its bucket. All frontends of a class share one chain with one rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Class {
+pub struct HashClass {
     /// Which map.
     pub scope: Scope,
     /// Hash the client's address alone.
@@ -191,7 +191,7 @@ pub struct Class {
 /// number.
 pub const RESIZABLE: u32 = 16;
 
-impl Class {
+impl HashClass {
     /// A frontend of this class may get another number of backends before its verdict says so.
     pub fn resizable(self) -> bool {
         self.scope == Scope::Cluster && !self.affinity && self.modulus <= RESIZABLE
@@ -236,7 +236,7 @@ pub enum ChainId {
     /// DNAT by hash, whatever the number of backends.
     Resized,
     /// DNAT by hash.
-    Class(Class),
+    Class(HashClass),
 }
 
 impl fmt::Display for ChainId {
@@ -279,7 +279,7 @@ impl ChainId {
             None => (Scope::Cluster, rest),
         };
         let modulus = number.parse().ok().filter(|&n| n > 0)?;
-        Some(ChainId::Class(Class { scope, affinity, modulus }))
+        Some(ChainId::Class(HashClass { scope, affinity, modulus }))
     }
 }
 
@@ -431,8 +431,11 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
         drop(),
     ]);
 
-    let classes =
-        (1..=RESIZABLE).map(|modulus| Class { scope: Scope::Cluster, affinity: false, modulus });
+    let classes = (1..=RESIZABLE).map(|modulus| HashClass {
+        scope: Scope::Cluster,
+        affinity: false,
+        modulus,
+    });
     let ours = [Field::OriginalDestination, Field::Transport, Field::OriginalPort];
     let mut source = frontend();
     source.push(Field::Source);
@@ -502,11 +505,11 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
 }
 
 /// The chain of a class: one rule.
-pub fn class_chain(class: Class) -> Chain {
+pub fn class_chain(class: HashClass) -> Chain {
     Chain { id: ChainId::Class(class), base: None, rules: vec![vec![dnat(class)]] }
 }
 
-fn dnat(class: Class) -> Statement {
+fn dnat(class: HashClass) -> Statement {
     let mut over = vec![Field::Source];
     if !class.affinity {
         over.push(Field::SourcePort);

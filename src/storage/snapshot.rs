@@ -184,7 +184,7 @@ impl Digest {
 }
 
 /// Decides when a snapshot is written, and writes it.
-pub struct Keeper {
+pub struct SnapshotWriter {
     directory: PathBuf,
     /// Something changed since the snapshot on disk, or the one being written, was begun.
     changed: bool,
@@ -214,11 +214,11 @@ enum Cursor {
     Done,
 }
 
-impl Keeper {
+impl SnapshotWriter {
     /// For the snapshot in this directory, which exists and is locked.
-    pub fn new(directory: &Path) -> Keeper {
+    pub fn new(directory: &Path) -> SnapshotWriter {
         let due = Instant::now() + SHORTEST;
-        Keeper {
+        SnapshotWriter {
             directory: directory.to_path_buf(),
             changed: false,
             revision: 0,

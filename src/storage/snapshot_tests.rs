@@ -57,7 +57,7 @@ fn index(services: u32) -> Index {
 }
 
 fn saved(scratch: &Scratch, index: &Index) {
-    let mut keeper = Keeper::new(&scratch.0);
+    let mut keeper = SnapshotWriter::new(&scratch.0);
     keeper.seen(1);
     keeper.finish(index);
 }
@@ -95,7 +95,7 @@ fn everything_comes_back_as_it_was() {
 fn it_is_written_in_pieces_and_not_before_its_time() {
     let scratch = Scratch::new("pieces");
     let index = index(2_000);
-    let mut keeper = Keeper::new(&scratch.0);
+    let mut keeper = SnapshotWriter::new(&scratch.0);
     assert_eq!(keeper.wait(), None, "nothing to write");
     keeper.seen(1);
     assert!(keeper.wait().unwrap() > SHORTEST / 2);
@@ -120,7 +120,7 @@ fn a_writer_that_stops_half_way_leaves_the_old_one() {
     let scratch = Scratch::new("half");
     saved(&scratch, &index(3));
     let large = index(2_000);
-    let mut keeper = Keeper::new(&scratch.0);
+    let mut keeper = SnapshotWriter::new(&scratch.0);
     (keeper.changed, keeper.due) = (true, Instant::now());
     keeper.step(&large);
     keeper.step(&large);

@@ -159,7 +159,7 @@ impl StateDir {
 /// Saves on a thread of its own: a slow disk takes half a second to make anything durable, and
 /// nobody is to wait for it. What is saved is the latest value; those that a newer one overtook are
 /// not written.
-pub struct Saver<T> {
+pub struct StateWriter<T> {
     slot: Arc<(Mutex<Slot<T>>, Condvar)>,
     thread: JoinHandle<()>,
 }
@@ -169,12 +169,12 @@ struct Slot<T> {
     ended: bool,
 }
 
-impl<T: Serialize + Send + 'static> Saver<T> {
+impl<T: Serialize + Send + 'static> StateWriter<T> {
     /// Starts the thread; `failed` is told what could not be written.
     pub fn spawn(
         mut directory: StateDir,
         failed: impl Fn(StateError) + Send + 'static,
-    ) -> io::Result<Saver<T>> {
+    ) -> io::Result<StateWriter<T>> {
         let slot = Arc::new((Mutex::new(Slot::<T> { value: None, ended: false }), Condvar::new()));
         let shared = slot.clone();
         let work = move || {
@@ -193,7 +193,7 @@ impl<T: Serialize + Send + 'static> Saver<T> {
         };
         let thread =
             thread::Builder::new().name("state".into()).stack_size(256 * 1024).spawn(work)?;
-        Ok(Saver { slot, thread })
+        Ok(StateWriter { slot, thread })
     }
 
     /// To be saved soon.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use pinnace::model::Family;
 
 use crate::netlab::keepalived::Keepalived;
-use crate::netlab::trio::{Blow, Cluster, Trio};
+use crate::netlab::trio::{Cluster, Fault, Trio};
 use crate::netlab::{Prober, Trace};
 use crate::report::{Report, quantile, row};
 
@@ -77,13 +77,13 @@ const CONTESTANTS: [Contestant; 4] = [
 ];
 
 /// With the word that asks for it alone.
-pub const BLOWS: [(&str, Blow); 6] = [
-    ("power-loss", Blow::PowerLoss),
-    ("killed", Blow::Killed),
-    ("carrier-lost", Blow::CarrierLost),
-    ("planned-stop", Blow::Terminated),
-    ("stalled", Blow::Stopped),
-    ("partition", Blow::Parted),
+pub const BLOWS: [(&str, Fault); 6] = [
+    ("power-loss", Fault::PowerLoss),
+    ("killed", Fault::Killed),
+    ("carrier-lost", Fault::CarrierLost),
+    ("planned-stop", Fault::Terminated),
+    ("stalled", Fault::Stopped),
+    ("partition", Fault::Parted),
 ];
 
 /// Figures of one contestant under one blow; times in milliseconds.
@@ -109,7 +109,7 @@ struct Figures {
 pub fn measure(
     report: &mut Report,
     runs: usize,
-    blows: &[Blow],
+    blows: &[Fault],
     pinnace: bool,
 ) -> Result<(), String> {
     let mut table = Vec::new();
@@ -135,7 +135,7 @@ pub fn measure(
 }
 
 /// The labs take turns until there are enough runs.
-fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usize) -> Figures {
+fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Fault, runs: usize) -> Figures {
     let (figures, turn, count) =
         (Mutex::new(Figures::default()), Mutex::new(()), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -150,7 +150,7 @@ fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usiz
                     lab.settle();
                     let _turn = turn.lock().expect("nobody panicked in a turn");
                     let target = Family::ALL[run % Family::ALL.len()];
-                    let victim = strike(
+                    let victim = inject(
                         lab,
                         contestant,
                         blow,
@@ -170,15 +170,15 @@ fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Blow, runs: usiz
 }
 
 /// Whether the node comes back by itself while the client goes on asking.
-fn passes(blow: Blow) -> bool {
-    matches!(blow, Blow::Stopped | Blow::Parted)
+fn passes(blow: Fault) -> bool {
+    matches!(blow, Fault::Stopped | Fault::Parted)
 }
 
 /// Strikes the owner of a family's address and watches. Gives back whom.
-fn strike(
+fn inject(
     lab: &mut Lab,
     contestant: &Contestant,
-    blow: Blow,
+    blow: Fault,
     target: Family,
     figures: &mut Figures,
 ) -> usize {
@@ -188,7 +188,7 @@ fn strike(
     thread::sleep(Duration::from_millis(300));
     let unstretched =
         contestant.detection.is_some() && lab.detection(victim) == contestant.detection;
-    lab.strike(victim, blow);
+    lab.inject(victim, blow);
     let mut resumed = None;
     if passes(blow) {
         thread::sleep(Duration::from_secs(5));
@@ -208,14 +208,14 @@ fn strike(
                 let after = trace.since(resumed);
                 let through: BTreeMap<usize, usize> = after.by(|reply| lab.trio().through(reply));
                 match blow {
-                    Blow::Parted => figures.joined.push(after.gap().as_secs_f64() * 1e3),
+                    Fault::Parted => figures.joined.push(after.gap().as_secs_f64() * 1e3),
                     _ => {
                         figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64)
                     }
                 }
             }
         }
-        if matches!(blow, Blow::PowerLoss | Blow::CarrierLost) {
+        if matches!(blow, Fault::PowerLoss | Fault::CarrierLost) {
             let time = trace.lost_between().map(|(first, last)| last - first).unwrap_or_default();
             figures.dead_pod.push(time.as_secs_f64() * 1e3);
             let later = trace.silence().map(|(_, end)| trace.since(end));
@@ -228,14 +228,14 @@ fn strike(
 }
 
 /// Puts the figures into the report; gives back a line of the table.
-fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut Figures) -> String {
+fn add(report: &mut Report, contestant: &Contestant, blow: Fault, figures: &mut Figures) -> String {
     let what = match blow {
-        Blow::PowerLoss => "power loss",
-        Blow::Killed => "process killed",
-        Blow::CarrierLost => "carrier lost",
-        Blow::Terminated => "planned stop",
-        Blow::Stopped => "stalled 5 s and back",
-        Blow::Parted => "cut off 5 s and back",
+        Fault::PowerLoss => "power loss",
+        Fault::Killed => "process killed",
+        Fault::CarrierLost => "carrier lost",
+        Fault::Terminated => "planned stop",
+        Fault::Stopped => "stalled 5 s and back",
+        Fault::Parted => "cut off 5 s and back",
     };
     let keepalived = contestant.name.starts_with("keepalived");
     let mut all = |name: &str, samples: &mut Vec<f64>, unit, goal: Option<f64>| -> [f64; 3] {
@@ -250,9 +250,9 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut F
         "time without an answer",
         &mut figures.gap,
         "ms",
-        contestant.goal.filter(|_| blow == Blow::PowerLoss),
+        contestant.goal.filter(|_| blow == Fault::PowerLoss),
     );
-    if blow == Blow::PowerLoss && !figures.unstretched.is_empty() {
+    if blow == Fault::PowerLoss && !figures.unstretched.is_empty() {
         let runs = figures.unstretched.len();
         all(
             &format!("the same where detection times were as set, {runs} runs"),
@@ -261,7 +261,7 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Blow, figures: &mut F
             contestant.goal,
         );
     }
-    let nothing = (blow == Blow::Terminated && !keepalived).then_some(0.0);
+    let nothing = (blow == Fault::Terminated && !keepalived).then_some(0.0);
     let lost = all("questions lost", &mut figures.lost, "", nothing);
     // Nobody tells keepalived's rules that a pod is dead: it is asked for ever, one time out of
     // three.
@@ -336,14 +336,14 @@ impl Lab {
         }
     }
 
-    fn strike(&mut self, victim: usize, blow: Blow) -> Instant {
+    fn inject(&mut self, victim: usize, blow: Fault) -> Instant {
         match self {
-            Lab::Pinnace(cluster) => cluster.strike(victim, blow),
-            Lab::Keepalived(keepalived) => keepalived.strike(victim, blow),
+            Lab::Pinnace(cluster) => cluster.inject(victim, blow),
+            Lab::Keepalived(keepalived) => keepalived.inject(victim, blow),
         }
     }
 
-    fn heal(&mut self, victim: usize, blow: Blow) {
+    fn heal(&mut self, victim: usize, blow: Fault) {
         match self {
             Lab::Pinnace(cluster) => cluster.heal(victim, blow),
             Lab::Keepalived(keepalived) => keepalived.heal(victim, blow),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use pinnace::bfd::io::{Options, StartError};
-use pinnace::bfd::packet::{Diagnostic, State};
+use pinnace::bfd::packet::{Diagnostic, SessionState};
 use pinnace::bfd::{Cause, Config, Discard, Event, Peer, PeerKey, io};
 use rustix::process::Signal;
 
@@ -57,7 +57,7 @@ fn frozen_is_detected(speaker: &Speaker, freeze: impl FnOnce()) {
     for event in events {
         assert_eq!(
             (event.state, event.diagnostic),
-            (State::Down, Diagnostic::ControlDetectionTimeExpired),
+            (SessionState::Down, Diagnostic::ControlDetectionTimeExpired),
             "RFC 5880 §6.8.4"
         );
     }
@@ -169,7 +169,7 @@ fn another_secret_is_no_neighbour_and_is_named() {
                 Err(format!("{status:?}"))
             }
         });
-        assert!(speaker.handle.status().iter().all(|session| session.state == State::Down));
+        assert!(speaker.handle.status().iter().all(|session| session.state == SessionState::Down));
         assert!(ENDS.iter().all(|(ours, _)| bird.state(ours).as_deref() == Ok("Down")));
         assert!(speaker.handle.counters().totals().discarded[reason.index()] > 0);
     }

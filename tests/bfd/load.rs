@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use pinnace::bfd::io::Realtime;
-use pinnace::bfd::{Config, Event, Peer, PeerKey, Reason};
+use pinnace::bfd::{AdaptationCause, Config, Event, Peer, PeerKey};
 
 use super::speaker::Speaker;
 use super::{Link, ip};
@@ -146,7 +146,7 @@ fn many_sessions_share_the_packet_rate_and_cost_little() {
         assert!(cost < 0.25, "{count} sessions take {cost} of a processor");
         costs.push(sent);
         let stretched =
-            speakers[0].take().iter().any(|(_, event)| matches!(event, Event::Adapted(change) if change.reason == Reason::Sessions(50)));
+            speakers[0].take().iter().any(|(_, event)| matches!(event, Event::Adapted(change) if change.reason == AdaptationCause::Sessions(50)));
         assert_eq!(stretched, count == 50, "and it is said");
     }
     assert!(costs[0] > 30.0 && costs[0] < 60.0, "2 at 37.5 to 50 ms: {costs:?}");

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pinnace::bfd::io::{Handle, Options};
-use pinnace::bfd::packet::{AuthenticationType, Key, State};
+use pinnace::bfd::packet::{AuthenticationType, Key, SessionState};
 use pinnace::bfd::{Authentication, Cause, Config, Event, Peer, PeerEvent, PeerKey, io};
 
 use super::lab::Namespace;
@@ -72,7 +72,8 @@ impl Speaker {
     pub fn wait_up(&self) {
         eventually("all sessions are up", || {
             let status = self.handle.status();
-            if !status.is_empty() && status.iter().all(|session| session.state == State::Up) {
+            if !status.is_empty() && status.iter().all(|session| session.state == SessionState::Up)
+            {
                 Ok(())
             } else {
                 Err(format!("{status:?}"))

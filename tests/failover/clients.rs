@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pinnace::model::Family;
 
 use super::lab::manifests::{Service, service};
-use super::lab::trio::{Blow, Cluster};
+use super::lab::trio::{Cluster, Fault};
 use super::lab::{Failure, ensure, eventually, lan, patient};
 use super::{ALL, others, with_pods_on};
 
@@ -56,7 +56,7 @@ fn a_client_with_affinity_finds_its_pod_again_behind_another_node() {
     let used: BTreeSet<&str> = pods.iter().map(|(.., pod)| &**pod).collect();
     assert_eq!(used.len(), 2, "32 clients, both pods");
 
-    cluster.strike(victim, Blow::PowerLoss);
+    cluster.inject(victim, Fault::PowerLoss);
     for vip in vips {
         eventually("another owner", Duration::from_secs(2), || cluster.owner(vip, &survivors));
     }
@@ -102,7 +102,7 @@ fn connections_through_a_dead_node_are_reset_and_all_others_go_on() {
     };
     let (struck, spared) = (open(&through_victim, victim), open(&through_other, other));
 
-    let begin = cluster.strike(victim, Blow::PowerLoss);
+    let begin = cluster.inject(victim, Fault::PowerLoss);
     for (vip, mut connection, pod) in spared.into_iter().flatten() {
         assert_eq!(
             connection.ask().map(|reply| reply.pod),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pinnace::model::Family;
 
-use super::lab::trio::{Blow, Cluster, Trio};
+use super::lab::trio::{Cluster, Fault, Trio};
 use super::lab::{Capture, ensure, eventually};
 use super::{ALL, others};
 
@@ -48,7 +48,7 @@ fn a_standby_knows_the_gateway_and_the_nodes_before_it_takes_over_and_tells_the_
     let mut left = ALL.to_vec();
     for (vip, capture) in &captures {
         if let Ok(victim) = cluster.owner(*vip, &left) {
-            cluster.strike(victim, Blow::PowerLoss);
+            cluster.inject(victim, Fault::PowerLoss);
             left.retain(|node| *node != victim);
         }
         let mut heard = Vec::new();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pinnace::model::Family;
 
 use super::lab::manifests::service;
-use super::lab::trio::{Blow, Cluster};
+use super::lab::trio::{Cluster, Fault};
 use super::lab::{Prober, eventually, patient};
 use super::{ALL, others, with_pods_on};
 
@@ -28,7 +28,7 @@ fn a_node_that_stops_says_so_until_it_is_gone() {
     cluster.trio.lan.output("nft", &[&deaf]);
     assert_eq!(cluster.running(victim).pinnace().http("/healthz"), Ok((200, "ok\n".to_owned())));
 
-    let begin = cluster.strike(victim, Blow::Terminated);
+    let begin = cluster.inject(victim, Fault::Terminated);
     let (mut draining, mut slowest) = (Vec::new(), Duration::ZERO);
     for path in
         ["/healthz", "/readyz", "/state", "/metrics", "/services/default/probe"].iter().cycle()
@@ -59,7 +59,7 @@ fn a_node_that_stops_says_so_until_it_is_gone() {
     assert!(said_for >= Duration::from_millis(700), "it said so for {said_for:?} only");
     assert!(slowest < patient(Duration::from_millis(500)), "an answer took {slowest:?}");
     cluster.trio.lan.output("nft", &["delete table bridge deaf"]);
-    cluster.heal(victim, Blow::Terminated);
+    cluster.heal(victim, Fault::Terminated);
 }
 
 /// externalTrafficPolicy Local: the last pod on the owner goes, and the address with it, to where

@@ -22,7 +22,7 @@ mod splits;
 mod stops;
 
 use lab::manifests::{Endpoint, Service};
-use lab::trio::{Blow, Cluster, NODES};
+use lab::trio::{Cluster, Fault, NODES};
 use lab::{Trace, ensure, eventually, patient};
 
 const ALL: [usize; NODES] = [0, 1, 2];
@@ -36,7 +36,7 @@ struct Seen {
 }
 
 /// Strikes the owner of each address in turn, each time from a quiet state.
-fn struck(blow: Blow, mut judge: impl FnMut(&Cluster, Seen)) {
+fn struck(blow: Fault, mut judge: impl FnMut(&Cluster, Seen)) {
     let mut cluster = Cluster::start(&[]);
     for target in Family::ALL {
         cluster.settle();
@@ -49,7 +49,7 @@ fn struck(blow: Blow, mut judge: impl FnMut(&Cluster, Seen)) {
             )
         });
         thread::sleep(Duration::from_millis(300));
-        let begin = cluster.strike(victim, blow);
+        let begin = cluster.inject(victim, blow);
         thread::sleep(Duration::from_millis(2500));
         for (family, owner, prober) in probers {
             let trace = prober.stop();
@@ -80,7 +80,7 @@ fn with_pods_on(cluster: &Cluster, service: &Service, nodes: &[usize]) -> String
 }
 
 /// Somebody else answers within the bound, and to the end.
-fn taken_over(blow: Blow, bound: Duration) {
+fn taken_over(blow: Fault, bound: Duration) {
     struck(blow, |cluster, Seen { family, victim, begin, trace }| {
         assert!(trace.gap() <= patient(bound), "{family}: {:?} without an answer", trace.gap());
         let through = trace.since(begin + patient(bound)).by(|reply| cluster.trio.through(reply));
@@ -94,17 +94,17 @@ fn taken_over(blow: Blow, bound: Duration) {
 
 #[test]
 fn power_loss() {
-    taken_over(Blow::PowerLoss, Duration::from_secs(1));
+    taken_over(Fault::PowerLoss, Duration::from_secs(1));
 }
 
 #[test]
 fn a_killed_process() {
-    taken_over(Blow::Killed, Duration::from_secs(1));
+    taken_over(Fault::Killed, Duration::from_secs(1));
 }
 
 #[test]
 fn a_lost_carrier() {
-    taken_over(Blow::CarrierLost, Duration::from_secs(1));
+    taken_over(Fault::CarrierLost, Duration::from_secs(1));
 }
 
 /// Connections to pods of a node that lost power end with the detection, though the API server
@@ -119,7 +119,7 @@ fn pods_of_a_dead_node_are_not_asked_any_more() {
     let victim = ALL.into_iter().find(|node| !owners.contains(node)).unwrap_or(owners[0]);
     let probers = Family::ALL.map(|family| cluster.probe(family));
     thread::sleep(Duration::from_millis(300));
-    cluster.strike(victim, Blow::PowerLoss);
+    cluster.inject(victim, Fault::PowerLoss);
     thread::sleep(Duration::from_secs(3));
     for trace in probers.map(|prober| prober.stop()) {
         let before = trace.by(|reply| reply.pod.clone());
@@ -138,7 +138,7 @@ fn pods_of_a_dead_node_are_not_asked_any_more() {
 
 #[test]
 fn a_planned_stop_loses_nothing() {
-    struck(Blow::Terminated, |cluster, Seen { family, victim, begin, trace }| {
+    struck(Fault::Terminated, |cluster, Seen { family, victim, begin, trace }| {
         assert!(
             trace.gap() <= patient(Duration::from_millis(100)),
             "{family}: {:?} without an answer",
@@ -258,7 +258,7 @@ fn a_udp_client_of_a_dead_pod_is_answered_by_another() {
         }
     }
     assert!(flows.len() > 4, "some are with the pod on node {victim}: {flows:?}");
-    cluster.strike(victim, Blow::PowerLoss);
+    cluster.inject(victim, Fault::PowerLoss);
     thread::sleep(patient(Duration::from_secs(1)));
     for (port, vip) in flows {
         let reply = cluster.trio.client.udp_from(port, vip, lab::trio::PORT);

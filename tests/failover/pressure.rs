@@ -139,7 +139,7 @@ fn a_log_storm_that_nobody_reads_costs_no_session() {
     // Not only the sessions live: who is left still decides.
     let vip = cluster.vip(Family::V4);
     let victim = cluster.owner(vip, &ALL).expect("an owner");
-    cluster.strike(victim, super::Blow::PowerLoss);
+    cluster.inject(victim, super::Fault::PowerLoss);
     eventually("another owner", Duration::from_secs(5), || {
         cluster.owner(vip, &super::others(victim))
     });

@@ -10,7 +10,7 @@ use std::{fs, thread};
 use pinnace::model::Family;
 
 use super::lab::manifests::{node, service};
-use super::lab::trio::{Blow, Cluster, Trio};
+use super::lab::trio::{Cluster, Fault, Trio};
 use super::lab::{Prober, ensure, eventually, lan, patient};
 use super::{ALL, with_pods_on};
 
@@ -116,7 +116,7 @@ fn nodes_with_one_secret_watch_each_other_and_take_no_packets_from_others() {
     let probers = vips.map(|vip| Prober::start(&cluster.trio.client, vip, 53));
     thread::sleep(Duration::from_millis(300));
     let bound = patient(Duration::from_secs(1));
-    let begin = cluster.strike(0, Blow::PowerLoss);
+    let begin = cluster.inject(0, Fault::PowerLoss);
     thread::sleep(bound + Duration::from_secs(1));
     for ((trace, vip), family) in probers.map(Prober::stop).iter().zip(vips).zip(Family::ALL) {
         println!(

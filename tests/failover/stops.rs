@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pinnace::model::Family;
 
 use super::lab::manifests::service;
-use super::lab::trio::{Blow, Cluster, PORT};
+use super::lab::trio::{Cluster, Fault, PORT};
 use super::lab::{Capture, Heard, Prober, ensure, eventually, patient, question};
 use super::{ALL, clients, others, with_pods_on};
 
@@ -60,13 +60,13 @@ fn harms_nobody(time: Duration) {
 
     let probers = vips.map(|vip| Prober::start(&cluster.trio.client, vip, PORT));
     thread::sleep(Duration::from_millis(300));
-    let begin = cluster.strike(victim, Blow::Stopped);
+    let begin = cluster.inject(victim, Fault::Stopped);
     thread::sleep(time - BEFORE);
     // What it said while it ran still.
     ears.iter().for_each(|(vip, ear)| drop(ear.heard_from(*vip)));
     let stopped = ask(&cluster, victim, &ears, BEFORE);
     let resumed = Instant::now();
-    cluster.heal(victim, Blow::Stopped);
+    cluster.heal(victim, Fault::Stopped);
     let after = ask(&cluster, victim, &ears, AFTER);
     // All of them before anybody is asked for an opinion: they run ahead of ordinary threads.
     let traces = probers.map(Prober::stop);

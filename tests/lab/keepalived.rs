@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pinnace::model::Family;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::trio::{Blow, NODES, PORT, Trio};
+use super::trio::{Fault, NODES, PORT, Trio};
 use super::{POD_PORTS, Prober, ensure, eventually, lan};
 
 /// Where it writes the numbers of its processes: the parent's and that of the child which speaks
@@ -85,34 +85,34 @@ impl Keepalived {
     }
 
     /// Strikes a node. The time given back is just before.
-    pub fn strike(&mut self, victim: usize, blow: Blow) -> Instant {
+    pub fn inject(&mut self, victim: usize, blow: Fault) -> Instant {
         let begin = Instant::now();
         match blow {
-            Blow::PowerLoss => {
+            Fault::PowerLoss => {
                 self.trio.cable(victim, false);
                 self.signal(victim, Signal::STOP);
             }
-            Blow::Killed => self.signal(victim, Signal::KILL),
-            Blow::CarrierLost => self.trio.cable(victim, false),
+            Fault::Killed => self.signal(victim, Signal::KILL),
+            Fault::CarrierLost => self.trio.cable(victim, false),
             // The parent passes it on.
-            Blow::Terminated => {
+            Fault::Terminated => {
                 let parent = self.children[victim].as_ref().expect("it runs");
                 kill_process(Pid::from_child(parent), Signal::TERM).expect("signal keepalived");
             }
-            Blow::Stopped => self.signal(victim, Signal::STOP),
-            Blow::Parted => self.trio.part(victim, true),
+            Fault::Stopped => self.signal(victim, Signal::STOP),
+            Fault::Parted => self.trio.part(victim, true),
         }
         begin
     }
 
     /// Undoes a blow.
-    pub fn heal(&mut self, victim: usize, blow: Blow) {
+    pub fn heal(&mut self, victim: usize, blow: Fault) {
         match blow {
-            Blow::CarrierLost => return self.trio.cable(victim, true),
-            Blow::Stopped => return self.signal(victim, Signal::CONT),
-            Blow::Parted => return self.trio.part(victim, false),
-            Blow::Terminated => {}
-            Blow::PowerLoss | Blow::Killed => self.signal(victim, Signal::KILL),
+            Fault::CarrierLost => return self.trio.cable(victim, true),
+            Fault::Stopped => return self.signal(victim, Signal::CONT),
+            Fault::Parted => return self.trio.part(victim, false),
+            Fault::Terminated => {}
+            Fault::PowerLoss | Fault::Killed => self.signal(victim, Signal::KILL),
         }
         let mut child = self.children[victim].take().expect("it ran");
         child.wait().expect("its end");

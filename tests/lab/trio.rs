@@ -51,7 +51,7 @@ pub struct Trio {
 
 /// What befalls a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blow {
+pub enum Fault {
     /// All its links are cut at once and what runs on it stands still.
     PowerLoss,
     /// Its process is gone; the rules stay.
@@ -403,39 +403,39 @@ impl Cluster {
     }
 
     /// Strikes a node. The time given back is just before.
-    pub fn strike(&mut self, victim: usize, blow: Blow) -> Instant {
+    pub fn inject(&mut self, victim: usize, blow: Fault) -> Instant {
         let begin = Instant::now();
         match blow {
-            Blow::PowerLoss => {
+            Fault::PowerLoss => {
                 self.trio.cable(victim, false);
                 self.running(victim).signal(Signal::STOP);
             }
-            Blow::Killed => self.running[victim].as_mut().expect("it runs").kill(),
-            Blow::CarrierLost => self.trio.cable(victim, false),
-            Blow::Terminated => self.running(victim).signal(Signal::TERM),
-            Blow::Stopped => self.running(victim).signal(Signal::STOP),
-            Blow::Parted => self.trio.part(victim, true),
+            Fault::Killed => self.running[victim].as_mut().expect("it runs").kill(),
+            Fault::CarrierLost => self.trio.cable(victim, false),
+            Fault::Terminated => self.running(victim).signal(Signal::TERM),
+            Fault::Stopped => self.running(victim).signal(Signal::STOP),
+            Fault::Parted => self.trio.part(victim, true),
         }
         begin
     }
 
     /// Undoes a blow: power and cables come back, a process that ended is started again.
-    pub fn heal(&mut self, victim: usize, blow: Blow) {
+    pub fn heal(&mut self, victim: usize, blow: Fault) {
         match blow {
-            Blow::PowerLoss => {
+            Fault::PowerLoss => {
                 self.running[victim].as_mut().expect("it runs").kill();
                 // A machine that starts has no rules.
                 self.trio.nodes[victim].ns.output("nft", &["flush", "ruleset"]);
                 self.trio.cable(victim, true);
             }
-            Blow::Killed => {}
-            Blow::Terminated => {
+            Fault::Killed => {}
+            Fault::Terminated => {
                 let status = self.running[victim].as_mut().expect("it runs").wait_end();
                 assert!(status.success(), "asked to stop, it ended with {status}");
             }
-            Blow::CarrierLost => return self.trio.cable(victim, true),
-            Blow::Stopped => return self.running(victim).signal(Signal::CONT),
-            Blow::Parted => return self.trio.part(victim, false),
+            Fault::CarrierLost => return self.trio.cable(victim, true),
+            Fault::Stopped => return self.running(victim).signal(Signal::CONT),
+            Fault::Parted => return self.trio.part(victim, false),
         }
         self.running[victim] = Some(self.pinnace(victim).start());
     }
@@ -443,7 +443,7 @@ impl Cluster {
     /// Replaces a node by a copy of another, with its name, addresses and MAC, as a virtual machine
     /// is copied. Its pod goes with it.
     pub fn replace_by_copy(&mut self, node: usize, original: usize) {
-        self.strike(node, Blow::PowerLoss);
+        self.inject(node, Fault::PowerLoss);
         self.running[node].as_mut().expect("it runs").kill();
         let host = &self.trio.nodes[original];
         let commands = [

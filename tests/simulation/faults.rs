@@ -84,7 +84,7 @@ impl World {
     }
 
     pub(super) fn start(&mut self, node: usize) {
-        let settings = Settings {
+        let settings = EngineSettings {
             node: name(node).into(),
             pools: parse_pools("10.0.0.200-10.0.0.250,fd00::1:0/112").expect("pools"),
             avoid_buggy_ips: false,
@@ -115,7 +115,7 @@ impl World {
         for other in 0..self.hosts.len() {
             if self.up.contains(&(other, node)) && self.path(node, other) {
                 let at = self.now + self.random.time(1, 20);
-                self.at(at, Happening::Neighbour(other, node));
+                self.at(at, SimEvent::Neighbour(other, node));
             }
         }
         self.recheck();
@@ -153,7 +153,7 @@ impl World {
                 {
                     self.come_back(node, other, at);
                 } else {
-                    self.at(at, Happening::Neighbour(node, other));
+                    self.at(at, SimEvent::Neighbour(node, other));
                 }
                 caught_up = caught_up.max(at + ms(4));
             } else if !self.hears(node, other) {
@@ -162,7 +162,7 @@ impl World {
         }
         if stalled {
             let life = self.hosts[node].life;
-            self.at(caught_up, Happening::Peer(node, life, PeerEvent::CaughtUp));
+            self.at(caught_up, SimEvent::Peer(node, life, PeerEvent::Resynced));
         }
         self.tell(node, None);
     }
@@ -190,7 +190,7 @@ impl World {
         self.tell(node, Some(Event::Drain));
         let life = self.hosts[node].life;
         let at = self.now + ms(1_100);
-        self.at(at, Happening::Stop(node, life));
+        self.at(at, SimEvent::Stop(node, life));
     }
 
     /// Peers are told AdminDown, three times, so that one arrives.

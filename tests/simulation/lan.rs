@@ -35,7 +35,7 @@ impl World {
             return;
         }
         let to: Mac = frame[..6].try_into().expect("a frame");
-        let group = !ethernet::is_station(to);
+        let group = !ethernet::is_unicast(to);
         let frame = Arc::new(frame);
         for other in (0..self.hosts.len()).filter(|other| *other != from) {
             if (group || to == mac(other))
@@ -43,20 +43,20 @@ impl World {
                 && self.hosts[other].process.is_some()
             {
                 let life = self.hosts[other].life;
-                self.transmit(|| Happening::Frame(other, life, frame.clone()));
+                self.transmit(|| SimEvent::Frame(other, life, frame.clone()));
             }
         }
         for client in 0..self.clients.len() {
             if (group || to == client_mac(client))
                 && self.client_sides[client] == self.hosts[from].side
             {
-                self.transmit(|| Happening::ToClient(client, frame.clone()));
+                self.transmit(|| SimEvent::ToClient(client, frame.clone()));
             }
         }
     }
 
     /// Lost, late, out of order or twice.
-    pub(super) fn transmit(&mut self, happening: impl Fn() -> Happening) {
+    pub(super) fn transmit(&mut self, happening: impl Fn() -> SimEvent) {
         let copies = 1 + u32::from(self.random.chance(self.repeat));
         for _ in 0..copies {
             if !self.random.chance(self.loss) {
@@ -96,11 +96,11 @@ impl World {
                 let host = &self.hosts[node];
                 if host.link && host.side == self.client_sides[client] && host.process.is_some() {
                     let (life, frame) = (host.life, Arc::new(request.clone()));
-                    self.transmit(|| Happening::Frame(node, life, frame.clone()));
+                    self.transmit(|| SimEvent::Frame(node, life, frame.clone()));
                 }
             }
         }
         let at = self.now + self.random.time(5_000, 20_000);
-        self.at(at, Happening::Interest(client));
+        self.at(at, SimEvent::Interest(client));
     }
 }

@@ -32,7 +32,7 @@ impl World {
             selector: None,
             published: Vec::new(),
             problems: Vec::new(),
-            record: None,
+            api: None,
         };
         let endpoint = |node: usize| Endpoint {
             address: if family == Family::V4 {

@@ -45,7 +45,7 @@ impl World {
         let effects = thread.sessions.set(&peers, now);
         let life = self.hosts[node].life;
         for event in self.carry(node, effects) {
-            self.at(self.now, Happening::Peer(node, life, event));
+            self.at(self.now, SimEvent::Peer(node, life, event));
         }
         self.plan(node);
     }
@@ -69,7 +69,7 @@ impl World {
         let mut all = Vec::new();
         let late = thread.planned.map_or(Duration::ZERO, |planned| now.saturating_sub(planned));
         if late > ms(1) {
-            all.push(thread.sessions.woke(late, now));
+            all.push(thread.sessions.on_scheduling_delay(late, now));
         }
         for (source, payload) in std::mem::take(&mut thread.queued) {
             let received = Received {
@@ -81,8 +81,8 @@ impl World {
             };
             all.push(thread.sessions.handle(&received, now));
         }
-        all.push(thread.sessions.caught_up(now));
-        all.push(thread.sessions.poll(now));
+        all.push(thread.sessions.resynced(now));
+        all.push(thread.sessions.handle_timeout(now));
         for effects in all {
             for event in self.carry(node, effects) {
                 if self.trace {
@@ -112,7 +112,7 @@ impl World {
             if let Some(to) = to.filter(open) {
                 let source = addresses(from)[usize::from(packet.peer.address.is_ipv6())];
                 let (life, payload) = (self.hosts[to].life, Arc::new(packet.payload().to_vec()));
-                self.transmit(|| Happening::Datagram(to, life, source, payload.clone()));
+                self.transmit(|| SimEvent::Datagram(to, life, source, payload.clone()));
             }
         }
         effects.events.iter().filter_map(PeerEvent::of).collect()
@@ -122,13 +122,13 @@ impl World {
         let offset = self.hosts[node].offset;
         let (now, life) = (self.now + offset, self.hosts[node].life);
         let Some(thread) = self.thread(node) else { return };
-        let planned = thread.sessions.next_deadline().map(|due| due.max(now));
+        let planned = thread.sessions.poll_timeout().map(|due| due.max(now));
         if planned != thread.planned {
             thread.planned = planned;
             if let Some(planned) = planned {
                 self.at(
                     (planned - offset).max(self.now + Duration::from_micros(1)),
-                    Happening::Round(node, life, planned),
+                    SimEvent::Round(node, life, planned),
                 );
             }
         }

@@ -30,7 +30,7 @@ impl World {
                 let (up, heard) = (self.up.contains(&(a, b)), self.hears(a, b));
                 if up && !heard && self.pending.insert((a, b, true)) {
                     let at = self.now + self.random.time(EXPIRY.0, EXPIRY.1);
-                    self.at(at, Happening::Expire(a, b));
+                    self.at(at, SimEvent::Expire(a, b));
                 }
                 if a < b
                     && !up
@@ -40,12 +40,12 @@ impl World {
                     && self.pending.insert((a, b, false))
                 {
                     let at = self.now + self.random.time(RISE.0, RISE.1);
-                    self.at(at, Happening::Rise(a, b));
+                    self.at(at, SimEvent::Rise(a, b));
                 }
                 if up && heard && !self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a)
                 {
                     let at = self.now + ms(5);
-                    self.at(at, Happening::Neighbour(a, b));
+                    self.at(at, SimEvent::Neighbour(a, b));
                 }
             }
         }
@@ -59,7 +59,7 @@ impl World {
         self.say(a, b, Liveness::Down(DownReason::DetectionTimeout));
         if self.up.contains(&(b, a)) && self.running(b) && self.hears(b, a) {
             let at = self.now + self.random.time(1, 30);
-            self.at(at, Happening::Neighbour(b, a));
+            self.at(at, SimEvent::Neighbour(b, a));
         }
         self.recheck();
     }
@@ -84,7 +84,7 @@ impl World {
                 [Liveness::Down(DownReason::NeighbourDown), Liveness::Up].into_iter().enumerate()
             {
                 let at = at + Duration::from_micros((2 * n + m) as u64 * 100);
-                self.at(at, Happening::Peer(a, life, PeerEvent::Liveness { address, state }));
+                self.at(at, SimEvent::Peer(a, life, PeerEvent::Liveness { address, state }));
             }
         }
         self.up.insert((b, a));
@@ -99,7 +99,7 @@ impl World {
         let life = self.hosts[to].life;
         for (n, address) in addresses(about).into_iter().enumerate() {
             let at = self.now + Duration::from_micros(n as u64 * self.random.below(3000));
-            self.at(at, Happening::Peer(to, life, PeerEvent::Liveness { address, state }));
+            self.at(at, SimEvent::Peer(to, life, PeerEvent::Liveness { address, state }));
         }
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use pinnace::engine::membership::{DownReason, Liveness, PeerEvent};
 use pinnace::engine::plan::Plan;
-use pinnace::engine::{Engine, Event, Role, Settings};
+use pinnace::engine::{Engine, EngineSettings, Event, Role};
 use pinnace::ipam::Allocations;
 use pinnace::ipam::pool::parse_pools;
 use pinnace::l2::announcer::{Announcement, Announcer, Config};
@@ -93,7 +93,7 @@ pub struct Host {
     interfaces: Option<(bool, Arc<Interfaces>)>,
 }
 
-enum Happening {
+enum SimEvent {
     Frame(usize, u32, Arc<Vec<u8>>),
     ToClient(usize, Arc<Vec<u8>>),
     Wake(usize, u32),
@@ -125,7 +125,7 @@ pub enum Fault {
     Delete(usize, bool),
 }
 
-struct Entry(Duration, u64, Happening);
+struct Entry(Duration, u64, SimEvent);
 impl PartialEq for Entry {
     fn eq(&self, other: &Entry) -> bool {
         (self.0, self.1) == (other.0, other.1)
@@ -255,21 +255,21 @@ impl World {
         }
         for node in 0..self.hosts.len() {
             let at = self.random.time(0, within);
-            self.at(at, Happening::Fault(Fault::Start(node)));
+            self.at(at, SimEvent::Fault(Fault::Start(node)));
         }
         for client in 0..self.clients.len() {
             let at = self.random.time(0, 500);
-            self.at(at, Happening::Interest(client));
+            self.at(at, SimEvent::Interest(client));
         }
     }
 
-    fn at(&mut self, at: Duration, happening: Happening) {
+    fn at(&mut self, at: Duration, happening: SimEvent) {
         self.sequence += 1;
         self.queue.push(Reverse(Entry(at, self.sequence, happening)));
     }
 
     pub fn fault_at(&mut self, at: Duration, fault: Fault) {
-        self.at(at, Happening::Fault(fault));
+        self.at(at, SimEvent::Fault(fault));
     }
 
     /// Runs until `until`, or the first failure.
@@ -283,7 +283,7 @@ impl World {
             self.now = at.max(self.now);
             // Sessions check when they have something to tell: most packets say that nothing has
             // changed.
-            let told = !matches!(happening, Happening::Datagram(..) | Happening::Round(..));
+            let told = !matches!(happening, SimEvent::Datagram(..) | SimEvent::Round(..));
             self.happen(happening);
             if told {
                 self.check();
@@ -292,40 +292,40 @@ impl World {
         self.now = until;
     }
 
-    fn happen(&mut self, happening: Happening) {
+    fn happen(&mut self, happening: SimEvent) {
         match happening {
-            Happening::Frame(node, life, frame) if self.hosts[node].life == life => {
+            SimEvent::Frame(node, life, frame) if self.hosts[node].life == life => {
                 self.frame(node, &frame)
             }
-            Happening::Wake(node, life) if self.hosts[node].life == life => {
+            SimEvent::Wake(node, life) if self.hosts[node].life == life => {
                 self.hosts[node].woken = Duration::MAX;
                 if !self.hosts[node].frozen {
                     self.tell(node, None);
                 }
             }
-            Happening::Peer(node, life, event) if self.hosts[node].life == life => {
+            SimEvent::Peer(node, life, event) if self.hosts[node].life == life => {
                 self.tell(node, Some(Event::Peer(event)))
             }
-            Happening::Datagram(node, life, source, payload) if self.hosts[node].life == life => {
+            SimEvent::Datagram(node, life, source, payload) if self.hosts[node].life == life => {
                 self.datagram(node, source, payload)
             }
-            Happening::Round(node, life, planned)
+            SimEvent::Round(node, life, planned)
                 if self.hosts[node].life == life && self.due(node, planned) =>
             {
                 self.round(node)
             }
-            Happening::ToClient(client, frame) => self.client_hears(client, &frame),
-            Happening::Expire(a, b) => self.expire(a, b),
-            Happening::Rise(a, b) => self.rise(a, b),
-            Happening::Neighbour(a, b) => {
+            SimEvent::ToClient(client, frame) => self.client_hears(client, &frame),
+            SimEvent::Expire(a, b) => self.expire(a, b),
+            SimEvent::Rise(a, b) => self.rise(a, b),
+            SimEvent::Neighbour(a, b) => {
                 if self.running(a) && self.up.remove(&(a, b)) {
                     self.say(a, b, Liveness::Down(DownReason::NeighbourDown));
                 }
                 self.recheck();
             }
-            Happening::Stop(node, life) if self.hosts[node].life == life => self.kill(node),
-            Happening::Interest(client) => self.interest(client),
-            Happening::Fault(fault) => self.fault(fault),
+            SimEvent::Stop(node, life) if self.hosts[node].life == life => self.kill(node),
+            SimEvent::Interest(client) => self.interest(client),
+            SimEvent::Fault(fault) => self.fault(fault),
             _ => {}
         }
     }
@@ -352,7 +352,7 @@ impl World {
         let Some(process) = self.hosts[node].process.as_mut() else { return };
         let plan = match event {
             Some(event) => process.engine.handle(event, now),
-            None if process.engine.next_deadline().is_some_and(|due| due <= now) => {
+            None if process.engine.poll_timeout().is_some_and(|due| due <= now) => {
                 process.engine.handle(Event::Tick, now)
             }
             None => Plan::default(),
@@ -381,7 +381,7 @@ impl World {
                 .collect();
             for (address, mac) in found {
                 let at = self.now + self.random.time(1, 5);
-                self.at(at, Happening::Peer(node, life, PeerEvent::Neighbour { address, mac }));
+                self.at(at, SimEvent::Peer(node, life, PeerEvent::Neighbour { address, mac }));
             }
             self.want_sessions(node, sessions.peers.keys().copied().collect());
         }
@@ -406,10 +406,10 @@ impl World {
         if set {
             process.announcer.set(process.announced.clone(), interfaces, now);
         }
-        if trace && !plan.asks.is_empty() {
-            eprintln!("{world:?}     {node} asks {:?}", plan.asks);
+        if trace && !plan.owner_probes.is_empty() {
+            eprintln!("{world:?}     {node} asks {:?}", plan.owner_probes);
         }
-        for (vip, station) in plan.asks {
+        for (vip, station) in plan.owner_probes {
             process.announcer.ask(vip, station, now);
         }
     }
@@ -435,7 +435,7 @@ impl World {
             }
         }
         let Some(process) = self.hosts[node].process.as_ref() else { return };
-        let due = [process.engine.next_deadline(), process.announcer.next_deadline()]
+        let due = [process.engine.poll_timeout(), process.announcer.poll_timeout()]
             .into_iter()
             .flatten()
             .min();
@@ -447,7 +447,7 @@ impl World {
         if due < self.hosts[node].woken {
             self.hosts[node].woken = due;
             let life = self.hosts[node].life;
-            self.at(due, Happening::Wake(node, life));
+            self.at(due, SimEvent::Wake(node, life));
         }
     }
 }

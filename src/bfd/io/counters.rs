@@ -8,7 +8,7 @@ use crate::bfd::Discard;
 
 /// Totals since the start.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct BfdCounters {
     received: AtomicU64,
     discarded: [AtomicU64; Discard::LABELS.len()],
     receive_failed: AtomicU64,
@@ -21,7 +21,7 @@ pub struct Counters {
 
 /// A copy of [`Counters`]. Each number is right; together they may be a packet apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct BfdTotals {
     /// Datagrams read.
     pub received: u64,
     /// Of these, not taken: in the order of [`Discard::LABELS`].
@@ -41,14 +41,14 @@ pub struct Totals {
     pub latest_wake: Duration,
 }
 
-impl Counters {
+impl BfdCounters {
     /// A copy.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> BfdTotals {
         let mut discarded = [0; Discard::LABELS.len()];
         for (copy, counter) in discarded.iter_mut().zip(&self.discarded) {
             *copy = counter.load(Relaxed);
         }
-        Totals {
+        BfdTotals {
             received: self.received.load(Relaxed),
             discarded,
             receive_failed: self.receive_failed.load(Relaxed),

@@ -27,7 +27,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{io, thread};
 
-pub use counters::{Counters, Totals};
+pub use counters::{BfdCounters, BfdTotals};
 pub use realtime::Realtime;
 use rustix::event::{EventfdFlags, eventfd};
 use socket::Sockets;
@@ -35,14 +35,14 @@ use task::Task;
 use thiserror::Error;
 
 use super::{Config, Event, Peer, PeerKey, SessionStatus};
-use crate::host::liveness_fence::Vigil;
+use crate::host::liveness_fence::LivenessFence;
 
 /// Low among the real-time priorities (1 to 99): ahead of everything ordinary, behind what the host
 /// itself depends on.
 const PRIORITY: i32 = 10;
 /// How long an answer of the thread is waited for. It has nothing else to wait for, so it answers
 /// at once if it runs at all.
-const PATIENCE: Duration = Duration::from_millis(200);
+const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// What the thread is started with.
 #[derive(Clone, Debug, Default)]
@@ -52,7 +52,7 @@ pub struct Options {
     /// Listen for peers behind routers as well (RFC 5883).
     pub multihop: bool,
     /// Tells others whether this thread does its work in time.
-    pub vigil: Arc<Vigil>,
+    pub vigil: Arc<LivenessFence>,
 }
 
 /// Why BFD cannot be spoken here.
@@ -94,7 +94,7 @@ pub struct Handle {
     commands: Option<mpsc::Sender<Command>>,
     wake: Arc<OwnedFd>,
     thread: Option<thread::JoinHandle<()>>,
-    counters: Arc<Counters>,
+    counters: Arc<BfdCounters>,
     realtime: Realtime,
 }
 
@@ -109,7 +109,7 @@ pub fn spawn(
         eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| StartError::Thread(error.into()))?,
     );
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(BfdCounters::default());
     let (commands, inbox) = mpsc::channel();
     // The standard library seeds its hash tables from the system's randomness.
     let seed = RandomState::new().build_hasher().finish();
@@ -146,11 +146,11 @@ impl Handle {
     pub fn status(&self) -> Vec<SessionStatus> {
         let (reply, answer) = mpsc::channel();
         self.command(Command::Status(reply));
-        answer.recv_timeout(PATIENCE).unwrap_or_default()
+        answer.recv_timeout(STOP_TIMEOUT).unwrap_or_default()
     }
 
     /// Totals since the start, to be read at any time.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub fn counters(&self) -> Arc<BfdCounters> {
         Arc::clone(&self.counters)
     }
 

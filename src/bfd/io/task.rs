@@ -11,9 +11,9 @@ use rustix::time::{
 };
 
 use super::socket::Sockets;
-use super::{Command, Counters, Options};
+use super::{BfdCounters, Command, Options};
 use crate::bfd::{Effects, Event, Received, Sessions};
-use crate::host::liveness_fence::{Vigil, boot_time};
+use crate::host::liveness_fence::{LivenessFence, boot_time};
 
 /// Datagrams read from one socket in a row: more than its buffer holds, so that all that was there
 /// at the beginning has been read at the end. A flood makes the thread late, but cannot make it
@@ -24,13 +24,13 @@ const PUNCTUAL: Duration = Duration::from_millis(1);
 
 pub(super) struct Task {
     sessions: Sessions,
-    vigil: Arc<Vigil>,
+    vigil: Arc<LivenessFence>,
     sockets: Sockets,
     commands: mpsc::Receiver<Command>,
     wake: Arc<OwnedFd>,
     timer: OwnedFd,
     armed: Option<Duration>,
-    counters: Arc<Counters>,
+    counters: Arc<BfdCounters>,
     events: Box<dyn FnMut(Event) + Send>,
     /// When to end, whoever has not heard our farewell by then.
     stop: Option<Duration>,
@@ -45,7 +45,7 @@ impl Task {
         sockets: Sockets,
         commands: mpsc::Receiver<Command>,
         wake: Arc<OwnedFd>,
-        counters: Arc<Counters>,
+        counters: Arc<BfdCounters>,
         events: Box<dyn FnMut(Event) + Send>,
     ) -> io::Result<Task> {
         let timer = timerfd_create(
@@ -77,7 +77,7 @@ impl Task {
             let late = planned.map_or(Duration::ZERO, |planned| now.saturating_sub(planned));
             if late > PUNCTUAL {
                 self.counters.late(late);
-                let effects = self.sessions.woke(late, now);
+                let effects = self.sessions.on_scheduling_delay(late, now);
                 self.apply(effects);
             }
             // Nobody can be found silent before the planned time, so until then sockets with
@@ -86,12 +86,12 @@ impl Task {
                 if planned.is_some_and(|planned| now < planned) { self.ready } else { u8::MAX },
                 now,
             );
-            let effects = self.sessions.caught_up(now);
+            let effects = self.sessions.resynced(now);
             self.apply(effects);
-            if !self.obey(now) {
+            if !self.handle_commands(now) {
                 return;
             }
-            let effects = self.sessions.poll(now);
+            let effects = self.sessions.handle_timeout(now);
             self.apply(effects);
             if self.stop.is_some_and(|until| until <= now || self.sessions.is_empty()) {
                 return;
@@ -100,12 +100,14 @@ impl Task {
             // Until peers give us up, whoever asks can be told that we are alive.
             planned = self
                 .sessions
-                .next_deadline()
+                .poll_timeout()
                 .into_iter()
                 .chain(self.stop)
                 .min()
                 .map(|due| due.max(now));
-            self.vigil.keep(planned.map(|planned| self.sessions.expected_by(planned)));
+            self.vigil.allow_until(
+                planned.map(|planned| self.sessions.remote_detection_deadline(planned)),
+            );
             self.wait(planned);
         }
     }
@@ -140,7 +142,7 @@ impl Task {
     }
 
     /// False when there is nobody left to work for.
-    fn obey(&mut self, now: Duration) -> bool {
+    fn handle_commands(&mut self, now: Duration) -> bool {
         let mut latest = None;
         loop {
             match self.commands.try_recv() {
@@ -180,8 +182,8 @@ impl Task {
             self.counters.discarded(reason);
         }
         for event in effects.events {
-            if matches!(event, Event::Stalled { .. } | Event::GivenUp { .. }) {
-                self.vigil.stall();
+            if matches!(event, Event::Stalled { .. } | Event::RemoteDetectionExpired { .. }) {
+                self.vigil.close();
             }
             (self.events)(event);
         }

@@ -22,10 +22,10 @@ use crate::manifests::kube_vip;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Verb, API group, resource, subresource.
-type Right = (&'static str, &'static str, &'static str, &'static str);
+type AccessCheck = (&'static str, &'static str, &'static str, &'static str);
 
 /// Every node.
-const READ: &[Right] = &[
+const READ: &[AccessCheck] = &[
     ("list", "", "services", ""),
     ("watch", "", "services", ""),
     ("list", "discovery.k8s.io", "endpointslices", ""),
@@ -34,7 +34,7 @@ const READ: &[Right] = &[
     ("watch", "", "nodes", ""),
 ];
 /// The one that writes status; a node without serves all the same.
-const WRITE: &[Right] = &[
+const WRITE: &[AccessCheck] = &[
     ("patch", "", "services", "status"),
     ("create", "", "events", ""),
     ("create", "coordination.k8s.io", "leases", ""),
@@ -149,7 +149,7 @@ async fn ranges_of_kube_vip(connection: &Connection) -> Option<Finding> {
 }
 
 fn review(
-    (verb, group, resource, subresource): &Right,
+    (verb, group, resource, subresource): &AccessCheck,
     namespace: &str,
 ) -> SelfSubjectAccessReview {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
@@ -171,7 +171,7 @@ fn review(
     SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() }
 }
 
-fn shown((verb, _, resource, subresource): &Right) -> String {
+fn shown((verb, _, resource, subresource): &AccessCheck) -> String {
     let slash = if subresource.is_empty() { "" } else { "/" };
     format!("{verb} {resource}{slash}{subresource}")
 }

@@ -17,11 +17,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rank::Ineligible;
-use vip_election::{Ballot, Candidate, Holder, Seat, Stance};
+use vip_election::{Candidate, ElectionInput, Eligibility, Owner, VipElection};
 
 use super::endpoints::{Dead, Here};
-use super::membership::{Changed, DownReason, Liveness, PeerEvent, Standing};
-use super::plan::{Notice, Plan, Sessions};
+use super::membership::{DownReason, Liveness, MembershipDelta, PeerEvent, Reachability};
+use super::plan::{Diagnostic, Plan, Sessions};
 use super::{Engine, Role};
 use crate::l2::ethernet::Mac;
 use crate::model::Interfaces;
@@ -65,7 +65,7 @@ const SHORT_STALL: Duration = Duration::from_secs(1);
 /// In each of its sessions a peer says within an interval that it gave us up; the first may be up
 /// again before the last has said so. Intervals are longer than this only where a node has more
 /// than 130 sessions, or late packets have made them so.
-const VERDICT: Duration = Duration::from_millis(300);
+const CONFIRM_WITHIN: Duration = Duration::from_millis(300);
 
 /// After a stall, or what may have been one, until somebody was heard again.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ struct Suspension {
     lost: bool,
     /// Where that this node was away is only what a peer says: sessions that have been up all the
     /// time since. Each shows that it was not.
-    witnesses: Option<BTreeSet<IpAddr>>,
+    confirming_sessions: Option<BTreeSet<IpAddr>>,
 }
 
 impl Election {
@@ -91,7 +91,7 @@ impl Election {
 impl Engine {
     /// When [`super::Event::Tick`] has something to do, if nothing else happens before; None: not
     /// at a certain time.
-    pub fn next_deadline(&self) -> Option<Duration> {
+    pub fn poll_timeout(&self) -> Option<Duration> {
         if self.started && !self.dirty.is_empty() {
             return Some(self.now);
         }
@@ -99,17 +99,17 @@ impl Engine {
         let suspension = self.election.suspended.as_ref().map(|suspension| suspension.until);
         let ages = self
             .membership
-            .alive()
+            .live()
             .map(|(_, since)| since + rank::HOLD_OFF)
             .chain([self.election.fresh_until]);
         let ages = ages.filter(|due| *due > self.now && !self.membership.is_empty()).min();
         let absence = self
             .membership
-            .next_absence(self.now)
+            .absence_timeout(self.now)
             .into_iter()
-            .chain(self.membership.next_single())
+            .chain(self.membership.duplicate_timeout())
             .min();
-        let retry = self.publisher.next_retry();
+        let retry = self.status_reconciler.poll_timeout();
         let dead = self
             .election
             .died
@@ -143,7 +143,7 @@ impl Engine {
         match event {
             PeerEvent::Neighbour { address, mac } => {
                 self.membership.neighbour(address, mac);
-                self.judge_strangers(plan);
+                self.resolve_unverified_claims(plan);
             }
             PeerEvent::Liveness { address, state } => {
                 // Each session counts: while one of a peer's is told of its end, another may not
@@ -152,34 +152,39 @@ impl Engine {
                     (state, &mut self.election.suspended)
                 {
                     suspension.lost |= reason != DownReason::AdminDown;
-                    suspension.witnesses.as_mut().map(|witnesses| witnesses.remove(&address));
+                    suspension
+                        .confirming_sessions
+                        .as_mut()
+                        .map(|witnesses| witnesses.remove(&address));
                 }
                 let changed = self.membership.liveness(address, state, self.now);
                 self.members_changed(changed, plan);
             }
-            PeerEvent::Doubled { address, ours } => {
-                let changed = self.membership.doubled(address, ours, self.now);
+            PeerEvent::DuplicateIdentity { address, ours } => {
+                let changed = self.membership.on_duplicate(address, ours, self.now);
                 // Of itself it is said below, with the other ways to be one of two.
                 let messages =
-                    changed.nodes.iter().filter_map(|node| self.membership.doubled_message(node));
-                let notice = |message| Notice {
+                    changed.nodes.iter().filter_map(|node| self.membership.duplicate_message(node));
+                let notice = |message| Diagnostic {
                     warning: true,
                     service: None,
                     node: None,
                     reason: "DuplicateNode",
                     message,
                 };
-                plan.notices.extend(messages.map(notice));
+                plan.diagnostics.extend(messages.map(notice));
                 self.members_changed(changed, plan);
             }
             PeerEvent::Stalled { .. } if self.membership.is_empty() => {}
             PeerEvent::Stalled { late } => self.stalled(late, plan),
-            PeerEvent::GivenUp { address } => self.given_up(address, plan),
-            PeerEvent::CaughtUp => self.look_again(plan),
+            PeerEvent::RemoteDetectionExpired { address } => {
+                self.remote_detection_expired(address, plan)
+            }
+            PeerEvent::Resynced => self.end_suspension(plan),
         }
     }
 
-    fn members_changed(&mut self, changed: Changed, plan: &mut Plan) {
+    fn members_changed(&mut self, changed: MembershipDelta, plan: &mut Plan) {
         if changed.nodes.is_empty() {
             return;
         }
@@ -189,7 +194,7 @@ impl Engine {
             let now = self.now;
             match &mut self.election.suspended {
                 Some(suspension) => suspension.lost = true,
-                None => self.vips.values_mut().for_each(|vip| vip.seat.doubt(now)),
+                None => self.vips.values_mut().for_each(|vip| vip.election.suspect(now)),
             }
         }
         self.mark_dead();
@@ -205,7 +210,7 @@ impl Engine {
 
     fn stalled(&mut self, late: Duration, plan: &mut Plan) {
         let listen = if late < SHORT_STALL {
-            vip_election::ASK * (u32::from(vip_election::ASKS) + 1)
+            vip_election::PROBE_INTERVAL * (u32::from(vip_election::PROBES) + 1)
         } else {
             rank::LISTEN
         };
@@ -219,11 +224,12 @@ impl Engine {
     /// A clock that stands still with its machine shows no stall; peers do. Where packets are lost,
     /// one session of several may be given up at any time: that is no sign, as long as the peer
     /// has another.
-    fn given_up(&mut self, address: IpAddr, plan: &mut Plan) {
+    fn remote_detection_expired(&mut self, address: IpAddr, plan: &mut Plan) {
         let now = self.now;
-        self.election.given_up.retain(|_, since| now < *since + VERDICT);
+        self.election.given_up.retain(|_, since| now < *since + CONFIRM_WITHIN);
         self.election.given_up.insert(address, now);
-        let Some(peer) = self.membership.witness(address).filter(|_| !self.suspended()) else {
+        let Some(peer) = self.membership.confirming_peer(address).filter(|_| !self.suspended())
+        else {
             return;
         };
         let witnesses: BTreeSet<IpAddr> = self
@@ -231,7 +237,7 @@ impl Engine {
             .up()
             .filter(|session| !self.election.given_up.contains_key(session))
             .collect();
-        if witnesses.iter().any(|session| self.membership.witness(*session) == Some(peer)) {
+        if witnesses.iter().any(|session| self.membership.confirming_peer(*session) == Some(peer)) {
             return;
         }
         let message = format!(
@@ -255,7 +261,7 @@ impl Engine {
         let held = self
             .vips
             .iter()
-            .filter(|(_, vip)| *vip.seat.holder() == Holder::Me)
+            .filter(|(_, vip)| *vip.election.owner() == Owner::Local)
             .map(|(address, _)| *address)
             .collect();
         let before = self.election.suspended.take();
@@ -263,29 +269,36 @@ impl Engine {
             before.iter().flat_map(|s| &s.held).copied().chain::<BTreeSet<IpAddr>>(held).collect();
         let lost = before.is_some_and(|suspension| suspension.lost);
         if !held.is_empty() {
-            plan.notices.push(Notice { warning: true, service: None, node: None, reason, message });
+            plan.diagnostics.push(Diagnostic {
+                warning: true,
+                service: None,
+                node: None,
+                reason,
+                message,
+            });
         }
-        self.election.suspended = Some(Suspension { until, held, lost, witnesses });
+        self.election.suspended =
+            Some(Suspension { until, held, lost, confirming_sessions: witnesses });
         self.election.listen_until = listen;
         for vip in self.vips.values_mut() {
-            vip.seat.suspend(now, listen);
+            vip.election.suspend(now, listen);
         }
         self.review_all(plan);
     }
 
     /// The sessions that are still up were heard since the stall. If all that were up are, nobody
     /// has declared us dead.
-    fn look_again(&mut self, plan: &mut Plan) {
+    fn end_suspension(&mut self, plan: &mut Plan) {
         let Some(suspension) = self.election.suspended.take() else { return };
-        let away =
-            suspension.lost && suspension.witnesses.is_none_or(|witnesses| witnesses.is_empty());
+        let away = suspension.lost
+            && suspension.confirming_sessions.is_none_or(|witnesses| witnesses.is_empty());
         if away {
             self.election.fresh_until = self.now + rank::HOLD_OFF;
         }
         for (address, vip) in &mut self.vips {
             match !away && suspension.held.contains(address) {
-                true => vip.seat.resume(),
-                false => vip.seat.inquire(self.now),
+                true => vip.election.resume(),
+                false => vip.election.probe_owner(self.now),
             }
         }
         self.review_all(plan);
@@ -293,7 +306,7 @@ impl Engine {
 
     /// What time asks for, and what follows from everything that happened in this event for the
     /// announcer and for BFD.
-    pub(super) fn keep_election(&mut self, plan: &mut Plan) {
+    pub(super) fn poll_election(&mut self, plan: &mut Plan) {
         if !self.started {
             return;
         }
@@ -303,7 +316,7 @@ impl Engine {
             if let Some(suspension) = &mut self.election.suspended {
                 suspension.lost = true;
             }
-            self.look_again(plan);
+            self.end_suspension(plan);
         }
         let mut due = BTreeSet::new();
         while let Some((at, address)) =
@@ -324,10 +337,10 @@ impl Engine {
             self.review_all(plan);
         }
 
-        let single = self.membership.singled(now);
+        let single = self.membership.clear_duplicates(now);
         for node in &single.nodes {
             let message = format!("node {node} is one machine again");
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: false,
                 service: None,
                 node: None,
@@ -336,12 +349,12 @@ impl Engine {
             });
         }
         self.members_changed(single, plan);
-        let double = self.membership.double();
+        let double = self.membership.own_duplicate();
         if double != self.election.double {
             self.election.double = double;
             if let Some(address) = double {
-                let message = self.membership.double_message(address);
-                plan.notices.push(Notice {
+                let message = self.membership.own_duplicate_message(address);
+                plan.diagnostics.push(Diagnostic {
                     warning: true,
                     service: None,
                     node: None,
@@ -351,13 +364,15 @@ impl Engine {
             }
             self.review_all(plan);
         }
-        let interval = self.watchful().then_some(rank::WATCHFUL);
+        let interval = self.fast_announcements().then_some(rank::FAST_ANNOUNCE_INTERVAL);
         if interval != self.election.told_interval {
             self.election.told_interval = interval;
             plan.announce_interval = Some(interval);
         }
-        let sessions =
-            Sessions { peers: self.membership.sessions(), homes: self.membership.homes().clone() };
+        let sessions = Sessions {
+            peers: self.membership.sessions(),
+            local_addresses: self.membership.local_addresses().clone(),
+        };
         if sessions != self.election.told_sessions {
             plan.sessions = Some(sessions.clone());
             self.election.told_sessions = sessions;
@@ -365,8 +380,8 @@ impl Engine {
     }
 
     /// A peer that should be there is not seen, or has just appeared.
-    fn watchful(&self) -> bool {
-        let fresh = self.membership.alive().any(|(_, since)| self.now < since + rank::HOLD_OFF);
+    fn fast_announcements(&self) -> bool {
+        let fresh = self.membership.live().any(|(_, since)| self.now < since + rank::HOLD_OFF);
         let missing = !self.membership.complete()
             && self.index.nodes().any(|node| {
                 let other = node.name != self.settings.node && node.excluded.is_none();
@@ -458,24 +473,24 @@ impl Engine {
         }
     }
 
-    pub(super) fn new_seat(&self) -> Seat {
+    pub(super) fn new_vip_election(&self) -> VipElection {
         let until = if self.membership.is_empty() {
             self.now
         } else {
             self.election.listen_until.max(self.now)
         };
-        Seat::new(self.now, until)
+        VipElection::new(self.now, until)
     }
 
     /// Whether this node's seat may hold an address. Being excluded or stopped is planned: it goes
     /// on until another takes over.
-    pub(super) fn stance(candidacy: &Result<Vec<u32>, Ineligible>) -> Stance {
+    pub(super) fn eligibility(candidacy: &Result<Vec<u32>, Ineligible>) -> Eligibility {
         match candidacy {
-            Ok(_) => Stance::Eligible,
+            Ok(_) => Eligibility::Eligible,
             Err(Ineligible::Draining | Ineligible::Excluded(_) | Ineligible::NoNode) => {
-                Stance::Leave
+                Eligibility::Draining
             }
-            Err(_) => Stance::Barred,
+            Err(_) => Eligibility::Ineligible,
         }
     }
 
@@ -483,35 +498,35 @@ impl Engine {
         self.election.suspended.is_some()
     }
 
-    pub(super) fn double(&self) -> Option<IpAddr> {
-        self.membership.double()
+    pub(super) fn own_duplicate(&self) -> Option<IpAddr> {
+        self.membership.own_duplicate()
     }
 
     /// Works out who holds the address. `returned`: this node could not hold it a moment ago,
     /// because it was cut off from it or from the other nodes.
-    pub(super) fn vote(
+    pub(super) fn run_election(
         &mut self,
         address: IpAddr,
-        stance: Stance,
+        stance: Eligibility,
         returned: bool,
         plan: &mut Plan,
     ) {
         let Some(mut vip) = self.vips.remove(&address) else { return };
-        if returned && !self.membership.is_empty() && *vip.seat.holder() != Holder::Me {
-            vip.seat.listen(self.now, self.now + rank::LISTEN);
+        if returned && !self.membership.is_empty() && *vip.election.owner() != Owner::Local {
+            vip.election.listen(self.now, self.now + rank::LISTEN);
             self.election.fresh_until = self.now + rank::HOLD_OFF;
         }
-        let standing = |node: &str| self.membership.standing(node, self.now);
+        let standing = |node: &str| self.membership.reachability(node, self.now);
         let preferred = self.preferred(&vip);
-        let ballot = self.ballot(address, &vip, stance, &preferred, &standing);
-        if vip.seat.decide(&ballot, self.now) {
-            plan.asks.push((address, vip.seat.station()));
+        let ballot = self.election_input(address, &vip, stance, &preferred, &standing);
+        if vip.election.decide(&ballot, self.now) {
+            plan.owner_probes.push((address, vip.election.owner_lladdr()));
         }
-        if vip.deadline != vip.seat.deadline() {
+        if vip.deadline != vip.election.poll_timeout() {
             if let Some(old) = vip.deadline {
                 self.election.deadlines.remove(&(old, address));
             }
-            vip.deadline = vip.seat.deadline();
+            vip.deadline = vip.election.poll_timeout();
             self.election.deadlines.extend(vip.deadline.map(|due| (due, address)));
         }
         self.vips.insert(address, vip);
@@ -536,18 +551,18 @@ impl Engine {
             .unwrap_or_default()
     }
 
-    fn ballot<'a>(
+    fn election_input<'a>(
         &'a self,
         address: IpAddr,
         vip: &super::vip::Vip,
-        stance: Stance,
+        stance: Eligibility,
         preferred: &'a [Box<str>],
-        standing: &'a dyn Fn(&str) -> Standing,
-    ) -> Ballot<'a> {
+        standing: &'a dyn Fn(&str) -> Reachability,
+    ) -> ElectionInput<'a> {
         let me = &*self.settings.node;
         let fresh = self.now < self.election.fresh_until;
         let mut candidates: Vec<Candidate<'a>> = Vec::new();
-        if stance == Stance::Eligible {
+        if stance == Eligibility::Eligible {
             candidates.push(Candidate {
                 node: me,
                 fresh,
@@ -560,7 +575,7 @@ impl Engine {
         };
         // Also when our own Node object does not say that we are there.
         let unsaid = self.index.node(me).is_none_or(|own| !within(&own.internal));
-        for (name, since) in self.membership.alive() {
+        for (name, since) in self.membership.live() {
             let Some(node) = self.index.node(name).filter(|node| node.excluded.is_none()) else {
                 continue;
             };
@@ -575,13 +590,13 @@ impl Engine {
             }
         }
         candidates.sort_by(|a, b| (a.fresh, b.rank, a.node).cmp(&(b.fresh, a.rank, b.node)));
-        Ballot {
+        ElectionInput {
             address,
-            me,
-            stance,
+            local_node: me,
+            eligibility: stance,
             candidates,
             preferred,
-            standing,
+            reachability: standing,
             alone: self.membership.is_empty(),
             fresh,
             complete: self.election.complete,
@@ -610,28 +625,33 @@ impl Engine {
     }
 
     /// Somebody was heard to have the address. True when it is a peer, so no stranger.
-    pub(super) fn holder_heard(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) -> bool {
-        let node: Option<Box<str>> = self.membership.by_station(mac).map(Box::from);
+    pub(super) fn on_owner_claim(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) -> bool {
+        let node: Option<Box<str>> = self.membership.by_lladdr(mac).map(Box::from);
         if let Some(node) = &node {
             self.peer_heard(node, plan);
         }
         let Some(mut vip) = self.vips.remove(&address) else { return node.is_some() };
-        let standing = |node: &str| self.membership.standing(node, self.now);
+        let standing = |node: &str| self.membership.reachability(node, self.now);
         let preferred = self.preferred(&vip);
-        let ballot =
-            self.ballot(address, &vip, Self::stance(&vip.candidacy), &preferred, &standing);
-        vip.seat.heard(node.as_deref(), mac, &ballot, self.now);
+        let ballot = self.election_input(
+            address,
+            &vip,
+            Self::eligibility(&vip.candidacy),
+            &preferred,
+            &standing,
+        );
+        vip.election.on_owner_claim(node.as_deref(), mac, &ballot, self.now);
         self.vips.insert(address, vip);
         self.review_vips([address], plan);
         node.is_some()
     }
 
     /// A peer asks who has the address.
-    pub(super) fn holder_asks(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
-        let Some(node) = self.membership.by_station(mac).map(Box::<str>::from) else { return };
+    pub(super) fn on_owner_probe(&mut self, address: IpAddr, mac: Mac, plan: &mut Plan) {
+        let Some(node) = self.membership.by_lladdr(mac).map(Box::<str>::from) else { return };
         self.peer_heard(&node, plan);
         if let Some(vip) = self.vips.get_mut(&address) {
-            vip.seat.asked(&node, self.now);
+            vip.election.on_probe_from_owner(&node, self.now);
         }
         self.review_vips([address], plan);
     }
@@ -642,7 +662,7 @@ impl Engine {
         self.election.complete = self.election.complete.filter(|_| self.membership.complete());
         if blocked {
             let message = self.membership.blocked_message(node);
-            plan.notices.push(Notice {
+            plan.diagnostics.push(Diagnostic {
                 warning: true,
                 service: None,
                 node: None,

@@ -34,14 +34,15 @@ pub fn excluded(node: &str, exclusion: Exclusion) -> String {
 /// How often owners announce while a peer is missing
 /// ([`crate::engine::membership::Membership::missing`]), or has just appeared: whoever sits on
 /// the other side of a filter, or of a split that heals, hears it within a second.
-pub const WATCHFUL: Duration = Duration::from_millis(700);
+pub const FAST_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(700);
 /// How long a holder may be silent before it is asked; longer when there are many addresses, see
 /// [`check_interval`].
-pub const CHECK: Duration = Duration::from_secs(5);
+pub const OWNER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// [`CHECK`], or so long that all nodes together ask about 200 times a second.
 pub fn check_interval(addresses: usize) -> Duration {
-    CHECK.max(Duration::from_millis(5).saturating_mul(u32::try_from(addresses).unwrap_or(u32::MAX)))
+    OWNER_CHECK_INTERVAL
+        .max(Duration::from_millis(5).saturating_mul(u32::try_from(addresses).unwrap_or(u32::MAX)))
 }
 
 /// Why this node may not announce an address.

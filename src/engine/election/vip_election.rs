@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::rank::{Rank, rank};
-use crate::engine::membership::Standing;
+use crate::engine::membership::Reachability;
 use crate::l2::ethernet::Mac;
 
 /// Between the claims of one candidate and the next: the first four announcements of a burst go out
@@ -29,32 +29,32 @@ pub const STEP_WITH_PROBE: Duration = Duration::from_secs(2);
 pub const SILENCE: Duration = Duration::from_millis(3500);
 /// The same for one that does not hear us: it cannot be asked, and announces as seldom as ever
 /// (once a minute, by default).
-pub const SILENCE_DEAF: Duration = Duration::from_secs(150);
+pub const SILENCE_ONE_WAY: Duration = Duration::from_secs(150);
 /// Between questions, and how many.
-pub const ASK: Duration = Duration::from_millis(100);
+pub const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// See [`ASK`].
-pub const ASKS: u8 = 6;
+pub const PROBES: u8 = 6;
 /// The same for a holder whose session is up: it lives, and what is lost in all likelihood is
 /// frames. Where a tenth of them is lost, six questions in a row go unanswered every day or two,
 /// and an address would move for nothing; twelve do once in some decades.
-pub const ASKS_ALIVE: u8 = 12;
+pub const PROBES_LIVE_OWNER: u8 = 12;
 /// For how long a node that hands over goes on answering, when nobody is heard to take over.
 pub const HANDOVER: Duration = Duration::from_secs(1);
 /// For how long a holder that gave up is not believed to be one: its last words may be under way.
-const SHUN: Duration = Duration::from_millis(1500);
+const OWNER_COOLDOWN: Duration = Duration::from_millis(1500);
 /// A holder of less than this is asked when some node dies: this one may have heard a loser last.
 const YOUNG: Duration = Duration::from_secs(10);
 
 /// Who has the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Holder {
+pub enum Owner {
     /// Nobody, since then.
-    Nobody {
+    None {
         /// When it fell free, or began to be looked for.
         since: Duration,
     },
     /// This node.
-    Me,
+    Local,
     /// A peer.
     Peer {
         /// Its name.
@@ -63,18 +63,18 @@ pub enum Holder {
         insists: bool,
     },
     /// A machine that is no known peer.
-    Stranger,
+    Foreign,
 }
 
 /// Whether this node may hold the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stance {
+pub enum Eligibility {
     /// It may.
     Eligible,
     /// No more, but it still can: until somebody else does.
-    Leave,
+    Draining,
     /// It cannot.
-    Barred,
+    Ineligible,
 }
 
 /// A node that is presumed able to hold the address.
@@ -89,19 +89,19 @@ pub struct Candidate<'a> {
 }
 
 /// What is to be known to decide about an address.
-pub struct Ballot<'a> {
+pub struct ElectionInput<'a> {
     /// Which.
     pub address: IpAddr,
     /// This node.
-    pub me: &'a str,
+    pub local_node: &'a str,
     /// May it?
-    pub stance: Stance,
+    pub eligibility: Eligibility,
     /// Who may, this node included: those that are not fresh first, then by rank, best first.
     pub candidates: Vec<Candidate<'a>>,
     /// Nodes that its Services prefer, best first.
     pub preferred: &'a [Box<str>],
     /// How a peer stands.
-    pub standing: &'a dyn Fn(&str) -> Standing,
+    pub reachability: &'a dyn Fn(&str) -> Reachability,
     /// There are no other nodes, and nothing to wait for.
     pub alone: bool,
     /// This node began or returned a moment ago.
@@ -115,23 +115,24 @@ pub struct Ballot<'a> {
     pub check: Duration,
 }
 
-impl Ballot<'_> {
+impl ElectionInput<'_> {
     fn presumed(&self, node: &str) -> bool {
         self.candidates.iter().any(|candidate| candidate.node == node)
     }
 
     fn outranks(&self, node: &str) -> bool {
-        rank(self.address, node, self.preferred) > rank(self.address, self.me, self.preferred)
+        rank(self.address, node, self.preferred)
+            > rank(self.address, self.local_node, self.preferred)
     }
 
     /// How many candidates, other than the holder, come before this node.
-    fn before_me(&self, holder: Option<&str>) -> u32 {
+    fn candidates_ahead(&self, holder: Option<&str>) -> u32 {
         let others = self.candidates.iter().filter(|candidate| Some(candidate.node) != holder);
-        others.take_while(|candidate| candidate.node != self.me).count() as u32
+        others.take_while(|candidate| candidate.node != self.local_node).count() as u32
     }
 
     fn others(&self) -> bool {
-        self.candidates.iter().any(|candidate| candidate.node != self.me)
+        self.candidates.iter().any(|candidate| candidate.node != self.local_node)
     }
 }
 
@@ -151,10 +152,10 @@ impl Check {
 
 /// See the head of this file.
 #[derive(Clone, Debug)]
-pub struct Seat {
-    holder: Holder,
+pub struct VipElection {
+    owner: Owner,
     /// The holder's station and when it was last heard.
-    station: Option<Mac>,
+    owner_lladdr: Option<Mac>,
     heard: Duration,
     /// When the holder changed.
     moved: Duration,
@@ -163,30 +164,30 @@ pub struct Seat {
     check: Option<Check>,
     /// Answering on until then.
     leaving: Option<Duration>,
-    shunned: Option<(Box<str>, Duration)>,
-    deadline: Option<Duration>,
+    cooldown: Option<(Box<str>, Duration)>,
+    timeout: Option<Duration>,
 }
 
-impl Seat {
+impl VipElection {
     /// Nobody is known to hold the address. Who does is listened for from `now` to `until`.
-    pub fn new(now: Duration, until: Duration) -> Seat {
-        let check = (until > now).then_some(Check::new(ASKS, now));
-        Seat {
-            holder: Holder::Nobody { since: now },
-            station: None,
+    pub fn new(now: Duration, until: Duration) -> VipElection {
+        let check = (until > now).then_some(Check::new(PROBES, now));
+        VipElection {
+            owner: Owner::None { since: now },
+            owner_lladdr: None,
             heard: now,
             moved: now,
             listen: (now, until),
             check,
             leaving: None,
-            shunned: None,
-            deadline: None,
+            cooldown: None,
+            timeout: None,
         }
     }
 
     /// Who has the address.
-    pub fn holder(&self) -> &Holder {
-        &self.holder
+    pub fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     /// This node answers, but only until somebody else does.
@@ -195,19 +196,19 @@ impl Seat {
     }
 
     /// Where the holder is to be asked; None: everywhere.
-    pub fn station(&self) -> Option<Mac> {
-        self.station
+    pub fn owner_lladdr(&self) -> Option<Mac> {
+        self.owner_lladdr
     }
 
     /// When [`Seat::decide`] has something to do even if nothing happens.
-    pub fn deadline(&self) -> Option<Duration> {
-        self.deadline
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 
     /// This node cannot know what happened meanwhile: it holds nothing, and listens.
     pub fn listen(&mut self, now: Duration, until: Duration) {
-        let shunned = self.shunned.take();
-        *self = Seat { shunned, ..Seat::new(now, until) };
+        let shunned = self.cooldown.take();
+        *self = VipElection { cooldown: shunned, ..VipElection::new(now, until) };
     }
 
     /// The same without a question, for a holder that asks gives up: so nobody else takes over on
@@ -219,84 +220,84 @@ impl Seat {
 
     /// After [`Seat::suspend`], when what was believed before is void: asks, and claims nothing
     /// before there was time to answer.
-    pub fn inquire(&mut self, now: Duration) {
-        self.listen = (now, self.listen.1.max(now + ASK * 4));
-        self.check = Some(Check::new(ASKS, now));
+    pub fn probe_owner(&mut self, now: Duration) {
+        self.listen = (now, self.listen.1.max(now + PROBE_INTERVAL * 4));
+        self.check = Some(Check::new(PROBES, now));
     }
 
     /// Nothing happened meanwhile: what was held is held on, unless somebody was heard.
     pub fn resume(&mut self) {
-        if matches!(self.holder, Holder::Nobody { .. }) {
-            self.holder = Holder::Me;
+        if matches!(self.owner, Owner::None { .. }) {
+            self.owner = Owner::Local;
             self.check = None;
         }
     }
 
     /// Some node died: it may have been the holder although another was heard last.
-    pub fn doubt(&mut self, now: Duration) {
-        if matches!(self.holder, Holder::Peer { .. })
+    pub fn suspect(&mut self, now: Duration) {
+        if matches!(self.owner, Owner::Peer { .. })
             && now < self.moved + YOUNG
             && self.check.is_none()
         {
-            self.check = Some(Check::new(ASKS, now));
+            self.check = Some(Check::new(PROBES, now));
         }
     }
 
     /// Works out who holds the address from now on. True: the holder is to be asked.
-    pub fn decide(&mut self, ballot: &Ballot<'_>, now: Duration) -> bool {
+    pub fn decide(&mut self, ballot: &ElectionInput<'_>, now: Duration) -> bool {
         self.step_down(ballot, now);
-        if let Holder::Peer { node, insists } = &self.holder {
-            let free = match (ballot.standing)(node) {
-                Standing::Gone => true,
-                Standing::Unseen => now >= self.heard + SILENCE,
-                Standing::Deaf => now >= self.heard + SILENCE_DEAF,
-                Standing::Alive => !insists && !ballot.presumed(node),
+        if let Owner::Peer { node, insists } = &self.owner {
+            let free = match (ballot.reachability)(node) {
+                Reachability::Down => true,
+                Reachability::Unknown => now >= self.heard + SILENCE,
+                Reachability::Unidirectional => now >= self.heard + SILENCE_ONE_WAY,
+                Reachability::Up => !insists && !ballot.presumed(node),
             };
             if free {
                 self.vacate(now);
             }
         }
-        let ask = self.question(ballot, now);
+        let ask = self.probe_due(ballot, now);
         self.claim(ballot, now);
-        self.deadline = self.next(ballot, now);
+        self.timeout = self.next_timeout(ballot, now);
         ask && !ballot.alone
     }
 
-    fn step_down(&mut self, ballot: &Ballot<'_>, now: Duration) {
-        if self.holder != Holder::Me {
+    fn step_down(&mut self, ballot: &ElectionInput<'_>, now: Duration) {
+        if self.owner != Owner::Local {
             self.leaving = None;
             return;
         }
-        match (ballot.stance, self.leaving) {
-            (Stance::Eligible, _) => self.leaving = None,
-            (Stance::Leave, None) if ballot.others() => {
+        match (ballot.eligibility, self.leaving) {
+            (Eligibility::Eligible, _) => self.leaving = None,
+            (Eligibility::Draining, None) if ballot.others() => {
                 self.leaving = Some(now + HANDOVER);
-                self.check = Some(Check::new(ASKS, now));
+                self.check = Some(Check::new(PROBES, now));
             }
-            (Stance::Leave, Some(until)) if now < until => {}
-            (Stance::Leave | Stance::Barred, _) => {
+            (Eligibility::Draining, Some(until)) if now < until => {}
+            (Eligibility::Draining | Eligibility::Ineligible, _) => {
                 self.vacate(now);
-                self.check = Some(Check::new(ASKS, now));
+                self.check = Some(Check::new(PROBES, now));
             }
         }
     }
 
-    fn question(&mut self, ballot: &Ballot<'_>, now: Duration) -> bool {
+    fn probe_due(&mut self, ballot: &ElectionInput<'_>, now: Duration) -> bool {
         if let Some(due) = self.next_check(ballot)
             && now >= due
         {
-            let alive = matches!(&self.holder, Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Alive);
-            self.check = Some(Check::new(if alive { ASKS_ALIVE } else { ASKS }, now));
+            let alive = matches!(&self.owner, Owner::Peer { node, .. } if (ballot.reachability)(node) == Reachability::Up);
+            self.check = Some(Check::new(if alive { PROBES_LIVE_OWNER } else { PROBES }, now));
         }
         match &mut self.check {
             Some(check) if now >= check.due && check.left > 0 => {
                 check.left -= 1;
-                check.due = now + ASK;
+                check.due = now + PROBE_INTERVAL;
                 true
             }
             Some(check) if now >= check.due => {
                 (self.check, self.heard) = (None, now);
-                if matches!(self.holder, Holder::Peer { .. } | Holder::Stranger) {
+                if matches!(self.owner, Owner::Peer { .. } | Owner::Foreign) {
                     self.vacate(now);
                 }
                 false
@@ -305,122 +306,143 @@ impl Seat {
         }
     }
 
-    fn next_check(&self, ballot: &Ballot<'_>) -> Option<Duration> {
-        let holder = match &self.holder {
+    fn next_check(&self, ballot: &ElectionInput<'_>) -> Option<Duration> {
+        let holder = match &self.owner {
             // Its announcements may have been lost: it is asked before it is given up.
-            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Unseen => {
+            Owner::Peer { node, .. } if (ballot.reachability)(node) == Reachability::Unknown => {
                 return self
                     .check
                     .is_none()
-                    .then_some(self.heard + SILENCE - ASK * (u32::from(ASKS) + 1));
+                    .then_some(self.heard + SILENCE - PROBE_INTERVAL * (u32::from(PROBES) + 1));
             }
-            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Deaf => return None,
-            Holder::Peer { node, .. } => Some(&**node),
-            Holder::Stranger => return self.check.is_none().then_some(self.heard + SILENCE),
+            Owner::Peer { node, .. }
+                if (ballot.reachability)(node) == Reachability::Unidirectional =>
+            {
+                return None;
+            }
+            Owner::Peer { node, .. } => Some(&**node),
+            Owner::Foreign => return self.check.is_none().then_some(self.heard + SILENCE),
             // One that cannot hold it wants to know, too: people ask it.
-            Holder::Nobody { .. } if ballot.stance != Stance::Eligible && !ballot.alone => None,
+            Owner::None { .. } if ballot.eligibility != Eligibility::Eligible && !ballot.alone => {
+                None
+            }
             _ => return None,
         };
-        let turn = 1 + ballot.before_me(holder);
+        let turn = 1 + ballot.candidates_ahead(holder);
         self.check.is_none().then_some(self.heard.max(self.moved) + ballot.check * turn)
     }
 
-    fn claim(&mut self, ballot: &Ballot<'_>, now: Duration) {
-        if ballot.stance != Stance::Eligible {
+    fn claim(&mut self, ballot: &ElectionInput<'_>, now: Duration) {
+        if ballot.eligibility != Eligibility::Eligible {
             return;
         }
-        let due = match &self.holder {
-            Holder::Nobody { .. } => self.claim_due(ballot),
+        let due = match &self.owner {
+            Owner::None { .. } => self.claim_due(ballot),
             // Who does not hear of it would go on.
-            Holder::Peer { node, .. } if (ballot.standing)(node) == Standing::Deaf => None,
+            Owner::Peer { node, .. }
+                if (ballot.reachability)(node) == Reachability::Unidirectional =>
+            {
+                None
+            }
             // Preference is stronger than possession; rank alone is not.
-            Holder::Peer { node, .. }
+            Owner::Peer { node, .. }
                 if !ballot.fresh
-                    && ballot.candidates.first().is_some_and(|first| first.node == ballot.me) =>
+                    && ballot
+                        .candidates
+                        .first()
+                        .is_some_and(|first| first.node == ballot.local_node) =>
             {
                 let class = |node: &str| rank(ballot.address, node, ballot.preferred).class();
-                if class(ballot.me) < class(node) { Some(now) } else { None }
+                if class(ballot.local_node) < class(node) { Some(now) } else { None }
             }
             _ => None,
         };
         if due.is_some_and(|due| now >= due) {
-            self.holder = Holder::Me;
-            (self.check, self.station, self.moved) = (None, None, now);
+            self.owner = Owner::Local;
+            (self.check, self.owner_lladdr, self.moved) = (None, None, now);
         }
     }
 
-    fn claim_due(&self, ballot: &Ballot<'_>) -> Option<Duration> {
-        let Holder::Nobody { since } = self.holder else { return None };
+    fn claim_due(&self, ballot: &ElectionInput<'_>) -> Option<Duration> {
+        let Owner::None { since } = self.owner else { return None };
         if ballot.alone {
             return Some(since);
         }
         // When everybody can be seen, who has it has been heard after the questions.
-        let early = ballot.complete.map(|complete| complete.max(self.listen.0) + ASK * 4);
+        let early =
+            ballot.complete.map(|complete| complete.max(self.listen.0) + PROBE_INTERVAL * 4);
         let listened = early.map_or(self.listen.1, |early| early.min(self.listen.1));
-        let turn = ballot.before_me(None) + u32::from(ballot.fresh && ballot.others());
+        let turn = ballot.candidates_ahead(None) + u32::from(ballot.fresh && ballot.others());
         Some(since.max(listened) + ballot.step * turn)
     }
 
-    fn next(&self, ballot: &Ballot<'_>, now: Duration) -> Option<Duration> {
-        let silence = match &self.holder {
-            Holder::Peer { node, .. } => match (ballot.standing)(node) {
-                Standing::Unseen => Some(self.heard + SILENCE),
-                Standing::Deaf => Some(self.heard + SILENCE_DEAF),
-                Standing::Alive | Standing::Gone => None,
+    fn next_timeout(&self, ballot: &ElectionInput<'_>, now: Duration) -> Option<Duration> {
+        let silence = match &self.owner {
+            Owner::Peer { node, .. } => match (ballot.reachability)(node) {
+                Reachability::Unknown => Some(self.heard + SILENCE),
+                Reachability::Unidirectional => Some(self.heard + SILENCE_ONE_WAY),
+                Reachability::Up | Reachability::Down => None,
             },
             _ => None,
         };
-        let claim = if ballot.stance == Stance::Eligible { self.claim_due(ballot) } else { None };
+        let claim =
+            if ballot.eligibility == Eligibility::Eligible { self.claim_due(ballot) } else { None };
         let check = self.check.map(|check| check.due).or_else(|| self.next_check(ballot));
         let due = [silence, claim, check, self.leaving].into_iter().flatten().min();
         due.map(|due| due.max(now + Duration::from_millis(1)))
     }
 
     fn vacate(&mut self, now: Duration) {
-        self.holder = Holder::Nobody { since: now };
-        (self.station, self.check, self.leaving, self.moved) = (None, None, None, now);
+        self.owner = Owner::None { since: now };
+        (self.owner_lladdr, self.check, self.leaving, self.moved) = (None, None, None, now);
     }
 
     /// Somebody says that it has the address: a peer by name, or a stranger. To be followed by
     /// [`Seat::decide`].
-    pub fn heard(&mut self, node: Option<&str>, mac: Mac, ballot: &Ballot<'_>, now: Duration) {
+    pub fn on_owner_claim(
+        &mut self,
+        node: Option<&str>,
+        mac: Mac,
+        ballot: &ElectionInput<'_>,
+        now: Duration,
+    ) {
         let Some(node) = node else {
-            if matches!(self.holder, Holder::Nobody { .. } | Holder::Stranger) {
-                (self.holder, self.station, self.heard, self.check) =
-                    (Holder::Stranger, Some(mac), now, None);
+            if matches!(self.owner, Owner::None { .. } | Owner::Foreign) {
+                (self.owner, self.owner_lladdr, self.heard, self.check) =
+                    (Owner::Foreign, Some(mac), now, None);
             }
             return;
         };
         let shunned = self
-            .shunned
+            .cooldown
             .as_ref()
             .is_some_and(|(shunned, until)| **shunned == *node && now < *until);
-        let yields = match self.holder {
-            Holder::Me => {
+        let yields = match self.owner {
+            Owner::Local => {
                 self.leaving.is_some()
                     || ballot.outranks(node)
-                    || (ballot.standing)(node) == Standing::Deaf
+                    || (ballot.reachability)(node) == Reachability::Unidirectional
             }
             _ => true,
         };
-        if shunned || !yields || (ballot.standing)(node) == Standing::Gone {
+        if shunned || !yields || (ballot.reachability)(node) == Reachability::Down {
             return;
         }
         let insists = !ballot.presumed(node);
-        if !matches!(&self.holder, Holder::Peer { node: before, .. } if **before == *node) {
+        if !matches!(&self.owner, Owner::Peer { node: before, .. } if **before == *node) {
             self.moved = now;
         }
-        self.holder = Holder::Peer { node: node.into(), insists };
-        (self.station, self.heard, self.check, self.leaving) = (Some(mac), now, None, None);
+        self.owner = Owner::Peer { node: node.into(), insists };
+        (self.owner_lladdr, self.heard, self.check, self.leaving) = (Some(mac), now, None, None);
     }
 
     /// A peer asks whether anybody has the address: it has not. To be followed by [`Seat::decide`].
     /// One that was not believed to have it has said nothing that could still be under way:
     /// when it claims, it is believed.
-    pub fn asked(&mut self, node: &str, now: Duration) {
-        if matches!(&self.holder, Holder::Peer { node: holder, .. } if **holder == *node) {
+    pub fn on_probe_from_owner(&mut self, node: &str, now: Duration) {
+        if matches!(&self.owner, Owner::Peer { node: holder, .. } if **holder == *node) {
             self.vacate(now);
-            self.shunned = Some((node.into(), now + SHUN));
+            self.cooldown = Some((node.into(), now + OWNER_COOLDOWN));
         }
     }
 }

@@ -6,16 +6,16 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Changed, DownReason, Membership};
+use super::{DownReason, Membership, MembershipDelta};
 use crate::model::state::Reason;
 
 /// After the last sign.
-pub const DOUBLED_FOR: Duration = Duration::from_secs(30);
+pub const DUPLICATE_HOLD: Duration = Duration::from_secs(30);
 
 impl Membership {
     /// Two machines speak, in the session to this address, as this node (`ours`) or as the peer.
-    pub fn doubled(&mut self, address: IpAddr, ours: bool, now: Duration) -> Changed {
-        let mut changed = Changed::default();
+    pub fn on_duplicate(&mut self, address: IpAddr, ours: bool, now: Duration) -> MembershipDelta {
+        let mut changed = MembershipDelta::default();
         let Some(name) = self.owners.get(&address) else { return changed };
         let Some(peer) = self.peers.get_mut(name) else { return changed };
         // Of machines with several addresses in one subnet the sessions to all of them come from
@@ -23,24 +23,28 @@ impl Membership {
         let alike = |addresses: &BTreeSet<IpAddr>| {
             addresses.iter().filter(|other| other.is_ipv4() == address.is_ipv4()).count()
         };
-        if alike(&peer.addresses) > 1 || alike(&self.homes) > 1 {
+        if alike(&peer.addresses) > 1 || alike(&self.local_addresses) > 1 {
             return changed;
         }
         if ours {
-            let home = self.homes.iter().find(|home| home.is_ipv4() == address.is_ipv4()).copied();
-            if let Some(home) = home.or(self.homes.first().copied()) {
-                let own = self.copied.map_or(home, |(own, _)| own);
-                let first = self.copied.replace((own, now + DOUBLED_FOR)).is_none();
-                changed.nodes.extend(first.then(|| self.me.clone()));
+            let home = self
+                .local_addresses
+                .iter()
+                .find(|home| home.is_ipv4() == address.is_ipv4())
+                .copied();
+            if let Some(home) = home.or(self.local_addresses.first().copied()) {
+                let own = self.own_duplicate.map_or(home, |(own, _)| own);
+                let first = self.own_duplicate.replace((own, now + DUPLICATE_HOLD)).is_none();
+                changed.nodes.extend(first.then(|| self.local_node.clone()));
             }
             return changed;
         }
-        let first = peer.doubled.is_none();
-        let address = peer.doubled.map_or(address, |(address, _)| address);
-        peer.doubled = Some((address, now + DOUBLED_FOR));
+        let first = peer.duplicate.is_none();
+        let address = peer.duplicate.map_or(address, |(address, _)| address);
+        peer.duplicate = Some((address, now + DUPLICATE_HOLD));
         if first {
-            changed.died = peer.alive();
-            (peer.up_since, peer.down, peer.deaf, peer.heard) =
+            changed.died = peer.is_up();
+            (peer.up_since, peer.down, peer.one_way_since, peer.heard) =
                 (None, Some((DownReason::DetectionTimeout, now)), None, None);
             changed.nodes.insert(name.clone());
         }
@@ -48,13 +52,13 @@ impl Membership {
     }
 
     /// There was no sign for long: what the sessions say counts again.
-    pub fn singled(&mut self, now: Duration) -> Changed {
-        let mut changed = Changed::default();
-        if self.copied.take_if(|(_, until)| now >= *until).is_some() {
-            changed.nodes.insert(self.me.clone());
+    pub fn clear_duplicates(&mut self, now: Duration) -> MembershipDelta {
+        let mut changed = MembershipDelta::default();
+        if self.own_duplicate.take_if(|(_, until)| now >= *until).is_some() {
+            changed.nodes.insert(self.local_node.clone());
         }
         for (name, peer) in &mut self.peers {
-            if peer.doubled.take_if(|(_, until)| now >= *until).is_some() {
+            if peer.duplicate.take_if(|(_, until)| now >= *until).is_some() {
                 if peer.has_session() {
                     (peer.up_since, peer.down) = (Some(now), None);
                 }
@@ -65,22 +69,22 @@ impl Membership {
     }
 
     /// When [`Membership::singled`] has something to do.
-    pub fn next_single(&self) -> Option<Duration> {
-        let peers = self.peers.values().filter_map(|peer| peer.doubled);
-        peers.chain(self.copied).map(|(_, until)| until).min()
+    pub fn duplicate_timeout(&self) -> Option<Duration> {
+        let peers = self.peers.values().filter_map(|peer| peer.duplicate);
+        peers.chain(self.own_duplicate).map(|(_, until)| until).min()
     }
 
     /// The address at which another machine answers under our name.
-    pub fn double(&self) -> Option<IpAddr> {
+    pub fn own_duplicate(&self) -> Option<IpAddr> {
         let elsewhere =
-            self.doubles.iter().find(|(_, answers)| **answers).map(|(address, _)| *address);
-        elsewhere.or(self.copied.map(|(address, _)| address))
+            self.duplicates.iter().find(|(_, answers)| **answers).map(|(address, _)| *address);
+        elsewhere.or(self.own_duplicate.map(|(address, _)| address))
     }
 
     /// For people: what to do about [`Membership::double`].
-    pub fn double_message(&self, address: IpAddr) -> String {
-        let name = &self.me;
-        match self.copied {
+    pub fn own_duplicate_message(&self, address: IpAddr) -> String {
+        let name = &self.local_node;
+        match self.own_duplicate {
             Some((own, _)) if own == address => format!(
                 "another machine runs as node {name} and has its address {own} too: this one answers for nothing; stop one of them, or give it another address and another name (PINNACE_NODE_NAME), and another machine-id and MAC if it was cloned"
             ),
@@ -91,13 +95,13 @@ impl Membership {
     }
 
     /// For people: two machines that are one peer.
-    pub fn doubled_message(&self, name: &str) -> Option<String> {
-        let (address, _) = self.peers.get(name)?.doubled?;
+    pub fn duplicate_message(&self, name: &str) -> Option<String> {
+        let (address, _) = self.peers.get(name)?.duplicate?;
         Some(message(name, address))
     }
 
-    pub(super) fn doubled_warnings(&self) -> impl Iterator<Item = Reason> + '_ {
-        let doubled = self.peers.iter().filter_map(|(name, peer)| Some((name, peer.doubled?.0)));
+    pub(super) fn duplicate_warnings(&self) -> impl Iterator<Item = Reason> + '_ {
+        let doubled = self.peers.iter().filter_map(|(name, peer)| Some((name, peer.duplicate?.0)));
         doubled.map(|(name, address)| Reason::new("DuplicateNode", message(name, address)))
     }
 }

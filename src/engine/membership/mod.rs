@@ -15,12 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use duplicate::DOUBLED_FOR;
+pub use duplicate::DUPLICATE_HOLD;
 use peer::Peer;
 
 use crate::bfd;
 use crate::bfd::Cause;
-use crate::bfd::packet::{Diagnostic, State};
+use crate::bfd::packet::{Diagnostic, SessionState};
 use crate::l2::ethernet;
 use crate::l2::ethernet::Mac;
 use crate::model::Node;
@@ -32,12 +32,12 @@ pub const GRACE: Duration = Duration::from_millis(300);
 /// Who announced a planned stop may answer for a second more (see
 /// [`super::election::vip_election::HANDOVER`]), and frames take their time. What is heard of it
 /// later comes from a process that runs again.
-pub const LEFT: Duration = Duration::from_secs(2);
+pub const ADMIN_DOWN_HOLD: Duration = Duration::from_secs(2);
 /// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
 /// A session on its way up is there within this time; a peer that is heard for longer does not hear
 /// us.
-pub const DEAF_AFTER: Duration = Duration::from_secs(3);
+pub const ONE_WAY_AFTER: Duration = Duration::from_secs(3);
 /// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not
 /// run there, or the machine is off.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
@@ -57,7 +57,7 @@ pub enum DownReason {
     /// The peer says that the session is down, as it does when it has just started.
     NeighbourDown,
     /// The peer says that its detection time ran out: it lives, and does not hear us.
-    Deaf,
+    OneWay,
     /// Nothing was ever heard.
     NeverSeen,
 }
@@ -76,7 +76,7 @@ pub enum Liveness {
 impl Liveness {
     /// The peer is heard, and we are not, as far as we know.
     fn is_one_way(self) -> bool {
-        matches!(self, Liveness::Heard | Liveness::Down(DownReason::Deaf))
+        matches!(self, Liveness::Heard | Liveness::Down(DownReason::OneWay))
     }
 }
 
@@ -99,7 +99,7 @@ pub enum PeerEvent {
         mac: Mac,
     },
     /// Two machines speak as one, in the session to this address.
-    Doubled {
+    DuplicateIdentity {
         /// One of the addresses in [`Membership::sessions`].
         address: IpAddr,
         /// They speak as this node; or else as the peer.
@@ -112,12 +112,12 @@ pub enum PeerEvent {
     },
     /// The peer at this address has waited for us in vain, in a session that is up here: it does
     /// not hear us, or we were away without knowing.
-    GivenUp {
+    RemoteDetectionExpired {
         /// One of the addresses in [`Membership::sessions`].
         address: IpAddr,
     },
     /// After a stall, or what may have been one: every session that is still up was heard since.
-    CaughtUp,
+    Resynced,
 }
 
 impl PeerEvent {
@@ -127,22 +127,22 @@ impl PeerEvent {
         let event = match event {
             bfd::Event::Peer(event) => event,
             bfd::Event::Adapted(_) => return None,
-            bfd::Event::Double { peer, ours, .. } => {
-                return Some(PeerEvent::Doubled { address: peer.address, ours: *ours });
+            bfd::Event::DuplicateIdentity { peer, ours, .. } => {
+                return Some(PeerEvent::DuplicateIdentity { address: peer.address, ours: *ours });
             }
-            bfd::Event::GivenUp { peer, .. } => {
-                return Some(PeerEvent::GivenUp { address: peer.address });
+            bfd::Event::RemoteDetectionExpired { peer, .. } => {
+                return Some(PeerEvent::RemoteDetectionExpired { address: peer.address });
             }
             bfd::Event::Stalled { late, .. } => return Some(PeerEvent::Stalled { late: *late }),
-            bfd::Event::CaughtUp { .. } => return Some(PeerEvent::CaughtUp),
+            bfd::Event::Resynced { .. } => return Some(PeerEvent::Resynced),
         };
         let state = match (event.state, event.cause) {
-            (State::Up, _) => Liveness::Up,
-            (State::Init, _) => Liveness::Heard,
+            (SessionState::Up, _) => Liveness::Up,
+            (SessionState::Init, _) => Liveness::Heard,
             (_, Cause::DetectionTimeExpired) => Liveness::Down(DownReason::DetectionTimeout),
             (_, Cause::NeighborAdminDown) => Liveness::Down(DownReason::AdminDown),
             (_, Cause::NeighborDown) => match event.remote_diagnostic {
-                Diagnostic::ControlDetectionTimeExpired => Liveness::Down(DownReason::Deaf),
+                Diagnostic::ControlDetectionTimeExpired => Liveness::Down(DownReason::OneWay),
                 // It answers to what we said before, and is the same that it was.
                 Diagnostic::NeighborSignaledSessionDown => Liveness::Heard,
                 _ => Liveness::Down(DownReason::NeighbourDown),
@@ -155,20 +155,20 @@ impl PeerEvent {
 
 /// How a peer stands, as far as its life is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Reachability {
     /// A session is up.
-    Alive,
+    Up,
     /// No session, and no proof of death: what it announces is evidence.
-    Unseen,
+    Unknown,
     /// It is heard and does not hear us, so it cannot yield to us.
-    Deaf,
+    Unidirectional,
     /// It left, or fell silent a moment ago: what is heard of it is old.
-    Gone,
+    Down,
 }
 
 /// What follows from an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
+pub struct MembershipDelta {
     /// Peers that began or ceased to live.
     pub nodes: BTreeSet<Box<str>>,
     /// The sessions to have changed.
@@ -180,30 +180,30 @@ pub struct Changed {
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub struct Membership {
-    me: Box<str>,
+    local_node: Box<str>,
     peers: BTreeMap<Box<str>, Peer>,
     owners: BTreeMap<IpAddr, Box<str>>,
-    stations: BTreeMap<IpAddr, Mac>,
+    lladdrs: BTreeMap<IpAddr, Mac>,
     /// Addresses that several Node objects claim.
     disputed: BTreeMap<IpAddr, BTreeSet<Box<str>>>,
     /// Addresses under our own name that are not ours, and whether somebody answers there.
-    doubles: BTreeMap<IpAddr, bool>,
+    duplicates: BTreeMap<IpAddr, bool>,
     /// Peers known to be cut off by a filter: said once.
     blocked: BTreeSet<Box<str>>,
     /// There is a Node object of our own.
     listed: bool,
     /// Our addresses in it.
-    homes: BTreeSet<IpAddr>,
+    local_addresses: BTreeSet<IpAddr>,
     /// When they last became others.
     moved: Option<Duration>,
     /// Another machine has it too: which, and until when that counts.
-    copied: Option<(IpAddr, Duration)>,
+    own_duplicate: Option<(IpAddr, Duration)>,
 }
 
 impl Membership {
     /// Nobody but `me`.
     pub fn new(me: &str) -> Membership {
-        Membership { me: me.into(), ..Membership::default() }
+        Membership { local_node: me.into(), ..Membership::default() }
     }
 
     /// Takes the Node objects and this host's own addresses. An address that two objects claim
@@ -214,14 +214,14 @@ impl Membership {
         nodes: impl Iterator<Item = &'a Node>,
         own: &BTreeSet<IpAddr>,
         now: Duration,
-    ) -> Changed {
+    ) -> MembershipDelta {
         let before = self.sessions();
         let mut claims: BTreeMap<IpAddr, BTreeSet<Box<str>>> = BTreeMap::new();
         let mut names = BTreeSet::new();
         let mut doubles = BTreeMap::new();
         let (mut listed, mut homes) = (false, BTreeSet::new());
         for node in nodes {
-            if node.name == self.me {
+            if node.name == self.local_node {
                 listed = true;
                 homes = node
                     .internal
@@ -234,7 +234,8 @@ impl Membership {
                     .iter()
                     .filter(|address| !own.is_empty() && !own.contains(*address))
                 {
-                    doubles.insert(*address, self.doubles.get(address).copied().unwrap_or(false));
+                    doubles
+                        .insert(*address, self.duplicates.get(address).copied().unwrap_or(false));
                 }
                 continue;
             }
@@ -253,11 +254,11 @@ impl Membership {
             .filter_map(|(address, names)| Some((address, names.into_iter().next()?)))
             .collect();
         doubles.retain(|address, _| !self.owners.contains_key(address));
-        self.doubles = doubles;
-        let mut changed = Changed::default();
+        self.duplicates = doubles;
+        let mut changed = MembershipDelta::default();
         self.peers.retain(|name, peer| {
             let stays = names.contains(name);
-            if !stays && peer.alive() {
+            if !stays && peer.is_up() {
                 changed.nodes.insert(name.clone());
             }
             stays
@@ -276,22 +277,25 @@ impl Membership {
                 up_since: None,
                 down: None,
                 seen: false,
-                deaf: None,
+                one_way_since: None,
                 heard: None,
-                doubled: None,
+                duplicate: None,
             });
             if peer.addresses != addresses {
                 peer.addresses = addresses;
                 peer.sessions.retain(|address, _| peer.addresses.contains(address));
-                peer.deaf = None;
-                if peer.alive() && !peer.has_session() {
+                peer.one_way_since = None;
+                if peer.is_up() && !peer.has_session() {
                     // It moved: to be seen anew at its new address. Nobody died.
                     (peer.up_since, peer.down, peer.expected) = (None, None, now);
                     changed.nodes.insert(name);
                 }
             }
         }
-        let moved = listed && self.listed && !self.homes.is_empty() && self.homes != homes;
+        let moved = listed
+            && self.listed
+            && !self.local_addresses.is_empty()
+            && self.local_addresses != homes;
         if moved {
             self.moved = Some(now);
         }
@@ -300,11 +304,11 @@ impl Membership {
             // That was no stop.
             self.peers
                 .values_mut()
-                .filter(|peer| peer.left())
+                .filter(|peer| peer.is_admin_down())
                 .for_each(|peer| (peer.down, peer.expected) = (None, now));
         }
-        (self.listed, self.homes) = (listed, homes);
-        self.stations.retain(|address, _| self.owners.contains_key(address));
+        (self.listed, self.local_addresses) = (listed, homes);
+        self.lladdrs.retain(|address, _| self.owners.contains_key(address));
         self.blocked.retain(|name| self.peers.contains_key(name));
         changed.sessions = self.sessions() != before;
         changed
@@ -313,25 +317,25 @@ impl Membership {
     /// The addresses to have a session with, and whose they are: peers, and whoever answers under
     /// our own name.
     pub fn sessions(&self) -> BTreeMap<IpAddr, Box<str>> {
-        let doubles = self.doubles.keys().map(|address| (*address, self.me.clone()));
+        let doubles = self.duplicates.keys().map(|address| (*address, self.local_node.clone()));
         self.owners.iter().map(|(address, name)| (*address, name.clone())).chain(doubles).collect()
     }
 
     /// Our own addresses that our Node object names: what other nodes have their sessions with.
-    pub fn homes(&self) -> &BTreeSet<IpAddr> {
-        &self.homes
+    pub fn local_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.local_addresses
     }
 
     /// Takes in the state of a session.
-    pub fn liveness(&mut self, address: IpAddr, state: Liveness, now: Duration) -> Changed {
-        let mut changed = Changed::default();
-        if let Some(answers) = self.doubles.get_mut(&address) {
+    pub fn liveness(&mut self, address: IpAddr, state: Liveness, now: Duration) -> MembershipDelta {
+        let mut changed = MembershipDelta::default();
+        if let Some(answers) = self.duplicates.get_mut(&address) {
             // Down is no proof that it went away: it may not talk to us because it thinks the same.
             // Its AdminDown is.
             let before = *answers;
             *answers = state == Liveness::Up;
             if before != *answers {
-                changed.nodes.insert(self.me.clone());
+                changed.nodes.insert(self.local_node.clone());
             }
             return changed;
         }
@@ -340,15 +344,15 @@ impl Membership {
         let Some(peer) = self.peers.get_mut(name) else { return changed };
         let before = peer.view();
         peer.sessions.insert(address, state);
-        if peer.doubled.is_some() {
+        if peer.duplicate.is_some() {
             return changed;
         }
         peer.observe(state, moved, now);
-        if peer.alive() && !before.0 {
+        if peer.is_up() && !before.0 {
             self.blocked.remove(name);
         }
         if before != peer.view() {
-            changed.died = before.0 && !peer.alive() && !moved && state != Liveness::Heard;
+            changed.died = before.0 && !peer.is_up() && !moved && state != Liveness::Heard;
             changed.nodes.insert(name.clone());
         }
         changed
@@ -356,29 +360,29 @@ impl Membership {
 
     /// The peer at this address whose word about this node counts; None: nobody's, or that of two
     /// machines that speak as one.
-    pub fn witness(&self, address: IpAddr) -> Option<&str> {
+    pub fn confirming_peer(&self, address: IpAddr) -> Option<&str> {
         let name = self.owners.get(&address)?;
-        self.peers.get(name).filter(|peer| peer.doubled.is_none()).map(|_| &**name)
+        self.peers.get(name).filter(|peer| peer.duplicate.is_none()).map(|_| &**name)
     }
 
     /// Takes in which station has an address.
     pub fn neighbour(&mut self, address: IpAddr, mac: Mac) {
-        if self.owners.contains_key(&address) && ethernet::is_station(mac) {
-            self.stations.insert(address, mac);
+        if self.owners.contains_key(&address) && ethernet::is_unicast(mac) {
+            self.lladdrs.insert(address, mac);
         }
     }
 
     /// Whether the station of every peer is known, so that any other is a stranger's.
-    pub fn stations_known(&self) -> bool {
+    pub fn lladdrs_known(&self) -> bool {
         self.peers
             .values()
-            .all(|peer| peer.addresses.iter().any(|address| self.stations.contains_key(address)))
+            .all(|peer| peer.addresses.iter().any(|address| self.lladdrs.contains_key(address)))
     }
 
     /// The peer with this station, if it is known and only one has it.
-    pub fn by_station(&self, mac: Mac) -> Option<&str> {
+    pub fn by_lladdr(&self, mac: Mac) -> Option<&str> {
         let mut found = self
-            .stations
+            .lladdrs
             .iter()
             .filter(|(_, station)| **station == mac)
             .filter_map(|(address, _)| self.owners.get(address));
@@ -390,12 +394,12 @@ impl Membership {
     /// shows, for the first time, that its BFD is blocked.
     pub fn heard(&mut self, node: &str, now: Duration) -> bool {
         let Some(peer) =
-            self.peers.get_mut(node).filter(|peer| !peer.alive() && peer.doubled.is_none())
+            self.peers.get_mut(node).filter(|peer| !peer.is_up() && peer.duplicate.is_none())
         else {
             return false;
         };
         match peer.down {
-            Some((DownReason::AdminDown, since)) if now < since + LEFT => return false,
+            Some((DownReason::AdminDown, since)) if now < since + ADMIN_DOWN_HOLD => return false,
             Some((DownReason::AdminDown, _)) => (peer.down, peer.heard) = (None, None),
             _ => {}
         }
@@ -411,43 +415,43 @@ impl Membership {
     }
 
     /// How a node stands.
-    pub fn standing(&self, node: &str, now: Duration) -> Standing {
+    pub fn reachability(&self, node: &str, now: Duration) -> Reachability {
         match self.peers.get(node) {
-            None => Standing::Gone,
-            Some(peer) if peer.alive() => Standing::Alive,
-            Some(peer) if peer.is_deaf(now) => Standing::Deaf,
+            None => Reachability::Down,
+            Some(peer) if peer.is_up() => Reachability::Up,
+            Some(peer) if peer.is_one_way(now) => Reachability::Unidirectional,
             Some(peer) => match peer.down {
-                Some((DownReason::AdminDown, _)) => Standing::Gone,
+                Some((DownReason::AdminDown, _)) => Reachability::Down,
                 Some((DownReason::DetectionTimeout | DownReason::NeighbourDown, since))
                     if now < since + GRACE =>
                 {
-                    Standing::Gone
+                    Reachability::Down
                 }
-                _ => Standing::Unseen,
+                _ => Reachability::Unknown,
             },
         }
     }
 
     /// Names of the peers that live, and since when.
-    pub fn alive(&self) -> impl Iterator<Item = (&str, Duration)> {
+    pub fn live(&self) -> impl Iterator<Item = (&str, Duration)> {
         self.peers.iter().filter_map(|(name, peer)| Some((&**name, peer.up_since?)))
     }
 
     /// The sessions that are up and show that a peer lives.
     pub fn up(&self) -> impl Iterator<Item = IpAddr> {
         let sessions =
-            self.peers.values().filter(|peer| peer.alive()).flat_map(|peer| &peer.sessions);
+            self.peers.values().filter(|peer| peer.is_up()).flat_map(|peer| &peer.sessions);
         sessions.filter(|(_, state)| **state == Liveness::Up).map(|(address, _)| *address)
     }
 
     /// No Node object but, perhaps, our own.
     pub fn is_empty(&self) -> bool {
-        self.peers.is_empty() && self.doubles.is_empty()
+        self.peers.is_empty() && self.duplicates.is_empty()
     }
 
     /// Every peer lives, or has said that it leaves: nothing more to wait for.
     pub fn complete(&self) -> bool {
-        self.peers.values().all(|peer| peer.alive() || peer.left())
+        self.peers.values().all(|peer| peer.is_up() || peer.is_admin_down())
     }
 
     /// A peer that may be there without being seen: it has not said that it leaves, and there was a
@@ -460,7 +464,7 @@ impl Membership {
     }
 
     /// When the next missing peer will not be waited for any more, if nothing is heard of it.
-    pub fn next_absence(&self, now: Duration) -> Option<Duration> {
+    pub fn absence_timeout(&self, now: Duration) -> Option<Duration> {
         let until = self.peers.iter().filter_map(|(name, peer)| self.missing_until(name, peer));
         until.filter(|until| now < *until && *until < Duration::MAX).min()
     }
@@ -472,7 +476,7 @@ impl Membership {
         } else {
             peer.last_sign() + ABSENT_AFTER
         };
-        (!peer.alive() && !peer.left()).then_some(until)
+        (!peer.is_up() && !peer.is_admin_down()).then_some(until)
     }
 
     /// Nodes that died: the detection time ran out on the last of their sessions, and they have not
@@ -484,10 +488,10 @@ impl Membership {
     /// What somebody should look at, by name.
     pub fn warnings(&self) -> Vec<Reason> {
         let mut warnings = Vec::new();
-        if let Some(address) = self.double() {
-            warnings.push(Reason::new("DuplicateNode", self.double_message(address)));
+        if let Some(address) = self.own_duplicate() {
+            warnings.push(Reason::new("DuplicateNode", self.own_duplicate_message(address)));
         }
-        warnings.extend(self.doubled_warnings());
+        warnings.extend(self.duplicate_warnings());
         for (address, names) in &self.disputed {
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let message = format!(
@@ -519,16 +523,16 @@ impl Membership {
             PeerStatus {
             node: name.to_string(),
             addresses: peer.addresses.iter().copied().collect(),
-            alive: peer.alive(),
+            alive: peer.is_up(),
             state: match (peer.up_since, peer.down.map(|(reason, _)| reason)) {
-                _ if peer.doubled.is_some() => "two machines have its name and address",
+                _ if peer.duplicate.is_some() => "two machines have its name and address",
                 (Some(_), _) => "up",
-                (None, _) if peer.is_deaf(now) => {
+                (None, _) if peer.is_one_way(now) => {
                     "heard, but it does not hear this node: packets to it are lost, or UDP port 3784 is blocked there"
                 }
                 (None, Some(DownReason::DetectionTimeout)) => "lost: nothing heard for the detection time",
                 (None, Some(DownReason::AdminDown)) => "stopped as planned",
-                (None, Some(DownReason::NeighbourDown | DownReason::Deaf)) => "down: it is starting",
+                (None, Some(DownReason::NeighbourDown | DownReason::OneWay)) => "down: it is starting",
                 (None, Some(DownReason::NeverSeen) | None) => "never heard: Pinnace does not run there, or UDP port 3784 is blocked",
             }
             .into(),

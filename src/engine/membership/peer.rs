@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{DEAF_AFTER, DownReason, Liveness};
+use super::{DownReason, Liveness, ONE_WAY_AFTER};
 
 /// See the head of this file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,15 +20,15 @@ pub(super) struct Peer {
     /// Was alive at some time.
     pub seen: bool,
     /// It is heard, and known from then on not to hear us.
-    pub deaf: Option<Duration>,
+    pub one_way_since: Option<Duration>,
     /// First and last announcement heard of it while no session was up.
     pub heard: Option<(Duration, Duration)>,
     /// Two machines speak as it: from which address, and until when that counts.
-    pub doubled: Option<(IpAddr, Duration)>,
+    pub duplicate: Option<(IpAddr, Duration)>,
 }
 
 impl Peer {
-    pub fn alive(&self) -> bool {
+    pub fn is_up(&self) -> bool {
         self.up_since.is_some()
     }
 
@@ -39,32 +39,36 @@ impl Peer {
 
     /// The detection time ran out on the last of its sessions, and it has not been back.
     pub fn is_dead(&self) -> bool {
-        !self.alive()
-            && self.deaf.is_none()
+        !self.is_up()
+            && self.one_way_since.is_none()
             && self.seen
             && matches!(self.down, Some((DownReason::DetectionTimeout, _)))
     }
 
     /// It is heard, and does not hear us.
-    pub fn is_deaf(&self, now: Duration) -> bool {
-        !self.alive() && self.doubled.is_none() && self.deaf.is_some_and(|from| now >= from)
+    pub fn is_one_way(&self, now: Duration) -> bool {
+        !self.is_up()
+            && self.duplicate.is_none()
+            && self.one_way_since.is_some_and(|from| now >= from)
     }
 
     /// What the others go by: whether it lives, why not, and whether it is heard all the same.
     pub fn view(&self) -> (bool, Option<DownReason>, bool) {
-        (self.alive(), self.down.map(|(reason, _)| reason), self.deaf.is_some())
+        (self.is_up(), self.down.map(|(reason, _)| reason), self.one_way_since.is_some())
     }
 
     /// What follows from one of its sessions having come to this state. `moved`: this node has
     /// another address, which ends sessions as well.
     pub fn observe(&mut self, state: Liveness, moved: bool, now: Duration) {
-        let was_heard = self.deaf.is_some();
-        self.deaf = match state {
-            Liveness::Heard => self.deaf.or(Some(now + DEAF_AFTER)),
-            Liveness::Down(DownReason::Deaf) if !moved => Some(now),
-            _ => self.deaf.filter(|_| self.sessions.values().any(|state| state.is_one_way())),
+        let was_heard = self.one_way_since.is_some();
+        self.one_way_since = match state {
+            Liveness::Heard => self.one_way_since.or(Some(now + ONE_WAY_AFTER)),
+            Liveness::Down(DownReason::OneWay) if !moved => Some(now),
+            _ => self
+                .one_way_since
+                .filter(|_| self.sessions.values().any(|state| state.is_one_way())),
         };
-        match (self.has_session(), self.alive(), state) {
+        match (self.has_session(), self.is_up(), state) {
             (true, false, _) => {
                 (self.up_since, self.down, self.seen, self.heard) = (Some(now), None, true, None)
             }
@@ -84,7 +88,7 @@ impl Peer {
                         DownReason::NeverSeen,
                     ) => false,
                     // Nothing at all is heard of it any more.
-                    (Some(_), _) if was_heard && self.deaf.is_none() => true,
+                    (Some(_), _) if was_heard && self.one_way_since.is_none() => true,
                     (Some((before, _)), after) => before != after,
                     (None, _) => true,
                 };
@@ -103,7 +107,7 @@ impl Peer {
     }
 
     /// It announced a planned stop and was not heard since.
-    pub fn left(&self) -> bool {
-        !self.alive() && matches!(self.down, Some((DownReason::AdminDown, _)))
+    pub fn is_admin_down(&self) -> bool {
+        !self.is_up() && matches!(self.down, Some((DownReason::AdminDown, _)))
     }
 }

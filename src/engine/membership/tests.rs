@@ -30,19 +30,30 @@ fn members(nodes: &[Node]) -> Membership {
 #[test]
 fn one_session_of_several_is_enough_and_only_silence_is_death() {
     for (reason, dead, standing) in [
-        (DownReason::DetectionTimeout, true, Standing::Unseen),
-        (DownReason::NeighbourDown, false, Standing::Unseen),
-        (DownReason::AdminDown, false, Standing::Gone),
+        (DownReason::DetectionTimeout, true, Reachability::Unknown),
+        (DownReason::NeighbourDown, false, Reachability::Unknown),
+        (DownReason::AdminDown, false, Reachability::Down),
     ] {
         let mut members = members(&[node("me", &[1]), node("b", &[2, 3])]);
-        assert_eq!(members.standing("b", T(0)), Standing::Unseen, "an object is no evidence");
+        assert_eq!(
+            members.reachability("b", T(0)),
+            Reachability::Unknown,
+            "an object is no evidence"
+        );
         members.liveness(ip(2), Liveness::Up, T(0));
         members.liveness(ip(3), Liveness::Up, T(0));
         assert!(members.liveness(ip(2), Liveness::Down(reason), T(10)).nodes.is_empty());
-        assert_eq!((members.standing("b", T(10)), members.dead().count()), (Standing::Alive, 0));
+        assert_eq!(
+            (members.reachability("b", T(10)), members.dead().count()),
+            (Reachability::Up, 0)
+        );
         assert!(members.liveness(ip(3), Liveness::Down(reason), T(10)).died);
-        assert_eq!(members.standing("b", T(20)), Standing::Gone, "what is heard now may be old");
-        assert_eq!(members.standing("b", T(400)), standing, "{reason:?}");
+        assert_eq!(
+            members.reachability("b", T(20)),
+            Reachability::Down,
+            "what is heard now may be old"
+        );
+        assert_eq!(members.reachability("b", T(400)), standing, "{reason:?}");
         assert_eq!(members.dead().count() == 1, dead, "{reason:?}");
         members.liveness(ip(3), Liveness::Down(DownReason::NeverSeen), T(500));
         assert_eq!(
@@ -51,7 +62,10 @@ fn one_session_of_several_is_enough_and_only_silence_is_death() {
             "a session that starts over brings nobody back"
         );
         members.liveness(ip(2), Liveness::Up, T(600));
-        assert_eq!((members.standing("b", T(600)), members.dead().count()), (Standing::Alive, 0));
+        assert_eq!(
+            (members.reachability("b", T(600)), members.dead().count()),
+            (Reachability::Up, 0)
+        );
     }
 }
 
@@ -67,8 +81,8 @@ fn sessions_that_end_because_this_node_has_another_address_say_nothing_about_its
         let changed = members.liveness(ip(2), Liveness::Down(reason), T(1100));
         assert!(!changed.died && changed.nodes.contains("b"), "{reason:?}: {changed:?}");
         assert_eq!(
-            (members.standing("b", T(1100)), members.dead().count()),
-            (Standing::Unseen, 0),
+            (members.reachability("b", T(1100)), members.dead().count()),
+            (Reachability::Unknown, 0),
             "{reason:?}: to be seen anew"
         );
         members.liveness(ip(2), Liveness::Up, T(2000));
@@ -83,18 +97,18 @@ fn sessions_that_end_because_this_node_has_another_address_say_nothing_about_its
     let mut members = members(&[node("me", &[1]), node("b", &[2])]);
     members.liveness(ip(2), Liveness::Up, T(0));
     members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(990));
-    assert_eq!(members.standing("b", T(999)), Standing::Gone);
+    assert_eq!(members.reachability("b", T(999)), Reachability::Down);
     moved(&mut members, T(1000));
-    assert_eq!(members.standing("b", T(1000)), Standing::Unseen);
+    assert_eq!(members.reachability("b", T(1000)), Reachability::Unknown);
 }
 
 #[test]
 fn two_machines_that_are_one_peer_are_none_until_the_signs_end() {
     let mut members = members(&[node("me", &[1]), node("b", &[2])]);
     members.liveness(ip(2), Liveness::Up, T(0));
-    let changed = members.doubled(ip(2), false, T(1000));
+    let changed = members.on_duplicate(ip(2), false, T(1000));
     assert!(changed.died && changed.nodes.contains("b"));
-    assert_eq!((members.alive().count(), members.dead().count()), (0, 1));
+    assert_eq!((members.live().count(), members.dead().count()), (0, 1));
     for (n, state) in [Liveness::Down(DownReason::DetectionTimeout), Liveness::Up]
         .into_iter()
         .cycle()
@@ -117,12 +131,12 @@ fn two_machines_that_are_one_peer_are_none_until_the_signs_end() {
         "{warnings:?}"
     );
 
-    assert!(members.doubled(ip(2), false, T(20_000)).nodes.is_empty(), "known");
-    assert_eq!(members.next_single(), Some(T(20_000) + DOUBLED_FOR));
-    assert!(members.singled(T(49_999)).nodes.is_empty());
-    assert!(members.singled(T(50_000)).nodes.contains("b"));
+    assert!(members.on_duplicate(ip(2), false, T(20_000)).nodes.is_empty(), "known");
+    assert_eq!(members.duplicate_timeout(), Some(T(20_000) + DUPLICATE_HOLD));
+    assert!(members.clear_duplicates(T(49_999)).nodes.is_empty());
+    assert!(members.clear_duplicates(T(50_000)).nodes.contains("b"));
     assert_eq!(
-        (members.alive().count(), members.dead().count(), members.next_single()),
+        (members.live().count(), members.dead().count(), members.duplicate_timeout()),
         (1, 0, None),
         "a session is up"
     );
@@ -133,28 +147,28 @@ fn two_machines_that_are_one_peer_are_none_until_the_signs_end() {
 fn several_addresses_in_one_subnet_look_like_two_machines_and_are_none() {
     let mut members = members(&[node("me", &[1]), node("b", &[2, 3]), node("c", &[4])]);
     assert!(
-        members.doubled(ip(2), false, T(0)).nodes.is_empty()
-            && members.doubled(ip(2), true, T(0)).nodes.is_empty()
+        members.on_duplicate(ip(2), false, T(0)).nodes.is_empty()
+            && members.on_duplicate(ip(2), true, T(0)).nodes.is_empty()
     );
-    assert!(!members.doubled(ip(4), false, T(0)).nodes.is_empty());
+    assert!(!members.on_duplicate(ip(4), false, T(0)).nodes.is_empty());
 }
 
 #[test]
 fn who_was_copied_knows_and_forgets() {
     let mut here = members(&[node("me", &[1]), node("b", &[2])]);
-    assert!(here.doubled(ip(2), true, T(1000)).nodes.contains("me"));
-    assert!(here.doubled(ip(2), true, T(2000)).nodes.is_empty(), "known");
-    assert_eq!(here.double(), Some(ip(1)));
+    assert!(here.on_duplicate(ip(2), true, T(1000)).nodes.contains("me"));
+    assert!(here.on_duplicate(ip(2), true, T(2000)).nodes.is_empty(), "known");
+    assert_eq!(here.own_duplicate(), Some(ip(1)));
     assert!(
         here.warnings()[0].message.contains("its address 10.0.0.1 too"),
         "{:?}",
         here.warnings()
     );
-    assert!(here.singled(T(31_999)).nodes.is_empty());
-    assert!(here.singled(T(32_000)).nodes.contains("me"));
-    assert_eq!(here.double(), None);
+    assert!(here.clear_duplicates(T(31_999)).nodes.is_empty());
+    assert!(here.clear_duplicates(T(32_000)).nodes.contains("me"));
+    assert_eq!(here.own_duplicate(), None);
     assert!(
-        members(&[node("b", &[2])]).doubled(ip(2), true, T(0)).nodes.is_empty(),
+        members(&[node("b", &[2])]).on_duplicate(ip(2), true, T(0)).nodes.is_empty(),
         "without a Node object it answers for nothing anyway"
     );
 }
@@ -174,17 +188,20 @@ fn an_address_of_two_nodes_belongs_to_the_first_name_and_is_said() {
 #[test]
 fn of_two_machines_with_one_name_the_one_with_the_nodes_address_stays() {
     let mut here = members(&[node("me", &[1])]);
-    assert!(here.sessions().is_empty() && here.double().is_none(), "the Node's address is ours");
+    assert!(
+        here.sessions().is_empty() && here.own_duplicate().is_none(),
+        "the Node's address is ours"
+    );
     here.liveness(ip(1), Liveness::Up, T(0));
-    assert_eq!(here.double(), None);
+    assert_eq!(here.own_duplicate(), None);
     let mut clone = members(&[node("me", &[9])]);
     assert_eq!(
-        (clone.sessions().len(), clone.double()),
+        (clone.sessions().len(), clone.own_duplicate()),
         (1, None),
         "an address that nobody answers at proves nothing"
     );
     clone.liveness(ip(9), Liveness::Up, T(0));
-    assert_eq!(clone.double(), Some(ip(9)));
+    assert_eq!(clone.own_duplicate(), Some(ip(9)));
     assert_eq!(clone.warnings()[0].code, "DuplicateNode");
 }
 
@@ -208,14 +225,14 @@ fn who_stopped_as_planned_and_is_heard_later_runs_again() {
     members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(1_000));
     members.heard("b", T(2_500));
     assert_eq!(
-        (members.standing("b", T(2_500)), members.complete()),
-        (Standing::Gone, true),
+        (members.reachability("b", T(2_500)), members.complete()),
+        (Reachability::Down, true),
         "its last words"
     );
     members.heard("b", T(4_000));
     assert_eq!(
-        (members.standing("b", T(4_000)), members.missing("b", T(4_000))),
-        (Standing::Unseen, true),
+        (members.reachability("b", T(4_000)), members.missing("b", T(4_000))),
+        (Reachability::Unknown, true),
         "it is back, behind a filter"
     );
 }
@@ -226,9 +243,12 @@ fn that_peers_dropped_a_node_that_was_deleted_is_no_stop_of_theirs() {
     members.liveness(ip(2), Liveness::Up, T(0));
     members.set_nodes([node("b", &[2])].iter(), &[ip(1)].into(), T(0));
     members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(1_000));
-    assert_eq!(members.standing("b", T(5_000)), Standing::Gone);
+    assert_eq!(members.reachability("b", T(5_000)), Reachability::Down);
     members.set_nodes([node("me", &[1]), node("b", &[2])].iter(), &[ip(1)].into(), T(0));
-    assert_eq!((members.standing("b", T(5_000)), members.complete()), (Standing::Unseen, false));
+    assert_eq!(
+        (members.reachability("b", T(5_000)), members.complete()),
+        (Reachability::Unknown, false)
+    );
 }
 
 #[test]
@@ -248,15 +268,15 @@ fn a_peer_without_a_sign_of_life_is_not_waited_for_without_end() {
     members.liveness(ip(3), Liveness::Down(DownReason::DetectionTimeout), T(60_000));
     members.heard("filtered", T(1_000));
     assert!(members.heard("filtered", T(5_000)), "that is when a filter is suspected");
-    assert_eq!(members.next_absence(T(100_000)), Some(ABSENT_AFTER));
+    assert_eq!(members.absence_timeout(T(100_000)), Some(ABSENT_AFTER));
     assert_eq!(missing(&members, ABSENT_AFTER), [false, true, true]);
-    assert_eq!(members.next_absence(ABSENT_AFTER), Some(T(60_000) + ABSENT_AFTER));
+    assert_eq!(members.absence_timeout(ABSENT_AFTER), Some(T(60_000) + ABSENT_AFTER));
     assert_eq!(
         missing(&members, day),
         [false, false, true],
         "behind a filter it may be there at any time"
     );
-    assert_eq!(members.next_absence(day), None);
+    assert_eq!(members.absence_timeout(day), None);
     members.liveness(ip(3), Liveness::Up, day);
     let moved = [node("never", &[2]), node("off", &[5]), node("filtered", &[4])];
     members.set_nodes(moved.iter(), &[ip(1)].into(), day);
@@ -275,35 +295,43 @@ fn a_station_names_its_node_when_only_one_has_it() {
     let station = [2, 0, 0, 0, 0, 2];
     members.neighbour(ip(2), station);
     members.neighbour(ip(3), station);
-    assert_eq!(members.by_station(station), Some("b"));
+    assert_eq!(members.by_lladdr(station), Some("b"));
     members.neighbour(ip(4), station);
-    assert_eq!(members.by_station(station), None, "two machines, one hardware address: a clone");
+    assert_eq!(members.by_lladdr(station), None, "two machines, one hardware address: a clone");
 }
 
 #[test]
 fn who_is_heard_and_does_not_hear_us_is_deaf_until_a_session_is_up_or_it_falls_silent() {
     let mut members = members(&[node("me", &[1]), node("b", &[2, 3])]);
-    let view = |members: &Membership, now| (members.standing("b", now), members.dead().count());
+    let view = |members: &Membership, now| (members.reachability("b", now), members.dead().count());
     members.liveness(ip(2), Liveness::Heard, T(0));
-    assert_eq!(view(&members, T(2_999)), (Standing::Unseen, 0), "its session may be on its way up");
-    assert_eq!(view(&members, T(3_000)), (Standing::Deaf, 0));
+    assert_eq!(
+        view(&members, T(2_999)),
+        (Reachability::Unknown, 0),
+        "its session may be on its way up"
+    );
+    assert_eq!(view(&members, T(3_000)), (Reachability::Unidirectional, 0));
     assert!(
         members.statuses(T(3_000))[0].state.contains("does not hear this node"),
         "{:?}",
         members.statuses(T(3_000))
     );
     members.liveness(ip(2), Liveness::Up, T(4_000));
-    assert_eq!(view(&members, T(4_000)), (Standing::Alive, 0));
+    assert_eq!(view(&members, T(4_000)), (Reachability::Up, 0));
     assert!(
-        members.liveness(ip(2), Liveness::Down(DownReason::Deaf), T(5_000)).died,
+        members.liveness(ip(2), Liveness::Down(DownReason::OneWay), T(5_000)).died,
         "whom it does not hear it cannot yield to"
     );
-    assert_eq!(view(&members, T(5_000)), (Standing::Deaf, 0), "it says so: no doubt, and no death");
+    assert_eq!(
+        view(&members, T(5_000)),
+        (Reachability::Unidirectional, 0),
+        "it says so: no doubt, and no death"
+    );
     members.liveness(ip(2), Liveness::Heard, T(5_100));
     members.liveness(ip(3), Liveness::Down(DownReason::DetectionTimeout), T(5_200));
     assert_eq!(
         view(&members, T(5_200)),
-        (Standing::Deaf, 0),
+        (Reachability::Unidirectional, 0),
         "it is heard at one of its addresses"
     );
     assert!(
@@ -312,7 +340,7 @@ fn who_is_heard_and_does_not_hear_us_is_deaf_until_a_session_is_up_or_it_falls_s
             .nodes
             .contains("b")
     );
-    assert_eq!(view(&members, T(9_000)), (Standing::Gone, 1));
+    assert_eq!(view(&members, T(9_000)), (Reachability::Down, 1));
 }
 
 /// Its session falls because it heard of an end that is over: it answers, so it was there all the
@@ -323,5 +351,8 @@ fn whose_session_starts_over_is_to_be_seen_anew_and_has_not_died() {
     members.liveness(ip(2), Liveness::Up, T(0));
     let changed = members.liveness(ip(2), Liveness::Heard, T(1_000));
     assert!(changed.nodes.contains("b") && !changed.died, "{changed:?}");
-    assert_eq!((members.standing("b", T(1_000)), members.dead().count()), (Standing::Unseen, 0));
+    assert_eq!(
+        (members.reachability("b", T(1_000)), members.dead().count()),
+        (Reachability::Unknown, 0)
+    );
 }

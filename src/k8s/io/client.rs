@@ -43,7 +43,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(30);
 /// Whoever drops a request after this long has given it up; sooner, it may have been for another
 /// reason.
-const IMPATIENT: Duration = Duration::from_secs(5);
+const SLOW_REQUEST: Duration = Duration::from_secs(5);
 /// A ping goes out when nothing was heard for this long, and is waited for as long: a frozen server
 /// is noticed within twice this time.
 const PING: Duration = Duration::from_secs(5);
@@ -71,14 +71,14 @@ struct Shared {
     credentials: Credentials,
     /// Addresses that replace what the credentials say.
     overriding: Vec<Uri>,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     /// Number of the transport that came with the newest credentials.
     renewed: watch::Sender<u64>,
     /// Number of the transport that came with another server.
     switched: watch::Sender<u64>,
 }
 
-struct State {
+struct ConnectionState {
     loaded: Loaded,
     /// Index into the servers.
     current: usize,
@@ -97,7 +97,7 @@ impl Connection {
         let loaded = credentials::load(&credentials, &servers).await?;
         let transport = transport(&loaded.config, &loaded.servers[0])
             .map_err(|error| format!("{credentials} cannot be used: {error}"))?;
-        let state = State { loaded, current: 0, transport, number: 0, errors: 0 };
+        let state = ConnectionState { loaded, current: 0, transport, number: 0, errors: 0 };
         Ok(Connection {
             shared: Arc::new(Shared {
                 credentials,
@@ -206,14 +206,15 @@ impl Connection {
             loaded.servers.iter().position(|uri| Some(uri) == server.as_ref()).unwrap_or(0);
         let transport = transport(&loaded.config, &loaded.servers[current])
             .map_err(|error| format!("{} cannot be used: {error}", self.shared.credentials))?;
-        *state = State { loaded, current, transport, number: state.number + 1, errors: 0 };
+        *state =
+            ConnectionState { loaded, current, transport, number: state.number + 1, errors: 0 };
         self.shared.renewed.send_replace(state.number);
         Ok(())
     }
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ConnectionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -221,7 +222,7 @@ impl Shared {
     /// stands before it, cannot work now.
     fn answered(&self, number: u64, status: StatusCode) {
         let mut state = self.state();
-        if state.number == number && blames_server(status, &mut state.errors) {
+        if state.number == number && is_server_error(status, &mut state.errors) {
             drop(state);
             self.failed(number, &format!("fails (HTTP {})", status.as_u16()));
         }
@@ -263,7 +264,7 @@ impl Service<Request<Body>> for Connection {
             let state = shared.state();
             (state.transport.clone(), state.number)
         };
-        let mut question = Question { shared, number, asked: Instant::now(), over: false };
+        let mut question = InflightRequest { shared, number, asked: Instant::now(), over: false };
         Box::pin(async move {
             let answer = tokio::time::timeout(ANSWER, transport.oneshot(request)).await;
             let answer = answer
@@ -282,16 +283,16 @@ const NO_ANSWER: &str = "does not answer";
 
 /// A request under way. Who asks for the Lease, or writes a status, has less patience than
 /// [`ANSWER`] and drops it.
-struct Question {
+struct InflightRequest {
     shared: Arc<Shared>,
     number: u64,
     asked: Instant,
     over: bool,
 }
 
-impl Drop for Question {
+impl Drop for InflightRequest {
     fn drop(&mut self) {
-        if !self.over && self.asked.elapsed() >= IMPATIENT {
+        if !self.over && self.asked.elapsed() >= SLOW_REQUEST {
             self.shared.failed(self.number, NO_ANSWER);
         }
     }
@@ -299,7 +300,7 @@ impl Drop for Question {
 
 /// 502, 503 and 504 are what gateways, and servers that start or end, answer. `errors` counts the
 /// 500 in a row.
-fn blames_server(status: StatusCode, errors: &mut u32) -> bool {
+fn is_server_error(status: StatusCode, errors: &mut u32) -> bool {
     *errors = if status == StatusCode::INTERNAL_SERVER_ERROR { *errors + 1 } else { 0 };
     matches!(status.as_u16(), 502..=504) || *errors >= ERRORS
 }

@@ -9,7 +9,7 @@ fn a_server_is_blamed_for_what_it_cannot_do_and_for_what_fails_again_and_again()
         let mut errors = 0;
         codes
             .iter()
-            .map(|code| blames_server(StatusCode::from_u16(*code).unwrap(), &mut errors))
+            .map(|code| is_server_error(StatusCode::from_u16(*code).unwrap(), &mut errors))
             .collect::<Vec<_>>()
     };
     assert_eq!(blamed(&[200, 502, 503, 504]), [false, true, true, true]);

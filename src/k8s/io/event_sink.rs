@@ -20,12 +20,12 @@ use tracing::{debug, info};
 
 use super::failure::Failure;
 use super::permissions::Permissions;
-use crate::k8s::events::{Events, Send, Subject};
+use crate::k8s::events::{EventQueue, Send, Subject};
 
 /// Notices that may wait for the task; more are dropped, for they are in the log.
 const QUEUE: usize = 2048;
 /// For one request.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(10);
 /// How often credentials that may not create Events are tried again.
@@ -37,7 +37,7 @@ const NAME: usize = 200;
 
 /// A notice, addressed.
 #[derive(Debug)]
-pub struct Told {
+pub struct QueuedEvent {
     /// About what.
     pub subject: Subject,
     /// Type Warning, else Normal.
@@ -50,28 +50,33 @@ pub struct Told {
 
 /// Starts the task that sends, on behalf of `node`; `dropped` counts what it never sends. To be
 /// called within a runtime. It ends when the channel is closed.
-pub fn start(client: Client, node: &str, dropped: Counter) -> mpsc::Sender<Told> {
+pub fn start(client: Client, node: &str, dropped: Counter) -> mpsc::Sender<QueuedEvent> {
     let (told, inbox) = mpsc::channel(QUEUE);
     tokio::spawn(run(client, node.to_owned(), inbox, dropped));
     told
 }
 
-async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>, dropped: Counter) {
+async fn run(
+    client: Client,
+    node: String,
+    mut inbox: mpsc::Receiver<QueuedEvent>,
+    dropped: Counter,
+) {
     let epoch = Instant::now();
     // Events of an earlier run must not be in the way.
     let run = RandomState::new().build_hasher().finish();
-    let mut events = Events::default();
+    let mut events = EventQueue::default();
     let permissions = Permissions::new(client.clone(), ("create", "events", ""));
     let (mut barred, mut complained, mut counted) = (None::<Instant>, false, 0);
     loop {
         dropped.inc_by(events.dropped() - counted);
         counted = events.dropped();
-        let until = events.wakes().map(|due| (epoch + due).max(barred.unwrap_or(epoch)));
+        let until = events.poll_timeout().map(|due| (epoch + due).max(barred.unwrap_or(epoch)));
         tokio::select! {
             told = inbox.recv() => match told {
-                Some(Told { subject, warning, reason, message }) => {
+                Some(QueuedEvent { subject, warning, reason, message }) => {
                     if barred.is_none_or(|until| Instant::now() >= until) {
-                        events.tell(subject, warning, reason, message, epoch.elapsed());
+                        events.push(subject, warning, reason, message, epoch.elapsed());
                     } else {
                         dropped.inc();
                     }
@@ -82,7 +87,7 @@ async fn run(client: Client, node: String, mut inbox: mpsc::Receiver<Told>, drop
             () = sleep(until.unwrap_or(epoch).saturating_duration_since(Instant::now())), if until.is_some() => {}
         }
         let Some(event) = events.next(epoch.elapsed()) else { continue };
-        let answer = timeout(PATIENCE, send(&client, &node, run, epoch, &event)).await;
+        let answer = timeout(REQUEST_TIMEOUT, send(&client, &node, run, epoch, &event)).await;
         let now = epoch.elapsed();
         match answer.map(|sent| sent.map_err(|error| Failure::of(&error))) {
             Ok(Ok(())) => events.sent(&event, now),

@@ -33,7 +33,7 @@ pub enum Failure {
     /// Any other status.
     Status(u16, String),
     /// An answer that is not what the API promises.
-    Nonsense(String),
+    InvalidResponse(String),
 }
 
 impl Failure {
@@ -58,7 +58,7 @@ impl Failure {
                     },
                 ),
             },
-            Error::SerdeError(error) => Failure::Nonsense(error.to_string()),
+            Error::SerdeError(error) => Failure::InvalidResponse(error.to_string()),
             error => certificate(error).unwrap_or_else(|| Failure::Unreachable(innermost(error))),
         }
     }
@@ -94,7 +94,7 @@ impl Failure {
             Failure::Status(code, reason) => {
                 format!("the API server {server} fails (HTTP {code}: {reason})")
             }
-            Failure::Nonsense(reason) => format!(
+            Failure::InvalidResponse(reason) => format!(
                 "the API server {server} gives answers about {what} that cannot be read: {reason}"
             ),
         }

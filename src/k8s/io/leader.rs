@@ -8,28 +8,28 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::client::Connection;
-use super::event_sink::Told;
-use super::lease::{Ends, Tenure};
-use super::patcher::{Lost, Publications};
+use super::event_sink::QueuedEvent;
+use super::lease::{Leadership, LeaseChannels};
+use super::patcher::{FailedPatch, StatusPatches};
 use super::{event_sink, lease, patcher};
 
 /// The ends of the channels, for whoever runs the engine.
-pub struct Writer {
+pub struct LeaderTasks {
     /// Who writes, whenever that changes.
-    pub tenures: mpsc::Receiver<Tenure>,
+    pub tenures: mpsc::Receiver<Leadership>,
     /// What the engine publishes.
-    pub publications: mpsc::UnboundedSender<Publications>,
+    pub publications: mpsc::UnboundedSender<StatusPatches>,
     /// For people, as Events.
-    pub events: mpsc::Sender<Told>,
+    pub events: mpsc::Sender<QueuedEvent>,
     /// Counts the Events that were never sent.
     pub dropped: Counter,
     /// What was not written.
-    pub losses: mpsc::UnboundedReceiver<Lost>,
+    pub losses: mpsc::UnboundedReceiver<FailedPatch>,
     stop: oneshot::Sender<()>,
     lease: JoinHandle<std::io::Result<()>>,
 }
 
-impl Writer {
+impl LeaderTasks {
     /// Begins to compete for the Lease in `namespace`, on behalf of `node`. To be called within a
     /// runtime.
     pub fn start(
@@ -37,7 +37,7 @@ impl Writer {
         namespace: String,
         node: String,
         dropped: Counter,
-    ) -> Writer {
+    ) -> LeaderTasks {
         let (tenures_in, tenures) = mpsc::channel(4);
         // Unbounded, but a plan names each Service once and the engine publishes only once for each
         // version of it.
@@ -57,7 +57,7 @@ impl Writer {
             forbidden_in,
         ));
         let events = event_sink::start(client.clone(), &node, dropped.clone());
-        let ends = Ends {
+        let ends = LeaseChannels {
             tenures: tenures_in,
             right: right_in,
             writing,
@@ -66,7 +66,7 @@ impl Writer {
             stop: stopped,
         };
         let lease = tokio::spawn(lease::run(connection.clone(), namespace, node, ends));
-        Writer { tenures, publications, events, dropped, losses, stop, lease }
+        LeaderTasks { tenures, publications, events, dropped, losses, stop, lease }
     }
 
     /// Releases the Lease, so that nobody has to wait until it expires.

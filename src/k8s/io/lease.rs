@@ -16,7 +16,9 @@ use tracing::{debug, info, warn};
 
 use super::client::Connection;
 use super::failure::Failure;
-use crate::k8s::leader::{DURATION, Machine, Observed, Outcome, REQUEST_TIMEOUT, Request};
+use crate::k8s::leader::{
+    DURATION, LeaderElector, LeaseResponse, Observed, REQUEST_TIMEOUT, Request,
+};
 
 /// Its name in its namespace.
 pub const NAME: &str = "pinnace";
@@ -29,7 +31,7 @@ const FAILURES: u32 = 2;
 
 /// What the engine is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tenure {
+pub struct Leadership {
     /// This process is the writer.
     pub writer: bool,
     /// The holder's node, as far as is known.
@@ -40,14 +42,14 @@ pub struct Tenure {
 }
 
 /// Until when a write may begin; None: this process is not the writer.
-pub type Right = Option<Instant>;
+pub type WriteDeadline = Option<Instant>;
 
 /// The ends of the channels to the rest of the writer.
-pub struct Ends {
+pub struct LeaseChannels {
     /// For the engine.
-    pub tenures: mpsc::Sender<Tenure>,
+    pub tenures: mpsc::Sender<Leadership>,
     /// For those who write.
-    pub right: watch::Sender<Right>,
+    pub right: watch::Sender<WriteDeadline>,
     /// Held for reading by those who write, as long as a request is under way.
     pub writing: Arc<RwLock<()>>,
     /// From those who write: the credentials do not let them, in the API server's words.
@@ -66,7 +68,7 @@ enum Woken {
     Stopped,
 }
 
-impl Ends {
+impl LeaseChannels {
     async fn wait(&mut self, until: Instant) -> Woken {
         tokio::select! {
             () = sleep_until(until.into()) => Woken::ByTime,
@@ -90,15 +92,15 @@ pub async fn run(
     connection: Connection,
     namespace: String,
     node: String,
-    mut ends: Ends,
+    mut ends: LeaseChannels,
 ) -> io::Result<()> {
     let api: Api<Lease> = Api::namespaced(connection.client(), &namespace);
     let epoch = Instant::now();
     // A restarted process must not take itself for the holder it was: its view may be older than
     // what it wrote.
     let identity = format!("{node}_{}", random());
-    let mut machine = Machine::new(&identity);
-    let mut told = Tenure::default();
+    let mut machine = LeaderElector::new(&identity);
+    let mut told = Leadership::default();
     // Until when credentials that may not write are not tried again; what was said about them.
     let (mut barred, mut complained) = (None::<Instant>, false);
     let (mut trouble, mut failures) = (None::<String>, 0u32);
@@ -107,7 +109,7 @@ pub async fn run(
     loop {
         // The right ends by itself while a request is under way or the next one is waited for.
         ends.right.send_replace(machine.writes_until().map(|until| epoch + until));
-        let tenure = Tenure {
+        let tenure = Leadership {
             writer: machine.may_write(epoch.elapsed()),
             holder: machine
                 .holder()
@@ -132,7 +134,7 @@ pub async fn run(
                 return Ok(());
             }
         }
-        let mut wake = epoch + machine.wakes();
+        let mut wake = epoch + machine.poll_timeout();
         if let Some(until) = machine
             .writes_until()
             .map(|until| epoch + until)
@@ -155,7 +157,7 @@ pub async fn run(
         let Some(request) = machine.request(epoch.elapsed()) else { continue };
         let outcome = match send(&api, &request, &identity, &mut read).await {
             Ok(outcome) => {
-                trouble = (outcome == Outcome::Failed).then(|| {
+                trouble = (outcome == LeaseResponse::Failed).then(|| {
                     unanswered(&format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))
                 });
                 outcome
@@ -168,7 +170,7 @@ pub async fn run(
                     &why,
                 );
                 barred = Some(Instant::now() + FORBIDDEN_RETRY);
-                Outcome::Forbidden
+                LeaseResponse::Forbidden
             }
             Err(failure) => {
                 debug!(?failure, "no answer about the Lease");
@@ -178,10 +180,10 @@ pub async fn run(
                     | Failure::Certificate(_) => connection.sentence(&failure, "leases"),
                     failure => unanswered(&format!("{failure:?}")),
                 });
-                Outcome::Failed
+                LeaseResponse::Failed
             }
         };
-        failures = if outcome == Outcome::Failed { failures + 1 } else { 0 };
+        failures = if outcome == LeaseResponse::Failed { failures + 1 } else { 0 };
         let chance = random() as f64 / u64::MAX as f64;
         machine.outcome(&request, outcome, epoch.elapsed(), chance);
     }
@@ -206,7 +208,7 @@ fn complain(complained: &mut bool, what: &str, why: &str) {
 
 async fn release(
     api: &Api<Lease>,
-    machine: &mut Machine,
+    machine: &mut LeaderElector,
     identity: &str,
     read: &mut Option<Lease>,
 ) {
@@ -224,7 +226,7 @@ async fn send(
     request: &Request,
     identity: &str,
     read: &mut Option<Lease>,
-) -> Result<Outcome, Failure> {
+) -> Result<LeaseResponse, Failure> {
     let parameters = PostParams::default();
     let answer = async {
         match request {
@@ -241,14 +243,14 @@ async fn send(
         }
     };
     match timeout(REQUEST_TIMEOUT, answer).await {
-        Err(_) => Ok(Outcome::Failed),
+        Err(_) => Ok(LeaseResponse::Failed),
         Ok(Ok(lease)) => {
             *read = Some(lease.clone());
-            Ok(Outcome::Is(observed(lease)))
+            Ok(LeaseResponse::Found(observed(lease)))
         }
         Ok(Err(error)) => match Failure::of(&error) {
-            Failure::Status(404, _) => Ok(Outcome::Absent),
-            Failure::Status(409, _) => Ok(Outcome::Conflict),
+            Failure::Status(404, _) => Ok(LeaseResponse::NotFound),
+            Failure::Status(409, _) => Ok(LeaseResponse::Conflict),
             failure => Err(failure),
         },
     }
@@ -343,7 +345,8 @@ mod tests {
         let (_forbidden, forbidden) = mpsc::channel(1);
         let (_renewals, renewals) = watch::channel(0);
         let (_stop, stop) = oneshot::channel();
-        let ends = Ends { tenures, right, writing: Arc::default(), forbidden, renewals, stop };
+        let ends =
+            LeaseChannels { tenures, right, writing: Arc::default(), forbidden, renewals, stop };
         let under_way = ends.writing.clone().read_owned().await;
         let settled = tokio::spawn(async move { ends.settle().await });
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -16,9 +16,9 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::failure::Failure;
-use super::lease::Right;
+use super::lease::WriteDeadline;
 use super::permissions::Permissions;
-use crate::engine::plan::Publication;
+use crate::engine::plan::StatusPatch;
 use crate::k8s::convert::CLEANUP_FINALIZER;
 use crate::k8s::leader::REQUEST_TIMEOUT;
 use crate::model::{Ingress, ObjectKey};
@@ -33,11 +33,11 @@ const WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What the engine wants written; replaces earlier words about the same Services.
-pub type Publications = BTreeMap<ObjectKey, Publication>;
+pub type StatusPatches = BTreeMap<ObjectKey, StatusPatch>;
 
 /// A publication that did not come to stand: the engine decides what to do.
 #[derive(Clone, Debug)]
-pub struct Lost {
+pub struct FailedPatch {
     /// About which Service.
     pub key: ObjectKey,
     /// The version it was decided for.
@@ -47,7 +47,7 @@ pub struct Lost {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum PatchResult {
     Written,
     /// Not for this version any more, or gone.
     Dropped(String),
@@ -124,17 +124,21 @@ impl Pauses {
 /// under way.
 pub async fn run(
     client: Client,
-    mut wanted: mpsc::UnboundedReceiver<Publications>,
-    mut right: watch::Receiver<Right>,
+    mut wanted: mpsc::UnboundedReceiver<StatusPatches>,
+    mut right: watch::Receiver<WriteDeadline>,
     writing: Arc<RwLock<()>>,
-    losses: mpsc::UnboundedSender<Lost>,
+    losses: mpsc::UnboundedSender<FailedPatch>,
     forbidden: mpsc::Sender<String>,
 ) {
-    let lost = |key: ObjectKey, publication: Publication, refusal: Option<String>| {
+    let lost = |key: ObjectKey, publication: StatusPatch, refusal: Option<String>| {
         // Nobody listens any more when the process is about to end.
-        drop(losses.send(Lost { key, resource_version: publication.resource_version, refusal }));
+        drop(losses.send(FailedPatch {
+            key,
+            resource_version: publication.resource_version,
+            refusal,
+        }));
     };
-    let mut queue = Publications::new();
+    let mut queue = StatusPatches::new();
     let mut busy = BTreeSet::<ObjectKey>::new();
     let mut requests = JoinSet::new();
     let (mut tokens, mut refilled) = (BURST, Instant::now());
@@ -165,7 +169,9 @@ pub async fn run(
             requests.spawn(async move {
                 let answer = write(client, &key, &publication, &right, &writing).await;
                 let answer = match answer {
-                    Answer::Forbidden(why) => forbidden_answer(why, permissions.denied("").await),
+                    PatchResult::Forbidden(why) => {
+                        forbidden_answer(why, permissions.denied("").await)
+                    }
                     answer => answer,
                 };
                 (key, publication, answer)
@@ -186,22 +192,22 @@ pub async fn run(
                 let Ok((key, publication, answer)) = done else { continue };
                 busy.remove(&key);
                 match &answer {
-                    Answer::Unanswered(at_least, _) => pauses.unanswered(&key, *at_least, Instant::now()),
-                    Answer::Failed(_) => pauses.failed(&key, Instant::now()),
+                    PatchResult::Unanswered(at_least, _) => pauses.unanswered(&key, *at_least, Instant::now()),
+                    PatchResult::Failed(_) => pauses.failed(&key, Instant::now()),
                     _ => pauses.answered(&key),
                 }
                 match answer {
-                    Answer::Written => {}
-                    Answer::Dropped(why) => {
+                    PatchResult::Written => {}
+                    PatchResult::Dropped(why) => {
                         debug!(service = %key, "not written: {why}");
                         lost(key, publication, None);
                     }
-                    Answer::Refused(why) => lost(key, publication, Some(why)),
-                    Answer::Unanswered(_, why) | Answer::Failed(why) => {
+                    PatchResult::Refused(why) => lost(key, publication, Some(why)),
+                    PatchResult::Unanswered(_, why) | PatchResult::Failed(why) => {
                         warn!(service = %key, "cannot write the status: {why}; trying again");
                         queue.entry(key).or_insert(publication);
                     }
-                    Answer::Forbidden(why) => {
+                    PatchResult::Forbidden(why) => {
                         lost(key, publication, None);
                         // Full: it has been told already.
                         drop(forbidden.try_send(why));
@@ -216,16 +222,16 @@ pub async fn run(
 async fn write(
     client: Client,
     key: &ObjectKey,
-    publication: &Publication,
-    right: &watch::Receiver<Right>,
+    publication: &StatusPatch,
+    right: &watch::Receiver<WriteDeadline>,
     writing: &RwLock<()>,
-) -> Answer {
+) -> PatchResult {
     let _writing = writing.read().await;
     let api: Api<Service> = Api::namespaced(client, &key.namespace);
     let patch = patch(publication);
     // Directly before it is sent: this process may have been stopped since the decision.
     if !right.borrow().is_some_and(|until| Instant::now() < until) {
-        return Answer::Dropped("this node is no longer the writer".into());
+        return PatchResult::Dropped("this node is no longer the writer".into());
     }
     let parameters =
         PatchParams { field_manager: Some("pinnace".into()), ..PatchParams::default() };
@@ -235,31 +241,37 @@ async fn write(
     )
     .await
     {
-        Err(_) => Answer::Unanswered(WAIT, "no answer in time".into()),
-        Ok(Ok(_)) => Answer::Written,
+        Err(_) => PatchResult::Unanswered(WAIT, "no answer in time".into()),
+        Ok(Ok(_)) => PatchResult::Written,
         Ok(Err(error)) => match Failure::of(&error) {
-            Failure::Forbidden(why) => Answer::Forbidden(why),
-            Failure::TooManyRequests(time) => Answer::Unanswered(time, "too many requests".into()),
-            Failure::Status(code @ (404 | 409), why) => Answer::Dropped(format!("{why} ({code})")),
-            Failure::Status(code, why) if code < 500 => Answer::Refused(format!("{why} ({code})")),
-            failure @ (Failure::Status(..) | Failure::Gone | Failure::Nonsense(_)) => {
-                Answer::Failed(format!("{failure:?}"))
+            Failure::Forbidden(why) => PatchResult::Forbidden(why),
+            Failure::TooManyRequests(time) => {
+                PatchResult::Unanswered(time, "too many requests".into())
             }
-            failure => Answer::Unanswered(WAIT, format!("{failure:?}")),
+            Failure::Status(code @ (404 | 409), why) => {
+                PatchResult::Dropped(format!("{why} ({code})"))
+            }
+            Failure::Status(code, why) if code < 500 => {
+                PatchResult::Refused(format!("{why} ({code})"))
+            }
+            failure @ (Failure::Status(..) | Failure::Gone | Failure::InvalidResponse(_)) => {
+                PatchResult::Failed(format!("{failure:?}"))
+            }
+            failure => PatchResult::Unanswered(WAIT, format!("{failure:?}")),
         },
     }
 }
 
 /// Of a 403: credentials without the right can write nothing; with it, somebody (an admission
 /// policy) has something against this one Service.
-fn forbidden_answer(why: String, denied: bool) -> Answer {
-    if denied { Answer::Forbidden(why) } else { Answer::Refused(format!("{why} (403)")) }
+fn forbidden_answer(why: String, denied: bool) -> PatchResult {
+    if denied { PatchResult::Forbidden(why) } else { PatchResult::Refused(format!("{why} (403)")) }
 }
 
 /// uid and resourceVersion bind the write to the version it was decided for. `ingress` is an atomic
 /// list, the finalizer is taken out of its list by name: other finalizers and conditions are left
 /// alone.
-fn patch(publication: &Publication) -> Value {
+fn patch(publication: &StatusPatch) -> Value {
     let mut patch = json!({ "metadata": { "uid": publication.uid, "resourceVersion": publication.resource_version } });
     if let Some(ingress) = &publication.ingress {
         let entries: Vec<Value> = ingress.iter().map(entry).collect();
@@ -317,9 +329,12 @@ mod tests {
     fn only_missing_rights_end_the_writing() {
         assert_eq!(
             forbidden_answer("a policy".into(), false),
-            Answer::Refused("a policy (403)".into())
+            PatchResult::Refused("a policy (403)".into())
         );
-        assert_eq!(forbidden_answer("no right".into(), true), Answer::Forbidden("no right".into()));
+        assert_eq!(
+            forbidden_answer("no right".into(), true),
+            PatchResult::Forbidden("no right".into())
+        );
     }
 
     #[test]
@@ -331,7 +346,7 @@ mod tests {
             vip: Some(true),
             ports: ports.into(),
         }];
-        let publication = Publication {
+        let publication = StatusPatch {
             uid: "u".into(),
             resource_version: "7".into(),
             ingress: Some(ingress.into()),

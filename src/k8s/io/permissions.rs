@@ -14,24 +14,24 @@ use tokio::time::timeout;
 use tracing::debug;
 
 /// For one question.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer counts: a policy that refuses many objects costs one question in this time.
 const KEPT: Duration = Duration::from_secs(5);
 
 /// A right these credentials may have: verb, resource of the core group, and subresource or "".
-pub type Right = (&'static str, &'static str, &'static str);
+pub type AccessCheck = (&'static str, &'static str, &'static str);
 
 /// Asks the API server about one right, and remembers what it said.
 pub struct Permissions {
     reviews: Api<SelfSubjectAccessReview>,
-    right: Right,
+    right: AccessCheck,
     /// By namespace, "" for all of them.
     answers: Mutex<BTreeMap<String, (Instant, bool)>>,
 }
 
 impl Permissions {
     /// About `right`.
-    pub fn new(client: Client, right: Right) -> Permissions {
+    pub fn new(client: Client, right: AccessCheck) -> Permissions {
         Permissions { reviews: Api::all(client), right, answers: Mutex::default() }
     }
 
@@ -45,7 +45,7 @@ impl Permissions {
             return *denied;
         }
         let answer = timeout(
-            PATIENCE,
+            REQUEST_TIMEOUT,
             self.reviews.create(&PostParams::default(), &review(self.right, namespace)),
         )
         .await;
@@ -63,7 +63,7 @@ impl Permissions {
 }
 
 /// The question. All namespaces: without one.
-fn review((verb, resource, subresource): Right, namespace: &str) -> SelfSubjectAccessReview {
+fn review((verb, resource, subresource): AccessCheck, namespace: &str) -> SelfSubjectAccessReview {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let resource_attributes = ResourceAttributes {
         verb: some(verb),

@@ -28,10 +28,10 @@ use tracing::{debug, info};
 
 use super::client::Connection;
 use super::failure::Failure;
-use crate::host::trigger_time::Dated;
+use crate::host::trigger_time::TriggerTime;
 use crate::k8s::convert;
 use crate::k8s::convert::SERVICE_NAME_LABEL;
-use crate::model::state::Problem;
+use crate::model::state::SourceProblem;
 use crate::model::{Kind, SourceChange};
 
 /// Objects per page of a list: the most typed objects in memory at once.
@@ -61,14 +61,14 @@ pub struct ApiUpdate {
     /// In the order in which they happened.
     pub changes: Vec<SourceChange>,
     /// Everything that is wrong with objects now.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<SourceProblem>,
     /// Every kind has been listed completely at least once.
     pub synced: bool,
     /// How the API is, where that changed.
     pub health: Option<Result<(), String>>,
     /// When the oldest change of an endpoint among these happened, as far as the slices say; None
     /// in lists, which tell old news.
-    pub last_change: Option<Dated>,
+    pub last_change: Option<TriggerTime>,
 }
 
 /// The source as the daemon sees it.
@@ -121,7 +121,7 @@ trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + S
     /// The compact form, None when it is of no concern; beside it what is wrong with the object.
     fn convert(&self) -> (Option<SourceChange>, Vec<String>);
     /// When what it says happened, if it says that.
-    fn last_change(&self) -> Option<Dated> {
+    fn last_change(&self) -> Option<TriggerTime> {
         None
     }
     fn gone(&self) -> SourceChange;
@@ -161,7 +161,7 @@ impl Watched for discovery::EndpointSlice {
         )
     }
 
-    fn last_change(&self) -> Option<Dated> {
+    fn last_change(&self) -> Option<TriggerTime> {
         convert::last_change(self)
     }
 
@@ -188,11 +188,11 @@ impl Watched for core::Node {
 }
 
 /// What a follower tells the collector.
-enum Told {
+enum WatchUpdate {
     /// With what is wrong with the object.
     Change(SourceChange, Vec<String>),
     /// When what is told next happened.
-    LastChange(Dated),
+    LastChange(TriggerTime),
     Health(Kind, Result<(), String>),
 }
 
@@ -200,7 +200,7 @@ enum Told {
 struct Follower<K> {
     api: Api<K>,
     connection: Connection,
-    told: mpsc::Sender<Told>,
+    told: mpsc::Sender<WatchUpdate>,
     /// Where to go on from; None: from a new list.
     version: Option<String>,
     streaming: bool,
@@ -209,7 +209,7 @@ struct Follower<K> {
 }
 
 impl<K: Watched> Follower<K> {
-    fn new(api: Api<K>, connection: &Connection, told: &mpsc::Sender<Told>) -> Follower<K> {
+    fn new(api: Api<K>, connection: &Connection, told: &mpsc::Sender<WatchUpdate>) -> Follower<K> {
         let (connection, told) = (connection.clone(), told.clone());
         Follower {
             api,
@@ -260,7 +260,7 @@ impl<K: Watched> Follower<K> {
                 let sentence = self.connection.sentence(&failure, K::NAME);
                 debug!(kind = K::NAME, %sentence, ?pause, "trying again");
                 self.healthy = false;
-                self.tell(Told::Health(K::KIND, Err(sentence))).await;
+                self.emit(WatchUpdate::Health(K::KIND, Err(sentence))).await;
                 if let Failure::TooManyRequests(wanted) = failure {
                     pause = pause.max(wanted);
                 }
@@ -289,7 +289,7 @@ impl<K: Watched> Follower<K> {
         pin_mut!(stream);
         self.works().await;
         if listing {
-            self.tell(Told::Change(SourceChange::ListStart(K::KIND), Vec::new())).await;
+            self.emit(WatchUpdate::Change(SourceChange::ListStart(K::KIND), Vec::new())).await;
         }
         loop {
             let event = tokio::select! {
@@ -312,15 +312,16 @@ impl<K: Watched> Follower<K> {
             }
             match event {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    self.tell_object(&object, listing).await
+                    self.emit_object(&object, listing).await
                 }
                 Ok(WatchEvent::Deleted(object)) => {
-                    self.tell(Told::Change(object.gone(), Vec::new())).await
+                    self.emit(WatchUpdate::Change(object.gone(), Vec::new())).await
                 }
                 Ok(WatchEvent::Bookmark(bookmark)) => {
                     if listing && ends_list(&bookmark) {
                         listing = false;
-                        self.tell(Told::Change(SourceChange::ListEnd(K::KIND), Vec::new())).await;
+                        self.emit(WatchUpdate::Change(SourceChange::ListEnd(K::KIND), Vec::new()))
+                            .await;
                     }
                     if !listing {
                         self.pause = Pause::default();
@@ -343,44 +344,44 @@ impl<K: Watched> Follower<K> {
             let page = self.api.list(&params).await.map_err(|error| Failure::of(&error))?;
             self.works().await;
             if std::mem::take(&mut first) {
-                self.tell(Told::Change(SourceChange::ListStart(K::KIND), Vec::new())).await;
+                self.emit(WatchUpdate::Change(SourceChange::ListStart(K::KIND), Vec::new())).await;
             }
             for object in page.items {
-                self.tell_object(&object, true).await;
+                self.emit_object(&object, true).await;
             }
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                self.tell(Told::Change(SourceChange::ListEnd(K::KIND), Vec::new())).await;
+                self.emit(WatchUpdate::Change(SourceChange::ListEnd(K::KIND), Vec::new())).await;
                 self.version = page.metadata.resource_version.filter(|version| !version.is_empty());
                 return match self.version {
                     Some(_) => Ok(()),
-                    None => Err(Failure::Nonsense("a list without a version".into())),
+                    None => Err(Failure::InvalidResponse("a list without a version".into())),
                 };
             }
         }
     }
 
-    async fn tell_object(&mut self, object: &K, listing: bool) {
+    async fn emit_object(&mut self, object: &K, listing: bool) {
         let (change, problems) = object.convert();
         if let Some(at) = object.last_change().filter(|_| !listing) {
-            self.tell(Told::LastChange(at)).await;
+            self.emit(WatchUpdate::LastChange(at)).await;
         }
         match change {
-            Some(change) => self.tell(Told::Change(change, problems)).await,
+            Some(change) => self.emit(WatchUpdate::Change(change, problems)).await,
             // In a list, what is not mentioned is gone.
             None if listing && problems.is_empty() => {}
-            None => self.tell(Told::Change(object.gone(), problems)).await,
+            None => self.emit(WatchUpdate::Change(object.gone(), problems)).await,
         }
     }
 
     async fn works(&mut self) {
         if !std::mem::replace(&mut self.healthy, true) {
-            self.tell(Told::Health(K::KIND, Ok(()))).await;
+            self.emit(WatchUpdate::Health(K::KIND, Ok(()))).await;
         }
     }
 
     /// A collector that is gone ends [`Follower::run`].
-    async fn tell(&self, told: Told) {
+    async fn emit(&self, told: WatchUpdate) {
         let _ = self.told.send(told).await;
     }
 }
@@ -419,7 +420,7 @@ struct Collector {
     /// Problems that were not taken up for want of room.
     more: bool,
     /// Of changes that have not been merged yet.
-    last_change: Option<Dated>,
+    last_change: Option<TriggerTime>,
 }
 
 impl Collector {
@@ -443,7 +444,7 @@ impl Collector {
         }
     }
 
-    async fn run(mut self, mut telling: mpsc::Receiver<Told>) {
+    async fn run(mut self, mut telling: mpsc::Receiver<WatchUpdate>) {
         let mut told = Vec::with_capacity(BATCH);
         while telling.recv_many(&mut told, BATCH).await > 0 {
             let update = self.merge(told.drain(..));
@@ -454,18 +455,18 @@ impl Collector {
         }
     }
 
-    fn merge(&mut self, told: impl Iterator<Item = Told>) -> ApiUpdate {
+    fn merge(&mut self, told: impl Iterator<Item = WatchUpdate>) -> ApiUpdate {
         let mut update = ApiUpdate::default();
         for told in told {
             match told {
-                Told::Change(change, problems) => {
+                WatchUpdate::Change(change, problems) => {
                     self.note(&change, problems);
                     update.changes.push(change);
                 }
-                Told::LastChange(at) => {
+                WatchUpdate::LastChange(at) => {
                     self.last_change = Some(self.last_change.map_or(at, |known| known.min(at)))
                 }
-                Told::Health(kind, health) => self.health[index(kind)] = Some(health),
+                WatchUpdate::Health(kind, health) => self.health[index(kind)] = Some(health),
             }
         }
         if !update.changes.is_empty() {
@@ -507,18 +508,18 @@ impl Collector {
         }
     }
 
-    fn shown_problems(&mut self) -> Vec<Problem> {
-        let shown = |((_, object), reasons): (&(Kind, String), &Vec<String>)| Problem {
+    fn shown_problems(&mut self) -> Vec<SourceProblem> {
+        let shown = |((_, object), reasons): (&(Kind, String), &Vec<String>)| SourceProblem {
             source: "API server".into(),
             object: Some(object.clone()),
             note: false,
             reason: reasons.join("; "),
         };
-        let mut problems: Vec<Problem> = self.problems.iter().map(shown).collect();
+        let mut problems: Vec<SourceProblem> = self.problems.iter().map(shown).collect();
         self.more &= self.problems.len() >= PROBLEMS;
         if self.more {
             let reason = format!("more than {PROBLEMS} objects have problems");
-            problems.push(Problem {
+            problems.push(SourceProblem {
                 source: "API server".into(),
                 object: None,
                 note: false,

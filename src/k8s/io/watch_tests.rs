@@ -30,25 +30,26 @@ fn pauses_grow_to_a_limit_and_differ() {
 #[tokio::test]
 async fn it_is_synced_when_all_kinds_were_listed_and_healthy_when_all_are() {
     let (mut collector, _updates, synced) = collector().await;
-    let end = |kind| Told::Change(SourceChange::ListEnd(kind), vec![]);
+    let end = |kind| WatchUpdate::Change(SourceChange::ListEnd(kind), vec![]);
     let update = collector.merge(
-        [Told::Health(Kind::Service, Ok(())), end(Kind::Service), end(Kind::Node)].into_iter(),
+        [WatchUpdate::Health(Kind::Service, Ok(())), end(Kind::Service), end(Kind::Node)]
+            .into_iter(),
     );
     assert!(!update.synced && !*synced.borrow());
     assert_eq!(update.health, None, "two kinds have not been heard of");
     let all = [
-        Told::Health(Kind::EndpointSlice, Ok(())),
-        Told::Health(Kind::Node, Ok(())),
+        WatchUpdate::Health(Kind::EndpointSlice, Ok(())),
+        WatchUpdate::Health(Kind::Node, Ok(())),
         end(Kind::EndpointSlice),
     ];
     let update = collector.merge(all.into_iter());
     assert!(update.synced && *synced.borrow());
     assert_eq!(update.health, Some(Ok(())));
-    let update = collector.merge([Told::Health(Kind::Node, Err("gone".into()))].into_iter());
+    let update = collector.merge([WatchUpdate::Health(Kind::Node, Err("gone".into()))].into_iter());
     assert_eq!(update.health, Some(Err("gone".into())));
     assert!(update.synced, "once synced, always");
     assert_eq!(
-        collector.merge([Told::Health(Kind::Node, Err("gone".into()))].into_iter()).health,
+        collector.merge([WatchUpdate::Health(Kind::Node, Err("gone".into()))].into_iter()).health,
         None,
         "said already"
     );
@@ -58,7 +59,7 @@ async fn it_is_synced_when_all_kinds_were_listed_and_healthy_when_all_are() {
 async fn problems_are_bounded_and_go_with_their_object() {
     let (mut collector, _updates, _synced) = collector().await;
     let slice = |n: usize, problems: &[&str]| {
-        Told::Change(
+        WatchUpdate::Change(
             SourceChange::Slice(ObjectKey::new("a", &n.to_string()), None),
             problems.iter().map(|p| p.to_string()).collect(),
         )
@@ -66,7 +67,7 @@ async fn problems_are_bounded_and_go_with_their_object() {
     let update = collector.merge((0..PROBLEMS + 50).map(|n| slice(n, &["bad"])));
     assert_eq!(update.problems.len(), PROBLEMS + 1, "the last one says that there are more");
     assert_eq!(collector.merge([slice(0, &[])].into_iter()).problems.len(), PROBLEMS - 1);
-    let start = Told::Change(SourceChange::ListStart(Kind::EndpointSlice), vec![]);
+    let start = WatchUpdate::Change(SourceChange::ListStart(Kind::EndpointSlice), vec![]);
     assert!(collector.merge([start].into_iter()).problems.is_empty());
 }
 
@@ -94,13 +95,15 @@ fn a_list_that_was_broken_off_is_no_place_to_go_on_from() {
 #[tokio::test]
 async fn the_oldest_change_dates_a_batch_and_an_old_list_dates_none() {
     let (mut collector, _updates, _synced) = collector().await;
-    let at = |second| Dated::parse(&format!("2026-01-01T00:00:0{second}Z")).expect("a time");
-    let slice = || Told::Change(SourceChange::Slice(ObjectKey::new("a", "b"), None), vec![]);
-    let update = collector
-        .merge([Told::LastChange(at(9)), slice(), Told::LastChange(at(7)), slice()].into_iter());
+    let at = |second| TriggerTime::parse(&format!("2026-01-01T00:00:0{second}Z")).expect("a time");
+    let slice = || WatchUpdate::Change(SourceChange::Slice(ObjectKey::new("a", "b"), None), vec![]);
+    let update = collector.merge(
+        [WatchUpdate::LastChange(at(9)), slice(), WatchUpdate::LastChange(at(7)), slice()]
+            .into_iter(),
+    );
     assert_eq!(update.last_change, Some(at(7)));
     assert_eq!(
-        collector.merge([Told::LastChange(at(8))].into_iter()).last_change,
+        collector.merge([WatchUpdate::LastChange(at(8))].into_iter()).last_change,
         None,
         "its change comes in the next batch"
     );

@@ -63,7 +63,7 @@ fn of_newcomers_that_probe_at_the_same_time_one_wins() {
 fn lan(a: &mut Announcer, b: &mut Announcer, until: Duration) -> (Log, Log) {
     let (mut log_a, mut log_b) = (Log::default(), Log::default());
     while let Some(now) =
-        a.next_deadline().into_iter().chain(b.next_deadline()).min().filter(|now| *now <= until)
+        a.poll_timeout().into_iter().chain(b.poll_timeout()).min().filter(|now| *now <= until)
     {
         a.poll(now);
         b.poll(now);
@@ -162,7 +162,7 @@ proptest! {
                 prop_assert!(probe || !silent.contains(&about), "a standby said something");
             }
             a.events().for_each(drop);
-            let pending = a.vips.values().filter(|vip| matches!(vip.standing, Standing::Probing { .. } | Standing::Refused { .. })).count();
+            let pending = a.vips.values().filter(|vip| matches!(vip.standing, AnnounceState::Probing { .. } | AnnounceState::Refused { .. })).count();
             prop_assert_eq!(a.timers.len(), pending + a.places.len());
             let c = *a.counters();
             prop_assert_eq!(c.received, c.malformed + c.own + c.ignored + c.answered + c.conflicts + c.contested + c.heard);

@@ -23,7 +23,7 @@ impl Link {
     pub fn of(interface: &Interface) -> Option<Link> {
         let mac = interface
             .mac
-            .filter(|&mac| interface.up && !interface.loopback && ethernet::is_station(mac))?;
+            .filter(|&mac| interface.up && !interface.loopback && ethernet::is_unicast(mac))?;
         Some(Link {
             mac,
             active_ports: interface.active_ports.clone(),

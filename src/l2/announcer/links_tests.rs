@@ -13,7 +13,7 @@ fn links_that_come_and_go() {
     let question = arp_request(OTHER, "192.0.2.1", V4).to_vec();
 
     a.set(wanted(), &interfaces(std::slice::from_ref(&down)), now);
-    assert_eq!(a.next_deadline(), None, "down: nothing to do");
+    assert_eq!(a.poll_timeout(), None, "down: nothing to do");
     assert!(hear(&mut a, 1, &question, now).frames.is_empty(), "down: silent");
 
     a.set(wanted(), &interfaces(std::slice::from_ref(&up)), now + ms(100));
@@ -46,7 +46,7 @@ fn links_that_come_and_go() {
 
     a.set(BTreeMap::new(), &interfaces(&[up]), later + ms(6000));
     assert_eq!(
-        (a.next_deadline(), a.timers.len(), a.places.len()),
+        (a.poll_timeout(), a.timers.len(), a.places.len()),
         (None, 0, 0),
         "withdrawn: no memory"
     );
@@ -87,7 +87,7 @@ fn interfaces_that_cannot_carry_it_are_left_out() {
     ] {
         let mut a = announcer();
         a.set(wish(&[V4, V6], &[1], false), &interfaces(&[odd]), ms(0));
-        assert_eq!(a.next_deadline(), None);
+        assert_eq!(a.poll_timeout(), None);
     }
 }
 

@@ -37,7 +37,7 @@ use std::time::Duration;
 use link::Link;
 use recent::Recent;
 use schedule::{Jitter, Pacer, Timers};
-pub use types::{Announcement, AnnouncerEvent, Config, Counters, Gateways, Transmission};
+pub use types::{Announcement, AnnouncerCounters, AnnouncerEvent, Config, Gateways, Transmission};
 
 use super::ethernet::Mac;
 use super::{arp, ndp};
@@ -80,13 +80,13 @@ pub struct Announcer {
     pacer: Pacer,
     transmissions: VecDeque<Transmission>,
     events: VecDeque<AnnouncerEvent>,
-    counters: Counters,
+    counters: AnnouncerCounters,
 }
 
 #[derive(Debug)]
 struct Vip {
     interfaces: Arc<BTreeSet<u32>>,
-    standing: Standing,
+    standing: AnnounceState,
     standby: bool,
     quiet: bool,
     /// What was last heard of who has it, on standby.
@@ -94,7 +94,7 @@ struct Vip {
 }
 
 #[derive(Debug)]
-enum Standing {
+enum AnnounceState {
     /// Wants probing but none of its interfaces is usable.
     Waiting,
     /// `sent` of the probes are out; `due` is the next one, or the end.
@@ -146,7 +146,7 @@ impl Announcer {
             pacer: Pacer::default(),
             transmissions: VecDeque::new(),
             events: VecDeque::new(),
-            counters: Counters::default(),
+            counters: AnnouncerCounters::default(),
         }
     }
 
@@ -179,20 +179,20 @@ impl Announcer {
     }
 
     /// Does what is due. Sends about 64 unsolicited frames per 2 ms at most; the rest follows by
-    /// [`Announcer::next_deadline`].
+    /// [`Announcer::poll_timeout`].
     pub fn poll(&mut self, now: Duration) {
         while self.pacer.may_send(now) {
             match self.timers.pop(now) {
                 Some(Timer::Probe(vip)) => self.probe(vip, now),
                 Some(Timer::Announce(vip, ifindex)) => self.announce(vip, ifindex, now),
-                Some(Timer::Ask(vip)) => self.question(vip),
+                Some(Timer::Ask(vip)) => self.send_probe(vip),
                 None => break,
             }
         }
     }
 
     /// When [`Announcer::poll`] has something to do; None: not before the next `set`.
-    pub fn next_deadline(&self) -> Option<Duration> {
+    pub fn poll_timeout(&self) -> Option<Duration> {
         Some(self.pacer.not_before(self.timers.first()?))
     }
 
@@ -207,7 +207,7 @@ impl Announcer {
     }
 
     /// Totals since the start.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &AnnouncerCounters {
         &self.counters
     }
 
@@ -216,7 +216,7 @@ impl Announcer {
         let may_probe = !wanted.quiet;
         let (standing, before, heard, quiet_before) = match self.vips.remove(&vip) {
             None => (
-                if probe { Standing::Waiting } else { Standing::Clear },
+                if probe { AnnounceState::Waiting } else { AnnounceState::Clear },
                 Arc::default(),
                 None,
                 false,
@@ -230,16 +230,16 @@ impl Announcer {
             .any(|i| self.links.contains_key(i) && (fresh.contains(i) || !before.contains(i)));
         let usable = wanted.interfaces.iter().any(|i| self.links.contains_key(i));
         let standing = match standing {
-            Standing::Clear => Standing::Clear,
+            AnnounceState::Clear => AnnounceState::Clear,
             other => {
-                let restart = matches!(other, Standing::Waiting) && usable
-                    || matches!(other, Standing::Probing { .. }) && arrived;
+                let restart = matches!(other, AnnounceState::Waiting) && usable
+                    || matches!(other, AnnounceState::Probing { .. }) && arrived;
                 if !probe {
                     self.cancel(vip, &other);
-                    Standing::Clear
-                } else if !(usable && may_probe) && matches!(other, Standing::Probing { .. }) {
+                    AnnounceState::Clear
+                } else if !(usable && may_probe) && matches!(other, AnnounceState::Probing { .. }) {
                     self.cancel(vip, &other);
-                    Standing::Waiting
+                    AnnounceState::Waiting
                 } else if restart && may_probe {
                     self.cancel(vip, &other);
                     self.start_probing(vip, now)
@@ -248,7 +248,7 @@ impl Announcer {
                 }
             }
         };
-        if matches!(standing, Standing::Clear) {
+        if matches!(standing, AnnounceState::Clear) {
             for ifindex in before.union(&wanted.interfaces).copied() {
                 let here = !wanted.standby
                     && wanted.interfaces.contains(&ifindex)
@@ -256,7 +256,7 @@ impl Announcer {
                 if !here {
                     self.leave(vip, ifindex);
                 } else if wanted.quiet {
-                    self.hush(vip, ifindex);
+                    self.mute(vip, ifindex);
                 } else if quiet_before
                     || fresh.contains(&ifindex)
                     || !self.places.contains_key(&(vip, ifindex))
@@ -289,8 +289,8 @@ impl Announcer {
         }
     }
 
-    fn cancel(&mut self, vip: IpAddr, standing: &Standing) {
-        if let Standing::Probing { due, .. } | Standing::Refused { due } = standing {
+    fn cancel(&mut self, vip: IpAddr, standing: &AnnounceState) {
+        if let AnnounceState::Probing { due, .. } | AnnounceState::Refused { due } = standing {
             self.timers.cancel(*due, Timer::Probe(vip));
         }
     }
@@ -311,7 +311,7 @@ impl Announcer {
     }
 
     /// Answers from now on, and no more.
-    fn hush(&mut self, vip: IpAddr, ifindex: u32) {
+    fn mute(&mut self, vip: IpAddr, ifindex: u32) {
         let known = self.places.contains_key(&(vip, ifindex));
         if !known {
             self.enter(vip, ifindex, Duration::ZERO);
@@ -333,7 +333,7 @@ impl Announcer {
         self.timers.add(since, Timer::Ask(vip));
     }
 
-    fn question(&mut self, vip: IpAddr) {
+    fn send_probe(&mut self, vip: IpAddr) {
         let Some((station, _)) = self.asks.remove(&vip) else { return };
         // Who has it does not ask, unless to say that it leaves: it took the address while the
         // question waited.
@@ -396,17 +396,17 @@ impl Announcer {
         }
     }
 
-    fn start_probing(&mut self, vip: IpAddr, now: Duration) -> Standing {
+    fn start_probing(&mut self, vip: IpAddr, now: Duration) -> AnnounceState {
         let due = now + self.jitter.up_to(self.config.probe_time / (2 * PROBES));
         self.timers.add(due, Timer::Probe(vip));
-        Standing::Probing { start: now, sent: 0, due }
+        AnnounceState::Probing { start: now, sent: 0, due }
     }
 
     /// The timer of a VIP that is not owned yet: the next probe, the end of probing, or the next
     /// attempt.
     fn probe(&mut self, vip: IpAddr, now: Duration) {
         let Some((start, sent)) = self.vips.get(&vip).and_then(|known| match known.standing {
-            Standing::Probing { start, sent, .. } => Some((start, sent)),
+            AnnounceState::Probing { start, sent, .. } => Some((start, sent)),
             _ => None,
         }) else {
             return self.retry(vip, now);
@@ -438,7 +438,7 @@ impl Announcer {
         let due = (start + self.config.probe_time * sent / PROBES + jitter).max(now + third / 2);
         self.timers.add(due, Timer::Probe(vip));
         if let Some(known) = self.vips.get_mut(&vip) {
-            known.standing = Standing::Probing { start, sent, due };
+            known.standing = AnnounceState::Probing { start, sent, due };
         }
     }
 
@@ -447,11 +447,11 @@ impl Announcer {
         if !self
             .vips
             .get(&vip)
-            .is_some_and(|known| matches!(known.standing, Standing::Refused { .. }))
+            .is_some_and(|known| matches!(known.standing, AnnounceState::Refused { .. }))
         {
             return;
         }
-        let standing = if usable { self.start_probing(vip, now) } else { Standing::Waiting };
+        let standing = if usable { self.start_probing(vip, now) } else { AnnounceState::Waiting };
         if let Some(known) = self.vips.get_mut(&vip) {
             known.standing = standing;
         }
@@ -460,7 +460,7 @@ impl Announcer {
     fn claim(&mut self, vip: IpAddr, now: Duration) {
         let mut places: Vec<u32> = self.links_of(vip).map(|(ifindex, _)| ifindex).collect();
         if let Some(known) = self.vips.get_mut(&vip) {
-            known.standing = Standing::Clear;
+            known.standing = AnnounceState::Clear;
             if known.standby {
                 places.clear();
             }

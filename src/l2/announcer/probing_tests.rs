@@ -113,7 +113,7 @@ fn probing_waits_for_a_link_and_starts_again_when_one_arrives() {
     let mut a = announcer();
     let clear = |at: u64| vec![(ms(at), AnnouncerEvent::ProbeClear { vip: ip(V4) })];
     a.set(wish(&[V4], &[1, 2], true), &Interfaces::new(), ms(0));
-    assert_eq!(a.next_deadline(), None);
+    assert_eq!(a.poll_timeout(), None);
     a.set(wish(&[V4], &[1, 2], true), &interfaces(&[interface(1, OURS)]), ms(5000));
     assert!(run(&mut a, ms(5000), ms(5900)).events.is_empty());
     a.set(
@@ -133,7 +133,7 @@ fn probing_waits_for_a_link_and_starts_again_when_one_arrives() {
     a.set(wish(&[V4], &[1], true), &interfaces(&[interface(1, OURS)]), ms(0));
     run(&mut a, ms(0), ms(500));
     a.set(wish(&[V4], &[1], true), &Interfaces::new(), ms(500));
-    assert_eq!(a.next_deadline(), None);
+    assert_eq!(a.poll_timeout(), None);
     a.set(wish(&[V4], &[1], true), &interfaces(&[interface(1, OURS)]), ms(700));
     assert_eq!(run(&mut a, ms(700), ms(1700)).events, clear(1700));
 }
@@ -159,7 +159,7 @@ fn withdrawn_while_probing() {
     a.set(wish(&[V4], &[1], true), &interfaces(&[interface(1, OURS)]), ms(0));
     run(&mut a, ms(0), ms(400));
     a.set(BTreeMap::new(), &interfaces(&[interface(1, OURS)]), ms(400));
-    assert_eq!(a.next_deadline(), None);
+    assert_eq!(a.poll_timeout(), None);
     assert!(
         hear(&mut a, 1, &arp::Repr::announcement(OTHER, v4(V4)).to_vec(), ms(401))
             .events

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{
-    Announcer, AnnouncerEvent, CONFLICT_RETRY, CONTEST_INTERVAL, HEARD_INTERVAL, REPAIR_DELAY,
-    Standing, Timer,
+    AnnounceState, Announcer, AnnouncerEvent, CONFLICT_RETRY, CONTEST_INTERVAL, HEARD_INTERVAL,
+    REPAIR_DELAY, Timer,
 };
 use crate::l2::ethernet::Mac;
 use crate::l2::ndp::Message;
@@ -153,13 +153,15 @@ impl Announcer {
                 place.contested = Some(now);
                 self.send_announcement(vip, ifindex);
             }
-        } else if !self.refuse(vip, ifindex, mac, now) && !self.overhear(vip, ifindex, mac, now) {
+        } else if !self.refuse(vip, ifindex, mac, now)
+            && !self.on_observed_claim(vip, ifindex, mac, now)
+        {
             self.counters.ignored += 1;
         }
     }
 
     /// On standby: who has the VIP at present. False when it is none of our business there.
-    fn overhear(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) -> bool {
+    fn on_observed_claim(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) -> bool {
         let Some(known) = self
             .vips
             .get_mut(&vip)
@@ -207,12 +209,12 @@ impl Announcer {
     /// Ends the probing of a VIP that somebody else has; false when it is not being probed there.
     fn refuse(&mut self, vip: IpAddr, ifindex: u32, mac: Mac, now: Duration) -> bool {
         let Some(known) = self.vips.get_mut(&vip) else { return false };
-        let Standing::Probing { due, .. } = known.standing else { return false };
+        let AnnounceState::Probing { due, .. } = known.standing else { return false };
         if !known.interfaces.contains(&ifindex) {
             return false;
         }
         let retry = now + CONFLICT_RETRY + self.jitter.up_to(CONFLICT_RETRY / 4);
-        known.standing = Standing::Refused { due: retry };
+        known.standing = AnnounceState::Refused { due: retry };
         self.timers.cancel(due, Timer::Probe(vip));
         self.timers.add(retry, Timer::Probe(vip));
         self.counters.conflicts += 1;

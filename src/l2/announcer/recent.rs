@@ -18,7 +18,7 @@ pub const TOTAL: usize = 4096;
 
 /// Somebody who asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asker {
+pub(super) struct Requester {
     pub address: IpAddr,
     pub mac: Mac,
     seen: Duration,
@@ -27,7 +27,7 @@ pub(super) struct Asker {
 /// By VIP and interface, in the order in which they last asked.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    askers: BTreeMap<(IpAddr, u32), Vec<Asker>>,
+    requesters: BTreeMap<(IpAddr, u32), Vec<Requester>>,
     total: usize,
 }
 
@@ -35,21 +35,26 @@ impl Recent {
     /// Remembers that `address` at `mac` asked for the VIP. When memory is full, strangers have to
     /// wait for others to be forgotten.
     pub fn note(&mut self, vip: IpAddr, ifindex: u32, address: IpAddr, mac: Mac, now: Duration) {
-        let list = self.askers.entry((vip, ifindex)).or_default();
+        let list = self.requesters.entry((vip, ifindex)).or_default();
         let before = list.len();
         list.retain(|asker| asker.address != address && now < asker.seen + MEMORY);
         if list.len() == PER_PLACE {
             list.remove(0);
         }
         if self.total + list.len() < TOTAL + before {
-            list.push(Asker { address, mac, seen: now });
+            list.push(Requester { address, mac, seen: now });
         }
         self.total = self.total + list.len() - before;
     }
 
     /// Those who asked for the VIP on this interface and are still remembered.
-    pub fn of(&self, vip: IpAddr, ifindex: u32, now: Duration) -> impl Iterator<Item = Asker> + '_ {
-        self.askers
+    pub fn of(
+        &self,
+        vip: IpAddr,
+        ifindex: u32,
+        now: Duration,
+    ) -> impl Iterator<Item = Requester> + '_ {
+        self.requesters
             .get(&(vip, ifindex))
             .into_iter()
             .flatten()
@@ -60,9 +65,9 @@ impl Recent {
     /// Nobody is interested in this VIP any more.
     pub fn forget(&mut self, vip: IpAddr) {
         let keys: Vec<_> =
-            self.askers.range((vip, 0)..=(vip, u32::MAX)).map(|(key, _)| *key).collect();
+            self.requesters.range((vip, 0)..=(vip, u32::MAX)).map(|(key, _)| *key).collect();
         for key in keys {
-            self.total -= self.askers.remove(&key).map_or(0, |list| list.len());
+            self.total -= self.requesters.remove(&key).map_or(0, |list| list.len());
         }
     }
 }
@@ -108,7 +113,7 @@ mod tests {
             recent.note(ip(n / 8), 1, ip(n), [2, 0, 0, 0, 0, 1], Duration::ZERO);
         }
         assert_eq!(recent.total, TOTAL);
-        assert_eq!(recent.askers.values().map(Vec::len).sum::<usize>(), TOTAL);
+        assert_eq!(recent.requesters.values().map(Vec::len).sum::<usize>(), TOTAL);
         recent.note(ip(0), 1, ip(1), [2, 0, 0, 0, 0, 1], Duration::ZERO);
         assert_eq!(recent.total, TOTAL, "one who is known may always come again");
     }

@@ -214,7 +214,7 @@ fn questions_queue_under_the_same_limit_as_all_frames() {
         log.frames.iter().filter(|(at, _)| (from..from + SLICE).contains(at)).count()
     };
     assert!(log.frames.iter().all(|(at, _)| burst(*at) <= FRAMES_PER_SLICE));
-    assert_eq!(a.next_deadline(), None);
+    assert_eq!(a.poll_timeout(), None);
 
     a.ask(ip(names[0]), Some(OTHER), ms(3000));
     let log = run(&mut a, ms(3000), ms(3000));

@@ -63,7 +63,7 @@ pub(super) fn run(announcer: &mut Announcer, from: Duration, until: Duration) ->
     loop {
         announcer.poll(now);
         drain(announcer, now, &mut log);
-        match announcer.next_deadline() {
+        match announcer.poll_timeout() {
             Some(next) if next <= until => now = now.max(next),
             _ => return log,
         }
@@ -192,7 +192,7 @@ fn refreshes_share_wakes() {
     run(&mut a, ms(0), ms(70_000));
     let (mut wakes, mut now) = (0, ms(70_000));
     while now < ms(130_000) {
-        now = a.next_deadline().unwrap();
+        now = a.poll_timeout().unwrap();
         a.poll(now);
         assert!(a.transmissions().count() > 0, "no wake for nothing");
         wakes += 1;

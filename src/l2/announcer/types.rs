@@ -128,7 +128,7 @@ pub enum AnnouncerEvent {
 
 /// What happened so far. `received` is the sum of `malformed` to `heard`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct AnnouncerCounters {
     /// Frames handed in.
     pub received: u64,
     /// Not what they claim to be.

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::socket::Port;
-use crate::host::liveness_fence::Vigil;
+use crate::host::liveness_fence::LivenessFence;
 use crate::l2::announcer;
 use crate::l2::announcer::{Announcement, Announcer, AnnouncerEvent, Config, Gateways};
 use crate::l2::ethernet::Mac;
@@ -74,24 +74,24 @@ impl Desired {
 
 /// Totals since the start, to be read by other threads at any time.
 #[derive(Debug, Default)]
-pub struct Counters(Mutex<Totals>);
+pub struct L2Counters(Mutex<L2Totals>);
 
-impl Counters {
+impl L2Counters {
     /// A consistent copy.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> L2Totals {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, totals: Totals) {
+    fn publish(&self, totals: L2Totals) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = totals;
     }
 }
 
 /// See [`Counters`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct L2Totals {
     /// What frames meant.
-    pub announcer: announcer::Counters,
+    pub announcer: announcer::AnnouncerCounters,
     /// Frames handed to the kernel.
     pub sent: u64,
     /// Frames refused because the queue of the interface was full (ENOBUFS, EAGAIN).
@@ -118,8 +118,8 @@ pub fn spawn(
     desired: watch::Receiver<Desired>,
     events: mpsc::Sender<AnnouncerEvent>,
     config: Config,
-    counters: Arc<Counters>,
-    vigil: Arc<Vigil>,
+    counters: Arc<L2Counters>,
+    vigil: Arc<LivenessFence>,
 ) -> io::Result<thread::JoinHandle<()>> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
@@ -136,20 +136,20 @@ pub async fn run(
     mut desired: watch::Receiver<Desired>,
     events: mpsc::Sender<AnnouncerEvent>,
     config: Config,
-    counters: Arc<Counters>,
-    vigil: Arc<Vigil>,
+    counters: Arc<L2Counters>,
+    vigil: Arc<LivenessFence>,
 ) {
     let mut task = Task::new(config);
     let first = desired.borrow_and_update().clone();
     task.apply(first);
     loop {
-        let kept = vigil.is_kept();
+        let kept = vigil.is_open();
         if kept {
             task.catch_up(&mut desired);
             task.work(&events);
         }
-        counters.publish(Totals { announcer: *task.announcer.counters(), ..task.totals });
-        let deadline = task.next_deadline();
+        counters.publish(L2Totals { announcer: *task.announcer.counters(), ..task.totals });
+        let deadline = task.poll_timeout();
         tokio::select! {
             changed = desired.changed() => {
                 if changed.is_err() {
@@ -160,7 +160,7 @@ pub async fn run(
             }
             () = task.readable() => {
                 // Asked now, for it may be long since the wait began; and what was decided meanwhile comes before any answer.
-                let kept = vigil.is_kept();
+                let kept = vigil.is_open();
                 if kept {
                     task.catch_up(&mut desired);
                 }
@@ -183,7 +183,7 @@ struct Task {
     ports: BTreeMap<u32, Port>,
     failed: BTreeMap<u32, Failure>,
     backlog: VecDeque<AnnouncerEvent>,
-    totals: Totals,
+    totals: L2Totals,
     /// Number of the last question that was put.
     asked: u64,
 }
@@ -207,7 +207,7 @@ impl Task {
             ports: BTreeMap::new(),
             failed: BTreeMap::new(),
             backlog: VecDeque::new(),
-            totals: Totals::default(),
+            totals: L2Totals::default(),
             asked: 0,
         }
     }
@@ -328,8 +328,8 @@ impl Task {
         self.failed.insert(ifindex, Failure { reason, pause, retry: Instant::now() + pause });
     }
 
-    fn next_deadline(&self) -> Option<Instant> {
-        let announcer = self.announcer.next_deadline().map(|due| self.epoch + due);
+    fn poll_timeout(&self) -> Option<Instant> {
+        let announcer = self.announcer.poll_timeout().map(|due| self.epoch + due);
         announcer.into_iter().chain(self.failed.values().map(|failure| failure.retry)).min()
     }
 

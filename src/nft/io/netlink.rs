@@ -160,7 +160,7 @@ pub fn string(bytes: &[u8]) -> Option<&str> {
 
 /// What the kernel says to one message.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Acks {
     /// Sequence number of the message.
     pub sequence: u32,
     /// 0: done; else an errno.
@@ -219,7 +219,7 @@ impl Socket {
     }
 
     /// The answers to what was sent. The kernel works inside `send`, so they are all here already.
-    pub fn answers(&self) -> io::Result<Vec<Answer>> {
+    pub fn answers(&self) -> io::Result<Vec<Acks>> {
         let mut answers = Vec::new();
         self.drain(&mut [0; ANSWER], |kind, sequence, body| {
             if kind == ERROR {
@@ -282,13 +282,13 @@ fn message(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
     Some((kind, sequence, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-fn answer(sequence: u32, body: &[u8]) -> Answer {
+fn answer(sequence: u32, body: &[u8]) -> Acks {
     let error = body.first_chunk().map_or(0, |code| -i32::from_ne_bytes(*code));
     // Behind the code: the header of our message (without its payload, NETLINK_CAP_ACK), then
     // attributes; 1 is a message in words.
     let words =
         body.get(4 + HEADER..).and_then(|extra| find(extra, 1)).and_then(string).map(str::to_owned);
-    Answer { sequence, error, words }
+    Acks { sequence, error, words }
 }
 
 #[cfg(test)]

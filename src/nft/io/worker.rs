@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use super::conntrack;
-use super::writer::Writer;
-use crate::engine::plan::Changes;
-use crate::host::trigger_time::Dated;
+use super::writer::RulesetWriter;
+use crate::engine::plan::RulesetChanges;
+use crate::host::trigger_time::TriggerTime;
 use crate::model::Protocol;
-use crate::model::forwarding::{Forwarding, FrontendKey, Target};
+use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
 
 /// How often somebody else's transactions are looked for: one small request, answered without a
 /// dump.
@@ -59,7 +59,7 @@ pub struct Origin {
     pub heard: Instant,
     /// When an endpoint changed, as its EndpointSlice says (annotation
     /// `endpoints.kubernetes.io/last-change-trigger-time`).
-    pub last_change: Option<Dated>,
+    pub last_change: Option<TriggerTime>,
 }
 
 impl Origin {
@@ -81,7 +81,7 @@ pub enum OnExit {
 
 #[derive(Default)]
 struct Pending {
-    changes: Changes,
+    changes: RulesetChanges,
     origin: Option<Origin>,
     stop: Option<OnExit>,
 }
@@ -116,7 +116,7 @@ impl DataPlane {
     /// Starts the thread. `dead_man` is the timeout of the dead man's switch; `report` is called
     /// after every batch.
     pub fn spawn(
-        writer: Writer,
+        writer: RulesetWriter,
         dead_man: Duration,
         report: impl Fn(Report) + Send + 'static,
     ) -> std::io::Result<DataPlane> {
@@ -136,7 +136,7 @@ impl DataPlane {
     }
 
     /// Hands over a change.
-    pub fn submit(&self, changes: Changes, origin: Origin) {
+    pub fn submit(&self, changes: RulesetChanges, origin: Origin) {
         self.shared.with(|pending| {
             pending.changes.merge(changes);
             pending.began(origin);
@@ -154,7 +154,7 @@ impl DataPlane {
 
 struct Worker {
     shared: Arc<Shared>,
-    writer: Writer,
+    writer: RulesetWriter,
     refresh: Duration,
     /// How many families that the kernel lacks have been told of.
     absences_told: usize,
@@ -197,7 +197,7 @@ impl Worker {
             if loaded && now >= next_look {
                 next_look = now + DRIFT_INTERVAL;
                 self.look_for_drift();
-                if let Err(error) = self.writer.settle(STEP) {
+                if let Err(error) = self.writer.flush_deferred(STEP) {
                     warn!(%error, "cannot bring verdicts up to date with numbers of endpoints; looking whether the rules are as they should be");
                 }
             }
@@ -222,7 +222,7 @@ impl Worker {
     }
 
     /// What failed goes below what came meanwhile: the later word still wins.
-    fn put_back(&self, failed: Changes, origin: Option<Origin>) {
+    fn put_back(&self, failed: RulesetChanges, origin: Option<Origin>) {
         self.shared.with(|pending| {
             let later = std::mem::replace(&mut pending.changes, failed);
             pending.changes.merge(later);
@@ -231,10 +231,10 @@ impl Worker {
     }
 
     /// True when all of it is in the kernel; else what is not stays in `changes`.
-    fn apply(&mut self, changes: &mut Changes, origin: Option<Origin>) -> bool {
+    fn apply(&mut self, changes: &mut RulesetChanges, origin: Option<Origin>) -> bool {
         let mut start = Instant::now();
         if changes.reset && changes.forwardings.len() > STEP {
-            match self.writer.lay_foundation(changes) {
+            match self.writer.create_tables(changes) {
                 Ok(laid) => changes.reset = !laid,
                 // The same goes wrong again below, and is told there.
                 Err(error) => debug!(%error, "cannot make empty tables"),
@@ -255,7 +255,12 @@ impl Worker {
         }
     }
 
-    fn transact(&mut self, changes: &Changes, origin: Option<Origin>, start: Instant) -> bool {
+    fn transact(
+        &mut self,
+        changes: &RulesetChanges,
+        origin: Option<Origin>,
+        start: Instant,
+    ) -> bool {
         let result = self.writer.apply(changes);
         let end = Instant::now();
         if self.writer.absent().len() > self.absences_told {
@@ -280,7 +285,7 @@ impl Worker {
     }
 
     fn look_for_drift(&mut self) {
-        match self.writer.intact() {
+        match self.writer.in_sync() {
             Ok(true) => {}
             Ok(false) => {
                 warn!(
@@ -322,7 +327,7 @@ impl Worker {
 
 /// Deletes the conntrack entries of UDP flows whose endpoint is gone: without a connection to end,
 /// they would go on for ever.
-fn forget_removed(changes: &Changes) -> usize {
+fn forget_removed(changes: &RulesetChanges) -> usize {
     let udp: Vec<_> = changes
         .forwardings
         .iter()
@@ -353,8 +358,8 @@ fn serving(forwarding: &Forwarding) -> Vec<SocketAddr> {
         .into_iter()
         .flatten()
         .flat_map(|target| match target {
-            Target::Spread(backends) | Target::Sticky(backends) => backends.as_slice(),
-            Target::Reject | Target::Drop => &[],
+            Balancing::FlowHash(backends) | Balancing::ClientIp(backends) => backends.as_slice(),
+            Balancing::Reject | Balancing::Drop => &[],
         })
         .map(|backend| SocketAddr::new(backend.address, backend.port))
         .collect()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::encode::{Label, Object, SUBSYSTEM, Transaction, kind, number};
 use super::netlink::{Messages, Socket, be32, find, flag};
-use crate::engine::plan::Changes;
+use crate::engine::plan::RulesetChanges;
 use crate::model::Family;
 use crate::nft::{Batch, Compiler, Element, SetId, Staged, TABLE, Table};
 
@@ -66,7 +66,7 @@ pub struct Applied {
 }
 
 /// Owns our two tables in the network namespace in which it was opened.
-pub struct Writer {
+pub struct RulesetWriter {
     socket: Socket,
     compiler: Compiler,
     /// What each family's table is known by in the kernel; None before the first load.
@@ -82,15 +82,15 @@ pub struct Writer {
     elements: usize,
 }
 
-impl Writer {
+impl RulesetWriter {
     /// Opens the socket. Nothing is changed in the kernel until the first [`Writer::apply`].
-    pub fn open() -> Result<Writer, Error> {
-        Writer::with_timeout(ALIVE)
+    pub fn open() -> Result<RulesetWriter, Error> {
+        RulesetWriter::with_timeout(ALIVE)
     }
 
     /// As [`Writer::open`], with another time span for the dead man's switch.
-    pub fn with_timeout(alive: Duration) -> Result<Writer, Error> {
-        Ok(Writer {
+    pub fn with_timeout(alive: Duration) -> Result<RulesetWriter, Error> {
+        Ok(RulesetWriter {
             socket: Socket::open()?,
             compiler: Compiler::default(),
             handles: Family::ALL.into_iter().map(|family| (family, None)).collect(),
@@ -121,9 +121,9 @@ impl Writer {
     /// predecessor left, and so does every change with `reset`. After an error nothing has
     /// changed, neither in the kernel nor here, except after [`Error::Unanswered`],
     /// when the next change rebuilds everything.
-    pub fn apply(&mut self, changes: &Changes) -> Result<Applied, Error> {
+    pub fn apply(&mut self, changes: &RulesetChanges) -> Result<Applied, Error> {
         if self.loaded || changes.reset {
-            match self.carry_out(changes.clone()) {
+            match self.commit(changes.clone()) {
                 // A set is full: it was made for fewer elements and cannot grow. The table is
                 // replaced in one transaction.
                 Err(Error::Refused { source, .. })
@@ -133,13 +133,13 @@ impl Writer {
         }
         let mut all = self.compiler.everything();
         all.merge(changes.clone());
-        self.carry_out(all)
+        self.commit(all)
     }
 
     /// Where the kernel has no tables of ours yet: makes them, empty, with room for these changes,
     /// which can then come in steps, as there is nothing that all of them together would have
     /// to replace. Says whether it did.
-    pub fn lay_foundation(&mut self, changes: &Changes) -> Result<bool, Error> {
+    pub fn create_tables(&mut self, changes: &RulesetChanges) -> Result<bool, Error> {
         if self.loaded
             || Family::ALL.into_iter().any(|family| matches!(self.handle(family), Ok(Some(_))))
         {
@@ -150,13 +150,13 @@ impl Writer {
 
     /// Builds everything anew from memory: the repair after somebody flushed us.
     pub fn reload(&mut self) -> Result<Applied, Error> {
-        self.carry_out(self.compiler.everything())
+        self.commit(self.compiler.everything())
     }
 
     /// Gives up to `most` frontends the verdict of their number of backends, where it may have
     /// stayed for the moment ([`Compiler::settle`]). To be called now and then. After an error
     /// the next [`Writer::intact`] looks closely.
-    pub fn settle(&mut self, most: usize) -> Result<Applied, Error> {
+    pub fn flush_deferred(&mut self, most: usize) -> Result<Applied, Error> {
         if !self.loaded {
             return Ok(Applied::default());
         }
@@ -167,7 +167,7 @@ impl Writer {
         settled
     }
 
-    fn carry_out(&mut self, changes: Changes) -> Result<Applied, Error> {
+    fn commit(&mut self, changes: RulesetChanges) -> Result<Applied, Error> {
         self.carry(self.compiler.stage(changes))
     }
 
@@ -242,7 +242,7 @@ impl Writer {
     /// Whether the kernel still has what we gave it. Cheap while nobody commits anything to
     /// nftables but us; else it looks at tables, at the number of rules in every chain and at
     /// one element of every set.
-    pub fn intact(&mut self) -> Result<bool, Error> {
+    pub fn in_sync(&mut self) -> Result<bool, Error> {
         let generation = self.generation()?;
         if self.loaded && self.generation == Some(generation) {
             return Ok(true);

@@ -1,31 +1,36 @@
 //! Pinnace: LoadBalancer Services from one small binary per node.
 //!
 //! ```text
-//!  edge::kube, edge::manifests ─┐                                     ┌─► edge::dataplane ─► edge::nft ─► kernel: DNAT
-//!  edge::links, edge::gateways ─┼─► Event ─► domain::engine ─► Plan ──┼─► edge::l2 ─────────► ARP, NDP
-//!  edge::bfd, edge::neighbours ─┤          (decides everything)       ├─► edge::bfd ────────► the other nodes
-//!  edge::l2 (what is heard) ────┘                                     └─► edge::kube ───────► status, Events
+//!  k8s::io, manifests::io ──────┐                                  ┌─► nft::io ────► kernel: DNAT
+//!  host (links, neighbours) ────┼─► Event ─► engine ─► Plan ───────┼─► l2::io ─────► ARP, NDP
+//!  bfd::io ─────────────────────┤      (decides everything)        ├─► bfd::io ────► the other nodes
+//!  l2::io (observed frames) ────┘                                  └─► k8s::io ────► status, Events
 //! ```
 //!
-//! The rooms, and what each may touch (`tests/documents.rs` enforces it):
+//! A room per feature. Inside a room everything is sans-IO except its `io/`: bytes, events and time
+//! go in, values come out. `tests/architecture.rs` enforces that, the direction of imports between
+//! the rooms, and that no two modules import each other.
 //!
-//! - [`domain`]: what is known and decided, as values. Pure: no sockets, clocks, files,
-//!   environment, tokio or kube.
-//! - [`ruleset`], [`bfd`], [`wire`]: the nftables rules as a value, the BFD session machine, frames
-//!   as bytes. Pure as well.
-//! - [`edge`]: everything that touches the world: netlink, packet sockets, the API server, files,
-//!   HTTP. It translates and never decides.
-//! - [`daemon`]: starts the tasks, wires edge and engine, and orders the shutdown. It decides
-//!   nothing about Services either.
-//! - [`config`], [`cli`], [`logging`], [`commands`], [`check`], [`report`], [`printable`]: what a
-//!   person sets, asks and reads.
+//! - [`model`]: Services, EndpointSlices, Nodes and interfaces as compact values. Imports nothing.
+//! - [`engine`]: takes events, keeps the state of the node, returns plans of effects.
+//! - [`ipam`]: pools, allocation of addresses and ports.
+//! - [`nft`]: the ruleset as a value, and what a change adds and deletes.
+//! - [`l2`]: ARP and NDP, and the announcer of VIPs.
+//! - [`bfd`]: BFD sessions between nodes (RFC 5880, 5881).
+//! - [`k8s`]: API objects to the model, leader election, status and Events.
+//! - [`manifests`]: the same objects from a directory of YAML.
+//! - [`config`]: settings; [`common`]: small shared pieces.
+//! - [`host`], [`storage`], [`http`], [`logging`]: links and systemd, state files, health and
+//!   metrics, log lines. These touch the world, and decide nothing.
+//! - [`daemon`]: the select loop; all threads and channels are drawn at its head.
+//! - [`commands`], [`cli`]: what a person asks.
 //!
-//! The way of one Service into the kernel, in the order in which to read it:
-//! `edge/manifests/parse.rs` or `edge/kube/convert.rs` (YAML or API object → [`domain::model`]),
-//! `domain/engine.rs` (the event), `domain/engine/place.rs` (its addresses), `domain/endpoints.rs`
-//! (its endpoints → [`domain::forwarding`]), `ruleset/compiler.rs` and `ruleset/element.rs` (what a
-//! change adds and deletes), `edge/nft/mod.rs` (one batch over netlink). Who answers for the
-//! address: `domain/engine/election.rs`, `domain/elect/seat.rs`, `domain/announce.rs`.
+//! The way of one Service into the kernel, in the order in which to read it: `manifests/parse.rs`
+//! or `k8s/convert.rs` (YAML or API object → [`model`]), `engine/mod.rs` (the event),
+//! `engine/reconcile.rs` (its addresses), `engine/endpoints.rs` (its endpoints →
+//! [`model::forwarding`]), `nft/compiler.rs` and `nft/element.rs` (what a change adds and deletes),
+//! `nft/io/writer.rs` (one batch over netlink). Who answers for the address: `engine/election/`,
+//! `l2/announcer/`.
 
 pub mod bfd;
 pub mod cli;

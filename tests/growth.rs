@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pinnace::engine::plan::Plan;
-use pinnace::engine::{Engine, EngineSettings, Event, Role};
+use pinnace::engine::{Engine, EngineSettings, Event};
 use pinnace::ipam::Allocations;
 use pinnace::ipam::pool::parse_pools;
+use pinnace::model::role::Role;
 use pinnace::model::*;
 use rustix::time::{ClockId, clock_gettime};
 

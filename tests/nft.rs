@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
 
-use pinnace::engine::plan::RulesetChanges;
 use pinnace::model::forwarding::{Backend, Balancing, Forwarding, FrontendKey};
+use pinnace::model::ruleset_changes::RulesetChanges;
 use pinnace::model::{Family, Protocol};
 use pinnace::nft::io::writer::{ALIVE, RulesetWriter};
 use pinnace::nft::{Compiler, Table};

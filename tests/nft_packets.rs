@@ -8,9 +8,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinnace::engine::plan::RulesetChanges;
 use pinnace::model::Protocol;
 use pinnace::model::forwarding::{Backend, Balancing, Forwarding, FrontendKey};
+use pinnace::model::ruleset_changes::RulesetChanges;
 use pinnace::nft::SetId;
 use pinnace::nft::io::conntrack;
 use pinnace::nft::io::writer::RulesetWriter;

@@ -3,3 +3,4 @@
 pub(crate) mod nearest;
 pub mod printable;
 pub(crate) mod random;
+pub mod timer_queue;

@@ -3,6 +3,7 @@
 //! is shown as an escape. JSON and YAML output need none of this.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 /// `text` on one line, with `\n`, `\u{1b}` and the like in place of characters that act instead of
 /// being seen. Doing it twice is doing it once; a backslash that was there stays as it is.
@@ -35,6 +36,11 @@ fn acts(c: char) -> bool {
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Addresses as people read them: separated by commas.
+pub fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -7,8 +7,7 @@ use std::time::Duration;
 use tracing::info;
 
 use crate::config::Settings;
-use crate::engine::plan::{Diagnostic, StatusPatch};
-use crate::engine::{Engine, Event, Role};
+use crate::engine::{Engine, Event};
 use crate::http::metrics::Metrics;
 use crate::k8s::events;
 use crate::k8s::events::Subject;
@@ -17,7 +16,10 @@ use crate::k8s::io::event_sink::QueuedEvent;
 use crate::k8s::io::leader;
 use crate::k8s::io::lease::Leadership;
 use crate::k8s::io::patcher::FailedPatch;
+use crate::k8s::status::StatusPatch;
 use crate::model::ObjectKey;
+use crate::model::diagnostic::Diagnostic;
+use crate::model::role::Role;
 
 /// Where the Lease is when nobody says anything: in pods and on hosts alike, or each of them would
 /// have a writer.

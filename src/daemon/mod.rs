@@ -36,7 +36,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::{OnExit, Settings, Warning};
 use crate::engine;
 use crate::engine::membership::PeerEvent;
-use crate::engine::plan::{Diagnostic, Plan};
+use crate::engine::plan::Plan;
 use crate::engine::{Engine, Event};
 use crate::host::links::LinksError;
 use crate::host::liveness_fence::LivenessFence;
@@ -51,6 +51,8 @@ use crate::l2::announcer::Gateways;
 use crate::l2::io::task;
 use crate::l2::io::task::Desired;
 use crate::model::Interfaces;
+use crate::model::diagnostic::Diagnostic;
+use crate::model::role::Role;
 use crate::nft::io::worker::{DataPlane, Origin, Report};
 use crate::nft::io::writer;
 use crate::storage::snapshot;
@@ -324,7 +326,7 @@ impl Daemon {
 
     fn tenure_changed(&mut self, events: Vec<Event>) {
         events.into_iter().for_each(|event| self.handle(event));
-        self.metrics.writer(self.engine.role() == engine::Role::Leader, self.engine.leader());
+        self.metrics.writer(self.engine.role() == Role::Leader, self.engine.leader());
     }
 
     fn peer(&mut self, event: PeerEvent) {
@@ -518,11 +520,7 @@ pub(crate) fn engine_settings(settings: &Settings) -> engine::EngineSettings {
         claim_default: settings.claim_default,
         interfaces: settings.interfaces.clone(),
         probe: !settings.probe.is_zero(),
-        role: if settings.manifests.is_some() {
-            engine::Role::Alone
-        } else {
-            engine::Role::Follower
-        },
+        role: if settings.manifests.is_some() { Role::Alone } else { Role::Follower },
     }
 }
 

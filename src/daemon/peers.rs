@@ -18,7 +18,7 @@ use crate::engine::plan::Sessions;
 use crate::host::liveness_fence::LivenessFence;
 use crate::host::neighbours;
 use crate::http::metrics::Metrics;
-use crate::l2::ethernet::Mac;
+use crate::model::mac::Mac;
 use crate::model::{Interfaces, state};
 
 /// How long a planned stop waits for peers to have heard of it.

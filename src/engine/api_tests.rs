@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::plan::{Plan, StatusPatch};
+use super::plan::Plan;
 use super::tests::{T0, key, links, put, settings, source, vip};
 use super::*;
 use crate::ipam::Allocations;
 use crate::k8s::status;
+use crate::k8s::status::StatusPatch;
 use crate::l2::announcer::AnnouncerEvent;
 use crate::model::fixtures::service;
 use crate::model::*;

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::election::rank;
-use super::plan::{Diagnostic, Plan};
+use super::plan::Plan;
 use super::{Engine, uplinks};
 use crate::ipam::pool::{AddressRange, Pool};
+use crate::model::diagnostic::Diagnostic;
 use crate::model::{Family, Interfaces};
 
 impl Engine {

@@ -6,6 +6,7 @@ use super::membership::PeerEvent;
 use super::uplinks::InterfacePattern;
 use crate::ipam::pool::Pool;
 use crate::l2::announcer::AnnouncerEvent;
+use crate::model::role::Role;
 use crate::model::state::SourceProblem;
 use crate::model::{Interfaces, Mode, ObjectKey, SourceChange};
 
@@ -82,17 +83,4 @@ pub enum Event {
     /// We are about to stop: hand over, or, where nobody can take over, announce nothing more. See
     /// [`Engine::drained`](super::Engine::drained).
     Drain,
-}
-
-/// Who decides which Service has which virtual address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Role {
-    /// Manifests: every node for itself, and the state file remembers.
-    #[default]
-    Alone,
-    /// The API: what `status` of the Service says, as far as it is in our pools.
-    Follower,
-    /// The API, and this node holds the Lease: it gives addresses to Services that have none and
-    /// writes them down.
-    Leader,
 }

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use super::Engine;
 use super::election::rank;
-use super::plan::{Diagnostic, Plan};
-use super::{Engine, Role};
+use super::plan::Plan;
 use crate::model::Exclusion;
+use crate::model::diagnostic::Diagnostic;
+use crate::model::role::Role;
 use crate::model::state::Reason;
 
 /// What was said about them.

@@ -44,12 +44,11 @@ use std::time::Duration;
 
 use election::Election;
 use endpoints::Here;
-pub use event::{EngineSettings, Event, Role};
+pub use event::{EngineSettings, Event};
 use exclusion::Exclusions;
 use index::{Index, Touched};
 use membership::{Membership, PeerEvent};
-use plan::{Diagnostic, Plan};
-pub(crate) use reconcile::list;
+use plan::Plan;
 use reservations::Reservations;
 use uplinks::Uplinks;
 use vip::Vip;
@@ -57,12 +56,11 @@ use vip::Vip;
 use crate::ipam::{Allocations, Ipam, NodePorts, Options};
 use crate::k8s::status::StatusReconciler;
 use crate::l2::announcer::Announcement;
+use crate::model::diagnostic::{Diagnostic, INVALID_OBJECT};
 use crate::model::forwarding::{Forwarding, FrontendKey};
+use crate::model::role::Role;
 use crate::model::state::{Reason, SourceProblem};
 use crate::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
-
-/// The reason of notices about objects of the API server that cannot be used, or not wholly.
-pub(crate) const INVALID_OBJECT: &str = "InvalidObject";
 
 /// What was decided about one Service.
 #[derive(Debug, Default)]

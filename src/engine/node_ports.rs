@@ -12,8 +12,9 @@ use super::election::rank;
 use super::index::Index;
 use super::plan::Plan;
 use super::uplinks::NotUplink;
-use super::{Engine, Role, ServicePhase, ServiceState};
+use super::{Engine, ServicePhase, ServiceState};
 use crate::ipam::{HeldPorts, Ipam, Port, PortClaim, node_mode, refusals};
+use crate::model::role::Role;
 use crate::model::state::Reason;
 use crate::model::{Family, Interface, Mode, ObjectKey, Service, TrafficPolicy};
 

@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::plan::{Diagnostic, Plan};
-use super::{Engine, Role, ServicePhase, ServiceState, endpoints};
+use super::plan::Plan;
+use super::{Engine, ServicePhase, ServiceState, endpoints};
+use crate::common::printable::list;
 use crate::ipam::{Assignment, Refusal};
 use crate::k8s::status;
+use crate::model::diagnostic::Diagnostic;
 use crate::model::forwarding::{Forwarding, FrontendKey};
+use crate::model::role::Role;
 use crate::model::state::Reason;
 use crate::model::{Family, Mode, ObjectKey, Service, ServicePort};
 
@@ -525,8 +528,4 @@ fn leads_nowhere(port: &ServicePort) -> Reason {
         port.port, port.protocol
     );
     Reason::new("PortWithoutEndpoints", message)
-}
-
-pub(crate) fn list(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -7,8 +7,9 @@ use super::election::rank::Ineligible;
 use super::election::vip_election::Owner;
 use super::reconcile::NO_ADDRESS_YET;
 use super::vip::{FOREIGN_FOR, Vip};
-use super::{Engine, Role, ServicePhase, ServiceState, endpoints};
+use super::{Engine, ServicePhase, ServiceState, endpoints};
 use crate::ipam::usable;
+use crate::model::role::Role;
 use crate::model::state::{
     AddressPhase, AddressStatus, Condition, InterfaceStatus, LeaderStatus, NodeState, PeerStatus,
     Phase, PoolStatus, PortStatus, Reason, ServiceHealth, ServiceStatus, Summary,
@@ -284,7 +285,7 @@ impl Engine {
             Err(why) => AddressPhase::NotAnnounced { reason: why.to_string() },
             Ok(_) if !vip.clear => AddressPhase::Probing,
             Ok(_) => match vip.foreign.filter(|_| self.now < vip.foreign_heard + FOREIGN_FOR) {
-                Some(mac) => AddressPhase::Contested { mac: crate::l2::ethernet::display(mac) },
+                Some(mac) => AddressPhase::Contested { mac: crate::model::mac::display(mac) },
                 None => AddressPhase::Announced,
             },
         };
@@ -334,7 +335,7 @@ fn stranger(vip: &Vip) -> String {
         .election
         .owner_lladdr()
         .or(vip.foreign)
-        .map(|mac| format!(" ({})", crate::l2::ethernet::display(mac)))
+        .map(|mac| format!(" ({})", crate::model::mac::display(mac)))
         .unwrap_or_default();
     format!("another machine{who} answers for it")
 }

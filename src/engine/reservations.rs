@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::Engine;
-use super::plan::{Diagnostic, Plan};
+use super::plan::Plan;
 use crate::ipam::pool::Pool;
 use crate::ipam::{Reserved, ReservedAddresses, reserve_ends, reserved_sentence};
 use crate::model::Interfaces;
+use crate::model::diagnostic::Diagnostic;
 use crate::model::state::Reason;
 
 const RESERVED: &str = "PoolAddressReserved";

@@ -11,9 +11,9 @@ use super::vip::UNVERIFIED_HOLD;
 use super::*;
 use crate::ipam::{Allocations, pool};
 use crate::l2::announcer::AnnouncerEvent;
-use crate::l2::ethernet::Mac;
 use crate::model::fixtures::service;
 use crate::model::forwarding::{Balancing, FrontendKey};
+use crate::model::mac::Mac;
 use crate::model::state::Phase;
 use crate::model::{fixtures, *};
 

@@ -13,10 +13,12 @@ use super::election::rank;
 use super::election::rank::Ineligible;
 use super::election::vip_election::{Owner, VipElection};
 use super::endpoints::{Here, Reach};
-use super::plan::{Diagnostic, Plan};
-use super::{Engine, Role, endpoints};
+use super::plan::Plan;
+use super::{Engine, endpoints};
 use crate::l2::announcer::{Announcement, AnnouncerEvent};
-use crate::l2::ethernet::{Mac, display};
+use crate::model::diagnostic::Diagnostic;
+use crate::model::mac::{Mac, display};
+use crate::model::role::Role;
 use crate::model::{Family, ObjectKey, Service, TrafficPolicy};
 
 /// How long an address that another machine was seen to use is left alone before it is tried again.

@@ -18,9 +18,8 @@ use tracing::{debug, warn};
 
 use super::neighbours::{SEEK, longer, station};
 use crate::l2::announcer::Gateways;
-use crate::l2::ethernet;
-use crate::l2::ethernet::Mac;
 use crate::model::Interfaces;
+use crate::model::mac::Mac;
 
 /// A gateway, on an interface.
 type Key = (u32, IpAddr);
@@ -170,7 +169,7 @@ fn is_fixed(entry: &NeighbourMessage) -> bool {
 fn gateway_station(entry: &NeighbourMessage, keys: &BTreeSet<Key>) -> Option<(Key, Mac)> {
     let (address, mac) = station(entry)?;
     let key = (entry.header.ifindex, address);
-    (keys.contains(&key) && ethernet::is_unicast(mac)).then_some((key, mac))
+    (keys.contains(&key) && crate::model::mac::is_unicast(mac)).then_some((key, mac))
 }
 
 /// The next hops of a default route in the main table; none of any other.

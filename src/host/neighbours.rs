@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::l2::ethernet::Mac;
+use crate::model::mac::Mac;
 
 /// How soon to look again while a station is not known, doubled each time (it may be switched off
 /// for days), and how often when all are.

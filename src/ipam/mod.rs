@@ -31,7 +31,7 @@ pub use reserved::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::l2::ethernet::Mac;
+use crate::model::mac::Mac;
 use crate::model::{Family, ObjectKey, Service};
 
 /// What Services have been given, for the next start.
@@ -229,8 +229,10 @@ impl Ipam {
                     notes.extend(lacks(service, &allocation.addresses, &allocation.pool));
                     return Ok(Assignment { addresses: allocation.addresses.clone(), notes });
                 }
-                Err(Some(why)) => notes
-                    .push(format!("gave up {}: {why}", crate::engine::list(&allocation.addresses))),
+                Err(Some(why)) => notes.push(format!(
+                    "gave up {}: {why}",
+                    crate::common::printable::list(&allocation.addresses)
+                )),
                 Err(None) => {}
             }
             self.release(&service.key);

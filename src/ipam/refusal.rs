@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Reserved;
-use crate::l2::ethernet::{Mac, display as mac_text};
+use crate::model::mac::{Mac, display as mac_text};
 use crate::model::{Family, ObjectKey, Protocol};
 
 /// So many nodes are named; of more, the number is told.

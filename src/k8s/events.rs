@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::plan::Diagnostic;
-use crate::engine::{INVALID_OBJECT, Role};
 use crate::model::ObjectKey;
+use crate::model::diagnostic::{Diagnostic, INVALID_OBJECT};
+use crate::model::role::Role;
 
 /// Between two updates of the count of one Event.
 const UPDATE: Duration = Duration::from_secs(60);

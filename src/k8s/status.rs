@@ -14,8 +14,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::plan::StatusPatch;
 use crate::model::{ApiMetadata, Ingress, IngressPort, ObjectKey, Service, ServicePort};
+
+/// What the writer wants the API server to keep about a Service. It is written only onto the
+/// version it was decided for: an answer to an older one is refused there, and the newer one is
+/// decided about when the watch brings it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusPatch {
+    /// `metadata.uid` and `metadata.resourceVersion` it was decided for.
+    pub uid: Arc<str>,
+    /// See `uid`.
+    pub resource_version: Arc<str>,
+    /// All of `status.loadBalancer.ingress`; None: as it is.
+    pub ingress: Option<Arc<[Ingress]>>,
+    /// Take the finalizer `service.kubernetes.io/load-balancer-cleanup` away.
+    pub remove_finalizer: bool,
+}
 
 /// In what time replacements are counted.
 const WINDOW: Duration = Duration::from_secs(60);

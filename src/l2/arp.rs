@@ -3,8 +3,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::ethernet::{BROADCAST, HEADER_LEN, Mac};
+use super::ethernet::{BROADCAST, HEADER_LEN};
 use super::{ParseError, array, byte, ethernet, word};
+use crate::model::mac::Mac;
 
 /// Length of a frame in bytes, without padding (drivers pad to 60).
 pub const FRAME_LEN: usize = HEADER_LEN + 28;
@@ -116,7 +117,11 @@ impl Repr {
             target_mac: array(frame, 32)?,
             target: array::<4>(frame, 38)?.into(),
         };
-        if ethernet::is_unicast(repr.sender_mac) { Ok(repr) } else { Err(ParseError::Sender) }
+        if crate::model::mac::is_unicast(repr.sender_mac) {
+            Ok(repr)
+        } else {
+            Err(ParseError::Sender)
+        }
     }
 
     /// The frame as bytes.

@@ -2,14 +2,7 @@
 //! VLAN's interface.
 
 use super::{ParseError, array, word};
-
-/// A hardware address.
-pub type Mac = [u8; 6];
-
-/// As people write it: `02:00:00:00:00:01`.
-pub fn display(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
+use crate::model::mac::{Mac, is_unicast};
 
 /// Every station.
 pub const BROADCAST: Mac = [0xff; 6];
@@ -19,11 +12,6 @@ pub const ARP: u16 = 0x0806;
 pub const IPV6: u16 = 0x86dd;
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 14;
-
-/// Whether a station can own it: neither a group address nor all zero.
-pub fn is_unicast(mac: Mac) -> bool {
-    mac[0] & 1 == 0 && mac != [0; 6]
-}
 
 /// An Ethernet II header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,9 @@
 
 use std::net::Ipv6Addr;
 
-use super::ethernet::{HEADER_LEN, Mac};
+use super::ethernet::HEADER_LEN;
 use super::{ParseError, array, byte, ethernet, word};
+use crate::model::mac::Mac;
 
 /// ff02::1
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -116,7 +117,11 @@ impl Repr {
             return announcement;
         }
         let asker = match self.message {
-            Message::Solicitation { link_layer: Some(mac), .. } if ethernet::is_unicast(mac) => mac,
+            Message::Solicitation { link_layer: Some(mac), .. }
+                if crate::model::mac::is_unicast(mac) =>
+            {
+                mac
+            }
             _ => self.source_mac,
         };
         Repr {

@@ -2,9 +2,13 @@
 //! the edge from whatever source (manifests, API server). Everything here is plain data; meaning is
 //! added by the other rooms.
 
+pub mod diagnostic;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod forwarding;
+pub mod mac;
+pub mod role;
+pub mod ruleset_changes;
 pub mod state;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::element::{Element, Key, class_of, classes, elements, local_endpoints, targets};
 use super::skeleton::{HashClass, Scope, SetId, class_chain, skeleton};
 use super::{ChainId, Table, element};
-use crate::engine::plan::RulesetChanges;
 use crate::model::Family;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
+use crate::model::ruleset_changes::RulesetChanges;
 
 /// Knows what is in the kernel. A change is staged, carried out elsewhere, and committed when it
 /// succeeded; dropping it changes nothing.

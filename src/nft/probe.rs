@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::engine::plan::RulesetChanges;
 use crate::model::Protocol;
 use crate::model::forwarding::{Backend, Balancing, Forwarding, FrontendKey};
+use crate::model::ruleset_changes::RulesetChanges;
 
 /// In both families: an exact and a sticky choice between endpoints, endpoints of this node alone,
 /// silence, refusal, and source ranges, for addresses of the documentation (RFC 5737, RFC 3849).

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 use std::{io, mem};
 
-use pinnace::l2::ethernet::Mac;
 use pinnace::l2::{arp, ethernet, ndp};
+use pinnace::model::mac::Mac;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Host;

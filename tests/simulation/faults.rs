@@ -33,10 +33,18 @@ impl World {
                 self.client_sides = vec![sides[0], sides[n - 1]];
             }
             Fault::Block(a, b, on) => {
-                drop(if on { self.blocked.insert((a, b)) } else { self.blocked.remove(&(a, b)) })
+                if on {
+                    self.blocked.insert((a, b))
+                } else {
+                    self.blocked.remove(&(a, b))
+                };
             }
             Fault::OneWay(a, b, on) => {
-                drop(if on { self.oneway.insert((a, b)) } else { self.oneway.remove(&(a, b)) })
+                if on {
+                    self.oneway.insert((a, b))
+                } else {
+                    self.oneway.remove(&(a, b))
+                };
             }
             Fault::Drain(node) => self.drain(node),
             Fault::Exclude(node, on) => {

@@ -35,7 +35,7 @@ impl World {
             return;
         }
         let to: Mac = frame[..6].try_into().expect("a frame");
-        let group = !ethernet::is_unicast(to);
+        let group = !pinnace::model::mac::is_unicast(to);
         let frame = Arc::new(frame);
         for other in (0..self.hosts.len()).filter(|other| *other != from) {
             if (group || to == mac(other))

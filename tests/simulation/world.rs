@@ -21,12 +21,13 @@ use std::time::Duration;
 
 use pinnace::engine::membership::{DownReason, Liveness, PeerEvent};
 use pinnace::engine::plan::Plan;
-use pinnace::engine::{Engine, EngineSettings, Event, Role};
+use pinnace::engine::{Engine, EngineSettings, Event};
 use pinnace::ipam::Allocations;
 use pinnace::ipam::pool::parse_pools;
 use pinnace::l2::announcer::{Announcement, Announcer, Config};
-use pinnace::l2::ethernet::Mac;
-use pinnace::l2::{arp, ethernet, ndp};
+use pinnace::l2::{arp, ndp};
+use pinnace::model::mac::Mac;
+use pinnace::model::role::Role;
 use pinnace::model::*;
 
 pub fn ms(n: u64) -> Duration {

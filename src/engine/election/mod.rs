@@ -19,12 +19,14 @@ use std::time::Duration;
 use rank::Ineligible;
 use vip_election::{Candidate, ElectionInput, Eligibility, Owner, VipElection};
 
+use super::Engine;
 use super::endpoints::{Dead, Here};
 use super::membership::{DownReason, Liveness, MembershipDelta, PeerEvent, Reachability};
-use super::plan::{Diagnostic, Plan, Sessions};
-use super::{Engine, Role};
-use crate::l2::ethernet::Mac;
+use super::plan::{Plan, Sessions};
 use crate::model::Interfaces;
+use crate::model::diagnostic::Diagnostic;
+use crate::model::mac::Mac;
+use crate::model::role::Role;
 
 /// What the engine keeps for it.
 #[derive(Debug, Default)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::rank::{Rank, rank};
 use crate::engine::membership::Reachability;
-use crate::l2::ethernet::Mac;
+use crate::model::mac::Mac;
 
 /// Between the claims of one candidate and the next: the first four announcements of a burst go out
 /// within 200 ms.

@@ -21,9 +21,8 @@ use peer::Peer;
 use crate::bfd;
 use crate::bfd::Cause;
 use crate::bfd::packet::{Diagnostic, SessionState};
-use crate::l2::ethernet;
-use crate::l2::ethernet::Mac;
 use crate::model::Node;
+use crate::model::mac::Mac;
 use crate::model::state::{PeerStatus, Reason};
 
 /// A frame from a peer whose session has timed out is believed from then on: before, it may have
@@ -367,7 +366,7 @@ impl Membership {
 
     /// Takes in which station has an address.
     pub fn neighbour(&mut self, address: IpAddr, mac: Mac) {
-        if self.owners.contains_key(&address) && ethernet::is_unicast(mac) {
+        if self.owners.contains_key(&address) && crate::model::mac::is_unicast(mac) {
             self.lladdrs.insert(address, mac);
         }
     }

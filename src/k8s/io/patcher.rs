@@ -18,9 +18,9 @@ use tracing::{debug, warn};
 use super::failure::Failure;
 use super::lease::WriteDeadline;
 use super::permissions::Permissions;
-use crate::engine::plan::StatusPatch;
 use crate::k8s::convert::CLEANUP_FINALIZER;
 use crate::k8s::leader::REQUEST_TIMEOUT;
+use crate::k8s::status::StatusPatch;
 use crate::model::{Ingress, ObjectKey};
 
 /// Requests under way at once.

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Announcer;
-use crate::l2::ethernet;
-use crate::l2::ethernet::Mac;
 use crate::model::Interface;
+use crate::model::mac::Mac;
 
 /// What frames on an interface depend on. When it changes, the network has to be told anew: of
 /// another hardware address, or that the same one is now behind another port of the switch (a bond
@@ -21,9 +20,9 @@ pub(super) struct Link {
 impl Link {
     /// None for what cannot be used: down, loopback, without a station's address.
     pub fn of(interface: &Interface) -> Option<Link> {
-        let mac = interface
-            .mac
-            .filter(|&mac| interface.up && !interface.loopback && ethernet::is_unicast(mac))?;
+        let mac = interface.mac.filter(|&mac| {
+            interface.up && !interface.loopback && crate::model::mac::is_unicast(mac)
+        })?;
         Some(Link {
             mac,
             active_ports: interface.active_ports.clone(),

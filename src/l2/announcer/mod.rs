@@ -36,12 +36,13 @@ use std::time::Duration;
 
 use link::Link;
 use recent::Recent;
-use schedule::{Jitter, Pacer, Timers};
+use schedule::{Jitter, Pacer};
 pub use types::{Announcement, AnnouncerCounters, AnnouncerEvent, Config, Gateways, Transmission};
 
-use super::ethernet::Mac;
 use super::{arp, ndp};
+use crate::common::timer_queue::TimerQueue;
 use crate::model::Interfaces;
+use crate::model::mac::Mac;
 
 /// How long an address found in use is left alone before it is probed again (RFC 5227 §1.1,
 /// RATE_LIMIT_INTERVAL); up to a quarter is added at random, or two hosts that refused each other
@@ -76,7 +77,7 @@ pub struct Announcer {
     gateways: Arc<Gateways>,
     /// Questions that are to be put: to whom, and since when they wait.
     asks: BTreeMap<IpAddr, (Option<Mac>, Duration)>,
-    timers: Timers,
+    timers: TimerQueue<Timer>,
     pacer: Pacer,
     transmissions: VecDeque<Transmission>,
     events: VecDeque<AnnouncerEvent>,
@@ -142,7 +143,7 @@ impl Announcer {
             recent: Recent::default(),
             gateways: Arc::default(),
             asks: BTreeMap::new(),
-            timers: Timers::default(),
+            timers: TimerQueue::default(),
             pacer: Pacer::default(),
             transmissions: VecDeque::new(),
             events: VecDeque::new(),
@@ -193,7 +194,7 @@ impl Announcer {
 
     /// When [`Announcer::poll`] has something to do; None: not before the next `set`.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        Some(self.pacer.not_before(self.timers.first()?))
+        Some(self.pacer.not_before(self.timers.poll_timeout()?))
     }
 
     /// Frames to send, in order; taken out.

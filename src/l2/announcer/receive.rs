@@ -7,9 +7,9 @@ use super::{
     AnnounceState, Announcer, AnnouncerEvent, CONFLICT_RETRY, CONTEST_INTERVAL, HEARD_INTERVAL,
     REPAIR_DELAY, Timer,
 };
-use crate::l2::ethernet::Mac;
 use crate::l2::ndp::Message;
 use crate::l2::{arp, ethernet, ndp};
+use crate::model::mac::Mac;
 
 /// What a frame means to one of our VIPs.
 enum Heard {

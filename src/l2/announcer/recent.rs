@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::l2::ethernet::Mac;
+use crate::model::mac::Mac;
 
 /// How long somebody who asked is remembered: Linux asks again after 30 s of use, and drops an
 /// entry without use after some minutes.

@@ -1,11 +1,7 @@
-//! When announcements are due: the burst, jitter, the timer queue and the limit on the rate of
-//! frames.
+//! When announcements are due: the burst, jitter and the limit on the rate of frames.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
-
-use super::Timer;
 
 /// After taking a VIP over, announcements at these times: the first few survive a lossy moment (a
 /// switch port that just came up), the later ones reach who was rebooting.
@@ -25,37 +21,6 @@ pub(super) const BURST: [Duration; 7] = [
 pub(super) const FRAMES_PER_SLICE: usize = 64;
 /// See [`FRAMES_PER_SLICE`].
 pub(super) const SLICE: Duration = Duration::from_millis(2);
-
-/// Timers in the order in which they are due.
-#[derive(Debug, Default)]
-pub(super) struct Timers(BTreeSet<(Duration, Timer)>);
-
-impl Timers {
-    pub fn add(&mut self, due: Duration, timer: Timer) {
-        self.0.insert((due, timer));
-    }
-
-    pub fn cancel(&mut self, due: Duration, timer: Timer) {
-        self.0.remove(&(due, timer));
-    }
-
-    pub fn first(&self) -> Option<Duration> {
-        self.0.first().map(|&(due, _)| due)
-    }
-
-    /// Takes the first timer out if it is due.
-    pub fn pop(&mut self, now: Duration) -> Option<Timer> {
-        if self.first()? > now {
-            return None;
-        }
-        self.0.pop_first().map(|(_, timer)| timer)
-    }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-}
 
 /// Limits unsolicited frames to [`FRAMES_PER_SLICE`] per [`SLICE`].
 #[derive(Debug, Default)]

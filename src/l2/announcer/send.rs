@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Announcer, Gateways, Transmission};
-use crate::l2::ethernet::Mac;
 use crate::l2::{arp, ndp};
+use crate::model::mac::Mac;
 
 impl Announcer {
     /// Who is told of every VIP that is taken over from now on, by interface, whether they ever

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::l2::ethernet::Mac;
+use crate::model::mac::Mac;
 
 /// How to announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 use super::*;
 use crate::l2::arp as arp_wire;
 
-const US: ethernet::Mac = [2, 0, 0, 0, 0, 1];
-const THEM: ethernet::Mac = [2, 0, 0, 0, 0, 2];
+const US: crate::model::mac::Mac = [2, 0, 0, 0, 0, 1];
+const THEM: crate::model::mac::Mac = [2, 0, 0, 0, 0, 2];
 const CARD: u32 = 7;
 
 /// What the kernel would return: the number of bytes to hand over. A load beyond the frame ends the

@@ -27,8 +27,8 @@ use super::socket::Port;
 use crate::host::liveness_fence::LivenessFence;
 use crate::l2::announcer;
 use crate::l2::announcer::{Announcement, Announcer, AnnouncerEvent, Config, Gateways};
-use crate::l2::ethernet::Mac;
 use crate::model::Interfaces;
+use crate::model::mac::Mac;
 
 /// How often to ask whether the vigil is kept again.
 const ASLEEP: Duration = Duration::from_millis(5);

@@ -12,10 +12,10 @@ use tracing::{debug, error, info, warn};
 
 use super::conntrack;
 use super::writer::RulesetWriter;
-use crate::engine::plan::RulesetChanges;
 use crate::host::trigger_time::TriggerTime;
 use crate::model::Protocol;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
+use crate::model::ruleset_changes::RulesetChanges;
 
 /// How often somebody else's transactions are looked for: one small request, answered without a
 /// dump.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::encode::{Label, Object, SUBSYSTEM, Transaction, kind, number};
 use super::netlink::{Messages, Socket, be32, find, flag};
-use crate::engine::plan::RulesetChanges;
 use crate::model::Family;
+use crate::model::ruleset_changes::RulesetChanges;
 use crate::nft::{Batch, Compiler, Element, SetId, Staged, TABLE, Table};
 
 /// How long the rules outlive the last [`Writer::refresh_alive`].

@@ -1,9 +1,10 @@
-//! What is written is true of the code: the tables of the README, and the direction of dependencies
-//! that each room's head promises.
+//! The tables of docs/ are those of the code, files stay readable, and only what people read depends
+//! on the wall clock.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use pinnace::config;
 use pinnace::http::metrics::Metrics;
@@ -13,35 +14,36 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The part of the README between two markers. With `UPDATE_README` set it is replaced by `text`
-/// first.
-fn between(marker: &str, text: &str) -> String {
-    let path = root().join("README.md");
-    let readme = fs::read_to_string(&path).expect("README.md");
+/// Two tables may be of one document.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Compares a generated table with the part of a document between its two markers. With
+/// `UPDATE_DOCS` set, the document is changed first.
+fn assert_generated(document: &str, marker: &str, table: &str) {
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = root().join("docs").join(document);
+    let text = fs::read_to_string(&path).expect(document);
     let begin = format!("<!-- {marker}: begin (generated from the code; a test compares) -->\n");
     let end = format!("<!-- {marker}: end -->");
     let (before, rest) =
-        readme.split_once(&begin).unwrap_or_else(|| panic!("README.md lacks {begin}"));
-    let (found, after) = rest.split_once(&end).unwrap_or_else(|| panic!("README.md lacks {end}"));
-    if std::env::var_os("UPDATE_README").is_some() {
-        fs::write(&path, format!("{before}{begin}{text}{end}{after}")).expect("write README.md");
-        return text.to_owned();
+        text.split_once(&begin).unwrap_or_else(|| panic!("docs/{document} lacks {begin}"));
+    let (found, after) =
+        rest.split_once(&end).unwrap_or_else(|| panic!("docs/{document} lacks {end}"));
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, format!("{before}{begin}{table}{end}{after}")).expect(document);
+        return;
     }
-    found.to_owned()
+    assert_eq!(found, table, "docs/{document}: run UPDATE_DOCS=1 cargo test --test documents");
 }
 
 #[test]
-fn the_readme_names_every_setting() {
+fn the_documents_name_every_setting() {
     let table = config::markdown_table();
-    assert_eq!(
-        between("settings", &table),
-        table,
-        "run UPDATE_README=1 cargo test --test documents"
-    );
+    assert_generated("configuration.md", "settings", &table);
 }
 
 #[test]
-fn the_readme_names_every_annotation() {
+fn the_documents_name_every_annotation() {
     let meaning = |meaning: Meaning| match meaning {
         Meaning::Mode => "`vip` or `node`: where the addresses come from",
         Meaning::Addresses => "these addresses, separated by commas, and no others",
@@ -59,25 +61,17 @@ fn the_readme_names_every_annotation() {
     for (name, answer) in ANSWERED {
         table.push_str(&format!("| `{name}` | kube-vip | no effect: {answer} |\n"));
     }
-    assert_eq!(
-        between("annotations", &table),
-        table,
-        "run UPDATE_README=1 cargo test --test documents"
-    );
+    assert_generated("annotations.md", "annotations", &table);
 }
 
 #[test]
-fn the_readme_answers_every_variable_of_kube_vip() {
+fn the_documents_answer_every_variable_of_kube_vip() {
     let table = config::kube_vip::markdown_table();
-    assert_eq!(
-        between("kube-vip", &table),
-        table,
-        "run UPDATE_README=1 cargo test --test documents"
-    );
+    assert_generated("configuration.md", "kube-vip", &table);
 }
 
 #[test]
-fn the_readme_names_every_metric() {
+fn the_documents_name_every_metric() {
     let metrics = Metrics::new();
     metrics.writer(false, Some("node-1"));
     let text = metrics.encode();
@@ -113,11 +107,7 @@ fn the_readme_names_every_metric() {
             help.trim_end_matches('.')
         ));
     }
-    assert_eq!(
-        between("metrics", &table),
-        table,
-        "run UPDATE_README=1 cargo test --test documents"
-    );
+    assert_generated("operations.md", "metrics", &table);
 }
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -137,15 +127,15 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 fn the_clock_on_the_wall_decides_nothing() {
     let shown = [
         ("src/host/trigger_time.rs", "how long ago an endpoint changed, for a histogram"),
+        ("src/http/metrics.rs", "process_start_time_seconds"),
         ("src/k8s/io/event_sink.rs", "firstTimestamp and lastTimestamp of Events"),
         ("src/k8s/io/lease.rs", "acquireTime and renewTime, which nobody here reads"),
-        ("src/http/metrics.rs", "process_start_time_seconds"),
+        ("src/logging/mod.rs", "log lines"),
         (
             "src/storage/snapshot.rs",
             "when the snapshot was taken, for status and for the name of a damaged one",
         ),
         ("src/storage/state.rs", "the name of a damaged file"),
-        ("src/logging/mod.rs", "log lines"),
     ];
     let mut files = Vec::new();
     sources(&root().join("src"), &mut files);
@@ -192,4 +182,22 @@ fn files_stay_readable() {
         .map(|(file, lines)| format!("{}: {lines} lines", file.display()))
         .collect();
     assert!(long.is_empty(), "files of over 600 lines want splitting:\n{}", long.join("\n"));
+}
+
+#[test]
+fn links_lead_to_files() {
+    let mut documents = vec![root().join("README.md")];
+    documents.extend(fs::read_dir(root().join("docs")).expect("docs").flatten().map(|e| e.path()));
+    let mut broken = Vec::new();
+    for document in &documents {
+        let text = fs::read_to_string(document).expect("a document");
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.contains("://") && !link.starts_with('#')) {
+            let file = link.split('#').next().unwrap_or(link);
+            if !document.parent().expect("a folder").join(file).exists() {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "links that lead nowhere:\n{}", broken.join("\n"));
 }

@@ -126,7 +126,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn the_clock_on_the_wall_decides_nothing() {
     let shown = [
-        ("src/host/trigger_time.rs", "how long ago an endpoint changed, for a histogram"),
+        ("src/host/time_of_day.rs", "how long ago an endpoint changed, for a histogram"),
         ("src/http/metrics.rs", "process_start_time_seconds"),
         ("src/k8s/io/event_sink.rs", "firstTimestamp and lastTimestamp of Events"),
         ("src/k8s/io/lease.rs", "acquireTime and renewTime, which nobody here reads"),

@@ -13,6 +13,7 @@ use pinnace::engine::{Engine, EngineSettings, Event};
 use pinnace::ipam::Allocations;
 use pinnace::ipam::pool::parse_pools;
 use pinnace::model::role::Role;
+use pinnace::model::source_update::SourceUpdate;
 use pinnace::model::*;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -79,7 +80,7 @@ fn service(number: u32, port: u16) -> SourceChange {
 }
 
 fn source(changes: Vec<SourceChange>) -> Event {
-    Event::Source { changes, problems: Vec::new(), synced: true }
+    Event::Source(SourceUpdate { changes, synced: true, ..SourceUpdate::default() })
 }
 
 fn settings() -> EngineSettings {

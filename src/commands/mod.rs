@@ -81,10 +81,9 @@ pub async fn planned(settings: &Settings) -> Result<Vec<Table>, String> {
     let mut changes = engine.handle(Event::Interfaces(interfaces.into()), Duration::ZERO).rule_set;
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     while !engine.synced() {
-        let told = tokio::time::timeout_at(deadline, source.next()).await;
-        for event in told.map_err(|_| unread(&engine))?.map_err(|error| error.to_string())?.events {
-            changes.merge(engine.handle(event, Duration::ZERO).rule_set);
-        }
+        let next = tokio::time::timeout_at(deadline, source.next()).await;
+        let update = next.map_err(|_| unread(&engine))?.map_err(|error| error.to_string())?;
+        changes.merge(engine.handle(Event::Source(update), Duration::ZERO).rule_set);
     }
     Ok(tables(changes))
 }

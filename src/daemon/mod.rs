@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use leader::Leader;
 pub(crate) use leader::lease_namespace;
 use peers::Peers;
-use source::SourceEvents;
 pub use source::{NoSource, Source};
 pub(crate) use source::{Opened, Started};
 use tokio::net::TcpListener;
@@ -40,7 +39,6 @@ use crate::engine::plan::Plan;
 use crate::engine::{Engine, Event};
 use crate::host::links::LinksError;
 use crate::host::liveness_fence::LivenessFence;
-use crate::host::trigger_time::TriggerTime;
 use crate::host::{gateways, links, resident_text, systemd};
 use crate::http::metrics::Metrics;
 use crate::http::server;
@@ -53,6 +51,8 @@ use crate::l2::io::task::Desired;
 use crate::model::Interfaces;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::role::Role;
+use crate::model::source_update::SourceUpdate;
+use crate::model::trigger_time::TriggerTime;
 use crate::nft::io::worker::{DataPlane, Origin, Report};
 use crate::nft::io::writer;
 use crate::storage::snapshot;
@@ -132,11 +132,11 @@ pub async fn run(
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
             _ = hangup.recv() => node.settings_changed(&mut settings, read_again()),
-            events = source.next() => match events {
-                Ok(told) => {
+            update = source.next() => match update {
+                Ok(update) => {
                     // The credentials may be usable only now.
                     node.writer.start(source.connection.as_ref(), &settings, &node.metrics);
-                    node.source_changed(told);
+                    node.source_changed(update);
                 }
                 Err(error) => break Some(Error::Io("the source of Services ended", error)),
             },
@@ -279,19 +279,18 @@ impl Daemon {
         self.apply(plan, Origin { heard, last_change });
     }
 
-    fn source_changed(&mut self, told: SourceEvents) {
-        for event in told.events {
-            if matches!(event, Event::Source { synced: true, .. }) && !self.engine.synced() {
-                resident_text::trim_resident_text(); // of reading, before the work that takes most room
-            }
-            if let Event::SourceHealth(Err(why)) = &event {
-                warn!("{why}");
-            }
-            self.handle_change(event, told.last_change);
-            // Half of a first listing must not replace the whole one on disk.
-            if let Some(keeper) = self.keeper.as_mut().filter(|_| self.engine.synced()) {
-                keeper.seen(self.engine.revision());
-            }
+    fn source_changed(&mut self, update: SourceUpdate) {
+        if update.synced && !self.engine.synced() {
+            resident_text::trim_resident_text(); // of reading, before the work that takes most room
+        }
+        if let Some(Err(why)) = &update.health {
+            warn!("{why}");
+        }
+        let last_change = update.last_change;
+        self.handle_change(Event::Source(update), last_change);
+        // Half of a first listing must not replace the whole one on disk.
+        if let Some(keeper) = self.keeper.as_mut().filter(|_| self.engine.synced()) {
+            keeper.seen(self.engine.revision());
         }
     }
 
@@ -359,16 +358,11 @@ impl Daemon {
         let loaded = tokio::task::spawn_blocking(move || snapshot::load(&directory)).await;
         match loaded.unwrap_or_else(|error| Err(format!("cannot read the snapshot: {error}"))) {
             Ok(Some(snapshot)) => {
-                let health = source.bridge(snapshot.taken);
-                self.handle(Event::Source {
-                    changes: snapshot.changes,
-                    problems: Vec::new(),
-                    synced: true,
-                });
-                self.source_changed(vec![health].into());
+                let update = source.bridge(snapshot);
+                self.source_changed(update);
             }
             Ok(None) => info!(
-                "the API server has not told everything yet, and there is no snapshot from before: waiting"
+                "waiting for the initial list of the API server; there is no snapshot to serve from"
             ),
             Err(problem) => warn!("{problem}"),
         }

@@ -1,5 +1,4 @@
-//! Where the objects come from: a directory of manifests or the API server, as events for the
-//! engine.
+//! The source of objects, chosen by settings and host: a directory of manifests or the API server.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,21 +9,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::config::Settings;
-use crate::engine::Event;
-use crate::host::trigger_time::TriggerTime;
 use crate::k8s::io::client::Connection;
 use crate::k8s::io::credentials::Credentials;
-use crate::k8s::io::watch::ApiUpdate;
 use crate::k8s::io::{credentials, watch as api};
-use crate::manifests;
-use crate::manifests::ManifestUpdate;
-use crate::model::state::SourceProblem;
-use crate::storage::snapshot;
+use crate::manifests::io::watch as manifests;
+use crate::model::source_update::SourceUpdate;
+use crate::storage::snapshot::{self, Snapshot};
 
-/// How often credentials that cannot be used are tried again.
+/// Interval at which unusable credentials are retried.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// What the settings and the host say about it.
+/// The source that settings and host name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A directory.
@@ -34,10 +29,10 @@ pub enum Source {
 }
 
 impl Source {
-    /// Chooses.
+    /// Chooses the source.
     ///
     /// # Errors
-    /// A sentence: two sources are named, or there is none.
+    /// Two sources are named, or there is none.
     pub fn choose(settings: &Settings) -> Result<Source, NoSource> {
         match (&settings.manifests, &settings.kubeconfig) {
             (Some(_), Some(_)) => Err(NoSource::Two),
@@ -50,9 +45,8 @@ impl Source {
         }
     }
 
-    /// Reads the credentials. Those that cannot be used are a mistake to be told at once, unless
-    /// there is a snapshot: a node whose disk was damaged by a power cut goes on serving, and
-    /// uses them when they are right again.
+    /// Reads the credentials. Unusable ones are an error, unless there is a snapshot: a node whose
+    /// disk was damaged by a power cut goes on serving, and uses them once they are usable.
     ///
     /// # Errors
     /// What is wrong with the credentials.
@@ -73,68 +67,54 @@ impl Source {
     }
 }
 
-/// A source that can be read from, or is waited for.
+/// A source that can be read, or is waited for.
 pub(crate) enum Opened {
-    /// A directory.
     Manifests(PathBuf),
-    /// The API server.
     Api(Connection),
-    /// These credentials, which cannot be used yet, and why; there is a snapshot.
+    /// Credentials that cannot be used yet, and why; there is a snapshot.
     Unusable(Credentials, String),
 }
 
-/// Why there is nothing to serve from.
+/// Why there is no source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoSource {
-    /// Which of them is meant?
+    /// Manifests and a kubeconfig are both named.
     #[error(
         "PINNACE_MANIFESTS and PINNACE_KUBECONFIG are both set: Services come from a directory of manifests or from the API server; unset one of them"
     )]
     Two,
-    /// What was named or found cannot be read or understood.
+    /// The credentials cannot be read or understood.
     #[error("{0}; no snapshot of an earlier run is here to serve from instead")]
     Unusable(String),
-    /// None is named, and none was found.
+    /// No source is named, and none was found.
     #[error(transparent)]
     None(#[from] credentials::NoCredentials),
 }
 
-/// A source at work.
+/// A source that is being read.
 pub(crate) struct Started {
     updates: Updates,
-    /// Updates that may wait.
+    /// Maximum number of updates that wait for the engine.
     queue: usize,
-    /// See [`api::ApiSource::synced`]; None for manifests.
+    /// [`api::ApiSource::synced`]; None for manifests.
     synced: Option<watch::Receiver<bool>>,
-    /// The connection, for what else is to be done with the API.
+    /// For everything else that uses the API.
     pub(crate) connection: Option<Connection>,
-    /// Since when the snapshot is all there is, in words; None once the API has told everything.
+    /// When the snapshot that is served from was taken (RFC 3339); None once the API's own list is
+    /// complete.
     snapshot: Option<String>,
     health: Result<(), String>,
 }
 
-/// What the source says at once.
-pub(crate) struct SourceEvents {
-    pub(crate) events: Vec<Event>,
-    /// When the oldest change of an endpoint among it happened, if that is said.
-    pub(crate) last_change: Option<TriggerTime>,
-}
-
-impl From<Vec<Event>> for SourceEvents {
-    fn from(events: Vec<Event>) -> SourceEvents {
-        SourceEvents { events, last_change: None }
-    }
-}
-
 enum Updates {
-    Manifests(mpsc::Receiver<ManifestUpdate>, tokio::task::JoinHandle<io::Result<()>>),
-    Api(mpsc::Receiver<ApiUpdate>),
-    /// Credentials that can be used, once there are any.
+    Manifests(mpsc::Receiver<SourceUpdate>, tokio::task::JoinHandle<io::Result<()>>),
+    Api(mpsc::Receiver<SourceUpdate>),
+    /// Credentials become usable.
     Awaited(oneshot::Receiver<Connection>),
 }
 
 impl Started {
-    /// Begins to read. `queue` updates may wait.
+    /// Begins to read. At most `queue` updates wait for the engine.
     pub(crate) fn new(opened: Opened, settings: &Settings, queue: usize) -> io::Result<Started> {
         let empty = |updates, health| Started {
             updates,
@@ -190,8 +170,7 @@ impl Started {
         Ok(())
     }
 
-    /// True when everything is known to have been told within this time. Nothing is taken from the
-    /// source meanwhile.
+    /// True when every object has been listed within this time. Takes nothing from the source.
     pub(crate) async fn synced_within(&mut self, patience: Duration) -> bool {
         match &mut self.synced {
             _ if matches!(self.updates, Updates::Awaited(_)) => false,
@@ -203,20 +182,26 @@ impl Started {
         }
     }
 
-    /// The snapshot was used: health says so until the API has told everything. `taken` in words.
-    pub(crate) fn bridge(&mut self, taken: String) -> Event {
-        self.snapshot = Some(taken);
-        Event::SourceHealth(self.shown_health())
+    /// The snapshot as the first update. Health says that it is served from until the API's own
+    /// list is complete.
+    pub(crate) fn bridge(&mut self, snapshot: Snapshot) -> SourceUpdate {
+        self.snapshot = Some(snapshot.taken);
+        SourceUpdate {
+            changes: snapshot.changes,
+            synced: true,
+            health: Some(self.shown_health()),
+            ..SourceUpdate::default()
+        }
     }
 
-    /// What happened next. Cancelling it loses nothing.
+    /// The next update. Cancelling it loses nothing.
     ///
     /// # Errors
     /// When the source has ended, which it must not.
-    pub(crate) async fn next(&mut self) -> io::Result<SourceEvents> {
+    pub(crate) async fn next(&mut self) -> io::Result<SourceUpdate> {
         match &mut self.updates {
             Updates::Manifests(updates, task) => tokio::select! {
-                Some(update) = updates.recv() => Ok(vec![manifest_event(update)].into()),
+                Some(update) = updates.recv() => Ok(update),
                 ended = task => Err(match ended {
                     Ok(Err(error)) => error,
                     Ok(Ok(())) => io::ErrorKind::UnexpectedEof.into(),
@@ -225,78 +210,54 @@ impl Started {
             },
             Updates::Api(updates) => {
                 let update = updates.recv().await.ok_or(io::ErrorKind::UnexpectedEof)?;
-                Ok(SourceEvents {
-                    last_change: update.last_change,
-                    events: self.api_events(update),
-                })
+                Ok(self.with_shown_health(update))
             }
             Updates::Awaited(usable) => {
                 let connection = usable.await.map_err(io::Error::other)?;
                 self.connect(connection)?;
-                Ok(vec![Event::SourceHealth(self.shown_health())].into())
+                Ok(SourceUpdate { health: Some(self.shown_health()), ..SourceUpdate::default() })
             }
         }
     }
 
-    fn api_events(&mut self, update: ApiUpdate) -> Vec<Event> {
-        let mut events = vec![Event::Source {
-            changes: update.changes,
-            problems: update.problems,
-            synced: update.synced,
-        }];
-        let bridged = update.synced && self.snapshot.take().is_some();
+    fn with_shown_health(&mut self, mut update: SourceUpdate) -> SourceUpdate {
+        let snapshot_ends = update.synced && self.snapshot.take().is_some();
+        let changed = update.health.is_some();
         if let Some(health) = update.health {
             self.health = health;
-            events.push(Event::SourceHealth(self.shown_health()));
-        } else if bridged {
-            events.push(Event::SourceHealth(self.shown_health()));
         }
-        events
+        update.health = (changed || snapshot_ends).then(|| self.shown_health());
+        update
     }
 
     fn shown_health(&self) -> Result<(), String> {
         match (&self.snapshot, &self.health) {
             (Some(taken), Err(why)) => Err(format!("serving from the snapshot of {taken}: {why}")),
             (Some(taken), Ok(())) => Err(format!(
-                "serving from the snapshot of {taken}: the API server has not told everything yet"
+                "serving from the snapshot of {taken}: waiting for the initial list of the API server"
             )),
             (None, health) => health.clone(),
         }
     }
 }
 
-/// Tries until the credentials can be used, and says when the reason changes why they cannot.
+/// Retries until the credentials are usable; logs when the reason why they are not changes.
 async fn await_credentials(
     credentials: Credentials,
     servers: Vec<Uri>,
-    mut said: String,
+    mut logged: String,
     usable: oneshot::Sender<Connection>,
 ) {
     loop {
         tokio::time::sleep(RETRY).await;
         match Connection::open(credentials.clone(), servers.clone()).await {
-            // Nobody waits any more when the process is about to end.
+            // Nobody waits any more while the process ends.
             Ok(connection) => return drop(usable.send(connection)),
-            Err(why) if why != said => {
+            Err(why) if why != logged => {
                 warn!("{why}; serving from the snapshot until they can be used");
-                said = why;
+                logged = why;
             }
             Err(_) => {}
         }
     }
-}
-
-/// What the engine is told of a directory of manifests.
-pub(crate) fn manifest_event(update: ManifestUpdate) -> Event {
-    let problems = update
-        .problems
-        .into_iter()
-        .map(|p| SourceProblem {
-            source: p.line.map_or(p.file.clone(), |line| format!("{}:{line}", p.file)),
-            object: p.object,
-            note: p.severity == manifests::Severity::Note,
-            reason: p.reason,
-        })
-        .collect();
-    Event::Source { changes: update.changes, problems, synced: update.synced }
 }

@@ -415,7 +415,7 @@ fn in_node_mode_the_nodes_addresses_are_published_by_the_writer_alone() {
             })
             .collect(),
     );
-    let Event::Source { changes, .. } = nodes else { unreachable!() };
+    let Event::Source(SourceUpdate { changes, .. }) = nodes else { unreachable!() };
     api.put(asks("web", 1), []);
     api.put(asks("same-port", 2), []);
     for engine in [&mut writer, &mut follower] {

@@ -5,6 +5,7 @@ use super::tests::{T0, key, links, settings, source, vip};
 use super::*;
 use crate::ipam::Allocations;
 use crate::k8s::status;
+use crate::model::SourceChange;
 use crate::model::fixtures::service;
 
 const STANDARD: &str = "pinnace.dev/pinnace";

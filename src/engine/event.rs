@@ -7,8 +7,8 @@ use super::uplinks::InterfacePattern;
 use crate::ipam::pool::Pool;
 use crate::l2::announcer::AnnouncerEvent;
 use crate::model::role::Role;
-use crate::model::state::SourceProblem;
-use crate::model::{Interfaces, Mode, ObjectKey, SourceChange};
+use crate::model::source_update::SourceUpdate;
+use crate::model::{Interfaces, Mode, ObjectKey};
 
 /// What the engine must know before the first event. Fixed for the life of the process.
 #[derive(Clone, Debug)]
@@ -36,15 +36,8 @@ pub struct EngineSettings {
 /// Something that happened.
 #[derive(Debug)]
 pub enum Event {
-    /// The source of objects changed, or has now been read completely.
-    Source {
-        /// Only what differs from before.
-        changes: Vec<SourceChange>,
-        /// Everything that is wrong with the source now.
-        problems: Vec<SourceProblem>,
-        /// All that is there has been told.
-        synced: bool,
-    },
+    /// The source of objects changed, has now been read completely, or its health changed.
+    Source(SourceUpdate),
     /// The interfaces of this host, all of them.
     Interfaces(Arc<Interfaces>),
     /// Other pools than so far: what left them is withdrawn.
@@ -73,8 +66,6 @@ pub enum Event {
         /// The API server's words, if it will never take it.
         refusal: Option<String>,
     },
-    /// How the source is: Err says why nothing new may be heard from it.
-    SourceHealth(Result<(), String>),
     /// Something was learned about another node.
     Peer(PeerEvent),
     /// Time has passed: conflicts are tried again, and what

@@ -9,6 +9,7 @@ use super::vip::FOREIGN_FOR;
 use super::*;
 use crate::ipam::Allocations;
 use crate::l2::announcer::AnnouncerEvent;
+use crate::model::SourceChange;
 use crate::model::fixtures::service;
 use crate::model::state::AddressPhase;
 
@@ -44,6 +45,10 @@ fn wait(engine: &mut Engine, until: Duration) {
     engine.handle(Event::Tick, until);
 }
 
+fn source_health(health: Result<(), String>) -> Event {
+    Event::Source(SourceUpdate { health: Some(health), ..SourceUpdate::default() })
+}
+
 #[test]
 fn endpoints_that_the_api_still_calls_ready_after_a_minute_are_used_again() {
     let mut engine = bereaved(Role::Follower);
@@ -64,11 +69,11 @@ fn while_nobody_can_say_better_the_dead_stay_dead() {
     assert_eq!(endpoints(&files), 1, "files say nothing about the life of nodes");
 
     let mut engine = bereaved(Role::Follower);
-    engine.handle(Event::SourceHealth(Err("no answer".into())), T0 + MOMENT);
+    engine.handle(source_health(Err("no answer".into())), T0 + MOMENT);
     wait(&mut engine, T0 + DEAD_FOR * 3);
     assert_eq!(endpoints(&engine), 1, "what the API server said last is old");
     let back = T0 + DEAD_FOR * 3;
-    engine.handle(Event::SourceHealth(Ok(())), back);
+    engine.handle(source_health(Ok(())), back);
     wait(&mut engine, back + DEAD_FOR - MOMENT);
     assert_eq!(endpoints(&engine), 1, "it has to find out first");
     wait(&mut engine, back + DEAD_FOR);

@@ -59,8 +59,9 @@ use crate::l2::announcer::Announcement;
 use crate::model::diagnostic::{Diagnostic, INVALID_OBJECT};
 use crate::model::forwarding::{Forwarding, FrontendKey};
 use crate::model::role::Role;
+use crate::model::source_update::SourceUpdate;
 use crate::model::state::{Reason, SourceProblem};
-use crate::model::{Interfaces, Mode, ObjectKey, Service, SourceChange};
+use crate::model::{Interfaces, Mode, ObjectKey, Service};
 
 /// What was decided about one Service.
 #[derive(Debug, Default)]
@@ -190,9 +191,7 @@ impl Engine {
         let mut plan = Plan::default();
         let dying = matches!(event, Event::Peer(PeerEvent::Liveness { .. }));
         match event {
-            Event::Source { changes, problems, synced } => {
-                self.source_changed(changes, problems, synced, &mut plan)
-            }
+            Event::Source(update) => self.source_changed(update, &mut plan),
             Event::Interfaces(interfaces) => self.interfaces_changed(interfaces, &mut plan),
             Event::Pools(pools) => self.pools_changed(pools, &mut plan),
             Event::Announcer(event) => self.heard(event, &mut plan),
@@ -206,12 +205,6 @@ impl Engine {
             Event::Leader(holder) => self.leader = holder,
             Event::PatchFailed { key, resource_version, refusal } => {
                 self.on_patch_failed(key, &resource_version, refusal, &mut plan)
-            }
-            Event::SourceHealth(health) => {
-                if health.is_ok() && self.source_health.is_err() {
-                    self.source_returned();
-                }
-                self.source_health = health;
             }
             Event::LeaderHealth(health) => self.leader_health = health,
             Event::Peer(event) => self.peer(event, &mut plan),
@@ -292,15 +285,9 @@ impl Engine {
         self.ipam.allocations()
     }
 
-    fn source_changed(
-        &mut self,
-        changes: Vec<SourceChange>,
-        problems: Vec<SourceProblem>,
-        synced: bool,
-        plan: &mut Plan,
-    ) {
+    fn source_changed(&mut self, update: SourceUpdate, plan: &mut Plan) {
         let mut nodes = false;
-        for change in changes {
+        for change in update.changes {
             self.index.apply(change, &mut |touched| {
                 self.revision += 1;
                 match touched {
@@ -311,7 +298,7 @@ impl Engine {
                 }
             });
         }
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+        for problem in update.problems.iter().filter(|problem| !self.problems.contains(problem)) {
             let object =
                 problem.object.as_ref().map(|object| format!(" {object}:")).unwrap_or_default();
             let message = format!("{}:{object} {}", problem.source, problem.reason);
@@ -325,11 +312,17 @@ impl Engine {
                 message,
             });
         }
-        self.problems = problems;
-        self.source_synced |= synced;
+        self.problems = update.problems;
+        self.source_synced |= update.synced;
         if nodes {
             self.exclusions.stale = true;
             self.environment_changed(plan);
+        }
+        if let Some(health) = update.health {
+            if health.is_ok() && self.source_health.is_err() {
+                self.source_returned();
+            }
+            self.source_health = health;
         }
     }
 

@@ -10,6 +10,7 @@ use super::tests::{T0, links, node, put, settings, source, vip};
 use super::*;
 use crate::ipam::Allocations;
 use crate::l2::announcer::AnnouncerEvent;
+use crate::model::SourceChange;
 use crate::model::fixtures::service;
 
 /// The addresses of node-2.

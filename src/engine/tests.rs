@@ -61,7 +61,7 @@ pub(super) fn slice(service: &str, endpoints: &[(&str, &str)]) -> SourceChange {
 }
 
 pub(super) fn source(changes: Vec<SourceChange>) -> Event {
-    Event::Source { changes, problems: Vec::new(), synced: true }
+    Event::Source(SourceUpdate { changes, synced: true, ..SourceUpdate::default() })
 }
 
 pub(super) fn links(up: bool) -> Event {
@@ -109,8 +109,10 @@ fn phase(engine: &mut Engine, name: &str) -> (Phase, Vec<String>) {
 fn nothing_goes_out_before_everything_is_known() {
     let mut engine =
         Engine::new(settings("10.88.0.200-10.88.0.201", false), Allocations::default());
-    let first =
-        Event::Source { changes: vec![put(service("web"))], problems: vec![], synced: false };
+    let first = Event::Source(SourceUpdate {
+        changes: vec![put(service("web"))],
+        ..SourceUpdate::default()
+    });
     assert!(engine.handle(first, T0).rule_set.is_empty(), "the source is not complete");
     assert!(engine.handle(links(true), T0).rule_set.is_empty(), "the source is not complete");
     let plan = engine.handle(source(vec![slice("web", &[("10.42.0.5", "node-1")])]), T0);

@@ -8,4 +8,4 @@ pub mod liveness_fence;
 pub mod neighbours;
 pub mod resident_text;
 pub mod systemd;
-pub mod trigger_time;
+pub mod time_of_day;

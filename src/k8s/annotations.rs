@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::convert::{Problems, quoted};
+use super::problems::{Problems, quoted};
 use crate::model::{Mode, Request};
 
 /// What an annotation asks for.

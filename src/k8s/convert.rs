@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::annotations::request;
-use crate::host::trigger_time::TriggerTime;
+use super::objects;
+use super::problems::{Problems, quoted};
+use crate::model::trigger_time::TriggerTime;
 use crate::model::{
     ApiMetadata, Endpoint, EndpointHints, EndpointSlice, Exclusion, Family, Ingress, IngressPort,
     Node, ObjectKey, Protocol, Service, ServicePort, SlicePort, TrafficPolicy,
@@ -45,10 +47,10 @@ pub struct Converted<T> {
 /// A Service of type LoadBalancer. None for any other type: it counts as absent, unless it was one
 /// and kept the finalizer. So does one that is being deleted, unless it comes from the API server,
 /// where somebody has to finish its deletion: then its [`Record`] says so.
-pub fn service(object: &core::Service) -> Option<Service> {
+pub fn service(object: &objects::Service) -> Option<Service> {
     let spec = object.spec.as_ref()?;
     let mut record = record(object);
-    if spec.type_.as_deref() != Some("LoadBalancer") {
+    if spec.r#type.as_deref() != Some("LoadBalancer") {
         // The finalizer of one that was a load balancer is in the way of its deletion, and nobody
         // else takes it off.
         record = record
@@ -151,7 +153,7 @@ pub fn service(object: &core::Service) -> Option<Service> {
 }
 
 /// What the writer of the status must know. Only the API server gives objects a `resourceVersion`.
-fn record(object: &core::Service) -> Option<ApiMetadata> {
+fn record(object: &objects::Service) -> Option<ApiMetadata> {
     let metadata = &object.metadata;
     let resource_version =
         metadata.resource_version.as_deref().filter(|version| !version.is_empty())?;
@@ -173,8 +175,8 @@ fn record(object: &core::Service) -> Option<ApiMetadata> {
     })
 }
 
-fn convert_ingress(object: &core::LoadBalancerIngress) -> Ingress {
-    let port = |port: &core::PortStatus| {
+fn convert_ingress(object: &objects::LoadBalancerIngress) -> Ingress {
+    let port = |port: &objects::PortStatus| {
         Some(IngressPort {
             port: u16::try_from(port.port).ok().filter(|port| *port != 0)?,
             protocol: port.protocol.parse().ok()?,
@@ -189,7 +191,7 @@ fn convert_ingress(object: &core::LoadBalancerIngress) -> Ingress {
     }
 }
 
-fn service_ports(ports: &[core::ServicePort], problems: &mut Problems) -> Vec<ServicePort> {
+fn service_ports(ports: &[objects::ServicePort], problems: &mut Problems) -> Vec<ServicePort> {
     if ports.is_empty() {
         problems.push("spec.ports: a load balancer needs at least one port".into());
     }
@@ -264,19 +266,27 @@ fn selector_digest(selector: &BTreeMap<String, String>) -> Box<str> {
 }
 
 /// An EndpointSlice of a Service. None for FQDN slices and for those that belong to no Service.
-pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Converted<EndpointSlice> {
+pub fn endpoint_slice(object: &objects::EndpointSlice) -> Converted<EndpointSlice> {
     let mut problems = Problems::default();
     let value = convert_slice(object, &mut problems);
     Converted { value, problems: problems.into_sentences() }
 }
 
 /// When the endpoint changed that made somebody write this slice.
-pub fn last_change(object: &discovery::EndpointSlice) -> Option<TriggerTime> {
-    TriggerTime::parse(object.metadata.annotations.as_ref()?.get(LAST_CHANGE_ANNOTATION)?)
+pub fn last_change(object: &objects::EndpointSlice) -> Option<TriggerTime> {
+    let text = object.metadata.annotations.as_ref()?.get(LAST_CHANGE_ANNOTATION)?;
+    trigger_time(text)
+}
+
+/// RFC 3339, as the API writes times. None for anything else and for times before 1970.
+fn trigger_time(text: &str) -> Option<TriggerTime> {
+    let nanoseconds = text.parse::<Timestamp>().ok()?.as_nanosecond();
+    let nanoseconds = u64::try_from(nanoseconds).ok()?;
+    Some(TriggerTime::new(Duration::from_nanos(nanoseconds)))
 }
 
 fn convert_slice(
-    object: &discovery::EndpointSlice,
+    object: &objects::EndpointSlice,
     problems: &mut Problems,
 ) -> Option<EndpointSlice> {
     if object.address_type == "FQDN" {
@@ -317,7 +327,7 @@ fn convert_slice(
 
 fn endpoint_address(
     index: usize,
-    endpoint: &discovery::Endpoint,
+    endpoint: &objects::Endpoint,
     family: Family,
     problems: &mut Problems,
 ) -> Option<IpAddr> {
@@ -351,7 +361,7 @@ fn endpoint_address(
 /// Names of nodes are shared with the endpoints before it in the slice.
 fn convert_endpoint(
     address: IpAddr,
-    endpoint: &discovery::Endpoint,
+    endpoint: &objects::Endpoint,
     before: &[Endpoint],
 ) -> Endpoint {
     let conditions = endpoint.conditions.as_ref();
@@ -378,7 +388,7 @@ fn convert_endpoint(
     }
 }
 
-fn convert_hints(hints: &discovery::EndpointHints) -> Option<Box<EndpointHints>> {
+fn convert_hints(hints: &objects::EndpointHints) -> Option<Box<EndpointHints>> {
     let zones: Vec<Box<str>> =
         hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect();
     let nodes: Vec<Box<str>> =
@@ -399,13 +409,13 @@ fn can_be_backend(address: IpAddr) -> bool {
 }
 
 /// A Node. Always has a value; addresses and ranges that cannot be read are left out.
-pub fn node(object: &core::Node) -> Converted<Node> {
+pub fn node(object: &objects::Node) -> Converted<Node> {
     let mut problems = Problems::default();
     let addresses =
         object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
     let mut of_type = |kind: &str| {
         let mut list = Vec::new();
-        for (index, entry) in addresses.iter().enumerate().filter(|(_, entry)| entry.type_ == kind)
+        for (index, entry) in addresses.iter().enumerate().filter(|(_, entry)| entry.r#type == kind)
         {
             match entry.address.trim().parse() {
                 Ok(address) => list.push(address),
@@ -447,7 +457,7 @@ pub fn node(object: &core::Node) -> Converted<Node> {
     Converted { value: Some(value), problems: problems.into_sentences() }
 }
 
-fn exclusion(object: &core::Node) -> Option<Exclusion> {
+fn exclusion(object: &objects::Node) -> Option<Exclusion> {
     // The spellings of false that Go's strconv.ParseBool takes, for that is what wrote and reads
     // this label elsewhere.
     let includes = |value: &str| matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False");
@@ -521,40 +531,4 @@ fn distinct<T: Copy + Ord>(mut list: Vec<T>) -> Vec<T> {
     list.retain(|item| seen.insert(*item));
     list.shrink_to_fit();
     list
-}
-
-/// Sentences about one object. The first few tell what is wrong; an object with thousands of faults
-/// must not fill memory and `status` with them.
-#[derive(Debug, Default)]
-pub(super) struct Problems {
-    sentences: Vec<String>,
-    more: usize,
-}
-
-impl Problems {
-    const MOST: usize = 16;
-
-    pub(super) fn push(&mut self, sentence: String) {
-        if self.sentences.len() < Self::MOST {
-            self.sentences.push(sentence);
-        } else {
-            self.more += 1;
-        }
-    }
-
-    fn into_sentences(mut self) -> Vec<String> {
-        if self.more > 0 {
-            self.sentences.push(format!("and {} more", self.more));
-        }
-        self.sentences
-    }
-}
-
-/// Text of the object in quotes, shortened to what fits in a line.
-pub(crate) fn quoted(text: &str) -> String {
-    const MOST: usize = 80;
-    match text.char_indices().nth(MOST) {
-        None => format!("{text:?}"),
-        Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
-    }
 }

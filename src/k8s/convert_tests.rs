@@ -1,13 +1,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::annotations::{ANNOTATIONS, ANSWERED};
 use super::convert::{Converted, endpoint_slice, last_change, node, service};
-use crate::host::trigger_time::TriggerTime;
+use super::objects;
+use crate::model::trigger_time::TriggerTime;
 use crate::model::{
     EndpointSlice, Exclusion, Family, Mode, Node, Protocol, Service, TrafficPolicy,
 };
@@ -19,7 +19,7 @@ fn with(spec: Value, annotations: Value) -> Option<Service> {
         "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
     });
     merge(&mut object["spec"], spec);
-    service(&serde_json::from_value::<core::Service>(object).expect("a Service"))
+    service(&serde_json::from_value::<objects::Service>(object).expect("a Service"))
 }
 
 fn merge(into: &mut Value, from: Value) {
@@ -47,7 +47,7 @@ fn only_load_balancers_that_are_not_being_deleted_count() {
     }
     let deleting = json!({"metadata": {"name": "web", "deletionTimestamp": "2024-05-01T00:00:00Z"}, "spec": {"type": "LoadBalancer"}});
     assert_eq!(service(&serde_json::from_value(deleting).unwrap()), None);
-    assert_eq!(service(&core::Service::default()), None);
+    assert_eq!(service(&objects::Service::default()), None);
 }
 
 #[test]
@@ -388,7 +388,7 @@ fn slice(change: Value) -> Converted<EndpointSlice> {
         "endpoints": [{"addresses": ["10.42.0.1", "10.42.0.2"]}],
     });
     merge(&mut object, change);
-    endpoint_slice(&serde_json::from_value::<discovery::EndpointSlice>(object).expect("a slice"))
+    endpoint_slice(&serde_json::from_value::<objects::EndpointSlice>(object).expect("a slice"))
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn a_slice_says_when_its_endpoint_changed() {
     let at = "2023-11-14T22:13:20.25Z";
     assert_eq!(
         dated(json!({"endpoints.kubernetes.io/last-change-trigger-time": at})),
-        TriggerTime::parse(at)
+        Some(TriggerTime::new(Duration::from_millis(1_700_000_000_250)))
     );
     for silent in
         [json!({}), json!({"endpoints.kubernetes.io/last-change-trigger-time": "yesterday"})]
@@ -511,7 +511,7 @@ fn what_a_slice_cannot_use_is_left_out() {
 
 fn a_node(labels: Value, spec: Value) -> Node {
     let object = json!({ "metadata": {"name": "node-1", "labels": labels}, "spec": spec });
-    node(&serde_json::from_value::<core::Node>(object).expect("a Node")).value.expect("a value")
+    node(&serde_json::from_value::<objects::Node>(object).expect("a Node")).value.expect("a value")
 }
 
 #[test]

@@ -8,4 +8,6 @@ mod convert_tests;
 pub mod events;
 pub mod io;
 pub mod leader;
+pub(crate) mod objects;
+pub(crate) mod problems;
 pub mod status;

@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 use super::*;
-use crate::manifests::parse::yaml;
+use crate::manifests::text::yaml;
 
 #[test]
 fn what_it_reads_is_what_the_general_parser_reads() {

@@ -3,10 +3,12 @@
 
 use proptest::prelude::*;
 
-use super::parse::{Object, Parsed, parse, yaml};
+use super::block;
+use super::parse::{Object, Parsed, parse};
 use super::split::{Document, DocumentKind, Format, split};
 use super::store::ManifestStore;
-use super::{ManifestProblem, block};
+use super::text::yaml;
+use crate::model::state::SourceProblem;
 
 const GOOD: &str = concat!(
     include_str!("../../tests/examples/web.yaml"),
@@ -22,7 +24,7 @@ const GOOD_JSON: &str = r#"{"apiVersion":"v1","kind":"List","items":[
 {"apiVersion":"v1","kind":"Node","metadata":{"name":"n"},"status":{"addresses":[{"type":"InternalIP","address":"10.0.0.1"}]}}]}"#;
 
 /// Reads the text as a second file beside a good one and returns what is said about it.
-fn read(text: &str, format: Format) -> Vec<ManifestProblem> {
+fn read(text: &str, format: Format) -> Vec<SourceProblem> {
     let mut store = ManifestStore::default();
     let other =
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: other\nspec:\n  type: LoadBalancer\n";
@@ -115,7 +117,7 @@ fn the_good_text_is_good() {
     let mut services = 0;
     split(GOOD, Format::Yaml, &mut |piece| {
         services += u32::from(matches!(
-            parse(&piece.expect("a piece")),
+            parse(&piece.expect("a document")),
             Parsed::Object { value: Some(Object::Service(_)), .. }
         ));
     });

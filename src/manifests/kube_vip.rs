@@ -3,20 +3,18 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::ConfigMap;
-
 use crate::ipam::pool::parse_pools;
-use crate::k8s::convert::quoted;
+use crate::k8s::problems::quoted;
 
-/// What it is called.
+/// Name of the ConfigMap.
 pub(crate) const NAME: &str = "kubevip";
 const GLOBAL: &str = "global";
 
-/// What to write in its place.
-pub(crate) fn advice(object: &ConfigMap) -> String {
+/// What to write in place of its data.
+pub(crate) fn advice<'a>(data: impl Iterator<Item = (&'a String, &'a String)>) -> String {
     let mut pools: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut remarks = Vec::new();
-    for (key, value) in object.data.iter().flatten() {
+    for (key, value) in data {
         if let Some(namespace) = key.strip_prefix("range-").or_else(|| key.strip_prefix("cidr-")) {
             for range in value.split(',').map(str::trim).filter(|range| !range.is_empty()) {
                 if range.starts_with("0.0.0.0") {
@@ -60,9 +58,9 @@ mod tests {
     use super::*;
 
     fn told(data: &[(&str, &str)]) -> String {
-        let data =
+        let data: BTreeMap<String, String> =
             data.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        advice(&ConfigMap { data: Some(data), ..ConfigMap::default() })
+        advice(data.iter())
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! A directory of Kubernetes manifests as the source of truth, in place of an API server.
+//! A directory of Kubernetes manifests as the source of objects, in place of an API server.
 //!
-//!   directory → [`watch`] (inotify, reading) → [`split`] (file → texts of one object) → [`parse`]
-//! (text → object) → [`store`] (what changed) → channel
+//! ```text
+//! directory ─► io (inotify, reading) ─► split (file → texts of one object each)
+//!   ─► parse (text → object) ─► store (what changed) ─► channel to the engine
+//! ```
 //!
-//! Only `watch` touches the world; the rest is pure. No API object outlives its conversion, and no
-//! text outlives its parsing: what is remembered of an object is who it is and a digest.
+//! Only [`io`] touches the world. No API object outlives its conversion, and no text outlives its
+//! parsing: of an object its identity and a digest are remembered.
 
 mod block;
 #[cfg(test)]
@@ -13,11 +15,10 @@ mod cost_tests;
 mod examples_tests;
 #[cfg(test)]
 mod fuzz_tests;
+pub(crate) mod head;
 pub mod io;
 pub(crate) mod kube_vip;
 pub mod parse;
 pub mod split;
 pub mod store;
-
-pub use io::watch::{ManifestUpdate, watch};
-pub use store::{ManifestProblem, ManifestStore, Severity};
+pub(crate) mod text;

@@ -3,7 +3,7 @@ use crate::manifests::split::{Format, split};
 
 fn parse_all(text: &str, format: Format) -> Vec<Parsed> {
     let mut parsed = Vec::new();
-    split(text, format, &mut |piece| parsed.push(parse(&piece.expect("a piece"))));
+    split(text, format, &mut |piece| parsed.push(parse(&piece.expect("a document"))));
     parsed
 }
 

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::parse::{Fault, Head, scan, yaml};
+use super::head::{Head, scan};
+use super::text::{Fault, is_significant, lines, yaml};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ pub struct Document<'a> {
     pub implied: Option<(Box<str>, Box<str>)>,
 }
 
-/// How the text of a piece is to be read.
+/// How the text of a document is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DocumentKind {
     /// A YAML document.
@@ -242,13 +243,13 @@ fn split_json<'a>(
         match serde_json::from_str::<JsonList<'a>>(raw.get()) {
             Ok(list) => {
                 for item in list.items.unwrap_or_default() {
-                    let piece = Document {
+                    let document = Document {
                         line: line_of(item),
                         text: Cow::Borrowed(item.get()),
                         shape: DocumentKind::Json,
                         implied: head.implied(),
                     };
-                    each(Ok(piece));
+                    each(Ok(document));
                 }
             }
             Err(error) => each(Err(Fault::json(&error).after(line))),
@@ -258,24 +259,6 @@ fn split_json<'a>(
 
 fn count_lines(text: &str) -> u32 {
     u32::try_from(text.bytes().filter(|byte| *byte == b'\n').count()).unwrap_or(u32::MAX)
-}
-
-/// Every line with its number and byte offset, without its line end.
-pub(super) fn lines(text: &str, first: u32) -> impl Iterator<Item = (u32, usize, &str)> {
-    let mut offset = 0;
-    let mut number = first;
-    text.split_inclusive('\n').map(move |line| {
-        let item = (number, offset, line.trim_end_matches(['\n', '\r']));
-        offset += line.len();
-        number = number.saturating_add(1);
-        item
-    })
-}
-
-/// Neither blank nor a comment.
-pub(super) fn is_significant(line: &str) -> bool {
-    let line = line.trim_start();
-    !line.is_empty() && !line.starts_with('#')
 }
 
 #[cfg(test)]

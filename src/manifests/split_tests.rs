@@ -99,7 +99,7 @@ fn json_values_follow_each_other() {
 fn items_of_a_typed_list_know_their_kind() {
     let mut implied = None;
     split("kind: ServiceList\napiVersion: v1\nitems:\n- a: 1\n", Format::Yaml, &mut |piece| {
-        implied = piece.expect("a piece").implied
+        implied = piece.expect("a document").implied
     });
     assert_eq!(implied, Some(("v1".into(), "Service".into())));
 }

@@ -9,33 +9,12 @@ use std::sync::Arc;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::parse::{Fault, ManifestKind, Object, ObjectId, Parsed, parse};
+use super::head::ObjectId;
+use super::parse::{Object, Parsed, parse};
 use super::split::{Document, Format, split};
-use crate::model::SourceChange;
-
-/// Something to tell the user about a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ManifestProblem {
-    /// The file's name in the directory, or the directory itself.
-    pub file: String,
-    /// Counted from 1; None when it is about the file as a whole.
-    pub line: Option<u32>,
-    /// A plain sentence.
-    pub reason: String,
-    /// The object it is about, e.g. `Service default/web`.
-    pub object: Option<String>,
-    /// How bad it is.
-    pub severity: Severity,
-}
-
-/// How bad a problem is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Something is not served as written.
-    Error,
-    /// Worth knowing: something is left to others.
-    Note,
-}
+use super::text::Fault;
+use crate::model::state::SourceProblem;
+use crate::model::{Kind, SourceChange};
 
 /// All files of the directory, as far as they are remembered.
 #[derive(Debug, Default)]
@@ -71,7 +50,7 @@ struct Pending {
 
 #[derive(Debug, Default)]
 struct File {
-    pieces: Box<[Remembered]>,
+    documents: Box<[StoredDocument]>,
     /// As given by [`ManifestStore::set_version`]; 0 before.
     version: u64,
     /// Apart, for there may be ten thousand files and nothing wrong with any.
@@ -81,25 +60,25 @@ struct File {
 /// What keeps a file from being read, or a part of it.
 #[derive(Debug, Default)]
 struct Trouble {
-    /// Objects kept because a broken piece may be about them.
+    /// Objects kept because a broken document may be about them.
     retained: Vec<Arc<ObjectId>>,
     /// Why the file as a whole could not be read.
     fault: Option<String>,
 }
 
-/// One piece of a file's text.
+/// One document of a file's text.
 #[derive(Debug)]
-struct Remembered {
+struct StoredDocument {
     text: u64,
     line: u32,
     id: Option<Arc<ObjectId>>,
-    state: FileState,
-    /// Lines counted from the piece's first.
+    state: DocumentState,
+    /// Lines counted from the document's first.
     faults: Box<[Fault]>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum FileState {
+enum DocumentState {
     Defines,
     Duplicate,
     Foreign(Box<str>),
@@ -110,9 +89,11 @@ enum FileState {
 impl File {
     fn ids(&self) -> impl Iterator<Item = &Arc<ObjectId>> {
         let retained = self.trouble.iter().flat_map(|trouble| &trouble.retained);
-        self.pieces
+        self.documents
             .iter()
-            .filter_map(|piece| piece.id.as_ref().filter(|_| piece.state == FileState::Defines))
+            .filter_map(|document| {
+                document.id.as_ref().filter(|_| document.state == DocumentState::Defines)
+            })
             .chain(retained)
     }
 }
@@ -125,40 +106,45 @@ impl ManifestStore {
             self.files.get_key_value(file).map_or_else(|| file.into(), |(name, _)| name.clone());
         let old = self.files.remove(&name).unwrap_or_default();
         let old_ids: BTreeSet<Arc<ObjectId>> = old.ids().cloned().collect();
-        let mut known: HashMap<u64, Remembered> = HashMap::new();
+        let mut known: HashMap<u64, StoredDocument> = HashMap::new();
         if !afresh {
-            let reusable = |piece: &Remembered| {
+            let reusable = |document: &StoredDocument| {
                 matches!(
-                    piece.state,
-                    FileState::Defines | FileState::Foreign(_) | FileState::Noted(_)
+                    document.state,
+                    DocumentState::Defines | DocumentState::Foreign(_) | DocumentState::Noted(_)
                 )
             };
-            known.extend(old.pieces.into_iter().filter(reusable).map(|piece| (piece.text, piece)));
+            known.extend(
+                old.documents
+                    .into_iter()
+                    .filter(reusable)
+                    .map(|document| (document.text, document)),
+            );
         }
-        let mut pieces = Vec::new();
+        let mut documents = Vec::new();
         let mut defined: BTreeSet<Arc<ObjectId>> = BTreeSet::new();
-        split(text, format, &mut |piece| {
-            let piece = match piece {
-                Ok(piece) => piece,
+        split(text, format, &mut |document| {
+            let document = match document {
+                Ok(document) => document,
                 Err(fault) => {
                     let (line, fault) = (fault.line, Fault { line: 1, ..fault });
-                    return pieces.push(Remembered {
+                    return documents.push(StoredDocument {
                         text: 0,
                         line,
                         id: None,
-                        state: FileState::Broken,
+                        state: DocumentState::Broken,
                         faults: Box::new([fault]),
                     });
                 }
             };
-            let text = text_digest(&piece);
+            let text = text_digest(&document);
             let (remembered, value) = match known.remove(&text) {
-                Some(remembered) => (Remembered { line: piece.line, ..remembered }, None),
-                None => self.read(&piece, text),
+                Some(remembered) => (StoredDocument { line: document.line, ..remembered }, None),
+                None => self.read(&document, text),
             };
-            pieces.push(remembered);
+            documents.push(remembered);
             let Some(remembered) =
-                pieces.last_mut().filter(|piece| piece.state == FileState::Defines)
+                documents.last_mut().filter(|document| document.state == DocumentState::Defines)
             else {
                 return;
             };
@@ -166,21 +152,23 @@ impl ManifestStore {
             if defined.insert(id.clone()) {
                 self.claim(id, &name, value);
             } else {
-                remembered.state = FileState::Duplicate;
+                remembered.state = DocumentState::Duplicate;
             }
         });
-        let retained = retain_broken(&mut pieces, &old_ids, &mut defined);
+        let retained = retain_broken(&mut documents, &old_ids, &mut defined);
         for gone in old_ids.difference(&defined) {
             self.release(gone, &name);
         }
-        if pieces.iter().any(|piece| piece.state != FileState::Defines || !piece.faults.is_empty())
+        if documents
+            .iter()
+            .any(|document| document.state != DocumentState::Defines || !document.faults.is_empty())
         {
             self.with_problems.insert(name.clone());
         } else {
             self.with_problems.remove(&name);
         }
         let trouble = (!retained.is_empty()).then(|| Box::new(Trouble { retained, fault: None }));
-        self.files.insert(name, File { pieces: pieces.into(), version: 0, trouble });
+        self.files.insert(name, File { documents: documents.into(), version: 0, trouble });
     }
 
     /// Which version of a known file was read last: any number that tells it from the next, not 0.
@@ -237,99 +225,99 @@ impl ManifestStore {
                 (_, Some(Object::Node(node))) => SourceChange::Node(node.name.clone(), Some(node)),
                 (_, Some(Object::Service(service))) => SourceChange::Service(key(), Some(service)),
                 (_, Some(Object::EndpointSlice(slice))) => SourceChange::Slice(key(), Some(slice)),
-                (ManifestKind::Node, None) => SourceChange::Node((*id.key.name).into(), None),
-                (ManifestKind::Service, None) => SourceChange::Service(key(), None),
-                (ManifestKind::EndpointSlice, None) => SourceChange::Slice(key(), None),
+                (Kind::Node, None) => SourceChange::Node((*id.key.name).into(), None),
+                (Kind::Service, None) => SourceChange::Service(key(), None),
+                (Kind::EndpointSlice, None) => SourceChange::Slice(key(), None),
             });
         }
         changes
     }
 
-    /// Everything that is wrong at present, by file and line. The list is cut where nobody would
-    /// read on.
-    pub fn problems(&self) -> Vec<ManifestProblem> {
-        const MOST: usize = 1000;
+    /// Everything that is wrong at present, by file and line; at most 1,000 problems.
+    pub fn problems(&self) -> Vec<SourceProblem> {
+        const MAX: usize = 1000;
         let mut problems = Vec::new();
         let mut more = 0_usize;
+        let mut report = |problem| {
+            if problems.len() < MAX {
+                problems.push(problem);
+            } else {
+                more += 1;
+            }
+        };
         // The rest of the files, nearly all of them, is in order.
         let names: BTreeSet<&Arc<str>> =
             self.with_problems.iter().chain(self.contested.values().flatten()).collect();
         for (name, file) in names.into_iter().filter_map(|name| self.files.get_key_value(name)) {
-            let mut foreign = BTreeSet::new();
-            let mut tell = |line: Option<u32>, reason: String, id: Option<&ObjectId>, severity| {
-                if problems.len() < MOST {
-                    problems.push(ManifestProblem {
-                        file: name.to_string(),
-                        line,
-                        reason,
-                        object: id.map(ObjectId::to_string),
-                        severity,
-                    });
-                } else {
-                    more += 1;
-                }
-            };
-            if let Some(fault) = file.trouble.as_ref().and_then(|trouble| trouble.fault.as_ref()) {
-                tell(None, fault.clone(), None, Severity::Error);
-            }
-            for piece in &file.pieces {
-                let id = piece.id.as_deref();
-                for fault in &piece.faults {
-                    tell(
-                        Some(fault.clone().after(piece.line).line),
-                        fault.reason.to_string(),
-                        id,
-                        Severity::Error,
-                    );
-                }
-                match &piece.state {
-                    FileState::Foreign(kind) if foreign.insert(kind) => {
-                        tell(Some(piece.line), foreign_note(kind), None, Severity::Note);
-                    }
-                    FileState::Noted(note) => {
-                        tell(Some(piece.line), note.to_string(), None, Severity::Note)
-                    }
-                    FileState::Duplicate => {
-                        tell(
-                            Some(piece.line),
-                            "defined twice in this file; the first definition is used".into(),
-                            id,
-                            Severity::Error,
-                        );
-                    }
-                    FileState::Defines if !self.contested.is_empty() => {
-                        if let Some(winner) = id.and_then(|id| self.overruled(id, name)) {
-                            tell(
-                                Some(piece.line),
-                                format!(
-                                    "also defined in {winner}, which comes first by name and is used"
-                                ),
-                                id,
-                                Severity::Error,
-                            );
-                        }
-                    }
-                    _ => {}
-                }
-            }
+            self.report_file(name, file, &mut report);
         }
         if more > 0 {
             let reason = format!("and {more} more problems in all files");
-            problems.push(ManifestProblem {
-                file: String::new(),
-                line: None,
-                reason,
+            problems.push(SourceProblem {
+                source: String::new(),
                 object: None,
-                severity: Severity::Error,
+                note: false,
+                reason,
             });
         }
         problems
     }
 
-    /// Parses a piece that is new or changed. The value is beside it, None when there is nothing to
+    fn report_file(&self, name: &Arc<str>, file: &File, report: &mut dyn FnMut(SourceProblem)) {
+        if let Some(fault) = file.trouble.as_ref().and_then(|trouble| trouble.fault.as_ref()) {
+            report(SourceProblem {
+                source: name.to_string(),
+                object: None,
+                note: false,
+                reason: fault.clone(),
+            });
+        }
+        let mut foreign = BTreeSet::new();
+        for document in &file.documents {
+            let id = document.id.as_deref();
+            let problem = |line: u32, object: Option<&ObjectId>, reason: String| SourceProblem {
+                source: format!("{name}:{line}"),
+                object: object.map(ObjectId::to_string),
+                note: false,
+                reason,
+            };
+            for fault in &document.faults {
+                let line = fault.clone().after(document.line).line;
+                report(problem(line, id, fault.reason.to_string()));
+            }
+            let line = document.line;
+            match &document.state {
+                DocumentState::Foreign(kind) if foreign.insert(kind) => {
+                    report(SourceProblem { note: true, ..problem(line, None, foreign_note(kind)) });
+                }
+                DocumentState::Noted(note) => {
+                    report(SourceProblem { note: true, ..problem(line, None, note.to_string()) });
+                }
+                DocumentState::Duplicate => {
+                    let reason = "defined twice in this file; the first definition is used";
+                    report(problem(line, id, reason.into()));
+                }
+                DocumentState::Defines if !self.contested.is_empty() => {
+                    if let Some(winner) = id.and_then(|id| self.overruled(id, name)) {
+                        let reason = format!(
+                            "also defined in {winner}, which comes first by name and is used"
+                        );
+                        report(problem(line, id, reason));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Parses a document that is new or changed. The value is beside it, None when there is nothing to
     /// claim.
-    fn read(&mut self, piece: &Document<'_>, text: u64) -> (Remembered, Option<Option<Object>>) {
-        let (id, state, faults, value) = match parse(piece) {
+    fn read(
+        &mut self,
+        document: &Document<'_>,
+        text: u64,
+    ) -> (StoredDocument, Option<Option<Object>>) {
+        let (id, state, faults, value) = match parse(document) {
             Parsed::Object { mut id, mut value, problems } => {
                 match &self.namespace {
                     Some(known) if *known == id.key.namespace => id.key.namespace = known.clone(),
@@ -349,15 +337,15 @@ impl ManifestStore {
                     .into_iter()
                     .map(|reason| Fault { line: 1, reason: reason.into() })
                     .collect();
-                (Some(id), FileState::Defines, faults, Some(value))
+                (Some(id), DocumentState::Defines, faults, Some(value))
             }
-            Parsed::Foreign { kind } => (None, FileState::Foreign(kind), Vec::new(), None),
-            Parsed::Noted { note } => (None, FileState::Noted(note), Vec::new(), None),
+            Parsed::Foreign { kind } => (None, DocumentState::Foreign(kind), Vec::new(), None),
+            Parsed::Noted { note } => (None, DocumentState::Noted(note), Vec::new(), None),
             Parsed::Broken { fault, about } => {
-                (about.map(Arc::new), FileState::Broken, vec![fault], None)
+                (about.map(Arc::new), DocumentState::Broken, vec![fault], None)
             }
         };
-        (Remembered { text, line: piece.line, id, state, faults: faults.into() }, value)
+        (StoredDocument { text, line: document.line, id, state, faults: faults.into() }, value)
     }
 
     /// The file defines the object. `value` is None when the definition is the one already known.
@@ -435,21 +423,22 @@ impl ManifestStore {
     }
 }
 
-/// A broken piece keeps the object it is about. Where that cannot be told, or the file never had
+/// A broken document keeps the object it is about. Where that cannot be told, or the file never had
 /// such an object (its name may be what is being edited), everything the file had and no longer
 /// defines is kept.
 fn retain_broken(
-    pieces: &mut [Remembered],
+    documents: &mut [StoredDocument],
     old_ids: &BTreeSet<Arc<ObjectId>>,
     defined: &mut BTreeSet<Arc<ObjectId>>,
 ) -> Vec<Arc<ObjectId>> {
     const KEPT: &str = "its last good version goes on serving";
     let (mut retained, mut all) = (Vec::new(), false);
-    for piece in pieces.iter_mut().filter(|piece| piece.state == FileState::Broken) {
-        let id = piece.id.as_ref().and_then(|id| old_ids.get(id));
+    for document in documents.iter_mut().filter(|document| document.state == DocumentState::Broken)
+    {
+        let id = document.id.as_ref().and_then(|id| old_ids.get(id));
         match id {
             Some(id) if defined.insert(id.clone()) => {
-                for fault in &mut piece.faults {
+                for fault in &mut document.faults {
                     fault.reason = format!("{}; {KEPT}", fault.reason).into();
                 }
                 retained.push(id.clone());
@@ -481,10 +470,10 @@ fn object_digest(object: &Object) -> Digest {
     hasher.finish128().as_u128().max(ABSENT + 1)
 }
 
-fn text_digest(piece: &Document<'_>) -> u64 {
+fn text_digest(document: &Document<'_>) -> u64 {
     let mut hasher = SipHasher13::new();
-    (piece.shape, &piece.implied).hash(&mut hasher);
-    hasher.write(piece.text.as_bytes());
+    (document.shape, &document.implied).hash(&mut hasher);
+    hasher.write(document.text.as_bytes());
     hasher.finish()
 }
 

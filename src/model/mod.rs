@@ -9,7 +9,9 @@ pub mod forwarding;
 pub mod mac;
 pub mod role;
 pub mod ruleset_changes;
+pub mod source_update;
 pub mod state;
+pub mod trigger_time;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -438,19 +440,41 @@ pub enum SourceChange {
     Slice(ObjectKey, Option<Box<EndpointSlice>>),
     /// A Node, by name.
     Node(Box<str>, Option<Box<Node>>),
-    /// The source begins to tell all objects of this kind from the start.
+    /// A list of all objects of this kind begins.
     ListStart(Kind),
-    /// It has told them all: those of this kind that it did not mention since the start are gone.
+    /// The list is complete: objects of this kind that it did not contain are gone.
     ListEnd(Kind),
 }
 
-/// The kinds of objects that are watched.
+/// The kinds of objects that are read, in the order in which changes of manifests are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// core/v1 Node
+    Node,
     /// core/v1 Service
     Service,
     /// discovery.k8s.io/v1 EndpointSlice
     EndpointSlice,
-    /// core/v1 Node
-    Node,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 3] = [Kind::Node, Kind::Service, Kind::EndpointSlice];
+
+    /// As written in `kind:`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Node => "Node",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+        }
+    }
+
+    /// As written in `apiVersion:`.
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Kind::Node | Kind::Service => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+        }
+    }
 }

@@ -487,7 +487,7 @@ fn what_the_server_has_forgotten_is_read_anew() {
         let status = running.pinnace().status()?;
         ensure(status.service("default/doomed").is_null(), || format!("{}", status.0))
     });
-    running.wait_log("reading everything anew");
+    running.wait_log("watch expired (410 Gone), relisting");
     running.recovers();
 }
 

@@ -74,7 +74,11 @@ impl World {
             let changes = vec![self.node_object(node)];
             self.tell(
                 observer,
-                Some(Event::Source { changes, problems: Vec::new(), synced: true }),
+                Some(Event::Source(SourceUpdate {
+                    changes,
+                    synced: true,
+                    ..SourceUpdate::default()
+                })),
             );
         }
     }
@@ -117,7 +121,10 @@ impl World {
         let mut changes: Vec<SourceChange> =
             (0..self.hosts.len()).map(|node| self.node_object(node)).collect();
         changes.extend(self.services.iter().cloned());
-        self.tell(node, Some(Event::Source { changes, problems: Vec::new(), synced: true }));
+        self.tell(
+            node,
+            Some(Event::Source(SourceUpdate { changes, synced: true, ..SourceUpdate::default() })),
+        );
         // Its packets with new discriminators say Down to those that still believe in the old
         // sessions.
         for other in 0..self.hosts.len() {

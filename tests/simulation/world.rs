@@ -28,6 +28,7 @@ use pinnace::l2::announcer::{Announcement, Announcer, Config};
 use pinnace::l2::{arp, ndp};
 use pinnace::model::mac::Mac;
 use pinnace::model::role::Role;
+use pinnace::model::source_update::SourceUpdate;
 use pinnace::model::*;
 
 pub fn ms(n: u64) -> Duration {

@@ -145,7 +145,7 @@ async fn servicelb(connection: &Connection) -> Option<Finding> {
 async fn ranges_of_kube_vip(connection: &Connection) -> Option<Finding> {
     let maps: Api<ConfigMap> = Api::namespaced(connection.client(), "kube-system");
     let found = maps.get_opt(kube_vip::NAME).await.ok()??;
-    Some(Finding::note("kube-vip", kube_vip::advice(&found)))
+    Some(Finding::note("kube-vip", kube_vip::advice(found.data.iter().flatten())))
 }
 
 fn review(

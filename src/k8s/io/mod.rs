@@ -1,5 +1,6 @@
 //! The API server: connection, watches, Lease, patches and Events.
 
+mod batch;
 pub mod client;
 pub mod credentials;
 pub mod event_sink;
@@ -9,3 +10,4 @@ pub mod lease;
 pub mod patcher;
 pub mod permissions;
 pub mod watch;
+mod watched;

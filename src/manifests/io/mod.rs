@@ -1,3 +1,5 @@
 //! The directory of manifests, read and watched.
 
+mod file;
+mod inotify;
 pub mod watch;

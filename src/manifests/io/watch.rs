@@ -7,41 +7,27 @@
 //! by a rescan).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
-use std::hash::{Hash, Hasher};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::inotify::{ReadFlags, Reader};
 use rustix::io::Errno;
-use siphasher::sip::SipHasher13;
 use tokio::sync::{mpsc, oneshot};
 
+use super::file::{Unreadable, read_text, stamp};
+use super::inotify::Inotify;
 use crate::manifests::split::Format;
-use crate::manifests::store::{ManifestProblem, ManifestStore, Severity};
-use crate::model::SourceChange;
+use crate::manifests::store::ManifestStore;
+use crate::model::source_update::SourceUpdate;
+use crate::model::state::SourceProblem;
 
-/// What happened in the directory since the last update.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ManifestUpdate {
-    /// Objects that really changed.
-    pub changes: Vec<SourceChange>,
-    /// Everything that is wrong at present, not only what is new.
-    pub problems: Vec<ManifestProblem>,
-    /// The directory has been read completely at least once. While it has never existed this is
-    /// false: nothing is known then.
-    pub synced: bool,
-}
-
-/// A larger file is reported and not read, in bytes.
-const LARGEST_FILE: u64 = 64 << 20;
 /// A file being written is read when it is closed, or when its writer has kept it open for this
 /// long.
 const WRITER_PATIENCE: Duration = Duration::from_secs(1);
@@ -65,7 +51,7 @@ const FALLBACK_POLL: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the thread or its wake-up descriptor cannot be had.
-pub async fn watch(dir: PathBuf, out: mpsc::Sender<ManifestUpdate>) -> io::Result<()> {
+pub async fn watch(dir: PathBuf, out: mpsc::Sender<SourceUpdate>) -> io::Result<()> {
     struct Stop(Arc<OwnedFd>);
     impl Drop for Stop {
         fn drop(&mut self) {
@@ -87,16 +73,13 @@ pub async fn watch(dir: PathBuf, out: mpsc::Sender<ManifestUpdate>) -> io::Resul
     Ok(())
 }
 
-/// What tells one version of a file from the next without reading it: a digest of its times, size
-/// and place; not 0.
-type Stamp = u64;
-/// So many files are read at the start before what they define is handed on, so that it need not
-/// all be kept here.
+/// Number of files after which, in the first reading, the changes so far are handed on: they need
+/// not all be kept here.
 const PART: usize = 250;
 
 struct Watcher {
     dir: PathBuf,
-    out: mpsc::Sender<ManifestUpdate>,
+    out: mpsc::Sender<SourceUpdate>,
     store: ManifestStore,
     inotify: Option<Inotify>,
     /// Files somebody is writing: since when.
@@ -115,20 +98,12 @@ struct Watcher {
     fault: Option<String>,
     sub_directories: BTreeSet<String>,
     synced: bool,
-    told: Option<(Vec<ManifestProblem>, bool)>,
-}
-
-/// One inotify instance: thrown away and made anew when the directory itself comes or goes, which
-/// spares tracking which watch is which.
-struct Inotify {
-    fd: OwnedFd,
-    dir: Option<i32>,
-    /// The nearest existing parent, and the name in it that leads to the directory.
-    parent: Option<(i32, Vec<u8>)>,
+    /// Problems and `synced` of the last update.
+    reported: Option<(Vec<SourceProblem>, bool)>,
 }
 
 impl Watcher {
-    fn new(dir: PathBuf, out: mpsc::Sender<ManifestUpdate>) -> Watcher {
+    fn new(dir: PathBuf, out: mpsc::Sender<SourceUpdate>) -> Watcher {
         // A relative name has no parent to watch.
         let dir = std::path::absolute(&dir).unwrap_or(dir);
         Watcher {
@@ -147,7 +122,7 @@ impl Watcher {
             fault: None,
             sub_directories: BTreeSet::new(),
             synced: false,
-            told: None,
+            reported: None,
         }
     }
 
@@ -204,7 +179,7 @@ impl Watcher {
 
     fn take_events(&mut self, inotify: &Inotify) {
         let mut buffer = [MaybeUninit::uninit(); 16 << 10];
-        let mut reader = inotify::Reader::new(inotify.fd.as_fd(), &mut buffer);
+        let mut reader = Reader::new(inotify.fd.as_fd(), &mut buffer);
         // The descriptor does not block: an error is the end of what there is.
         while let Ok(event) = reader.next() {
             let (events, name) = (event.events(), event.file_name().map(|name| name.to_bytes()));
@@ -314,13 +289,13 @@ impl Watcher {
             }
             patient
         });
-        // Only what comes first is told in parts: later ones could show an object that moves
-        // between two files as gone.
-        let first = !self.told.as_ref().is_some_and(|(_, synced)| *synced);
+        // Only the first reading is reported in parts: later, an object that moves between two
+        // files could show as gone.
+        let first = !self.reported.as_ref().is_some_and(|(_, synced)| *synced);
         for (number, name) in std::mem::take(&mut self.dirty).into_iter().enumerate() {
             self.read(&name, false);
             if first && number % PART == PART - 1 {
-                self.tell_part()?;
+                self.report_part()?;
             }
         }
         if self.fault.is_some() {
@@ -341,104 +316,75 @@ impl Watcher {
                 self.read(&name, true);
             }
         }
-        self.tell()
+        self.report()
     }
 
-    fn tell_part(&mut self) -> Result<(), ()> {
+    fn report_part(&mut self) -> Result<(), ()> {
         let changes = self.store.take_changes();
-        let update = ManifestUpdate { changes, problems: Vec::new(), synced: false };
-        if update.changes.is_empty() {
-            Ok(())
-        } else {
-            self.out.blocking_send(update).map_err(drop)
+        if changes.is_empty() {
+            return Ok(());
         }
+        self.send(SourceUpdate { changes, ..SourceUpdate::default() })
     }
 
-    fn tell(&mut self) -> Result<(), ()> {
+    fn report(&mut self) -> Result<(), ()> {
         let changes = self.store.take_changes();
         let mut problems = self.own_problems();
         problems.extend(self.store.problems());
-        let told = (problems, self.synced);
+        let reported = (problems, self.synced);
         // While files are about to be withdrawn, what a rename leaves behind would look like an
         // object defined twice.
-        if changes.is_empty() && (self.told.as_ref() == Some(&told) || !self.gone.is_empty()) {
+        let nothing_new = self.reported.as_ref() == Some(&reported) || !self.gone.is_empty();
+        if changes.is_empty() && nothing_new {
             return Ok(());
         }
-        let update = ManifestUpdate { changes, problems: told.0.clone(), synced: told.1 };
-        self.told = Some(told);
+        let problems = reported.0.clone();
+        self.reported = Some(reported);
+        self.send(SourceUpdate {
+            changes,
+            problems,
+            synced: self.synced,
+            ..SourceUpdate::default()
+        })
+    }
+
+    /// Err: nobody takes updates any more.
+    fn send(&self, update: SourceUpdate) -> Result<(), ()> {
         self.out.blocking_send(update).map_err(drop)
     }
 
-    fn own_problems(&self) -> Vec<ManifestProblem> {
-        let problem = |file: String, reason: String, severity| ManifestProblem {
-            file,
-            line: None,
-            reason,
+    /// Problems of the directory itself.
+    fn own_problems(&self) -> Vec<SourceProblem> {
+        let problem = |source: String, note: bool, reason: String| SourceProblem {
+            source,
             object: None,
-            severity,
+            note,
+            reason,
         };
         let here = self.dir.display().to_string();
         let mut problems = Vec::new();
-        problems
-            .extend(self.fault.clone().map(|fault| problem(here.clone(), fault, Severity::Error)));
+        if let Some(fault) = &self.fault {
+            problems.push(problem(here.clone(), false, fault.clone()));
+        }
         if self.inotify.is_none() {
             let reason = format!(
-                "no inotify watch to be had, changes are looked for every {} s; raise fs.inotify.max_user_instances and max_user_watches",
+                "inotify unavailable, polling every {} s; raise fs.inotify.max_user_instances and max_user_watches",
                 FALLBACK_POLL.as_secs()
             );
-            problems.push(problem(here, reason, Severity::Error));
+            problems.push(problem(here, false, reason));
         }
-        let note = |name: &String| {
-            problem(
-                name.clone(),
-                "is a directory; only the files beside it are read".into(),
-                Severity::Note,
-            )
-        };
-        problems.extend(self.sub_directories.iter().map(note));
+        for name in &self.sub_directories {
+            let reason = "is a directory; only the files beside it are read";
+            problems.push(problem(name.clone(), true, reason.into()));
+        }
         problems
     }
 
-    /// Watches the directory and the nearest existing parent of its name, whose entry may be
-    /// replaced.
+    /// Watches the directory anew.
     fn attach(&mut self) {
-        self.inotify = None;
-        let Ok(fd) = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK) else { return };
-        let mut parent = None;
-        let mut child = self.dir.as_path();
-        let mut child_was_missing = false;
-        while let Some(up) = child.parent() {
-            let entries = WatchFlags::CREATE
-                | WatchFlags::MOVED_TO
-                | WatchFlags::MOVED_FROM
-                | WatchFlags::DELETE;
-            let own = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
-            match inotify::add_watch(&fd, up, entries | own) {
-                Ok(wd) => {
-                    parent = Some((wd, child.file_name().unwrap_or_default().as_bytes().to_vec()));
-                    break;
-                }
-                Err(error) => child_was_missing = error == Errno::NOENT,
-            }
-            child = up;
-        }
-        // A parent that came into being between two steps would never be heard of.
-        self.reattach = child_was_missing && child.is_dir();
-        let content = WatchFlags::CLOSE_WRITE
-            | WatchFlags::MODIFY
-            | WatchFlags::ATTRIB
-            | WatchFlags::CREATE
-            | WatchFlags::DELETE;
-        let moves = WatchFlags::MOVED_TO
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR;
-        match inotify::add_watch(&fd, &self.dir, content | moves) {
-            // Out of watches: without events only looking helps.
-            Err(Errno::NOSPC | Errno::NOMEM) => {}
-            dir => self.inotify = Some(Inotify { fd, dir: dir.ok(), parent }),
-        }
+        let (inotify, parent_appeared) = Inotify::attach(&self.dir);
+        self.inotify = inotify;
+        self.reattach = parent_appeared;
     }
 
     /// Compares every file with what is known of it; those that differ become dirty or gone.
@@ -509,55 +455,6 @@ impl Watcher {
             Err(Unreadable::Because(reason)) => {
                 self.store.fail(name, reason);
             }
-        }
-    }
-}
-
-fn stamp(metadata: &Metadata) -> Stamp {
-    let mut hasher = SipHasher13::new();
-    (metadata.mtime(), metadata.mtime_nsec(), metadata.size(), metadata.ino(), metadata.dev())
-        .hash(&mut hasher);
-    hasher.finish().max(1)
-}
-
-enum Unreadable {
-    Gone,
-    Because(String),
-}
-
-fn read_text(path: &Path) -> Result<(String, Stamp), Unreadable> {
-    const KEPT: &str = "what it last defined goes on serving";
-    let because = |reason: String| Unreadable::Because(format!("{reason}; {KEPT}"));
-    let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound if fs::symlink_metadata(path).is_ok() => {
-            because("the link leads nowhere".into())
-        }
-        io::ErrorKind::NotFound => Unreadable::Gone,
-        _ => because(format!("cannot be read ({error})")),
-    };
-    // Opening a pipe that somebody left here must not block.
-    let options = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = File::options().read(true).custom_flags(options).open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(because("is not a regular file".into()));
-    }
-    let too_large = || because(format!("is larger than {} MiB; split it", LARGEST_FILE >> 20));
-    if metadata.size() > LARGEST_FILE {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.size()).unwrap_or_default());
-    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > LARGEST_FILE {
-        return Err(too_large());
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok((text, stamp(&metadata))),
-        Err(error) => {
-            let before =
-                error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
-            let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-            Err(because(format!("is not UTF-8 text (line {line})")))
         }
     }
 }

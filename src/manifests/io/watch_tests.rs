@@ -1,8 +1,9 @@
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::model::ObjectKey;
+use crate::model::{ObjectKey, SourceChange};
 
 /// A directory of its own for one test, removed afterwards.
 struct Scratch(PathBuf);
@@ -32,7 +33,7 @@ impl Drop for Scratch {
 }
 
 struct Watched {
-    updates: mpsc::Receiver<ManifestUpdate>,
+    updates: mpsc::Receiver<SourceUpdate>,
     task: tokio::task::JoinHandle<io::Result<()>>,
 }
 
@@ -42,7 +43,7 @@ impl Watched {
         Watched { updates, task: tokio::spawn(watch(dir, out)) }
     }
 
-    async fn next(&mut self) -> ManifestUpdate {
+    async fn next(&mut self) -> SourceUpdate {
         tokio::time::timeout(Duration::from_secs(10), self.updates.recv())
             .await
             .expect("an update in time")
@@ -217,13 +218,17 @@ fn sub_directories_and_odd_files_are_mentioned() {
         fs::create_dir(dir.path("more")).unwrap();
         let mut watched = Watched::start(dir.0.clone());
         let first = watched.next().await;
-        assert_eq!(
-            (first.problems[0].file.as_str(), first.problems[0].severity),
-            ("more", Severity::Note)
-        );
+        assert_eq!((first.problems[0].source.as_str(), first.problems[0].note), ("more", true));
         std::os::unix::fs::symlink("nowhere", dir.path("x.yaml")).unwrap();
         let update = watched.next().await;
-        assert!(update.problems.iter().any(|problem| problem.file == "x.yaml" && problem.reason.contains("leads nowhere")), "{update:?}");
+        assert!(
+            update
+                .problems
+                .iter()
+                .any(|problem| problem.source == "x.yaml"
+                    && problem.reason.contains("leads nowhere")),
+            "{update:?}"
+        );
     });
 }
 

@@ -12,10 +12,11 @@ use tracing::{debug, error, info, warn};
 
 use super::conntrack;
 use super::writer::RulesetWriter;
-use crate::host::trigger_time::TriggerTime;
+use crate::host::time_of_day::time_of_day;
 use crate::model::Protocol;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
 use crate::model::ruleset_changes::RulesetChanges;
+use crate::model::trigger_time::TriggerTime;
 
 /// How often somebody else's transactions are looked for: one small request, answered without a
 /// dump.
@@ -275,7 +276,7 @@ impl Worker {
             error,
             took: end - start,
             latency: origin.map(|origin| end - origin.heard),
-            since_last_change: origin.and_then(|origin| origin.last_change?.age()),
+            since_last_change: origin.and_then(|origin| origin.last_change?.age(time_of_day())),
             elements: self.writer.elements(),
             generation: changes.generation,
             repaired: false,

@@ -22,9 +22,9 @@ const RETRY: Duration = Duration::from_secs(2);
 /// The source that settings and host name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A directory.
+    /// A directory of manifests.
     Manifests(PathBuf),
-    /// The API server, by these credentials.
+    /// The API server, with these credentials.
     Api(Credentials),
 }
 

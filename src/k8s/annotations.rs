@@ -1,5 +1,4 @@
-//! What a Service asks for by annotation, under our names and those of the systems people come
-//! from.
+//! What a Service requests by annotation, under Pinnace's names and those of other load balancers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,25 +6,25 @@ use std::net::IpAddr;
 use super::problems::{Problems, quoted};
 use crate::model::{Mode, Request};
 
-/// What an annotation asks for.
+/// What an annotation requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
     /// `vip` or `node`.
     Mode,
     /// Addresses, separated by commas, or a JSON list of them.
     Addresses,
-    /// The name of the pool to take an address from.
+    /// The name of the pool to allocate from.
     Pool,
     /// Services with an equal value may share an address.
     Sharing,
     /// Names of nodes, separated by commas, the most preferred first.
     PreferNodes,
-    /// `true`: the Service is not ours.
+    /// `true`: the Service is not managed.
     Ignore,
 }
 
-/// Every annotation that is understood: name, meaning, and the system it comes from. Where several
-/// are set, ours wins over all others, else the first in this order.
+/// Every annotation that is understood: name, meaning, and the system that defines it. Of several
+/// with one meaning, Pinnace's own overrides the others, else the first in this order is used.
 pub const ANNOTATIONS: &[(&str, Meaning, &str)] = &[
     ("pinnace.dev/mode", Meaning::Mode, OURS),
     ("pinnace.dev/addresses", Meaning::Addresses, OURS),
@@ -51,9 +50,8 @@ pub const ANNOTATIONS: &[(&str, Meaning, &str)] = &[
     ("projectcalico.org/loadBalancerIPs", Meaning::Addresses, "Calico"),
 ];
 
-/// Annotations of other systems that ask for something Pinnace does otherwise or not at all, and
-/// the answer. They change nothing; the answer goes to `status` and an Event, so that nobody waits
-/// for an effect.
+/// Annotations of other systems without effect, and why. The answer goes to `status` and an Event,
+/// so that nobody waits for an effect.
 pub const ANSWERED: &[(&str, &str)] = &[
     (
         "kube-vip.io/serviceInterface",
@@ -71,7 +69,7 @@ pub const ANSWERED: &[(&str, &str)] = &[
 
 const OURS: &str = "Pinnace";
 
-/// The field that counts as one more way to ask for an address, after every annotation.
+/// The field that requests an address, after every annotation.
 const LOAD_BALANCER_IP: &str = "spec.loadBalancerIP";
 
 /// Reads the annotations and `spec.loadBalancerIP`.
@@ -104,7 +102,7 @@ pub(super) fn request(
         )
     };
     for (name, answer) in ANSWERED {
-        // A wish that is spelled out as not wished needs no answer.
+        // A feature that is explicitly switched off needs no answer.
         if annotations.get(*name).is_some_and(|value| !matches!(value.trim(), "" | "false")) {
             problems.push(format!("annotation {name} has no effect: {answer}"));
         }
@@ -134,9 +132,9 @@ pub(super) fn request(
     }
 }
 
-/// The value of the first annotation with this meaning that can be read. Values are trimmed and an
-/// empty one counts as absent. Other systems' annotations that say something else are a problem,
-/// unless ours has settled the matter.
+/// The value of the first annotation with this meaning that can be parsed. Values are trimmed; an
+/// empty one counts as absent. A contradicting annotation of another system is a problem, unless
+/// Pinnace's own is set.
 fn wanted<T: PartialEq>(
     annotations: &BTreeMap<String, String>,
     meaning: Meaning,
@@ -168,8 +166,8 @@ fn wanted<T: PartialEq>(
     chosen.map(|(_, _, value)| value)
 }
 
-/// A comma list or a JSON list of addresses, sorted and without duplicates. None when not one of
-/// them can be read.
+/// Addresses from a comma-separated or JSON list, sorted and without duplicates. None when none of
+/// them can be parsed.
 fn addresses(name: &str, value: &str, problems: &mut Problems) -> Option<Vec<IpAddr>> {
     let list: Vec<String> = if value.starts_with('[') {
         match serde_json::from_str(value) {

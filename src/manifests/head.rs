@@ -1,17 +1,15 @@
-//! `apiVersion`, `kind`, name and namespace of an object: all that decides who reads the rest of it,
-//! and whom a broken document is about.
+//! `apiVersion`, `kind`, name and namespace of an object: they decide how the rest is read, and
+//! which object a broken document defines.
 
 use serde::Deserialize;
 
 use super::text::{is_significant, lines};
 use crate::model::{Kind, ObjectKey};
 
-/// Which object a text is about. A Node's namespace is empty.
+/// The identity of an object. A Node's namespace is empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
-    /// What it is.
     pub kind: Kind,
-    /// Its namespace and name.
     pub key: ObjectKey,
 }
 
@@ -24,7 +22,7 @@ impl std::fmt::Display for ObjectId {
     }
 }
 
-/// `apiVersion`, `kind` and the name of an object, all that decides how the rest is read.
+/// As far as they were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Head {
@@ -45,7 +43,7 @@ impl Head {
         self.metadata.as_ref()?.name.as_deref()
     }
 
-    /// For `List` and `ServiceList` the kind of the items, empty where each says it itself.
+    /// The kind of the items of a list: `Service` for `ServiceList`, empty for `List`.
     pub(super) fn list_of(&self) -> Option<&str> {
         self.kind.as_deref()?.strip_suffix("List")
     }
@@ -72,9 +70,9 @@ impl Head {
     }
 }
 
-/// Reads `apiVersion`, `kind`, `metadata.name` and `metadata.namespace` off the lines of a
-/// block-style document without parsing it. Works on broken documents too; what stands in any other
-/// style is not found.
+/// Finds `apiVersion`, `kind`, `metadata.name` and `metadata.namespace` in the lines of a
+/// block-style document without parsing it, in broken documents too. Values in any other style are
+/// not found.
 pub(super) fn scan(text: &str) -> Head {
     let mut head = Head::default();
     let mut base = None;
@@ -86,7 +84,7 @@ pub(super) fn scan(text: &str) -> Head {
         }
         let mut content = line.trim_start_matches(' ');
         if base.is_none() {
-            // The dash of a list item stands for indentation.
+            // The dash of a list item counts as indentation.
             content =
                 content.strip_prefix("- ").map_or(content, |rest| rest.trim_start_matches(' '));
         }
@@ -118,8 +116,8 @@ pub(super) fn scan(text: &str) -> Head {
     head
 }
 
-/// A plain or simply quoted scalar on the line of its key; anything more elaborate is left to the
-/// parser.
+/// A plain or simply quoted scalar on the line of its key; None for anything else, which is left to
+/// the parser.
 fn scalar(value: &str) -> Option<String> {
     let value = match value.split_once(" #") {
         Some((value, _)) => value.trim(),

@@ -1,5 +1,5 @@
-//! The ConfigMap `kubevip` of kube-vip's cloud provider: people have it beside their Services, and
-//! its ranges are our pools in other words.
+//! The ConfigMap `kubevip` of kube-vip's cloud provider, which often lies beside the Services: its
+//! ranges correspond to Pinnace's pools.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::k8s::problems::quoted;
 pub(crate) const NAME: &str = "kubevip";
 const GLOBAL: &str = "global";
 
-/// What to write in place of its data.
+/// A note that translates its data into settings of Pinnace.
 pub(crate) fn advice<'a>(data: impl Iterator<Item = (&'a String, &'a String)>) -> String {
     let mut pools: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut remarks = Vec::new();
@@ -57,7 +57,7 @@ pub(crate) fn advice<'a>(data: impl Iterator<Item = (&'a String, &'a String)>) -
 mod tests {
     use super::*;
 
-    fn told(data: &[(&str, &str)]) -> String {
+    fn advice_on(data: &[(&str, &str)]) -> String {
         let data: BTreeMap<String, String> =
             data.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         advice(data.iter())
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn its_ranges_are_pools() {
-        let global = told(&[
+        let global = advice_on(&[
             ("range-global", "10.88.0.200-10.88.0.210,10.88.0.220-10.88.0.221"),
             ("cidr-global", "10.89.0.0/24"),
         ]);
@@ -75,7 +75,7 @@ mod tests {
             ),
             "{global}"
         );
-        let some = told(&[
+        let some = advice_on(&[
             ("cidr-shop", "10.90.0.0/28"),
             ("range-global", "10.88.0.200-10.88.0.210"),
             ("allow-share-shop", "true"),
@@ -85,8 +85,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_pool_is_said() {
-        assert!(told(&[("cidr-global", "0.0.0.0/32")]).contains("DHCP"));
-        assert!(told(&[("cidr-global", "nonsense")]).contains("cannot be used"));
-        assert!(told(&[]).contains("names no addresses"));
+        assert!(advice_on(&[("cidr-global", "0.0.0.0/32")]).contains("DHCP"));
+        assert!(advice_on(&[("cidr-global", "nonsense")]).contains("cannot be used"));
+        assert!(advice_on(&[]).contains("names no addresses"));
     }
 }

@@ -18,7 +18,7 @@ mod fuzz_tests;
 pub(crate) mod head;
 pub mod io;
 pub(crate) mod kube_vip;
-pub mod parse;
+pub(crate) mod parse;
 pub mod split;
 pub mod store;
 pub(crate) mod text;

@@ -1,4 +1,4 @@
-//! The text of one object → the object, in compact form.
+//! The text of one object to the object of the model.
 
 use serde::de::DeserializeOwned;
 
@@ -13,41 +13,32 @@ use crate::model::{EndpointSlice, Kind, Node, Service};
 
 /// A converted object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Object {
     Node(Box<Node>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
 }
 
-/// What one document of text turned out to be.
+/// The result of parsing one document.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parsed {
-    /// An object of ours. The value is None when it is of no concern (a Service of another type) or
-    /// nothing of it can be used.
+    /// A Service, EndpointSlice or Node. The value is None when the object is of no concern (a
+    /// Service of another type) or nothing of it can be used.
     Object {
-        /// Who it is.
         id: ObjectId,
-        /// What it says.
         value: Option<Object>,
-        /// What of it is not used. A Service carries its problems itself.
+        /// Why parts of it are not used. A Service carries its problems itself.
         problems: Vec<String>,
     },
-    /// An object of another kind: fine, and left to others.
-    Foreign {
-        /// As written.
-        kind: Box<str>,
-    },
-    /// An object of another kind that there is something to say about.
-    Noted {
-        /// What.
-        note: Box<str>,
-    },
-    /// No object can be made of it.
+    /// An object of another kind, which is ignored.
+    Foreign { kind: Box<str> },
+    /// An object of another kind that deserves a note.
+    Noted { note: Box<str> },
+    /// A document that cannot be parsed.
     Broken {
-        /// The line is counted from the beginning of the document.
+        /// Lines are counted from the first of the document.
         fault: Fault,
-        /// The object it most likely is about, as far as that can be told.
+        /// The object that it most likely defines, if that can be determined.
         about: Option<ObjectId>,
     },
 }
@@ -106,7 +97,8 @@ pub fn parse(document: &Document<'_>) -> Parsed {
     }
 }
 
-/// One of our kinds, a kind that is none of ours, or what is wrong with `kind` and `apiVersion`.
+/// A kind that is read, the name of one that is not, or what is wrong with `kind` and
+/// `apiVersion`.
 fn dispatch(head: &Head) -> Result<Result<Kind, &str>, String> {
     let Some(written) = head.kind.as_deref().filter(|kind| !kind.is_empty()) else {
         return Err("kind is missing; write Service, EndpointSlice or Node".into());
@@ -186,15 +178,14 @@ fn is_subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
-/// The head of a document, scanned from the lines where that tells enough, else parsed.
+/// The head of a document, scanned from its lines where that suffices, else parsed.
 fn head(document: &Document<'_>) -> Result<Head, (Fault, Head)> {
     let text = &*document.text;
     if document.shape == DocumentKind::Json {
         return serde_json::from_str(text).map_err(|error| (Fault::json(&error), Head::default()));
     }
     let scanned = scan(text);
-    // Of foreign kinds no more is needed, and whether the rest of them is in order is not ours to
-    // judge.
+    // Of other kinds nothing more is needed; the rest of such a document may even be broken.
     let is_enough = match scanned.kind.as_deref() {
         Some(kind) if Kind::ALL.iter().all(|ours| ours.name() != kind) => true,
         Some(_) => scanned.id().is_some() && scanned.api_version.is_some(),
@@ -212,7 +203,7 @@ fn head(document: &Document<'_>) -> Result<Head, (Fault, Head)> {
 
 fn read<T: DeserializeOwned>(document: &Document<'_>) -> Result<T, Fault> {
     let json = |text: &str| serde_json::from_str(text);
-    // Whatever the fast path cannot read, the general parser reads or finds the fault in.
+    // What the fast path does not read, the general parser reads or finds the fault in.
     let fast = || block::to_json(&document.text);
     match document.shape {
         DocumentKind::Json => json(&document.text).map_err(|error| Fault::json(&error)),

@@ -1,6 +1,6 @@
-//! One file's text → the texts of its single objects. YAML documents are split at their markers and
-//! lists at their items without being parsed, so that a fault in one leaves the others alone, and
-//! so that nothing is ever held twice.
+//! The text of a file to the texts of its objects. YAML documents are split at their markers and
+//! lists at their items without being parsed: a fault in one leaves the others alone, and no text
+//! is held twice.
 
 use std::borrow::Cow;
 
@@ -11,12 +11,12 @@ use serde_json::value::RawValue;
 use super::head::{Head, scan};
 use super::text::{Fault, is_significant, lines, yaml};
 
-/// How a file is written.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Documents between `---` lines; any of them may also be JSON.
+    /// YAML documents separated by `---` lines; each may also be JSON.
     Yaml,
-    /// One JSON value after the other.
+    /// Concatenated JSON values.
     Json,
 }
 
@@ -39,17 +39,17 @@ impl Format {
 /// The text of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document<'a> {
-    /// Where it begins, counted from 1 in the file.
+    /// First line, counted from 1 in the file.
     pub line: u32,
-    /// The text itself; owned only where a list had to be taken apart by parsing.
+    /// The text; owned only where a list was split by parsing it.
     pub text: Cow<'a, str>,
     /// How `text` is to be read.
     pub shape: DocumentKind,
-    /// `apiVersion` and `kind` that an item of a typed list (`ServiceList`) has without saying so.
+    /// `apiVersion` and `kind` of an item of a typed list (`ServiceList`), which need not name them.
     pub implied: Option<(Box<str>, Box<str>)>,
 }
 
-/// How the text of a document is to be read.
+/// How the text of a document is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DocumentKind {
     /// A YAML document.
@@ -60,8 +60,8 @@ pub enum DocumentKind {
     Json,
 }
 
-/// Hands every object's text to `each`, in the order of the file, or the fault that stands in its
-/// place; lines are those of the file.
+/// Calls `each` with the text of every object in the order of the file, or with the fault in its
+/// place. Lines are those of the file.
 pub fn split<'a>(text: &'a str, format: Format, each: &mut dyn FnMut(Result<Document<'a>, Fault>)) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match format {
@@ -82,7 +82,8 @@ fn split_yaml<'a>(text: &'a str, each: &mut dyn FnMut(Result<Document<'a>, Fault
         }
         document(text.get(start..offset).unwrap_or_default(), first_line, each);
         // What follows `---` on its line belongs to the document that begins there.
-        (start, first_line) = (offset + 3, line);
+        start = offset + 3;
+        first_line = line;
     }
     document(text.get(start..).unwrap_or_default(), first_line, each);
 }
@@ -107,9 +108,9 @@ fn document<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Document<'
     }
 }
 
-/// Takes a block-style list apart at its dashes: an item's own content is always indented deeper
-/// than its dash, so a dash in that column begins the next item. A list written in any other way,
-/// or one with anchors that items may share, is parsed and taken apart as a tree.
+/// Splits a block-style list at its dashes: the content of an item is always indented deeper than
+/// its dash, so a dash in that column begins the next item. A list in any other style, or one with
+/// anchors that items may share, is parsed and split as a tree.
 fn split_list<'a>(
     text: &'a str,
     line: u32,
@@ -181,8 +182,8 @@ fn item_offsets(text: &str, first_line: u32) -> Option<Items<'_>> {
     Some((text.get(..items_at)?, items, (text.get(end.0..)?, end.1)))
 }
 
-/// The general way: the whole list as a tree, its items as JSON. All items are reported at the
-/// list's line.
+/// Parses the whole list; its items become JSON. Faults of all items are reported at the line of
+/// the list.
 fn split_tree<'a>(text: &'a str, line: u32, each: &mut dyn FnMut(Result<Document<'a>, Fault>)) {
     let mut tree = match yaml::<serde_json::Value>(text) {
         Ok(tree) => tree,
@@ -216,7 +217,8 @@ fn split_json<'a>(
     first_line: u32,
     each: &mut dyn FnMut(Result<Document<'a>, Fault>),
 ) {
-    let (mut line, mut counted) = (first_line, 0);
+    let mut line = first_line;
+    let mut counted = 0;
     let mut line_of = |raw: &RawValue| {
         let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
         line = line.saturating_add(count_lines(text.get(counted..offset).unwrap_or_default()));
@@ -226,7 +228,7 @@ fn split_json<'a>(
     for value in serde_json::Deserializer::from_str(text).into_iter::<&'a RawValue>() {
         let raw = match value {
             Ok(raw) => raw,
-            // The stream cannot be picked up again after a syntax error.
+            // The stream cannot be resumed after a syntax error.
             Err(error) => return each(Err(Fault::json(&error).after(first_line))),
         };
         let line = line_of(raw);

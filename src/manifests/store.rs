@@ -1,7 +1,7 @@
-//! What every file defines, who holds each object, and what changed. Files are ordered by name: of
-//! two definitions of one object the first is used and the other reported. Objects themselves are
-//! not kept: a digest tells whether one changed, and where a value is needed again its
-//! file is asked for again ([`ManifestStore::take_reread`]).
+//! What every file defines, which file owns each object, and what changed. Files are ordered by
+//! name: of two definitions of one object the first is used and the other reported. Objects are not
+//! kept: a digest shows whether one changed, and a file whose values are needed again is read again
+//! ([`ManifestStore::take_reread`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
@@ -16,29 +16,29 @@ use super::text::Fault;
 use crate::model::state::SourceProblem;
 use crate::model::{Kind, SourceChange};
 
-/// All files of the directory, as far as they are remembered.
+/// The files of the directory.
 #[derive(Debug, Default)]
 pub struct ManifestStore {
     files: BTreeMap<Arc<str>, File>,
     held: BTreeMap<Arc<ObjectId>, Held>,
-    /// Objects that more than one file defines, with these files.
+    /// Objects that several files define, with these files.
     contested: BTreeMap<Arc<ObjectId>, BTreeSet<Arc<str>>>,
     pending: BTreeMap<Arc<ObjectId>, Pending>,
     reread: BTreeSet<Arc<str>>,
-    /// Files that may have something to tell about.
+    /// Files that may have problems.
     with_problems: BTreeSet<Arc<str>>,
-    /// The namespace read last: one allocation of it serves all that follow each other.
+    /// The namespace read last: consecutive objects share one allocation of it.
     namespace: Option<Arc<str>>,
 }
 
-/// The definition in force.
+/// The definition that is used.
 #[derive(Debug)]
 struct Held {
     file: Arc<str>,
     digest: Digest,
 }
 
-/// Digest of an object; [`ABSENT`] for one that is of no concern.
+/// Digest of an object; [`ABSENT`] where there is none or it is of no concern.
 type Digest = u128;
 const ABSENT: Digest = 0;
 
@@ -51,29 +51,29 @@ struct Pending {
 #[derive(Debug, Default)]
 struct File {
     documents: Box<[StoredDocument]>,
-    /// As given by [`ManifestStore::set_version`]; 0 before.
+    /// As set by [`ManifestStore::set_version`]; 0 before.
     version: u64,
-    /// Apart, for there may be ten thousand files and nothing wrong with any.
+    /// Boxed: nearly all of possibly ten thousand files have none.
     trouble: Option<Box<Trouble>>,
 }
 
-/// What keeps a file from being read, or a part of it.
+/// Why a file, or a part of it, is not read.
 #[derive(Debug, Default)]
 struct Trouble {
-    /// Objects kept because a broken document may be about them.
+    /// Objects that are kept because a broken document may define them.
     retained: Vec<Arc<ObjectId>>,
     /// Why the file as a whole could not be read.
     fault: Option<String>,
 }
 
-/// One document of a file's text.
+/// What is remembered of one document.
 #[derive(Debug)]
 struct StoredDocument {
     text: u64,
     line: u32,
     id: Option<Arc<ObjectId>>,
     state: DocumentState,
-    /// Lines counted from the document's first.
+    /// Lines are counted from the first of the document.
     faults: Box<[Fault]>,
 }
 
@@ -99,7 +99,7 @@ impl File {
 }
 
 impl ManifestStore {
-    /// The file now has this text. Pieces whose text is unchanged are not parsed again, unless
+    /// The file now has this text. Documents whose text is unchanged are not parsed again, unless
     /// `afresh` asks for every value.
     pub fn put(&mut self, file: &str, format: Format, text: &str, afresh: bool) {
         let name: Arc<str> =
@@ -127,7 +127,8 @@ impl ManifestStore {
             let document = match document {
                 Ok(document) => document,
                 Err(fault) => {
-                    let (line, fault) = (fault.line, Fault { line: 1, ..fault });
+                    let line = fault.line;
+                    let fault = Fault { line: 1, ..fault };
                     return documents.push(StoredDocument {
                         text: 0,
                         line,
@@ -171,19 +172,20 @@ impl ManifestStore {
         self.files.insert(name, File { documents: documents.into(), version: 0, trouble });
     }
 
-    /// Which version of a known file was read last: any number that tells it from the next, not 0.
+    /// Sets the version of a known file that was read last: any number but 0 that differs from the
+    /// next version's.
     pub fn set_version(&mut self, file: &str, version: u64) {
         if let Some(file) = self.files.get_mut(file) {
             file.version = version;
         }
     }
 
-    /// The version that was read last; None when it is not known, or could not be read.
+    /// The version that was read last; None for an unknown file and one that could not be read.
     pub fn version(&self, file: &str) -> Option<u64> {
         self.files.get(file).map(|file| file.version).filter(|version| *version != 0)
     }
 
-    /// The file cannot be read: what it defined goes on serving.
+    /// The file cannot be read; what it defined stays in force.
     pub fn fail(&mut self, file: &str, reason: String) {
         let name: Arc<str> = file.into();
         self.with_problems.insert(name.clone());
@@ -192,7 +194,7 @@ impl ManifestStore {
         file.trouble.get_or_insert_default().fault = Some(reason);
     }
 
-    /// The file is gone, and what it defined with it.
+    /// The file and what it defined are gone.
     pub fn remove(&mut self, file: &str) {
         let Some((name, old)) = self.files.remove_entry(file) else { return };
         self.with_problems.remove(&name);
@@ -201,19 +203,19 @@ impl ManifestStore {
         }
     }
 
-    /// Names of all files known, in order.
+    /// Names of all files, in order.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(|name| &**name)
     }
 
-    /// Files that now define an object whose value is not at hand: put each again, `afresh`, before
-    /// the changes are taken.
+    /// Files that now own an object whose value is not at hand. The caller puts each again,
+    /// `afresh`, before it takes the changes.
     pub fn take_reread(&mut self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.reread).into_iter().collect()
     }
 
-    /// What really changed since the last call: Nodes, then Services, then slices, each in order of
-    /// name.
+    /// The objects that differ from the last call: Nodes, then Services, then EndpointSlices, each
+    /// in order of name.
     pub fn take_changes(&mut self) -> Vec<SourceChange> {
         let mut changes = Vec::new();
         for (id, Pending { before, value }) in std::mem::take(&mut self.pending) {
@@ -245,7 +247,7 @@ impl ManifestStore {
                 more += 1;
             }
         };
-        // The rest of the files, nearly all of them, is in order.
+        // Nearly all files have no problem and are not visited.
         let names: BTreeSet<&Arc<str>> =
             self.with_problems.iter().chain(self.contested.values().flatten()).collect();
         for (name, file) in names.into_iter().filter_map(|name| self.files.get_key_value(name)) {
@@ -323,7 +325,7 @@ impl ManifestStore {
                     Some(known) if *known == id.key.namespace => id.key.namespace = known.clone(),
                     _ => self.namespace = Some(id.key.namespace.clone()),
                 }
-                // The same allocation serves all who name the object.
+                // Everything that names the object shares one allocation.
                 let id = self
                     .held
                     .get_key_value(&id)
@@ -396,7 +398,7 @@ impl ManifestStore {
         let before = self.digest_of(id);
         let Some(held) = self.held.get_mut(id).filter(|held| held.file == *file) else { return };
         match successor {
-            // Until it has been read, what was served goes on.
+            // What is served stays until the successor has been read.
             Some(successor) => {
                 held.file = successor.clone();
                 self.reread.insert(successor);
@@ -423,8 +425,8 @@ impl ManifestStore {
     }
 }
 
-/// A broken document keeps the object it is about. Where that cannot be told, or the file never had
-/// such an object (its name may be what is being edited), everything the file had and no longer
+/// Keeps the objects that broken documents define. Where a document's object cannot be determined,
+/// or the file never had it (its name may just be edited), everything the file had and no longer
 /// defines is kept.
 fn retain_broken(
     documents: &mut [StoredDocument],
@@ -432,7 +434,8 @@ fn retain_broken(
     defined: &mut BTreeSet<Arc<ObjectId>>,
 ) -> Vec<Arc<ObjectId>> {
     const KEPT: &str = "its last good version goes on serving";
-    let (mut retained, mut all) = (Vec::new(), false);
+    let mut retained = Vec::new();
+    let mut all = false;
     for document in documents.iter_mut().filter(|document| document.state == DocumentState::Broken)
     {
         let id = document.id.as_ref().and_then(|id| old_ids.get(id));

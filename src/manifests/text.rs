@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 /// What is wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Counted from 1: in the text of the document, in the file once `split` or the store reports it.
+    /// Counted from 1: in the document, or in the file once `split` or the store reports it.
     pub line: u32,
     /// A plain sentence.
     pub reason: Box<str>,
@@ -16,7 +16,7 @@ impl Fault {
         Fault { line, reason: reason.into() }
     }
 
-    /// The same fault, where the text it was found in begins at this line.
+    /// The same fault in a text of which the present one begins at this line.
     pub(super) fn after(self, line: u32) -> Fault {
         Fault { line: line.saturating_add(self.line.saturating_sub(1)), ..self }
     }
@@ -36,8 +36,8 @@ impl Fault {
     }
 }
 
-/// Parsers count lines from where their text begins, which is not where the file begins: only our
-/// own line is shown.
+/// The message without the parser's own position, which is counted from the beginning of the
+/// document and not of the file.
 fn without_position(message: &str) -> String {
     let first = message.lines().next().unwrap_or_default();
     let first = match first.strip_prefix("error: line ").and_then(|rest| rest.split_once(": ")) {
@@ -47,8 +47,8 @@ fn without_position(message: &str) -> String {
     first.split(" at line ").next().unwrap_or_default().trim_end_matches([':', ' ']).to_owned()
 }
 
-/// One YAML document. Depth and alias expansion are limited by the parser's defaults; size is
-/// limited by the file's.
+/// Parses one YAML document with the general parser. Depth and alias expansion are limited by its
+/// defaults, size by the maximum size of a file.
 pub(super) fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Fault> {
     let options = serde_saphyr::options! {
         with_snippet: false,
@@ -70,7 +70,7 @@ pub(super) fn lines(text: &str, first: u32) -> impl Iterator<Item = (u32, usize,
     })
 }
 
-/// Neither blank nor a comment.
+/// True for lines that are neither blank nor a comment.
 pub(super) fn is_significant(line: &str) -> bool {
     let line = line.trim_start();
     !line.is_empty() && !line.starts_with('#')

@@ -1,4 +1,4 @@
-//! One file of the directory.
+//! Reading one file of the directory.
 
 use std::fs::{self, File, Metadata};
 use std::hash::{Hash, Hasher};
@@ -11,8 +11,7 @@ use siphasher::sip::SipHasher13;
 /// Maximum size of a file in bytes. A larger one is reported and not read.
 const LARGEST_FILE: u64 = 64 << 20;
 
-/// What tells one version of a file from the next without reading it: a digest of its times, size
-/// and place; not 0.
+/// Identifies a version of a file without reading it: a digest of its mtime, size and inode; not 0.
 pub(super) type Stamp = u64;
 
 pub(super) fn stamp(metadata: &Metadata) -> Stamp {
@@ -38,7 +37,7 @@ pub(super) fn read_text(path: &Path) -> Result<(String, Stamp), Unreadable> {
         io::ErrorKind::NotFound => Unreadable::Gone,
         _ => because(format!("cannot be read ({error})")),
     };
-    // Opening a pipe that somebody left here must not block.
+    // Opening a FIFO must not block.
     let options = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = File::options().read(true).custom_flags(options).open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;

@@ -1,10 +1,10 @@
-//! The directory itself: inotify says what to look at, a thread of its own reads and parses, and
-//! every update goes to the engine's channel.
+//! The directory: inotify reports what changed, a thread of its own reads and parses it, and sends
+//! updates to the engine.
 //!
-//! A thread, not a task: reading 10 MB of manifests takes longer than the runtime may be held up.
-//! It sleeps in one `poll` until the kernel reports an event; a full channel makes it wait, and
-//! what happens meanwhile is coalesced in the kernel's queue (or, when that overflows, found
-//! by a rescan).
+//! This is a thread, not a task: reading 10 MB of manifests takes longer than the runtime may be
+//! blocked. It sleeps in one `poll` until the kernel reports an event. While the engine's queue is
+//! full it waits, and events coalesce in the kernel's queue; when that overflows, the directory is
+//! scanned again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,40 +28,40 @@ use crate::manifests::store::ManifestStore;
 use crate::model::source_update::SourceUpdate;
 use crate::model::state::SourceProblem;
 
-/// A file being written is read when it is closed, or when its writer has kept it open for this
-/// long.
+/// A file being written is read when it is closed, or after this time if it is still open.
 const WRITER_PATIENCE: Duration = Duration::from_secs(1);
-/// Deletions wait this long for another: `rm -r` of the whole directory must be told from the
-/// removal of its files.
+/// How long a deletion waits for another before it counts: `rm -r` of the whole directory must be
+/// distinguished from the removal of its files.
 const DELETION_QUIET: Duration = Duration::from_millis(5);
-/// But no longer than this in all.
+/// How long deletions wait at most.
 const DELETION_LIMIT: Duration = Duration::from_millis(500);
-/// A directory that comes back after it had vanished is given this long to fill before files that
-/// are still missing count as deleted.
+/// How long a directory that reappears may take to fill before files that are still missing count
+/// as deleted.
 const REAPPEARANCE: Duration = Duration::from_secs(1);
-/// Pause after an update: twice what the work took, within these bounds, so that flapping files
-/// cost at most a third of a core.
+/// Bounds of the pause after an update. The pause is twice the time the work took, so that flapping
+/// files cost at most a third of a core.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
-/// Only where the kernel gives us no inotify.
+/// Scan interval where inotify is unavailable.
 const FALLBACK_POLL: Duration = Duration::from_secs(2);
 
-/// Watches the directory until the receiver is dropped or this future is; the first update follows
-/// at once. A directory that does not exist is waited for; one that vanishes leaves its last
-/// objects in force and is reported.
+/// Watches the directory until the receiver or this future is dropped. The first update follows at
+/// once. A directory that does not exist is waited for; one that vanishes is reported and leaves
+/// its objects in force.
 ///
 /// # Errors
-/// When the thread or its wake-up descriptor cannot be had.
+/// When the thread or its eventfd cannot be created.
 pub async fn watch(dir: PathBuf, out: mpsc::Sender<SourceUpdate>) -> io::Result<()> {
     struct Stop(Arc<OwnedFd>);
     impl Drop for Stop {
         fn drop(&mut self) {
-            // A failure means that the thread is gone already.
+            // A failure means that the thread has ended.
             let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
         }
     }
     let stop = Stop(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
     let (ended, end) = oneshot::channel::<()>();
-    let (wake, updates) = (stop.0.clone(), out.clone());
+    let wake = stop.0.clone();
+    let updates = out.clone();
     std::thread::Builder::new().name("manifests".into()).stack_size(2 << 20).spawn(move || {
         let _ended = ended;
         Watcher::new(dir, updates).run(&wake);
@@ -82,13 +82,13 @@ struct Watcher {
     out: mpsc::Sender<SourceUpdate>,
     store: ManifestStore,
     inotify: Option<Inotify>,
-    /// Files somebody is writing: since when.
+    /// Files that are being written, and since when.
     writing: BTreeMap<String, Instant>,
     /// Files to read.
     dirty: BTreeSet<String>,
-    /// Files to withdraw, unless the whole directory turns out to have gone.
+    /// Files to withdraw, unless the whole directory turns out to be gone.
     gone: BTreeSet<String>,
-    /// When they are; pushed back by every further deletion, but not beyond the limit.
+    /// When they are withdrawn; postponed by every further deletion up to `gone_limit`.
     gone_due: Instant,
     gone_limit: Instant,
     rescan: bool,
@@ -104,7 +104,7 @@ struct Watcher {
 
 impl Watcher {
     fn new(dir: PathBuf, out: mpsc::Sender<SourceUpdate>) -> Watcher {
-        // A relative name has no parent to watch.
+        // A relative path has no parent to watch.
         let dir = std::path::absolute(&dir).unwrap_or(dir);
         Watcher {
             dir,
@@ -145,8 +145,8 @@ impl Watcher {
         }
     }
 
-    /// Sleeps until an event, the stop signal (false) or the timeout, and takes in all events there
-    /// are.
+    /// Sleeps until an event or the timeout and takes in all pending events; false on the stop
+    /// signal.
     fn wait(&mut self, stop: &OwnedFd, timeout: Option<Duration>) -> bool {
         let timeout = if self.inotify.is_some() {
             timeout
@@ -172,7 +172,10 @@ impl Watcher {
                 }
                 self.inotify = Some(inotify);
             }
-            None => (self.reattach, self.rescan) = (true, true),
+            None => {
+                self.reattach = true;
+                self.rescan = true;
+            }
         }
         true
     }
@@ -180,9 +183,10 @@ impl Watcher {
     fn take_events(&mut self, inotify: &Inotify) {
         let mut buffer = [MaybeUninit::uninit(); 16 << 10];
         let mut reader = Reader::new(inotify.fd.as_fd(), &mut buffer);
-        // The descriptor does not block: an error is the end of what there is.
+        // The descriptor does not block: an error means that no event is left.
         while let Ok(event) = reader.next() {
-            let (events, name) = (event.events(), event.file_name().map(|name| name.to_bytes()));
+            let events = event.events();
+            let name = event.file_name().map(|name| name.to_bytes());
             if events.contains(ReadFlags::QUEUE_OVERFLOW) {
                 self.rescan = true;
             } else if Some(event.wd()) == inotify.dir {
@@ -207,8 +211,8 @@ impl Watcher {
         };
         let is_dir = events.contains(ReadFlags::ISDIR);
         if is_dir || Format::of(&name).is_none() {
-            // A directory of ours to mention, or the link by which a mounted ConfigMap switches all
-            // its files.
+            // A sub-directory to report, or the link by which a mounted ConfigMap switches all its
+            // files.
             let came_or_went = events.intersects(
                 ReadFlags::CREATE | ReadFlags::MOVED_TO | ReadFlags::MOVED_FROM | ReadFlags::DELETE,
             );
@@ -227,7 +231,7 @@ impl Watcher {
             self.withdraw_soon([name], DELETION_QUIET);
         } else if events.contains(ReadFlags::CREATE) {
             self.gone.remove(&name);
-            // A link is complete when it appears; any other new file is when it is closed.
+            // A link is complete when it appears, any other new file when it is closed.
             match fs::symlink_metadata(self.dir.join(&name)) {
                 Ok(metadata) if metadata.is_file() && metadata.nlink() == 1 => {
                     self.write_begins(name)
@@ -249,7 +253,8 @@ impl Watcher {
     fn withdraw_soon(&mut self, names: impl IntoIterator<Item = String>, patience: Duration) {
         let now = Instant::now();
         if self.gone.is_empty() {
-            (self.gone_due, self.gone_limit) = (now, now + DELETION_LIMIT.max(patience));
+            self.gone_due = now;
+            self.gone_limit = now + DELETION_LIMIT.max(patience);
         }
         self.gone_due = self.gone_due.max((now + patience).min(self.gone_limit));
         self.gone.extend(names);
@@ -259,7 +264,7 @@ impl Watcher {
         self.deadline(now).is_some_and(|deadline| deadline <= now)
     }
 
-    /// When there is something to do; None: after the next event.
+    /// When there is work; None: after the next event.
     fn deadline(&self, now: Instant) -> Option<Instant> {
         if self.reattach || self.rescan || !self.dirty.is_empty() {
             return Some(now);
@@ -269,7 +274,7 @@ impl Watcher {
         deletion.into_iter().chain(writer).min()
     }
 
-    /// Err: nobody listens any more.
+    /// Err: nobody takes updates any more.
     fn work(&mut self, now: Instant) -> Result<(), ()> {
         if !self.gone.is_empty() && now >= self.gone_due && !self.dir.is_dir() {
             self.reattach = true;
@@ -332,8 +337,8 @@ impl Watcher {
         let mut problems = self.own_problems();
         problems.extend(self.store.problems());
         let reported = (problems, self.synced);
-        // While files are about to be withdrawn, what a rename leaves behind would look like an
-        // object defined twice.
+        // While files wait to be withdrawn, a renamed file would look like an object defined
+        // twice.
         let nothing_new = self.reported.as_ref() == Some(&reported) || !self.gone.is_empty();
         if changes.is_empty() && nothing_new {
             return Ok(());
@@ -387,7 +392,7 @@ impl Watcher {
         self.reattach = parent_appeared;
     }
 
-    /// Compares every file with what is known of it; those that differ become dirty or gone.
+    /// Compares every file with its last version; those that differ become dirty or gone.
     fn scan(&mut self) {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,

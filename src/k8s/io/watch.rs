@@ -125,29 +125,8 @@ impl<'a, K: Watched> Follower<'a, K> {
         let mut renewals = self.connection.renewals();
         while !self.collector.is_closed() {
             let since = Instant::now();
-            let outcome = match self.version.clone() {
-                Some(version) => self.watch(false, &version).await,
-                None if self.streaming => self.watch(true, "0").await,
-                None => self.list().await,
-            };
-            let failure = match outcome {
-                Ok(()) if since.elapsed() >= SHORT || self.version.is_none() => continue,
-                Ok(()) => None,
-                Err(Failure::Gone) if self.version.take().is_some() => {
-                    info!(kind = K::NAME, "watch expired (410 Gone), relisting");
-                    None
-                }
-                // Servers without WatchList refuse it with 400 or 422.
-                Err(Failure::Status(400 | 422, reason))
-                    if self.version.is_none() && self.streaming =>
-                {
-                    debug!(kind = K::NAME, %reason, "WatchList unsupported, using paginated lists");
-                    self.streaming = false;
-                    continue;
-                }
-                Err(failure) => Some(failure),
-            };
-            let pause = self.next_pause(since.elapsed(), failure);
+            let outcome = self.attempt().await;
+            let Some(pause) = self.pause_after(outcome, since.elapsed()) else { continue };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = renewals.changed() => if changed.is_err() { return },
@@ -155,21 +134,47 @@ impl<'a, K: Watched> Follower<'a, K> {
         }
     }
 
-    /// Reports the failure, if it is one, of an attempt that took this long; returns how long to
-    /// wait before the next.
-    fn next_pause(&mut self, took: Duration, failure: Option<Failure>) -> Duration {
+    /// Watches, or lists where there is no version to watch from.
+    async fn attempt(&mut self) -> Result<(), Failure> {
+        match self.version.clone() {
+            Some(version) => self.watch(false, &version).await,
+            None if self.streaming => self.watch(true, "0").await,
+            None => self.list().await,
+        }
+    }
+
+    /// How long to wait after an attempt that took this long; None: go on at once.
+    fn pause_after(&mut self, outcome: Result<(), Failure>, took: Duration) -> Option<Duration> {
+        let failure = match outcome {
+            Ok(()) if took >= SHORT || self.version.is_none() => return None,
+            Ok(()) => None,
+            Err(Failure::Gone) if self.version.take().is_some() => {
+                info!(kind = K::NAME, "watch expired (410 Gone), relisting");
+                None
+            }
+            // Servers without WatchList refuse it with 400 or 422.
+            Err(Failure::Status(400 | 422, reason)) if self.version.is_none() && self.streaming => {
+                debug!(kind = K::NAME, %reason, "WatchList unsupported, using paginated lists");
+                self.streaming = false;
+                return None;
+            }
+            Err(failure) => Some(failure),
+        };
         if took > 2 * Backoff::MAX {
             self.backoff = Backoff::default();
         }
         let pause = self.backoff.next();
-        let Some(failure) = failure else { return pause };
+        Some(failure.map_or(pause, |failure| self.report_failure(&failure, pause)))
+    }
 
-        let sentence = self.connection.sentence(&failure, K::NAME);
+    /// Reports the failure as health; returns the pause, or Retry-After where that is longer.
+    fn report_failure(&mut self, failure: &Failure, pause: Duration) -> Duration {
+        let sentence = self.connection.sentence(failure, K::NAME);
         debug!(kind = K::NAME, %sentence, ?pause, "watch failed, retrying");
         self.healthy = false;
         self.collector.health(K::KIND, Err(sentence));
         match failure {
-            Failure::TooManyRequests(retry_after) => pause.max(retry_after),
+            Failure::TooManyRequests(retry_after) => pause.max(*retry_after),
             _ => pause,
         }
     }

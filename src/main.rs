@@ -103,7 +103,7 @@ fn run(
             })
         }
         Command::Check { output } => {
-            let report = check::run(settings, warnings, probe_kernel);
+            let report = runtime()?.block_on(check::run(settings, warnings, probe_kernel));
             match output {
                 CheckFormat::Human => print(&printable_lines(&report.human())),
                 CheckFormat::Json => print(&format!("{}\n", report.json())),
@@ -151,8 +151,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
         .map_err(|error| format!("cannot start the runtime: {error}"))
 }
 
-/// Writes a rule set with rules of every kind in the network namespace of the calling thread. What
-/// the kernel lacks of it, if it takes the rest.
+/// Writes a ruleset with rules of every kind in the network namespace of the calling thread. Answers
+/// what the kernel lacks of it, if it takes the rest.
 fn probe_kernel() -> Result<Option<String>, String> {
     let changes = nft::probe::probe_ruleset();
     let mut writer = RulesetWriter::open().map_err(|error| error.to_string())?;

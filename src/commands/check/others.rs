@@ -1,7 +1,9 @@
 //! Who else forwards, filters or announces here: firewalls and other load balancers, recognised by
 //! processes, interfaces and chains.
 
-use super::{Chain, Finding, Host, Kernel};
+use super::finding::Finding;
+use super::host::Host;
+use super::kernel::{ForeignChain, Kernel};
 
 /// Chains by which network plugins let packets to pods through whatever the policy is.
 const POD_ACCEPT_CHAINS: &[&str] = &[
@@ -93,7 +95,7 @@ pub(super) fn firewalls(host: &Host, kernel: &Kernel) -> Vec<Finding> {
     findings
 }
 
-fn shown(chain: &Chain) -> String {
+fn shown(chain: &ForeignChain) -> String {
     let family = match chain.family {
         1 => "inet",
         2 => "ip",
@@ -130,7 +132,7 @@ pub(super) fn load_balancers(host: &Host, kernel: &Kernel) -> Vec<Finding> {
         ));
     }
     if processes.iter().any(|(name, _)| name == "cilium-agent")
-        || host.interfaces().iter().any(|name| name.starts_with("cilium_"))
+        || host.interfaces().values().any(|interface| interface.name.starts_with("cilium_"))
     {
         findings.push(
             Finding::note("cilium", "Cilium is the network here")

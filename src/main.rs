@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use pinnace::cli::{CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
 use pinnace::commands::{check, status};
 use pinnace::common::printable::printable_lines;
-use pinnace::config::{ConfigFile, LogFormat, Settings, Sources, Warning};
+use pinnace::config::{LogFormat, Settings, Sources, Warning};
 use pinnace::nft::io::writer::RulesetWriter;
 use pinnace::{cli, commands, config, daemon, logging, nft};
 
@@ -55,16 +55,12 @@ fn finish(outcome: Result<ExitCode, String>) -> ExitCode {
 fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String> {
     let path =
         config::config_path(invocation.config.as_deref(), std::env::var_os("PINNACE_CONFIG"));
-    let file = path.map(|path| ConfigFile {
-        text: std::fs::read_to_string(&path).map_err(|error| error.to_string()),
-        path,
-    });
     let sources = Sources {
-        file,
+        file: path.map(config::io::read_config),
         environment: std::env::vars_os().collect(),
         manifests: invocation.manifests.clone(),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        read_secret: pinnace::bfd::io::secret::read,
+        read_secret: config::io::read_secret,
     };
     config::load(sources).map_err(|errors| errors.to_string())
 }

@@ -282,7 +282,7 @@ fn check_and_the_daemon_agree_on_what_is_no_uplink() {
         "link set tap0p up",
         "address add 192.0.2.2/24 dev tap0",
         "link set tap0 up",
-        "link add name ext0 type dummy",
+        "link add name ext0 type vxlan id 7 dstport 4789",
         "address add 198.51.100.2/24 dev ext0",
         "link set ext0 up",
     ]);

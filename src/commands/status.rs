@@ -9,7 +9,7 @@ use crate::model::state::{
     AddressPhase, AddressStatus, NodeState, PeerStatus, Phase, PortStatus, ServiceStatus,
 };
 
-/// How many of a long list are shown before the rest is counted.
+/// Maximum number of items of a list that are shown; the rest is counted.
 const SHOWN: usize = 4;
 
 /// The whole page.
@@ -29,12 +29,10 @@ pub fn human(state: &NodeState) -> String {
     for warning in &state.warnings {
         page.line(format_args!("  {}: {}", warning.code, warning.message));
     }
-    if let Some(writer) = &state.leader {
-        let node = writer.node.as_deref().unwrap_or("no node yet");
-        page.line(format_args!(
-            "addresses are given by {node}{}",
-            if writer.here { ", this node" } else { "" }
-        ));
+    if let Some(leader) = &state.leader {
+        let node = leader.node.as_deref().unwrap_or("none yet");
+        let here = if leader.here { " (this node)" } else { "" };
+        page.line(format_args!("leader: {node}{here}"));
     }
     page.blank();
     if state.services.is_empty() {
@@ -47,14 +45,14 @@ pub fn human(state: &NodeState) -> String {
     if !state.addresses.is_empty() {
         page.blank();
         page.table(
-            &["ADDRESS", "STATE", "OWNER", "INTERFACES", "HELD BY"],
+            &["ADDRESS", "STATE", "OWNER", "INTERFACES", "SERVICES"],
             state.addresses.iter().map(address_row),
         );
     }
     if !state.peers.is_empty() {
         page.blank();
         page.table(
-            &["OTHER NODE", "ADDRESSES", "STATE", "FOR", "DEAD AFTER"],
+            &["PEER", "ADDRESSES", "STATE", "SINCE", "DETECTION TIME"],
             state.peers.iter().map(peer_row),
         );
     }
@@ -70,8 +68,8 @@ pub fn human(state: &NodeState) -> String {
     page.0
 }
 
-/// What was printed so far. Texts come from whoever may write manifests: whatever is in them, a
-/// line begins and ends only here.
+/// The page so far. Texts come from whoever may write manifests: whatever is in them, a line begins
+/// and ends only here.
 #[derive(Default)]
 struct Page(String);
 
@@ -116,7 +114,7 @@ fn service_row(service: &ServiceStatus) -> Vec<String> {
     let endpoints = service.ports.iter().map(|port| port.endpoints).max().unwrap_or(0);
     let local = service.ports.iter().map(|port| port.local).max().unwrap_or(0);
     let owner = match (service.mode, &service.owner) {
-        (Some(Mode::Node), _) => "every node".to_string(),
+        (Some(Mode::Node), _) => "all nodes".to_string(),
         (_, owner) => owner.clone().unwrap_or_else(|| "-".into()),
     };
     vec![
@@ -125,7 +123,7 @@ fn service_row(service: &ServiceStatus) -> Vec<String> {
         some(&service.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()),
         some(&service.ports.iter().map(port).collect::<Vec<_>>()),
         owner,
-        format!("{endpoints} ({local} here)"),
+        format!("{endpoints} ({local} local)"),
         phase(service.phase).to_string(),
     ]
 }
@@ -134,8 +132,8 @@ fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Serving => "serving",
         Phase::Pending => "pending",
-        Phase::Failed => "refused",
-        Phase::Unmanaged => "not ours",
+        Phase::Failed => "failed",
+        Phase::Unmanaged => "unmanaged",
     }
 }
 
@@ -161,17 +159,23 @@ fn address_row(address: &AddressStatus) -> Vec<String> {
 fn peer_row(peer: &PeerStatus) -> Vec<String> {
     let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
     let since = peer.seconds.map_or_else(|| "-".into(), duration);
-    let dead_after = peer
+    let detection_time = peer
         .detection_milliseconds
         .map_or_else(|| "-".into(), |milliseconds| format!("{milliseconds} ms"));
-    vec![peer.node.clone(), some(&addresses), peer.state.clone(), since, dead_after]
+    vec![peer.node.clone(), some(&addresses), peer.state.clone(), since, detection_time]
 }
 
-/// A sentence for whatever is not as somebody asked.
+/// A sentence for everything that is not as somebody asked.
 fn explanations(state: &NodeState, page: &mut Page) {
     for service in state.services.iter().filter(|service| !service.reasons.is_empty()) {
         page.blank();
-        page.line(format_args!("{} is {}:", service.key, phase(service.phase)));
+        let phase = match service.phase {
+            Phase::Failed => "has failed",
+            Phase::Serving => "is serving",
+            Phase::Pending => "is pending",
+            Phase::Unmanaged => "is unmanaged",
+        };
+        page.line(format_args!("{} {phase}:", service.key));
         for reason in &service.reasons {
             page.line(format_args!("  {}", reason.message));
         }
@@ -180,7 +184,7 @@ fn explanations(state: &NodeState, page: &mut Page) {
         if let AddressPhase::Contested { mac } = &address.phase {
             page.blank();
             page.line(format_args!(
-                "{} is also answered for by {mac}: clients reach either of the two. Stop it there.",
+                "address conflict: {mac} answers for {} too, and clients reach either of the two; stop it there",
                 address.address
             ));
         }
@@ -278,8 +282,8 @@ mod tests {
 
     #[test]
     fn a_person_sees_what_is_served_and_why_the_rest_is_not() {
-        let mut refused = service("api", Phase::Failed, &[]);
-        refused.reasons.push(Reason::new(
+        let mut failed = service("api", Phase::Failed, &[]);
+        failed.reasons.push(Reason::new(
             "PoolExhausted",
             "no free address in pool lan (2 addresses); enlarge it, or delete a Service",
         ));
@@ -288,7 +292,7 @@ mod tests {
             version: "0.1.0".into(),
             uptime_seconds: 3_700,
             ready: vec![Condition::when("RulesApplied", false, "not written yet")],
-            services: vec![service("web", Phase::Serving, &["10.88.0.200", "fd88::200"]), refused],
+            services: vec![service("web", Phase::Serving, &["10.88.0.200", "fd88::200"]), failed],
             problems: vec![SourceProblem {
                 source: "web.yaml:12".into(),
                 object: Some("Service default/x".into()),
@@ -301,11 +305,11 @@ mod tests {
 node node-1, pinnace 0.1.0, up 1h1m, not ready
   RulesApplied: not written yet
 
-SERVICE      MODE  ADDRESSES               PORTS   OWNER   ENDPOINTS   STATE
-default/web  vip   10.88.0.200, fd88::200  80/TCP  node-1  3 (1 here)  serving
-default/api  vip   -                       80/TCP  node-1  3 (1 here)  refused
+SERVICE      MODE  ADDRESSES               PORTS   OWNER   ENDPOINTS    STATE
+default/web  vip   10.88.0.200, fd88::200  80/TCP  node-1  3 (1 local)  serving
+default/api  vip   -                       80/TCP  node-1  3 (1 local)  failed
 
-default/api is refused:
+default/api has failed:
   no free address in pool lan (2 addresses); enlarge it, or delete a Service
 
 Problems with the objects:

@@ -326,7 +326,7 @@ impl Daemon {
 
     fn tenure_changed(&mut self, events: Vec<Event>) {
         events.into_iter().for_each(|event| self.handle(event));
-        self.metrics.writer(self.engine.role() == Role::Leader, self.engine.leader());
+        self.metrics.leader(self.engine.role() == Role::Leader, self.engine.leader());
     }
 
     fn peer(&mut self, event: PeerEvent) {

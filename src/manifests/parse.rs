@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::split::{Document, DocumentKind, is_significant, lines};
 use super::{block, kube_vip};
+use crate::common::names::{is_dns_label, is_dns_subdomain};
 use crate::k8s::convert;
 use crate::model::{EndpointSlice, Node, ObjectKey, Service};
 
@@ -307,8 +308,11 @@ fn identify(kind: ManifestKind, metadata: &ObjectMeta) -> Result<ObjectId, Fault
     if key.name.is_empty() {
         return Err(Fault::new(1, "metadata.name is missing"));
     }
-    let valid =
-        if kind == ManifestKind::Service { is_label(&key.name) } else { is_subdomain(&key.name) };
+    let valid = if kind == ManifestKind::Service {
+        is_dns_label(&key.name)
+    } else {
+        is_dns_subdomain(&key.name)
+    };
     if !valid {
         let reason = format!(
             "metadata.name: {} is no valid name; use lower case letters, digits and '-'",
@@ -318,7 +322,7 @@ fn identify(kind: ManifestKind, metadata: &ObjectMeta) -> Result<ObjectId, Fault
     }
     if kind == ManifestKind::Node {
         key.namespace = "".into();
-    } else if !is_label(&key.namespace) {
+    } else if !is_dns_label(&key.namespace) {
         let reason = format!(
             "metadata.namespace: {} is no valid name; use lower case letters, digits and '-'",
             convert::quoted(&key.namespace)
@@ -326,21 +330,6 @@ fn identify(kind: ManifestKind, metadata: &ObjectMeta) -> Result<ObjectId, Fault
         return Err(Fault::new(1, reason));
     }
     Ok(ObjectId { kind, key })
-}
-
-/// RFC 1123 label.
-fn is_label(name: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    name.len() <= 63
-        && !name.is_empty()
-        && name.bytes().all(inner)
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-}
-
-/// RFC 1123 subdomain.
-fn is_subdomain(name: &str) -> bool {
-    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 /// The head of a piece, scanned from the lines where that tells enough, else parsed.

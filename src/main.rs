@@ -1,4 +1,4 @@
-//! The entry: command line → settings → one of the commands.
+//! The entry point: command line → settings → one of the commands.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
     let (settings, warnings) = match settings(&invocation) {
         Ok(loaded) => loaded,
-        // It must work for somebody who uninstalls because of settings that cannot be used.
+        // Cleanup must work for somebody who uninstalls because of invalid settings.
         Err(_) if matches!(invocation.command, Command::Cleanup { state: false }) => {
             return finish(commands::remove_rules().map(|()| ExitCode::SUCCESS));
         }
@@ -51,7 +51,7 @@ fn finish(outcome: Result<ExitCode, String>) -> ExitCode {
     })
 }
 
-/// Reads every source of settings, or says everything that is wrong with them.
+/// Reads every source of settings. The error names everything that is wrong with them.
 fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String> {
     let path =
         config::config_path(invocation.config.as_deref(), std::env::var_os("PINNACE_CONFIG"));
@@ -88,7 +88,7 @@ fn run(
             let Err(error) = outcome else { return Ok(ExitCode::SUCCESS) };
             let message = error.to_string();
             match settings.log_format {
-                // Whoever reads objects reads nothing else.
+                // A reader of JSON reads nothing else.
                 LogFormat::Json => tracing::error!("{message}"),
                 LogFormat::Human => eprintln!("error: {}", printable_lines(&message)),
             }

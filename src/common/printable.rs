@@ -19,7 +19,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The same for a text of several lines, whose line feeds are its author's.
+/// [`printable`] for a text of several lines, whose line feeds are intended.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     if !text.contains(|c| c != '\n' && acts(c)) {
         return Cow::Borrowed(text);

@@ -6,15 +6,15 @@ use std::time::Duration;
 use super::values;
 use crate::bfd::packet::Key;
 
-/// Bytes of a secret that count (RFC 5880 §4.4).
+/// Maximum length of a key in bytes (RFC 5880 §4.4).
 const SECRET_LEN: usize = 20;
 
-/// How often nodes tell each other that they live: 3 ms to 1 s.
+/// Parses a transmit interval: 3 ms to 1 s.
 pub fn interval(text: &str) -> Result<Duration, String> {
     values::duration(text, Duration::from_millis(3), Duration::from_secs(1))
 }
 
-/// After how many missing packets a node counts as dead: 2 to 50.
+/// Parses a detection multiplier: 2 to 50.
 pub fn multiplier(text: &str) -> Result<u8, String> {
     text.parse()
         .ok()
@@ -31,13 +31,11 @@ pub struct SecretFile {
     pub contents: Result<(Vec<u8>, u32), String>,
 }
 
-/// A secret that works, and does less than it seems to.
+/// A secret that works but is weaker than it seems.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretWarning {
-    /// Anybody on the host can read it.
     #[error("{path} can be read by everybody on this host: chmod 600 {path}", path = .0.display())]
     WorldReadable(PathBuf),
-    /// It is longer than the protocol's keys.
     #[error("{path} holds {length} bytes, of which the first {SECRET_LEN} are the secret", path = .0.display(), length = .1)]
     Long(PathBuf, usize),
 }

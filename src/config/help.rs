@@ -1,4 +1,4 @@
-//! The table in words: for `--help` and for the README.
+//! The table as text, for `--help` and the README.
 
 use std::fmt::Write;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::bfd::SecretWarning;
 
-/// Something the user probably did not mean, which stops nothing.
+/// Something the user probably did not mean; the node starts all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Warning {
     /// A `PINNACE_*` variable that is no setting.
@@ -31,9 +31,8 @@ pub enum Warning {
         /// What to write in its place.
         advice: String,
     },
-    /// `PINNACE_MODE=vip` and nothing to hand out.
+    /// `PINNACE_MODE=vip` without a pool.
     VipWithoutPool,
-    /// The secret is less secret than it seems.
     Secret(SecretWarning),
 }
 
@@ -101,8 +100,8 @@ impl fmt::Display for SettingProblem {
     }
 }
 
-/// Everything wrong with the settings, at least one problem; and the warnings, one of which may be
-/// the cause.
+/// Everything wrong with the settings, at least one problem; and the warnings, one of which may
+/// name the cause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", shown(problems, warnings))]
 pub struct ConfigErrors {

@@ -21,7 +21,7 @@ pub struct Setting {
     pub default: DefaultValue,
     /// Format and unit.
     pub format: &'static str,
-    /// What it does, in one or two sentences.
+    /// One or two sentences.
     pub help: &'static str,
     /// Stores a value that is not empty, or says what would be right: one text per defect.
     pub(super) parse: fn(&mut Draft, &str) -> Result<(), Vec<String>>,
@@ -55,7 +55,7 @@ pub const TABLE: &[Setting] = &[
         name: "CONFIG",
         default: DefaultValue::Computed("none"),
         format: "path",
-        help: "A YAML file with these settings as `key: value`, keys in lower case without the prefix (pools, state_dir). Variables win over it.",
+        help: "A YAML file with these settings as `key: value`, keys in lower case without the prefix (pools, state_dir). The environment overrides it.",
         parse: |_, _| Ok(()), // The command line has opened the file already.
     },
     Setting {
@@ -89,7 +89,7 @@ pub const TABLE: &[Setting] = &[
         name: "NAMESPACE",
         default: DefaultValue::Computed("kube-system"),
         format: "name of a namespace",
-        help: "Where the Lease `pinnace` is kept, which says which node gives addresses to Services and writes their status. The same on every node.",
+        help: "Namespace of the Lease `pinnace` for leader election: the leader allocates addresses and writes the status of Services. The same on every node.",
         parse: |d, v| store(&mut d.namespace, values::namespace(v)),
     },
     Setting {
@@ -103,7 +103,7 @@ pub const TABLE: &[Setting] = &[
         name: "STATE_DIR",
         default: DefaultValue::Fixed("/var/lib/pinnace"),
         format: "path of a directory",
-        help: "Where assigned addresses, and what the API server last said, are remembered across restarts.",
+        help: "Where allocated addresses, and what the API server last said, are remembered across restarts.",
         parse: |d, v| store(&mut d.state_dir, values::state_dir(v)),
     },
     Setting {
@@ -124,7 +124,7 @@ pub const TABLE: &[Setting] = &[
         name: "AVOID_BUGGY_IPS",
         default: DefaultValue::Fixed("false"),
         format: "true or false",
-        help: "Never hand out IPv4 addresses ending in .0 or .255, which some old devices refuse.",
+        help: "Never allocate IPv4 addresses ending in .0 or .255, which some old devices refuse.",
         parse: |d, v| store(&mut d.avoid_buggy_ips, values::boolean(v)),
     },
     Setting {
@@ -154,7 +154,7 @@ pub const TABLE: &[Setting] = &[
         name: "INTERFACES",
         default: DefaultValue::Computed("found by their addresses"),
         format: "names or globs, e.g. eth0,wlan*",
-        help: "Uplinks: where clients are. Without it every interface in an address's subnet; interfaces of pods and tunnels are never uplinks unless named here.",
+        help: "Uplinks: interfaces on which VIPs are announced. Without it every interface in an address's subnet; interfaces of pods and tunnels are never uplinks unless named here.",
         parse: |d, v| {
             d.interfaces = values::interfaces(v)?;
             Ok(())
@@ -164,7 +164,7 @@ pub const TABLE: &[Setting] = &[
         name: "PROBE",
         default: DefaultValue::Fixed("1s"),
         format: "duration up to 1m, 0 = off",
-        help: "How long a new address is probed for another holder before it is first announced.",
+        help: "How long a new address is probed for conflicts (address conflict detection, RFC 5227) before it is first announced.",
         parse: |d, v| {
             store(&mut d.probe, values::duration_or_off(v, 10 * SECOND / 1000, 60 * SECOND))
         },
@@ -180,7 +180,7 @@ pub const TABLE: &[Setting] = &[
         name: "ON_EXIT",
         default: DefaultValue::Fixed("remove"),
         format: "remove or keep",
-        help: "What becomes of the rules at SIGTERM. Kept rules go on forwarding until the dead man's switch disarms them.",
+        help: "Ruleset handling on SIGTERM. A kept ruleset goes on forwarding until the dead man's switch disarms it.",
         parse: |d, v| {
             store(
                 &mut d.on_exit,
@@ -192,7 +192,7 @@ pub const TABLE: &[Setting] = &[
         name: "DEAD_MAN_TIMEOUT",
         default: DefaultValue::Fixed("15m"),
         format: "duration, 10s to 24h",
-        help: "The rules disarm themselves when Pinnace has been gone for this long.",
+        help: "The ruleset disarms itself when Pinnace has not run for this long (dead man's switch).",
         parse: |d, v| store(&mut d.dead_man, values::duration(v, 10 * SECOND, 24 * 3600 * SECOND)),
     },
     Setting {
@@ -206,21 +206,21 @@ pub const TABLE: &[Setting] = &[
         name: "BFD_INTERVAL",
         default: DefaultValue::Fixed("50ms"),
         format: "duration, 3ms to 1s",
-        help: "How often nodes tell each other that they live (BFD, UDP port 3784). With many nodes, or late packets, it grows by itself.",
+        help: "Transmit interval of BFD between nodes (UDP port 3784). It is raised automatically with many nodes and when packets come late.",
         parse: |d, v| store(&mut d.bfd_interval, bfd::interval(v)),
     },
     Setting {
         name: "BFD_MULTIPLIER",
         default: DefaultValue::Fixed("3"),
         format: "number, 2 to 50",
-        help: "After so many missing packets a node counts as dead, and others take its addresses over.",
+        help: "Detection multiplier of BFD: after this many missing packets a peer is down, and other nodes take its addresses over.",
         parse: |d, v| store(&mut d.bfd_multiplier, bfd::multiplier(v)),
     },
     Setting {
         name: "SECRET_FILE",
         default: DefaultValue::Computed("none: not authenticated"),
         format: "path",
-        help: "A file with a secret of 1 to 20 bytes, the same on every node, by which nodes know each other's BFD packets (keyed SHA1).",
+        help: "A file with a secret of 1 to 20 bytes, the same on every node, that authenticates BFD packets between nodes (Meticulous Keyed SHA1).",
         parse: |d, v| store(&mut d.secret_file, Ok(PathBuf::from(v))),
     },
     Setting {
@@ -234,7 +234,7 @@ pub const TABLE: &[Setting] = &[
         name: "LOG_FORMAT",
         default: DefaultValue::Fixed("human"),
         format: "human or json",
-        help: "How log lines look.",
+        help: "Format of log lines.",
         parse: |d, v| {
             store(
                 &mut d.log_format,

@@ -10,7 +10,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use crate::common::names::{is_dns_label, is_dns_subdomain};
 use crate::engine::uplinks::InterfacePattern;
 
-/// Units, longest first; "ms" must not be read as minutes.
+/// Units in milliseconds, longest name first: "ms" must not be read as minutes.
 const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
 pub(super) fn interfaces(text: &str) -> Result<Vec<InterfacePattern>, Vec<String>> {
@@ -82,7 +82,7 @@ pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Durat
     Ok(found)
 }
 
-/// The same, and `0` or `off` for [`Duration::ZERO`].
+/// [`duration`], and `0` or `off` for [`Duration::ZERO`].
 pub(super) fn duration_or_off(
     text: &str,
     min: Duration,
@@ -121,7 +121,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(HINT.to_string()) } else { Ok(Duration::from_millis(total)) }
 }
 
-/// In the largest unit that needs no fraction.
+/// A duration in the largest unit that needs no fraction.
 fn shown(duration: Duration) -> String {
     let millis = duration.as_millis();
     let fits = UNITS.iter().rev().find(|(_, factor)| millis.is_multiple_of(u128::from(*factor)));

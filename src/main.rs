@@ -4,11 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use pinnace::cli::{CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
-use pinnace::commands::{check, status};
+use pinnace::commands::{check, cleanup, ruleset, status};
 use pinnace::common::printable::printable_lines;
 use pinnace::config::{LogFormat, Settings, Sources, Warning};
 use pinnace::nft::io::writer::RulesetWriter;
-use pinnace::{cli, commands, config, daemon, logging, nft};
+use pinnace::{cli, config, daemon, logging, nft};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         // Cleanup must work for somebody who uninstalls because of invalid settings.
         Err(_) if matches!(invocation.command, Command::Cleanup { state: false }) => {
-            return finish(commands::remove_rules().map(|()| ExitCode::SUCCESS));
+            return finish(cleanup::remove_rules().map(|()| ExitCode::SUCCESS));
         }
         Err(message) => {
             eprintln!("{}", printable_lines(&message));
@@ -107,7 +107,7 @@ fn run(
             Ok(ExitCode::from(report.exit_code()))
         }
         Command::Status { output } => {
-            let state = runtime()?.block_on(commands::status(settings))?;
+            let state = runtime()?.block_on(status::query(settings))?;
             print(&match output {
                 StatusFormat::Human => status::human(&state),
                 StatusFormat::Json => {
@@ -119,9 +119,9 @@ fn run(
         }
         Command::Ruleset { output, planned } => {
             let tables = if *planned {
-                runtime()?.block_on(commands::planned(settings))?
+                runtime()?.block_on(ruleset::planned(settings))?
             } else {
-                commands::live()?
+                ruleset::live()?
             };
             match output {
                 RulesetFormat::Text => print(&nft::text::tables(&tables, settings.dead_man)),
@@ -133,7 +133,7 @@ fn run(
             Ok(ExitCode::SUCCESS)
         }
         Command::Cleanup { state } => {
-            commands::cleanup(settings, *state)?;
+            cleanup::cleanup(settings, *state)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Version | Command::Settings => Ok(ExitCode::SUCCESS),

@@ -1,18 +1,54 @@
-//! `pinnace status` for a person: what is served where first, then, in sentences, what is not and
-//! why.
+//! `pinnace status`: asks the running daemon, and shows people what is served where first, then, in
+//! sentences, what is not and why.
 
 use std::fmt::Arguments;
 
-use crate::common::printable::printable;
+use crate::common::printable::{joined, printable};
+use crate::config::Settings;
+use crate::http::server;
+use crate::ipam::Allocations;
 use crate::model::Mode;
 use crate::model::state::{
-    AddressPhase, AddressStatus, NodeState, PeerStatus, Phase, PortStatus, ServiceStatus,
+    AddressPhase, AddressStatus, InterfaceStatus, NodeState, PeerStatus, Phase, PoolStatus,
+    PortStatus, ServiceStatus,
 };
+use crate::storage::state;
 
 /// Maximum number of items of a list that are shown; the rest is counted.
 const SHOWN: usize = 4;
 
-/// The whole page.
+/// Asks the running daemon for its state.
+pub async fn query(settings: &Settings) -> Result<NodeState, String> {
+    let address =
+        settings.listen.ok_or("PINNACE_LISTEN is off, so the running pinnace cannot be asked")?;
+    let body = server::fetch(address, "/state")
+        .await
+        .map_err(|error| not_running(settings, error.to_string()))?;
+    serde_json::from_slice(&body).map_err(|error| {
+        format!("{address} did not answer as this version of pinnace does: {error}")
+    })
+}
+
+/// Adds the addresses that the daemon has left in its state directory.
+fn not_running(settings: &Settings, error: String) -> String {
+    let saved = state::read::<Allocations>(&settings.state_dir).value.unwrap_or_default();
+    let lines = saved.iter().map(|(key, allocation)| {
+        let addresses = allocation.addresses.iter().map(ToString::to_string);
+        let nodes = allocation
+            .ports
+            .iter()
+            .flat_map(|held| held.nodes.keys())
+            .map(|node| format!("ports of node {node}"));
+        format!("\n  {key}: {}", joined(addresses.chain(nodes)))
+    });
+    let remembered: String = lines.collect();
+    if remembered.is_empty() {
+        return error;
+    }
+    format!("{error}\naddresses remembered in {}:{remembered}", settings.state_dir.display())
+}
+
+/// The state as a page for people.
 pub fn human(state: &NodeState) -> String {
     let mut page = Page::default();
     let unmet: Vec<_> = state.ready.iter().filter(|condition| !condition.status).collect();
@@ -58,7 +94,7 @@ pub fn human(state: &NodeState) -> String {
     }
     if !state.pools.is_empty() {
         page.blank();
-        let row = |pool: &crate::model::state::PoolStatus| {
+        let row = |pool: &PoolStatus| {
             vec![pool.name.clone(), some(&pool.ranges), format!("{} of {}", pool.used, pool.size)]
         };
         page.table(&["POOL", "RANGES", "USED"], state.pools.iter().map(row));
@@ -192,7 +228,7 @@ fn explanations(state: &NodeState, page: &mut Page) {
 }
 
 fn interfaces(state: &NodeState, page: &mut Page) {
-    let row = |interface: &crate::model::state::InterfaceStatus| {
+    let row = |interface: &InterfaceStatus| {
         let role = match (&interface.reason, interface.up) {
             (None, true) => "uplink".to_string(),
             (None, false) => "uplink, without a link".to_string(),

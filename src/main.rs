@@ -56,11 +56,11 @@ fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String>
     let path =
         config::config_path(invocation.config.as_deref(), std::env::var_os("PINNACE_CONFIG"));
     let sources = Sources {
-        file: path.map(config::io::read_config),
+        file: path.map(config::io::read),
         environment: std::env::vars_os().collect(),
         manifests: invocation.manifests.clone(),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        read_secret: config::io::read_secret,
+        read_secret: pinnace::bfd::io::secret::read,
     };
     config::load(sources).map_err(|errors| errors.to_string())
 }

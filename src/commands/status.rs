@@ -244,7 +244,7 @@ fn interfaces(state: &NodeState, page: &mut Page) {
         return;
     }
     page.blank();
-    // Pods come by the hundred; what is left out are interfaces without an address.
+    // There may be hundreds of pods: interfaces without an address are left out.
     let shown = state
         .interfaces
         .iter()
@@ -270,7 +270,7 @@ fn problems(state: &NodeState, page: &mut Page) {
     }
 }
 
-/// The first few, and how many more.
+/// The first [`SHOWN`] items, and how many more.
 fn some(items: &[String]) -> String {
     match items.len() {
         0 => "-".into(),

@@ -7,7 +7,7 @@ use std::fmt::{Display, Write};
 use std::net::IpAddr;
 
 /// `text` on one line, with `\n`, `\u{1b}` and the like in place of characters that act instead of
-/// being seen. Doing it twice is doing it once; a backslash that was there stays as it is.
+/// being seen. Idempotent: a backslash stays as it is.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);

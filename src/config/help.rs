@@ -1,4 +1,4 @@
-//! The table as text, for `--help` and the README.
+//! The table as text, for `--help` and docs/configuration.md.
 
 use std::fmt::Write;
 

@@ -95,7 +95,7 @@ pub(super) fn advice<'a>(
     if set.iter().all(|(name, _)| GENERIC.contains(name)) { Vec::new() } else { set }
 }
 
-/// The table of the README.
+/// The table of docs/configuration.md.
 pub fn markdown_table() -> String {
     let mut table = "| kube-vip | Pinnace |\n|---|---|\n".to_owned();
     for (name, instead) in VARIABLES {

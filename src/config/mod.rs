@@ -1,13 +1,13 @@
 //! Settings: defaults < file (`PINNACE_CONFIG`) < environment (`PINNACE_*`) < flags.
 //!
 //! One table ([`TABLE`]) holds every setting's name, default, format, description and parser;
-//! `--help`, the table of the README and parsing are derived from it, so they cannot disagree.
+//! `--help`, docs/configuration.md and parsing are derived from it, so they cannot disagree.
 //! Every error is reported at once, and nothing is started before there is none.
 //!
 //! figment merges the sources. Its own providers are not used, for they give values types before
 //! the setting's parser sees them: a node called `007` or `1e3` would become a number.
 //!
-//! Sans-IO: environment, file text and host name are arguments; [`io`] reads the files.
+//! Sans-IO: environment, file text and host name are arguments; [`io`] reads the file.
 
 pub mod bfd;
 mod draft;
@@ -27,7 +27,6 @@ mod values;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use bfd::SecretFile;
 use draft::Draft;
 use figment::{Figment, Profile};
 pub use file::ConfigFile;
@@ -37,6 +36,7 @@ pub use settings::{LogFormat, OnExit, Settings};
 use sources::{Given, Raw};
 pub use table::{DefaultValue, PREFIX, Setting, TABLE};
 
+use crate::bfd::secret::{self, SecretFile};
 pub use crate::engine::uplinks::InterfacePattern;
 use crate::model::Mode;
 
@@ -95,7 +95,7 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), ConfigErrors> 
         problems.extend(reasons.into_iter().map(problem));
     }
     if let Some(path) = &draft.secret_file {
-        match bfd::secret(&(sources.read_secret)(path)) {
+        match secret::parse(&(sources.read_secret)(path)) {
             Ok((secret, doubts)) => {
                 draft.secret = Some(secret);
                 warnings.extend(doubts.into_iter().map(Warning::Secret));

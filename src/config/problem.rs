@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::bfd::SecretWarning;
+use crate::bfd::secret::SecretWarning;
 
 /// Something the user probably did not mean; the node starts all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]

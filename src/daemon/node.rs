@@ -167,24 +167,28 @@ impl Node {
         settings: &mut Settings,
         read: Result<(Settings, Vec<Warning>), String>,
     ) {
-        let (read, warnings) = match read {
-            Ok(read) => read,
-            Err(why) => {
-                return error!(
-                    "configuration reload failed, keeping the running configuration: {why}"
-                );
+        match read {
+            Ok((read, warnings)) => {
+                warnings.iter().for_each(|warning| warn!("{warning}"));
+                self.reload_pools(settings, read);
             }
-        };
-        warnings.iter().for_each(|warning| warn!("{warning}"));
-        let pools = std::mem::replace(&mut settings.pools, read.pools.clone());
+            Err(why) => {
+                error!("configuration reload failed, keeping the running configuration: {why}")
+            }
+        }
+    }
+
+    fn reload_pools(&mut self, settings: &mut Settings, read: Settings) {
+        let before = std::mem::replace(&mut settings.pools, read.pools.clone());
         if *settings != read {
             warn!("a change of settings other than PINNACE_POOLS requires a restart");
         }
-        if pools == settings.pools {
-            return info!("configuration reloaded: pools unchanged");
+        if before == settings.pools {
+            info!("configuration reloaded: pools unchanged");
+        } else {
+            info!("configuration reloaded: pools changed");
+            self.handle(Event::Pools(read.pools));
         }
-        info!("configuration reloaded: pools changed");
-        self.handle(Event::Pools(read.pools));
     }
 
     pub fn leadership_changed(&mut self, events: Vec<Event>) {

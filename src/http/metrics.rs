@@ -1,5 +1,5 @@
-//! Metrics in the OpenMetrics format. Names carry their units; what can be read from the kernel is
-//! read when somebody asks.
+//! Metrics in the OpenMetrics format. Names carry their units. What the kernel counts is read at each
+//! scrape.
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -251,7 +251,7 @@ impl Metrics {
         self.conntrack_deleted.inc_by(report.conntrack_deleted as u64);
     }
 
-    /// What the engine counts now.
+    /// Sets the gauges that the engine counts.
     pub fn engine(&self, summary: &Summary) {
         let phases = [
             ("serving", summary.serving),
@@ -268,7 +268,7 @@ impl Metrics {
         self.invalid_objects.set(signed(summary.problems));
     }
 
-    /// What the announcer has counted since it started.
+    /// Adds what the announcer has counted since it started.
     pub fn announcer(&self, now: L2Totals) {
         let mut before = self.l2_before.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (old, new) = (before.announcer, now.announcer);
@@ -304,13 +304,13 @@ impl Metrics {
         self.events_dropped.clone()
     }
 
-    /// BFD is spoken from now on; its totals are read when somebody asks.
+    /// The totals of BFD are read whenever the metrics are.
     pub fn bfd(&self, counters: Arc<io::BfdCounters>) {
         *self.bfd.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
             BfdReader { counters: Some(counters), ..BfdReader::default() };
     }
 
-    /// A session came up or went down.
+    /// Counts a session that came up or went down.
     pub fn bfd_session(&self, up: bool) {
         self.bfd_changes.get_or_create(&StateLabel { state: if up { "up" } else { "down" } }).inc();
     }
@@ -336,7 +336,7 @@ impl Metrics {
         self.bfd_scheduling_delay.set(now.latest_wake.as_secs_f64());
     }
 
-    /// The exposition.
+    /// The exposition in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         self.read_bfd();
         self.memory.set(resident().unwrap_or(0));

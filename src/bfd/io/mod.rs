@@ -15,6 +15,7 @@ mod counters;
 mod filter;
 mod port_owner;
 pub mod realtime;
+pub mod secret;
 mod socket;
 mod task;
 

@@ -137,7 +137,7 @@ async fn servicelb(connection: &Connection) -> Option<Finding> {
     )))
 }
 
-/// The pools of kube-vip's cloud provider, in our words. Credentials that may not look say nothing
+/// The pools of kube-vip's cloud provider, as Pinnace's setting. Credentials that may not look say nothing
 /// about them.
 async fn ranges_of_kube_vip(connection: &Connection) -> Option<Finding> {
     let maps: Api<ConfigMap> = Api::namespaced(connection.client(), "kube-system");
@@ -157,7 +157,7 @@ fn review(
         subresource: some(subresource),
         // Leases are kept in one namespace, everything else is read and written in all.
         namespace: (*resource == "leases").then(|| namespace.to_string()),
-        // Rights may be given for the one Lease alone; what is to be created has no name yet.
+        // Permissions may be granted for the one Lease alone; what is to be created has no name yet.
         name: (*resource == "leases" && *verb != "create").then(|| lease::NAME.to_string()),
         ..ResourceAttributes::default()
     };

@@ -1,5 +1,5 @@
-//! Kernel settings that decide whether forwarded packets arrive. None is alarming in itself: each
-//! is judged by what this host looks like.
+//! Sysctls that decide whether forwarded packets arrive. Each is judged by the interfaces and
+//! addresses of this host.
 
 use std::collections::BTreeSet;
 
@@ -106,8 +106,8 @@ fn reverse_path(host: &Host) -> Finding {
     finding
 }
 
-/// Pinnace binds no address and answers ARP itself, so these concern only addresses that somebody
-/// else bound.
+/// Pinnace binds no VIP to an interface and answers ARP itself, so arp_ignore and arp_announce concern
+/// only addresses that somebody else bound.
 fn arp(host: &Host) -> Vec<Finding> {
     let value =
         |name: &str, key: &str| host.sysctl(&["net", "ipv4", "conf", name, key]).unwrap_or(0);

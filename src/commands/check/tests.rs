@@ -52,7 +52,7 @@ impl Fixture {
             environment,
             manifests: None,
             host_name: "node-a".to_string(),
-            read_secret: crate::config::io::read_secret,
+            read_secret: crate::bfd::io::secret::read,
         };
         let (settings, _) = load(sources).expect("valid settings");
         let kernel = Kernel { nft: Probe::Works, packet: Probe::Works, chains: Ok(Vec::new()) };

@@ -1,5 +1,5 @@
-//! The command line: what it accepts and what it means. Settings come from variables and a file
-//! ([`crate::config`]); flags exist only for the two paths one types by hand.
+//! The command line. Settings come from variables and a file ([`crate::config`]); flags exist only
+//! for the two paths that one types by hand.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,18 +15,17 @@ pub const EX_USAGE: u8 = 64;
 
 const SETTINGS: &str = "Settings come from PINNACE_* environment variables and a file; pinnace --help lists them all with their defaults.";
 
-/// A command line, understood.
+/// A parsed command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
-    /// `--config`: wins over `PINNACE_CONFIG`.
+    /// `--config`: overrides `PINNACE_CONFIG`.
     pub config: Option<PathBuf>,
-    /// `--manifests`: wins over `PINNACE_MANIFESTS`.
+    /// `--manifests`: overrides `PINNACE_MANIFESTS`.
     pub manifests: Option<PathBuf>,
-    /// What to do.
     pub command: Command,
 }
 
-/// What to do.
+/// A command; without one, `run`.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Serve LoadBalancer Services until stopped (the default)
@@ -38,19 +37,19 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value = "human")]
         output: StatusFormat,
     },
-    /// Examine this host and say what stands in the way; changes nothing
+    /// Run preflight checks on this host; changes nothing
     Check {
         /// How to print it
         #[arg(short, long, value_enum, default_value = "human")]
         output: CheckFormat,
     },
-    /// Print the rules in the kernel
+    /// Print the ruleset in the kernel
     Ruleset {
         /// nft text, or libnftables JSON
         #[arg(short, long, value_enum, default_value = "text")]
         output: RulesetFormat,
-        /// Print the rules that would be there, from the manifests or the API server, without
-        /// touching the kernel
+        /// Print the planned ruleset, from the manifests or the API server, without touching the
+        /// kernel
         #[arg(long)]
         planned: bool,
     },
@@ -114,21 +113,24 @@ struct Cli {
 
 #[derive(Args)]
 struct Paths {
-    /// Read settings from this YAML file; wins over PINNACE_CONFIG
+    /// Read settings from this YAML file; overrides PINNACE_CONFIG
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Serve from this directory of manifests; wins over PINNACE_MANIFESTS (run, ruleset)
+    /// Serve from this directory of manifests; overrides PINNACE_MANIFESTS (run, ruleset)
     #[arg(long, value_name = "DIR", global = true)]
     manifests: Option<PathBuf>,
 }
 
-/// Understands a command line, its first word being the program. `--help` and `--version` arrive as
+/// Parses a command line, its first word being the program. `--help` and `--version` arrive as
 /// errors too, as clap has it: print the error, and exit with [`exit_code`].
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let value = |flag: &str| flag_value(&arguments, flag);
     let mut command = Cli::command().after_long_help(config::help_text());
     let cli = command
-        .try_get_matches_from_mut(arguments)
-        .and_then(|matches| <Cli as clap::FromArgMatches>::from_arg_matches(&matches))?;
+        .try_get_matches_from_mut(&arguments)
+        .and_then(|matches| <Cli as clap::FromArgMatches>::from_arg_matches(&matches))
+        .map_err(|error| name_the_variable(error, value))?;
     let chosen = cli.command.unwrap_or(Command::Run);
     if cli.paths.manifests.is_some() && !matches!(chosen, Command::Run | Command::Ruleset { .. }) {
         let mut error = clap::Error::new(ErrorKind::ArgumentConflict).with_cmd(&command);
@@ -141,6 +143,41 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         return Err(error);
     }
     Ok(Invocation { config: cli.paths.config, manifests: cli.paths.manifests, command: chosen })
+}
+
+/// A flag that is a setting's key is answered with the setting's variable and the flag's value.
+fn name_the_variable(
+    mut error: clap::Error,
+    value: impl Fn(&str) -> Option<String>,
+) -> clap::Error {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return error };
+    let flag = flag.split('=').next().unwrap_or_default().to_owned();
+    let name = flag.trim_start_matches('-').to_ascii_uppercase().replace('-', "_");
+    let Some(setting) = config::TABLE.iter().find(|setting| setting.name == name) else {
+        return error;
+    };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    let value = value(&flag).unwrap_or_else(|| format!("<{}>", setting.format));
+    let advice = format!("settings are variables: {}={value}", setting.variable());
+    error.remove(ContextKind::SuggestedArg);
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
+    error
+}
+
+/// What follows a flag, as `--flag value` or `--flag=value`.
+fn flag_value(arguments: &[OsString], flag: &str) -> Option<String> {
+    let mut arguments = arguments.iter().filter_map(|argument| argument.to_str());
+    while let Some(argument) = arguments.next() {
+        if argument == flag {
+            return arguments.next().filter(|next| !next.starts_with('-')).map(str::to_owned);
+        }
+        if let Some(value) = argument.strip_prefix(flag).and_then(|rest| rest.strip_prefix('=')) {
+            return Some(value.to_owned());
+        }
+    }
+    None
 }
 
 /// 0 for help and version, 64 for a mistake.
@@ -200,7 +237,10 @@ mod tests {
     fn mistakes_exit_64_and_say_why() {
         for (line, expected) in [
             ("pinnace serve", "serve"),
-            ("pinnace --pools 10.0.0.1", "--pools"),
+            ("pinnace rulset", "a similar subcommand exists: 'ruleset'"),
+            ("pinnace --pools 1.2.3.4", "settings are variables: PINNACE_POOLS=1.2.3.4"),
+            ("pinnace run --bfd-interval=9ms", "settings are variables: PINNACE_BFD_INTERVAL=9ms"),
+            ("pinnace --mode", "settings are variables: PINNACE_MODE=<vip or node>"),
             ("pinnace status -o xml", "human, json, yaml"),
             ("pinnace status --manifests /m", "--manifests"),
             ("pinnace cleanup --planned", "--planned"),

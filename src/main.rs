@@ -1,14 +1,14 @@
-//! The entry: command line → settings → one of the commands.
+//! The entry point: command line → settings → one of the commands.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use pinnace::cli::{CheckFormat, Command, EX_USAGE, Invocation, RulesetFormat, StatusFormat};
-use pinnace::commands::{check, status};
+use pinnace::commands::{check, cleanup, ruleset, status};
 use pinnace::common::printable::printable_lines;
-use pinnace::config::{ConfigFile, LogFormat, Settings, Sources, Warning};
+use pinnace::config::{LogFormat, Settings, Sources, Warning};
 use pinnace::nft::io::writer::RulesetWriter;
-use pinnace::{cli, commands, config, daemon, logging, nft};
+use pinnace::{cli, config, daemon, logging, nft};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -32,9 +32,9 @@ fn main() -> ExitCode {
     }
     let (settings, warnings) = match settings(&invocation) {
         Ok(loaded) => loaded,
-        // It must work for somebody who uninstalls because of settings that cannot be used.
+        // Cleanup must work for somebody who uninstalls because of invalid settings.
         Err(_) if matches!(invocation.command, Command::Cleanup { state: false }) => {
-            return finish(commands::remove_rules().map(|()| ExitCode::SUCCESS));
+            return finish(cleanup::remove_rules().map(|()| ExitCode::SUCCESS));
         }
         Err(message) => {
             eprintln!("{}", printable_lines(&message));
@@ -51,16 +51,12 @@ fn finish(outcome: Result<ExitCode, String>) -> ExitCode {
     })
 }
 
-/// Reads every source of settings, or says everything that is wrong with them.
+/// Reads every source of settings. The error names everything that is wrong with them.
 fn settings(invocation: &Invocation) -> Result<(Settings, Vec<Warning>), String> {
     let path =
         config::config_path(invocation.config.as_deref(), std::env::var_os("PINNACE_CONFIG"));
-    let file = path.map(|path| ConfigFile {
-        text: std::fs::read_to_string(&path).map_err(|error| error.to_string()),
-        path,
-    });
     let sources = Sources {
-        file,
+        file: path.map(config::io::read),
         environment: std::env::vars_os().collect(),
         manifests: invocation.manifests.clone(),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -92,7 +88,7 @@ fn run(
             let Err(error) = outcome else { return Ok(ExitCode::SUCCESS) };
             let message = error.to_string();
             match settings.log_format {
-                // Whoever reads objects reads nothing else.
+                // A reader of JSON reads nothing else.
                 LogFormat::Json => tracing::error!("{message}"),
                 LogFormat::Human => eprintln!("error: {}", printable_lines(&message)),
             }
@@ -103,7 +99,7 @@ fn run(
             })
         }
         Command::Check { output } => {
-            let report = check::run(settings, warnings, probe_kernel);
+            let report = runtime()?.block_on(check::run(settings, warnings, probe_kernel));
             match output {
                 CheckFormat::Human => print(&printable_lines(&report.human())),
                 CheckFormat::Json => print(&format!("{}\n", report.json())),
@@ -111,7 +107,7 @@ fn run(
             Ok(ExitCode::from(report.exit_code()))
         }
         Command::Status { output } => {
-            let state = runtime()?.block_on(commands::status(settings))?;
+            let state = runtime()?.block_on(status::query(settings))?;
             print(&match output {
                 StatusFormat::Human => status::human(&state),
                 StatusFormat::Json => {
@@ -123,9 +119,9 @@ fn run(
         }
         Command::Ruleset { output, planned } => {
             let tables = if *planned {
-                runtime()?.block_on(commands::planned(settings))?
+                runtime()?.block_on(ruleset::planned(settings))?
             } else {
-                commands::live()?
+                ruleset::live()?
             };
             match output {
                 RulesetFormat::Text => print(&nft::text::tables(&tables, settings.dead_man)),
@@ -137,7 +133,7 @@ fn run(
             Ok(ExitCode::SUCCESS)
         }
         Command::Cleanup { state } => {
-            commands::cleanup(settings, *state)?;
+            cleanup::cleanup(settings, *state)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Version | Command::Settings => Ok(ExitCode::SUCCESS),
@@ -151,8 +147,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
         .map_err(|error| format!("cannot start the runtime: {error}"))
 }
 
-/// Writes a rule set with rules of every kind in the network namespace of the calling thread. What
-/// the kernel lacks of it, if it takes the rest.
+/// Writes a ruleset with rules of every kind in the network namespace of the calling thread. Answers
+/// what the kernel lacks of it, if it takes the rest.
 fn probe_kernel() -> Result<Option<String>, String> {
     let changes = nft::probe::probe_ruleset();
     let mut writer = RulesetWriter::open().map_err(|error| error.to_string())?;

@@ -166,7 +166,7 @@ fn a_service_made_with_kubectl_gets_an_address_and_a_client_is_served() {
         (&json!("Normal"), &object["metadata"]["uid"])
     );
     let status = running.pinnace().status().expect("a status");
-    assert_eq!(status.0["writer"], json!({"node": "node-1", "here": true}));
+    assert_eq!(status.0["leader"], json!({"node": "node-1", "here": true}));
 
     // What somebody else says about it stays, whatever of ours is written and taken back.
     let said = json!([{"type": "example.com/Scanned", "status": "True", "reason": "NothingFound", "message": "by another controller",
@@ -437,7 +437,7 @@ fn what_is_refused_for_one_service_stops_nothing_else() {
     plane.apply(&plain("after"));
     event(&plane, "EnsuredLoadBalancer", "after");
     assert_eq!(
-        running.pinnace().status().expect("a status").0["writer"],
+        running.pinnace().status().expect("a status").0["leader"],
         json!({"node": "node-1", "here": true})
     );
 }
@@ -461,7 +461,7 @@ fn one_that_may_not_write_leaves_it_to_others() {
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
         ensure(holder.is_empty(), || holder)
     });
-    let role = running.pinnace().status().expect("a status").0["writer"].clone();
+    let role = running.pinnace().status().expect("a status").0["leader"].clone();
     assert_eq!(role["here"], false, "{role}");
     assert_eq!(published(&plane.get_json(&["service", "web"])), Vec::<IpAddr>::new());
 }

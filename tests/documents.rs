@@ -73,7 +73,7 @@ fn the_documents_answer_every_variable_of_kube_vip() {
 #[test]
 fn the_documents_name_every_metric() {
     let metrics = Metrics::new();
-    metrics.writer(false, Some("node-1"));
+    metrics.leader(false, Some("node-1"));
     let text = metrics.encode();
     let kinds: BTreeMap<&str, &str> = text
         .lines()

@@ -271,3 +271,46 @@ fn a_vlan_above_a_bond_announces_again_when_the_bond_fails_over() {
     assert_served(&lab, &running, vips, "bond0.100", "node-1", "node-1.100");
     assert_failover(&lab, vips, &running);
 }
+
+/// A pool in the subnet of an interface that looks like a pod's or a tunnel: what `pinnace check`
+/// says is what the running node says.
+#[test]
+fn check_and_the_daemon_agree_on_what_is_no_uplink() {
+    let lab = Lab::new(1, 0);
+    lab.node.ns.ip(&[
+        "link add name tap0 type veth peer name tap0p",
+        "link set tap0p up",
+        "address add 192.0.2.2/24 dev tap0",
+        "link set tap0 up",
+        "link add name ext0 type vxlan id 7 dstport 4789",
+        "address add 198.51.100.2/24 dev ext0",
+        "link set ext0 up",
+    ]);
+    lab.apply("nodes.yaml", &node(1));
+    lab.apply("web.yaml", &web("web").with_pods(&lab.pods));
+    let pools = "192.0.2.100-192.0.2.110,198.51.100.100-198.51.100.110";
+    let running = lab.pinnace().set("PINNACE_POOLS", pools).start_ready();
+    let json = |command: &str| -> serde_json::Value {
+        let output = running.pinnace().run(&[command, "-o", "json"]);
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+
+    let state = json("status");
+    let report = json("check");
+    let findings = report["findings"].as_array().expect("findings");
+    for (interface, range) in [("tap0", "192.0.2.100-"), ("ext0", "198.51.100.100-")] {
+        let all = state["interfaces"].as_array().expect("interfaces");
+        let status = all.iter().find(|i| i["name"] == interface).expect("it is listed");
+        assert_eq!(status["uplink"], false, "{status}");
+        let reason = status["reason"].as_str().expect("a reason");
+        let finding = findings
+            .iter()
+            .find(|f| f["check"] == "pool-subnet" && f["what"].to_string().contains(range))
+            .expect("every range is judged");
+        assert_eq!(finding["severity"], "warning", "{finding}");
+        assert!(
+            finding["why"].to_string().contains(&format!("{interface}: {reason}")),
+            "{finding}"
+        );
+    }
+}

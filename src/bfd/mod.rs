@@ -24,6 +24,7 @@ mod exchange;
 pub mod io;
 pub mod packet;
 mod parameters;
+pub mod secret;
 mod session;
 #[cfg(test)]
 mod session_tests;

@@ -1,18 +1,54 @@
-//! `pinnace status` for a person: what is served where first, then, in sentences, what is not and
-//! why.
+//! `pinnace status`: asks the running daemon, and shows people what is served where first, then, in
+//! sentences, what is not and why.
 
 use std::fmt::Arguments;
 
-use crate::common::printable::printable;
+use crate::common::printable::{joined, printable};
+use crate::config::Settings;
+use crate::http::server;
+use crate::ipam::Allocations;
 use crate::model::Mode;
 use crate::model::state::{
-    AddressPhase, AddressStatus, NodeState, PeerStatus, Phase, PortStatus, ServiceStatus,
+    AddressPhase, AddressStatus, InterfaceStatus, NodeState, PeerStatus, Phase, PoolStatus,
+    PortStatus, ServiceStatus,
 };
+use crate::storage::state;
 
-/// How many of a long list are shown before the rest is counted.
+/// Maximum number of items of a list that are shown; the rest is counted.
 const SHOWN: usize = 4;
 
-/// The whole page.
+/// Asks the running daemon for its state.
+pub async fn query(settings: &Settings) -> Result<NodeState, String> {
+    let address =
+        settings.listen.ok_or("PINNACE_LISTEN is off, so the running pinnace cannot be asked")?;
+    let body = server::fetch(address, "/state")
+        .await
+        .map_err(|error| not_running(settings, error.to_string()))?;
+    serde_json::from_slice(&body).map_err(|error| {
+        format!("{address} did not answer as this version of pinnace does: {error}")
+    })
+}
+
+/// Adds the addresses that the daemon has left in its state directory.
+fn not_running(settings: &Settings, error: String) -> String {
+    let saved = state::read::<Allocations>(&settings.state_dir).value.unwrap_or_default();
+    let lines = saved.iter().map(|(key, allocation)| {
+        let addresses = allocation.addresses.iter().map(ToString::to_string);
+        let nodes = allocation
+            .ports
+            .iter()
+            .flat_map(|held| held.nodes.keys())
+            .map(|node| format!("ports of node {node}"));
+        format!("\n  {key}: {}", joined(addresses.chain(nodes)))
+    });
+    let remembered: String = lines.collect();
+    if remembered.is_empty() {
+        return error;
+    }
+    format!("{error}\naddresses remembered in {}:{remembered}", settings.state_dir.display())
+}
+
+/// The state as a page for people.
 pub fn human(state: &NodeState) -> String {
     let mut page = Page::default();
     let unmet: Vec<_> = state.ready.iter().filter(|condition| !condition.status).collect();
@@ -29,12 +65,10 @@ pub fn human(state: &NodeState) -> String {
     for warning in &state.warnings {
         page.line(format_args!("  {}: {}", warning.code, warning.message));
     }
-    if let Some(writer) = &state.leader {
-        let node = writer.node.as_deref().unwrap_or("no node yet");
-        page.line(format_args!(
-            "addresses are given by {node}{}",
-            if writer.here { ", this node" } else { "" }
-        ));
+    if let Some(leader) = &state.leader {
+        let node = leader.node.as_deref().unwrap_or("none yet");
+        let here = if leader.here { " (this node)" } else { "" };
+        page.line(format_args!("leader: {node}{here}"));
     }
     page.blank();
     if state.services.is_empty() {
@@ -47,20 +81,20 @@ pub fn human(state: &NodeState) -> String {
     if !state.addresses.is_empty() {
         page.blank();
         page.table(
-            &["ADDRESS", "STATE", "OWNER", "INTERFACES", "HELD BY"],
+            &["ADDRESS", "STATE", "OWNER", "INTERFACES", "SERVICES"],
             state.addresses.iter().map(address_row),
         );
     }
     if !state.peers.is_empty() {
         page.blank();
         page.table(
-            &["OTHER NODE", "ADDRESSES", "STATE", "FOR", "DEAD AFTER"],
+            &["PEER", "ADDRESSES", "STATE", "SINCE", "DETECTION TIME"],
             state.peers.iter().map(peer_row),
         );
     }
     if !state.pools.is_empty() {
         page.blank();
-        let row = |pool: &crate::model::state::PoolStatus| {
+        let row = |pool: &PoolStatus| {
             vec![pool.name.clone(), some(&pool.ranges), format!("{} of {}", pool.used, pool.size)]
         };
         page.table(&["POOL", "RANGES", "USED"], state.pools.iter().map(row));
@@ -70,8 +104,8 @@ pub fn human(state: &NodeState) -> String {
     page.0
 }
 
-/// What was printed so far. Texts come from whoever may write manifests: whatever is in them, a
-/// line begins and ends only here.
+/// The page so far. Texts come from whoever may write manifests: whatever is in them, a line begins
+/// and ends only here.
 #[derive(Default)]
 struct Page(String);
 
@@ -116,7 +150,7 @@ fn service_row(service: &ServiceStatus) -> Vec<String> {
     let endpoints = service.ports.iter().map(|port| port.endpoints).max().unwrap_or(0);
     let local = service.ports.iter().map(|port| port.local).max().unwrap_or(0);
     let owner = match (service.mode, &service.owner) {
-        (Some(Mode::Node), _) => "every node".to_string(),
+        (Some(Mode::Node), _) => "all nodes".to_string(),
         (_, owner) => owner.clone().unwrap_or_else(|| "-".into()),
     };
     vec![
@@ -125,7 +159,7 @@ fn service_row(service: &ServiceStatus) -> Vec<String> {
         some(&service.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()),
         some(&service.ports.iter().map(port).collect::<Vec<_>>()),
         owner,
-        format!("{endpoints} ({local} here)"),
+        format!("{endpoints} ({local} local)"),
         phase(service.phase).to_string(),
     ]
 }
@@ -134,8 +168,8 @@ fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Serving => "serving",
         Phase::Pending => "pending",
-        Phase::Failed => "refused",
-        Phase::Unmanaged => "not ours",
+        Phase::Failed => "failed",
+        Phase::Unmanaged => "unmanaged",
     }
 }
 
@@ -161,17 +195,23 @@ fn address_row(address: &AddressStatus) -> Vec<String> {
 fn peer_row(peer: &PeerStatus) -> Vec<String> {
     let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
     let since = peer.seconds.map_or_else(|| "-".into(), duration);
-    let dead_after = peer
+    let detection_time = peer
         .detection_milliseconds
         .map_or_else(|| "-".into(), |milliseconds| format!("{milliseconds} ms"));
-    vec![peer.node.clone(), some(&addresses), peer.state.clone(), since, dead_after]
+    vec![peer.node.clone(), some(&addresses), peer.state.clone(), since, detection_time]
 }
 
-/// A sentence for whatever is not as somebody asked.
+/// A sentence for everything that is not as somebody asked.
 fn explanations(state: &NodeState, page: &mut Page) {
     for service in state.services.iter().filter(|service| !service.reasons.is_empty()) {
         page.blank();
-        page.line(format_args!("{} is {}:", service.key, phase(service.phase)));
+        let phase = match service.phase {
+            Phase::Failed => "has failed",
+            Phase::Serving => "is serving",
+            Phase::Pending => "is pending",
+            Phase::Unmanaged => "is unmanaged",
+        };
+        page.line(format_args!("{} {phase}:", service.key));
         for reason in &service.reasons {
             page.line(format_args!("  {}", reason.message));
         }
@@ -180,7 +220,7 @@ fn explanations(state: &NodeState, page: &mut Page) {
         if let AddressPhase::Contested { mac } = &address.phase {
             page.blank();
             page.line(format_args!(
-                "{} is also answered for by {mac}: clients reach either of the two. Stop it there.",
+                "address conflict: {mac} answers for {} too, and clients reach either of the two; stop it there",
                 address.address
             ));
         }
@@ -188,7 +228,7 @@ fn explanations(state: &NodeState, page: &mut Page) {
 }
 
 fn interfaces(state: &NodeState, page: &mut Page) {
-    let row = |interface: &crate::model::state::InterfaceStatus| {
+    let row = |interface: &InterfaceStatus| {
         let role = match (&interface.reason, interface.up) {
             (None, true) => "uplink".to_string(),
             (None, false) => "uplink, without a link".to_string(),
@@ -204,7 +244,7 @@ fn interfaces(state: &NodeState, page: &mut Page) {
         return;
     }
     page.blank();
-    // Pods come by the hundred; what is left out are interfaces without an address.
+    // There may be hundreds of pods: interfaces without an address are left out.
     let shown = state
         .interfaces
         .iter()
@@ -230,7 +270,7 @@ fn problems(state: &NodeState, page: &mut Page) {
     }
 }
 
-/// The first few, and how many more.
+/// The first [`SHOWN`] items, and how many more.
 fn some(items: &[String]) -> String {
     match items.len() {
         0 => "-".into(),
@@ -278,8 +318,8 @@ mod tests {
 
     #[test]
     fn a_person_sees_what_is_served_and_why_the_rest_is_not() {
-        let mut refused = service("api", Phase::Failed, &[]);
-        refused.reasons.push(Reason::new(
+        let mut failed = service("api", Phase::Failed, &[]);
+        failed.reasons.push(Reason::new(
             "PoolExhausted",
             "no free address in pool lan (2 addresses); enlarge it, or delete a Service",
         ));
@@ -288,7 +328,7 @@ mod tests {
             version: "0.1.0".into(),
             uptime_seconds: 3_700,
             ready: vec![Condition::when("RulesApplied", false, "not written yet")],
-            services: vec![service("web", Phase::Serving, &["10.88.0.200", "fd88::200"]), refused],
+            services: vec![service("web", Phase::Serving, &["10.88.0.200", "fd88::200"]), failed],
             problems: vec![SourceProblem {
                 source: "web.yaml:12".into(),
                 object: Some("Service default/x".into()),
@@ -301,11 +341,11 @@ mod tests {
 node node-1, pinnace 0.1.0, up 1h1m, not ready
   RulesApplied: not written yet
 
-SERVICE      MODE  ADDRESSES               PORTS   OWNER   ENDPOINTS   STATE
-default/web  vip   10.88.0.200, fd88::200  80/TCP  node-1  3 (1 here)  serving
-default/api  vip   -                       80/TCP  node-1  3 (1 here)  refused
+SERVICE      MODE  ADDRESSES               PORTS   OWNER   ENDPOINTS    STATE
+default/web  vip   10.88.0.200, fd88::200  80/TCP  node-1  3 (1 local)  serving
+default/api  vip   -                       80/TCP  node-1  3 (1 local)  failed
 
-default/api is refused:
+default/api has failed:
   no free address in pool lan (2 addresses); enlarge it, or delete a Service
 
 Problems with the objects:

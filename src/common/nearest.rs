@@ -1,11 +1,8 @@
-//! What somebody meant who misspelled a name.
+//! The name that was probably meant by a misspelled one.
 
 /// The candidate that differs least, if the difference is small enough to be a slip: at most a
 /// third of the letters.
-pub(crate) fn nearest<'a>(
-    name: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_ascii_uppercase().replace('-', "_");
     let scored = candidates.map(|candidate| (distance(&name, candidate), candidate));
     let (distance, candidate) = scored.min()?;
@@ -14,7 +11,7 @@ pub(crate) fn nearest<'a>(
 
 /// Edits (insert, delete, replace, swap two neighbours) that make one word of the other: the
 /// optimal string alignment distance.
-pub(crate) fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before = vec![0; b.len() + 1];
     let mut above: Vec<usize> = (0..=b.len()).collect();

@@ -3,10 +3,11 @@
 //! is shown as an escape. JSON and YAML output need none of this.
 
 use std::borrow::Cow;
+use std::fmt::{Display, Write};
 use std::net::IpAddr;
 
 /// `text` on one line, with `\n`, `\u{1b}` and the like in place of characters that act instead of
-/// being seen. Doing it twice is doing it once; a backslash that was there stays as it is.
+/// being seen. Idempotent: a backslash stays as it is.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
@@ -18,7 +19,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The same for a text of several lines, whose line feeds are its author's.
+/// [`printable`] for a text of several lines, whose line feeds are intended.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     if !text.contains(|c| c != '\n' && acts(c)) {
         return Cow::Borrowed(text);
@@ -38,9 +39,22 @@ fn acts(c: char) -> bool {
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Addresses as people read them: separated by commas.
+/// Items as people read them: separated by commas; empty without any.
+pub fn joined(items: impl IntoIterator<Item = impl Display>) -> String {
+    let mut text = String::new();
+    for item in items {
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        // Writing into a String cannot fail.
+        let _ = write!(text, "{item}");
+    }
+    text
+}
+
+/// Addresses, separated by commas.
 pub fn list(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
+    joined(addresses)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Pseudo-random numbers (SplitMix64, Steele et al. 2014) from an injected seed.
 
-/// A generator. Discriminators and first sequence numbers come from it too: they need to be hard to
-/// guess from outside the link only, where nothing of its output is seen.
+/// A generator. It suffices for discriminators and first sequence numbers too: they must be hard to
+/// guess only from outside the link, where none of its output is seen.
 #[derive(Debug)]
 pub(crate) struct Random(u64);
 

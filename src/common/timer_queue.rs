@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// What is due when, by key. A key may wait for several moments; cancelling names one of them, so
-/// that nothing has to be searched: every operation takes O(log n).
+/// Timers by key. A key may have several; cancelling names the moment of one, so that nothing is
+/// searched: every operation takes O(log n).
 #[derive(Debug)]
 pub struct TimerQueue<K>(BTreeSet<(Duration, K)>);
 

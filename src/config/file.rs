@@ -4,21 +4,33 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
-use super::table::TABLE;
-use super::{ConfigFile, Given, Origin, PREFIX, Place, SettingProblem, Warning};
+use super::problem::{Place, SettingProblem, Warning};
+use super::sources::Given;
+use super::table::{PREFIX, TABLE};
 use crate::common::nearest::nearest;
 
+/// A configuration file that the user named.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    /// For messages.
+    pub path: PathBuf,
+    /// The text, or why it cannot be read, which is reported among the other errors.
+    pub text: Result<String, String>,
+}
+
+/// Reads the settings in the file: name in the table → place and value.
 pub(super) fn read(
     file: &ConfigFile,
-    given: &mut Given,
     warnings: &mut Vec<Warning>,
     problems: &mut Vec<SettingProblem>,
-) {
+) -> Given {
+    let mut given = Given::new();
     let place = |line| Place { path: file.path.clone(), line };
     let text = file
         .text
@@ -27,26 +39,16 @@ pub(super) fn read(
     let entries = match text.and_then(|text| parse(text)) {
         Ok(entries) => entries,
         Err((line, reason)) => {
-            problems.push(SettingProblem {
-                origin: Origin::File(place(line)),
-                value: None,
-                reason,
-            });
-            return;
+            problems.push(SettingProblem::new(place(line).to_string(), reason));
+            return given;
         }
     };
     for (key, line, value) in entries {
         let place = place(Some(line));
         let upper = key.to_ascii_uppercase().replace('-', "_");
         let short = upper.strip_prefix(PREFIX).unwrap_or(&upper);
-        let origin = Origin::Key(place.clone(), key.clone());
-        let mut refuse = |reason: &str| {
-            problems.push(SettingProblem {
-                origin: origin.clone(),
-                value: None,
-                reason: reason.to_string(),
-            })
-        };
+        let subject = format!("{place}: {key}");
+        let mut refuse = |reason: &str| problems.push(SettingProblem::new(&*subject, reason));
         let Some(setting) = TABLE.iter().find(|setting| setting.name == short) else {
             let nearest = nearest(short, TABLE.iter().map(|s| s.name)).map(str::to_ascii_lowercase);
             warnings.push(Warning::UnknownKey { key, place, nearest });
@@ -64,11 +66,13 @@ pub(super) fn read(
         };
         if setting.name == "CONFIG" {
             refuse("a configuration file cannot name another one");
-        } else if value.is_empty() {
-        } else if given.insert(setting.name, (origin.clone(), value)).is_some() {
+        } else if !value.is_empty()
+            && given.insert(setting.name, (subject.clone(), value)).is_some()
+        {
             refuse("this setting is given twice in the file, in two spellings; remove one");
         }
     }
+    given
 }
 
 enum Value {

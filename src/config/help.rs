@@ -1,8 +1,8 @@
-//! The table in words: for `--help` and for the README.
+//! The table as text, for `--help` and docs/configuration.md.
 
 use std::fmt::Write;
 
-use super::table::{Default, Setting, TABLE};
+use super::table::{DefaultValue, Setting, TABLE};
 
 /// One paragraph per variable: name, format, default, description.
 pub fn help_text() -> String {
@@ -29,8 +29,8 @@ pub fn markdown_table() -> String {
         String::from("| variable | default | format | what it does |\n|---|---|---|---|\n");
     for setting in TABLE {
         let default = match setting.default {
-            Default::Is(value) => format!("`{value}`"),
-            Default::Computed(words) => words.to_string(),
+            DefaultValue::Fixed(value) => format!("`{value}`"),
+            DefaultValue::Computed(words) => words.to_string(),
         };
         let _ = writeln!(
             text,
@@ -45,7 +45,7 @@ pub fn markdown_table() -> String {
 
 fn default(setting: &Setting) -> &'static str {
     match setting.default {
-        Default::Is(text) | Default::Computed(text) => text,
+        DefaultValue::Fixed(text) | DefaultValue::Computed(text) => text,
     }
 }
 

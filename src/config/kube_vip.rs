@@ -1,19 +1,19 @@
-//! kube-vip's variables: people bring them along in their manifests, and each is answered with what
-//! to write here in its place.
+//! kube-vip's variables: manifests of people who migrate still set them, and each is answered with
+//! the setting that replaces it.
 
-/// What takes the place of a variable of kube-vip.
+/// What replaces a variable of kube-vip.
 #[derive(Clone, Copy, Debug)]
 pub enum Instead {
     /// This setting, with the same value.
     Same(&'static str),
-    /// This setting, with a value made from that one, and how.
+    /// This setting, with a value converted from that one; the text says how.
     Made(&'static str, fn(&str) -> String, &'static str),
-    /// Nothing, for this reason.
+    /// Holds why nothing is needed, or possible.
     Nothing(&'static str),
 }
 
 impl Instead {
-    /// What to do, as half a sentence. `value` is what the variable says.
+    /// What to do, as half a sentence. `value` is the variable's.
     pub fn advice(&self, value: &str) -> String {
         match self {
             Instead::Same(setting) => format!("write PINNACE_{setting}={value}"),
@@ -30,7 +30,7 @@ const CONTROL_PLANE: &str =
     "Pinnace has no address for the control plane: keep kube-vip, or another one, for that alone";
 const BGP: &str =
     "Pinnace does not speak BGP: have a router send the pool's addresses to the nodes";
-const DETECTION: &str = "leave it out: nodes watch each other by BFD and take over in a fraction of a second (PINNACE_BFD_INTERVAL, PINNACE_BFD_MULTIPLIER)";
+const DETECTION: &str = "leave it out: nodes detect failures by BFD and take over in a fraction of a second (PINNACE_BFD_INTERVAL, PINNACE_BFD_MULTIPLIER)";
 const EVERYTHING: &str = "one address and port for health, metrics and state";
 
 fn opposite(value: &str) -> String {
@@ -75,10 +75,10 @@ pub const VARIABLES: &[(&str, Instead)] = &[
     ),
 ];
 
-/// Names that anybody may use for anything; they mean kube-vip only beside one of the others.
+/// Names so generic that they count as kube-vip's only beside one of the others.
 const GENERIC: [&str; 2] = ["address", "port"];
 
-/// Those of the variables that are set, with the advice about each.
+/// The variables that are set, with the advice about each.
 pub(super) fn advice<'a>(
     environment: impl Iterator<Item = (&'a str, &'a str)> + Clone,
 ) -> Vec<(&'static str, String)> {
@@ -95,7 +95,7 @@ pub(super) fn advice<'a>(
     if set.iter().all(|(name, _)| GENERIC.contains(name)) { Vec::new() } else { set }
 }
 
-/// As a table for the README.
+/// The table of docs/configuration.md.
 pub fn markdown_table() -> String {
     let mut table = "| kube-vip | Pinnace |\n|---|---|\n".to_owned();
     for (name, instead) in VARIABLES {
@@ -130,28 +130,28 @@ mod tests {
     fn variables_of_kube_vip_are_answered_and_those_of_others_are_not() {
         let set =
             [("vip_interface", "eth0"), ("port", "6443"), ("PATH", "/bin"), ("svc_enable", "")];
-        let told = advice(set.into_iter());
+        let found = advice(set.into_iter());
         assert_eq!(
-            told.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            found.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
             ["vip_interface", "port"]
         );
-        assert_eq!(told[0].1, "write PINNACE_INTERFACES=eth0");
+        assert_eq!(found[0].1, "write PINNACE_INTERFACES=eth0");
         let set = [
             ("lb_class_only", "true"),
             ("prometheus_server", ":2112"),
             ("health_check_port", "8080"),
             ("vip_leaseduration", "5"),
         ];
-        let told: Vec<String> =
+        let found: Vec<String> =
             advice(set.into_iter()).into_iter().map(|(_, advice)| advice).collect();
-        assert_eq!(told[0], "write PINNACE_DEFAULT_CLASS=false (the opposite)");
+        assert_eq!(found[0], "write PINNACE_DEFAULT_CLASS=false (the opposite)");
         assert!(
-            told[1].starts_with("leave it out") && told[1].contains("PINNACE_BFD_INTERVAL"),
-            "{told:?}"
+            found[1].starts_with("leave it out") && found[1].contains("PINNACE_BFD_INTERVAL"),
+            "{found:?}"
         );
         assert!(
-            told[2].starts_with("write PINNACE_LISTEN=0.0.0.0:2112 (")
-                && told[3].starts_with("write PINNACE_LISTEN=0.0.0.0:8080 (")
+            found[2].starts_with("write PINNACE_LISTEN=0.0.0.0:2112 (")
+                && found[3].starts_with("write PINNACE_LISTEN=0.0.0.0:8080 (")
         );
         assert_eq!(advice([("port", "80"), ("address", "here")].into_iter()), []);
     }

@@ -1,4 +1,9 @@
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::environment::is_service_link;
 use super::*;
+use crate::bfd::packet::Key;
 
 fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
     Sources {

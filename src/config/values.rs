@@ -7,9 +7,10 @@ use std::time::Duration;
 use http::Uri;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::common::names::{is_dns_label, is_dns_subdomain};
 use crate::engine::uplinks::InterfacePattern;
 
-/// Units, longest first; "ms" must not be read as minutes.
+/// Units in milliseconds, longest name first: "ms" must not be read as minutes.
 const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
 pub(super) fn interfaces(text: &str) -> Result<Vec<InterfacePattern>, Vec<String>> {
@@ -81,7 +82,7 @@ pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Durat
     Ok(found)
 }
 
-/// The same, and `0` or `off` for [`Duration::ZERO`].
+/// [`duration`], and `0` or `off` for [`Duration::ZERO`].
 pub(super) fn duration_or_off(
     text: &str,
     min: Duration,
@@ -120,7 +121,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(HINT.to_string()) } else { Ok(Duration::from_millis(total)) }
 }
 
-/// In the largest unit that needs no fraction.
+/// A duration in the largest unit that needs no fraction.
 fn shown(duration: Duration) -> String {
     let millis = duration.as_millis();
     let fits = UNITS.iter().rev().find(|(_, factor)| millis.is_multiple_of(u128::from(*factor)));
@@ -144,7 +145,7 @@ pub(super) fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
 
 /// RFC 1123 subdomain, the form of Node names.
 pub(super) fn node_name(text: &str) -> Result<Box<str>, String> {
-    if is_subdomain(text) {
+    if is_dns_subdomain(text) {
         Ok(text.into())
     } else {
         Err("a node's name consists of a-z, 0-9, - and . (RFC 1123)".to_string())
@@ -153,12 +154,11 @@ pub(super) fn node_name(text: &str) -> Result<Box<str>, String> {
 
 /// RFC 1123 label, the form of names of namespaces.
 pub(super) fn namespace(text: &str) -> Result<Box<str>, String> {
-    match is_subdomain(text) && !text.contains('.') && text.len() <= 63 {
-        true => Ok(text.into()),
-        false => {
-            Err("a namespace's name consists of a-z, 0-9 and -, at most 63 of them (RFC 1123)"
-                .to_string())
-        }
+    if is_dns_label(text) {
+        Ok(text.into())
+    } else {
+        Err("a namespace's name consists of a-z, 0-9 and -, at most 63 of them (RFC 1123)"
+            .to_string())
     }
 }
 
@@ -172,23 +172,12 @@ pub(super) fn class(text: &str) -> Result<Box<str>, String> {
         && name.chars().all(inner)
         && edge(name.chars().next())
         && edge(name.chars().next_back());
-    if name_fits && prefix.is_none_or(is_subdomain) {
+    if name_fits && prefix.is_none_or(is_dns_subdomain) {
         Ok(text.into())
     } else {
         Err("write a load balancer class such as pinnace.dev/pinnace: a domain, a slash and a name"
             .to_string())
     }
-}
-
-fn is_subdomain(text: &str) -> bool {
-    let label = |l: &str| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        (1..=63).contains(&l.len())
-            && l.bytes().all(inner)
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-    };
-    text.len() <= 253 && text.split('.').all(label)
 }
 
 pub(super) fn state_dir(text: &str) -> Result<PathBuf, String> {

@@ -1,4 +1,4 @@
-//! The end of a node: others take over, then everything is withdrawn. Queries are answered all the
+//! The end of a node: peers take over, then everything is withdrawn. Queries are answered all the
 //! while, so that whoever asks from outside learns why to go elsewhere.
 
 use std::pin::pin;
@@ -9,7 +9,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
-use super::{Daemon, Inputs, answer};
+use super::inputs::Channels;
+use super::node::Node;
+use super::query;
 use crate::config::OnExit;
 use crate::engine::Event;
 use crate::engine::election::vip_election;
@@ -17,55 +19,52 @@ use crate::host::systemd;
 use crate::http::server::Query;
 use crate::nft::io::worker;
 
-impl Daemon {
-    /// Answers on until others are heard to take over, a second at most; at once where there is
-    /// nobody.
-    pub(super) async fn hand_over(&mut self, inputs: &mut Inputs) {
-        self.handle(Event::Drain);
-        let end = Instant::now() + vip_election::HANDOVER;
-        while !self.engine.drained() {
-            let deadline = self.deadline();
-            tokio::select! {
-                Some(event) = inputs.heard.recv() => self.handle(Event::Announcer(event)),
-                Some(query) = inputs.queries.recv() => self.answer(query),
-                event = self.peers.next() => self.peer(event),
-                () = deadline => self.handle(Event::Tick),
-                () = sleep_until(end) => break,
-            }
+/// Keeps answering until peers are heard to have taken over, for [`vip_election::HANDOVER`] at
+/// most; returns at once where there is no peer.
+pub(super) async fn hand_over(node: &mut Node, channels: &mut Channels) {
+    node.handle(Event::Drain);
+    let end = Instant::now() + vip_election::HANDOVER;
+    while !node.engine.drained() {
+        let engine_timeout = node.engine_timeout();
+        tokio::select! {
+            Some(event) = channels.l2.recv() => node.handle(Event::Announcer(event)),
+            Some(query) = channels.queries.recv() => node.answer(query),
+            event = node.peers.next() => node.peer_event(event),
+            () = engine_timeout => node.handle_timeout(),
+            () = sleep_until(end) => break,
         }
     }
+}
 
-    /// Announcements end first, so that nobody is sent here while the rules go. What takes its time
-    /// is done elsewhere.
-    pub(super) async fn stop(self, on_exit: OnExit, mut queries: mpsc::Receiver<Query>) {
-        info!("stopping");
-        systemd::stopping("withdrawing");
-        let Daemon { engine, epoch, writer, desired, announcer, data_plane, saver, keeper, .. } =
-            self;
-        let engine = Arc::new(engine);
-        let how = match on_exit {
-            OnExit::Remove => worker::OnExit::Remove,
-            OnExit::Keep => worker::OnExit::Keep,
-        };
-        let last = engine.clone();
-        let withdraw = move || {
-            drop(desired);
-            let _ = announcer.join();
-            data_plane.stop(how);
-            saver.finish();
-            if let Some(keeper) = keeper {
-                keeper.finish(last.index());
-            }
-        };
-        let mut end = pin!(async move {
-            writer.stop().await;
-            spawn_blocking(withdraw).await
-        });
-        loop {
-            tokio::select! {
-                _ = &mut end => break,
-                Some(query) = queries.recv() => answer(&engine, None, epoch, query),
-            }
+/// Announcements end before the rules are removed, so that no client is sent here meanwhile. What
+/// blocks runs beside, in a thread of its own.
+pub(super) async fn stop(node: Node, on_exit: OnExit, mut queries: mpsc::Receiver<Query>) {
+    info!("stopping");
+    systemd::stopping("withdrawing");
+    let Node { engine, epoch, leader, desired, announcer, data_plane, state, snapshot, .. } = node;
+    let engine = Arc::new(engine);
+    let on_exit = match on_exit {
+        OnExit::Remove => worker::OnExit::Remove,
+        OnExit::Keep => worker::OnExit::Keep,
+    };
+    let last = engine.clone();
+    let withdraw = move || {
+        drop(desired);
+        let _ = announcer.join();
+        data_plane.stop(on_exit);
+        state.finish();
+        if let Some(snapshot) = snapshot {
+            snapshot.finish(last.index());
+        }
+    };
+    let mut end = pin!(async move {
+        leader.stop().await;
+        spawn_blocking(withdraw).await
+    });
+    loop {
+        tokio::select! {
+            _ = &mut end => break,
+            Some(query) = queries.recv() => query::answer(&engine, None, epoch, query),
         }
     }
 }

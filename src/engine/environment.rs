@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::election::rank;
 use super::plan::Plan;
 use super::{Engine, uplinks};
-use crate::ipam::pool::{AddressRange, Pool};
+use crate::ipam::pool::Pool;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::{Family, Interfaces};
 
@@ -64,16 +64,8 @@ impl Engine {
 
     /// Which of the interfaces are uplinks.
     fn judged(&self, interfaces: &Interfaces) -> uplinks::Uplinks {
-        let ranges = || self.settings.pools.iter().flat_map(|pool| &pool.ranges);
-        let pooled = |subnet: &ipnet::IpNet| {
-            let subnet = AddressRange::new(subnet.network(), subnet.broadcast());
-            subnet.is_ok_and(|subnet| ranges().any(|range| range.overlaps(&subnet)))
-        };
-        let patterns = &self.settings.interfaces;
-        let named = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
-        let named: Option<&dyn Fn(&str) -> bool> =
-            if patterns.is_empty() { None } else { Some(&named) };
-        uplinks::uplinks(interfaces, self.index.node(&self.settings.node), pooled, named)
+        let node = self.index.node(&self.settings.node);
+        uplinks::by_settings(interfaces, node, &self.settings.pools, &self.settings.interfaces)
     }
 
     pub(super) fn uplink_names(&self) -> BTreeSet<Box<str>> {

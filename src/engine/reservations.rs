@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::Engine;
 use super::plan::Plan;
 use crate::ipam::pool::Pool;
-use crate::ipam::{Reserved, ReservedAddresses, reserve_ends, reserved_sentence};
+use crate::ipam::{Reserved, ReservedAddresses, reserve_own, reserved_sentence};
 use crate::model::Interfaces;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::state::Reason;
@@ -25,13 +25,7 @@ impl Engine {
     /// Addresses that no pool may hand out, whatever its ranges say.
     pub(super) fn reserved(&self, interfaces: &Interfaces) -> ReservedAddresses {
         let mut reserved = ReservedAddresses::new();
-        // kube-proxy in IPVS mode puts every address that a status names on an interface of its
-        // own.
-        let ours = interfaces.values().filter(|interface| &*interface.name != "kube-ipvs0");
-        for subnet in ours.flat_map(|interface| &interface.addresses) {
-            reserved.insert(subnet.addr(), Reserved::NodeAddress(self.settings.node.clone()));
-            reserve_ends(subnet, &mut reserved);
-        }
+        reserve_own(interfaces, &self.settings.node, &mut reserved);
         for node in self.index.nodes() {
             for address in node.internal.iter().chain(&node.external) {
                 reserved.insert(*address, Reserved::NodeAddress(node.name.clone()));

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::ipam::pool::{AddressRange, Pool};
 use crate::model::{Interface, Interfaces, Node};
 
 /// The verdict about every interface, by index.
@@ -124,6 +125,25 @@ pub fn uplinks(
         Err(why) => Err(why),
     };
     interfaces.values().map(|interface| (interface.index, verdict(interface))).collect()
+}
+
+/// [`uplinks`] as the settings have it: a subnet has to do with a pool when it overlaps one of its
+/// ranges; `patterns` (`PINNACE_INTERFACES`) are the user's own choice, unless there are none.
+pub fn by_settings(
+    interfaces: &Interfaces,
+    node: Option<&Node>,
+    pools: &[Pool],
+    patterns: &[InterfacePattern],
+) -> Uplinks {
+    let pooled = |subnet: &IpNet| {
+        AddressRange::new(subnet.network(), subnet.broadcast()).is_ok_and(|subnet| {
+            pools.iter().flat_map(|pool| &pool.ranges).any(|range| range.overlaps(&subnet))
+        })
+    };
+    let named = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
+    let named: Option<&dyn Fn(&str) -> bool> =
+        if patterns.is_empty() { None } else { Some(&named) };
+    uplinks(interfaces, node, pooled, named)
 }
 
 fn named_only(interface: &Interface, named: &dyn Fn(&str) -> bool) -> Result<(), NotUplink> {

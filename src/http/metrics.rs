@@ -1,5 +1,5 @@
-//! Metrics in the OpenMetrics format. Names carry their units; what can be read from the kernel is
-//! read when somebody asks.
+//! Metrics in the OpenMetrics format. Names carry their units. What the kernel counts is read at each
+//! scrape.
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,28 +13,30 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::bfd::{Discard, io};
 use crate::l2::io::task::L2Totals;
 use crate::model::state::Summary;
 use crate::nft::io::worker::Report;
 
-/// Of [`Metrics::encode`].
+/// Content-Type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What becomes of a received ARP or NDP packet.
+/// What a received ARP or NDP packet led to.
 const RECEIVED: [&str; 6] = ["answered", "malformed", "own", "ignored", "conflict", "contested"];
 /// Why a BFD packet could not be sent.
 const SEND_ERRORS: [&str; 3] = ["queue_full", "unreachable", "refused"];
 
+type SecondsGauge = Gauge<f64, AtomicU64>;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Phase {
+struct PhaseLabel {
     phase: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
+struct ResultLabel {
     result: &'static str,
 }
 
@@ -53,46 +55,46 @@ struct NodeLabel {
     node: String,
 }
 
-/// What BFD counts by itself, and how much of it has been added here.
+/// BFD counts by itself; `before` is what has been added to the metrics so far.
 #[derive(Debug, Default)]
-struct Bfd {
+struct BfdReader {
     counters: Option<Arc<io::BfdCounters>>,
     before: io::BfdTotals,
 }
 
-/// All of them. Every method may be called from any thread.
+/// All metrics. Every method may be called from any thread.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
-    services: Family<Phase, Gauge>,
-    addresses: Family<Phase, Gauge>,
-    problems: Gauge,
-    latency: Histogram,
-    last_change: Histogram,
+    network_programming: Histogram,
+    sync: Histogram,
     apply: Histogram,
+    services: Family<PhaseLabel, Gauge>,
+    addresses: Family<PhaseLabel, Gauge>,
+    invalid_objects: Gauge,
     errors: Counter,
     repairs: Counter,
     elements: Gauge,
-    conntrack: Counter,
-    received: Family<OutcomeLabel, Counter>,
+    conntrack_deleted: Counter,
+    received: Family<ResultLabel, Counter>,
     sent: Counter,
-    announced_frames: Counter,
+    announcements: Counter,
     send_errors: Counter,
-    /// What the announcer said last: it counts by itself, and only differences are added.
-    totals: Mutex<L2Totals>,
-    writer: Gauge,
+    leader: Gauge,
     lease_holder: Family<NodeLabel, Gauge>,
     events_dropped: Counter,
-    bfd: Mutex<Bfd>,
     bfd_sent: Counter,
     bfd_received: Counter,
     bfd_discarded: Family<ReasonLabel, Counter>,
     bfd_send_errors: Family<ReasonLabel, Counter>,
     bfd_receive_errors: Counter,
     bfd_changes: Family<StateLabel, Counter>,
-    bfd_late: Gauge<f64, AtomicU64>,
+    bfd_scheduling_delay: SecondsGauge,
     memory: Gauge,
     cpu: Counter<f64, AtomicU64>,
+    /// The announcer counts by itself; this is what has been added to the metrics so far.
+    l2_before: Mutex<L2Totals>,
+    bfd: Mutex<BfdReader>,
+    registry: Registry,
 }
 
 impl Default for Metrics {
@@ -102,216 +104,173 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// All at zero. Fields are registered in the order in which they stand here.
     pub fn new() -> Metrics {
         let mut registry = Registry::default();
         let r = registry.sub_registry_with_prefix("pinnace");
-        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 20));
-        let (latency, last_change, apply) = (seconds(), seconds(), seconds());
         r.register(
             "build",
             "The version that runs",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
-        r.register_with_unit(
-            "network_programming_duration",
-            "From hearing of a change to its rules in the kernel",
-            Unit::Seconds,
-            latency.clone(),
-        );
-        let help = "From the change of an endpoint, as its EndpointSlice dates it, to its rules in the kernel";
-        r.register_with_unit("last_change_duration", help, Unit::Seconds, last_change.clone());
-        r.register_with_unit(
-            "ruleset_apply_duration",
-            "Time to put one batch of rules into the kernel",
-            Unit::Seconds,
-            apply.clone(),
-        );
-        let start: Gauge<f64, std::sync::atomic::AtomicU64> = Gauge::default();
-        start.set(SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64()));
-        let mut metrics = Metrics {
-            services: Family::default(),
-            addresses: Family::default(),
-            problems: Gauge::default(),
-            latency,
-            last_change,
-            apply,
-            errors: Counter::default(),
-            repairs: Counter::default(),
-            elements: Gauge::default(),
-            conntrack: Counter::default(),
-            received: Family::default(),
-            sent: Counter::default(),
-            announced_frames: Counter::default(),
-            send_errors: Counter::default(),
-            totals: Mutex::default(),
-            writer: Gauge::default(),
-            lease_holder: Family::default(),
-            events_dropped: Counter::default(),
+        let metrics = Metrics {
+            network_programming: histogram(
+                r,
+                "network_programming_duration",
+                "From the change of an endpoint, by its EndpointSlice's last-change-trigger-time, to its rules in the kernel",
+            ),
+            sync: histogram(
+                r,
+                "sync_duration",
+                "From hearing of a change to its rules in the kernel",
+            ),
+            apply: histogram(
+                r,
+                "ruleset_apply_duration",
+                "Time to put one batch of rules into the kernel",
+            ),
+            services: metric(r, "services", "Managed Services of type LoadBalancer"),
+            addresses: metric(r, "addresses", "Virtual addresses that Services hold"),
+            invalid_objects: metric(r, "invalid_objects", "Invalid objects in the source"),
+            errors: metric(r, "ruleset_errors", "Batches that the kernel rejected"),
+            repairs: metric(
+                r,
+                "ruleset_repairs",
+                "Resyncs after ruleset drift: another program had changed the tables",
+            ),
+            elements: metric(r, "ruleset_elements", "Set elements in the kernel"),
+            conntrack_deleted: metric(
+                r,
+                "conntrack_entries_deleted",
+                "Flows that were ended because their UDP endpoint was removed, or because they began while the rules were away",
+            ),
+            received: metric(r, "packets_received", "ARP and NDP packets received"),
+            sent: metric(r, "packets_sent", "ARP and NDP packets sent"),
+            announcements: metric(
+                r,
+                "announcements_sent",
+                "Gratuitous ARP and unsolicited NA sent",
+            ),
+            send_errors: metric(
+                r,
+                "packet_send_errors",
+                "ARP and NDP packets that could not be sent",
+            ),
+            leader: metric(
+                r,
+                "leader",
+                "1 while this node holds the Lease, allocates addresses and writes status, else 0",
+            ),
+            lease_holder: metric(
+                r,
+                "lease_holder",
+                "1 for the node that holds the Lease, as far as this one knows",
+            ),
+            events_dropped: metric(
+                r,
+                "events_dropped",
+                "Events for the API server that were never sent; they are in the log",
+            ),
+            bfd_sent: metric(r, "bfd_packets_sent", "BFD packets sent to other nodes"),
+            bfd_received: metric(
+                r,
+                "bfd_packets_received",
+                "BFD packets received, discarded ones included",
+            ),
+            bfd_discarded: metric(r, "bfd_packets_discarded", "BFD packets received and discarded"),
+            bfd_send_errors: metric(r, "bfd_send_errors", "BFD packets that could not be sent"),
+            bfd_receive_errors: metric(
+                r,
+                "bfd_receive_errors",
+                "Errors when BFD packets were read",
+            ),
+            bfd_changes: metric(r, "bfd_session_changes", "Transitions of BFD sessions to a state"),
+            bfd_scheduling_delay: seconds(
+                r,
+                "bfd_max_scheduling_delay",
+                "Largest delay so far between a timer of the BFD thread and its wake-up",
+            ),
+            memory: metric(&mut registry, "process_resident_memory_bytes", "Resident memory"),
+            cpu: metric(&mut registry, "process_cpu_seconds", "User and system time"),
+            l2_before: Mutex::default(),
             bfd: Mutex::default(),
-            bfd_sent: Counter::default(),
-            bfd_received: Counter::default(),
-            bfd_discarded: Family::default(),
-            bfd_send_errors: Family::default(),
-            bfd_receive_errors: Counter::default(),
-            bfd_changes: Family::default(),
-            bfd_late: Gauge::default(),
-            memory: Gauge::default(),
-            cpu: Counter::default(),
-            registry: Registry::default(),
+            registry,
         };
-        r.register(
-            "services",
-            "Services of type LoadBalancer that are ours",
-            metrics.services.clone(),
-        );
-        r.register("addresses", "Virtual addresses that Services hold", metrics.addresses.clone());
-        r.register("source_problems", "Things wrong with the manifests", metrics.problems.clone());
-        r.register("ruleset_errors", "Batches that the kernel refused", metrics.errors.clone());
-        r.register(
-            "ruleset_repairs",
-            "Times that another program had changed our tables",
-            metrics.repairs.clone(),
-        );
-        r.register("ruleset_elements", "Set elements in the kernel", metrics.elements.clone());
-        let help = "Flows that were ended because their UDP endpoint was removed, or because they began while the rules were away";
-        r.register("conntrack_entries_deleted", help, metrics.conntrack.clone());
-        r.register("packets_received", "ARP and NDP packets received", metrics.received.clone());
-        r.register("packets_sent", "ARP and NDP packets sent", metrics.sent.clone());
-        r.register(
-            "announcements_sent",
-            "Gratuitous ARP and unsolicited NA sent",
-            metrics.announced_frames.clone(),
-        );
-        r.register(
-            "packet_send_errors",
-            "ARP and NDP packets that could not be sent",
-            metrics.send_errors.clone(),
-        );
-        r.register(
-            "writer",
-            "1 while this node holds the Lease, gives addresses and writes statuses, else 0",
-            metrics.writer.clone(),
-        );
-        r.register(
-            "lease_holder",
-            "1 for the node that holds the Lease, as far as this one knows",
-            metrics.lease_holder.clone(),
-        );
-        r.register(
-            "events_dropped",
-            "Events for the API server that were never sent; they are in the log",
-            metrics.events_dropped.clone(),
-        );
-        r.register("bfd_packets_sent", "BFD packets sent to other nodes", metrics.bfd_sent.clone());
-        r.register(
-            "bfd_packets_received",
-            "BFD packets received, whether taken or not",
-            metrics.bfd_received.clone(),
-        );
-        r.register(
-            "bfd_packets_discarded",
-            "BFD packets received and not taken",
-            metrics.bfd_discarded.clone(),
-        );
-        r.register(
-            "bfd_send_errors",
-            "BFD packets that could not be sent",
-            metrics.bfd_send_errors.clone(),
-        );
-        r.register(
-            "bfd_receive_errors",
-            "Errors when BFD packets were read",
-            metrics.bfd_receive_errors.clone(),
-        );
-        r.register(
-            "bfd_session_changes",
-            "Changes of BFD sessions to a state",
-            metrics.bfd_changes.clone(),
-        );
-        let late = metrics.bfd_late.clone();
-        r.register_with_unit(
-            "bfd_latest_wake",
-            "How late the thread that speaks BFD woke up at worst",
-            Unit::Seconds,
-            late,
-        );
-        // What has not happened yet is there all the same, so that the first time is seen as a
-        // change.
-        ["serving", "pending", "refused"]
-            .iter()
-            .for_each(|phase| drop(metrics.services.get_or_create(&Phase { phase })));
-        ["announced", "held"]
-            .iter()
-            .for_each(|phase| drop(metrics.addresses.get_or_create(&Phase { phase })));
-        RECEIVED
-            .iter()
-            .for_each(|result| drop(metrics.received.get_or_create(&OutcomeLabel { result })));
-        Discard::LABELS
-            .iter()
-            .for_each(|reason| drop(metrics.bfd_discarded.get_or_create(&ReasonLabel { reason })));
-        SEND_ERRORS.iter().for_each(|reason| {
-            drop(metrics.bfd_send_errors.get_or_create(&ReasonLabel { reason }))
-        });
-        ["up", "down"]
-            .iter()
-            .for_each(|state| drop(metrics.bfd_changes.get_or_create(&StateLabel { state })));
-        registry.register(
-            "process_resident_memory_bytes",
-            "Resident memory",
-            metrics.memory.clone(),
-        );
-        registry.register("process_cpu_seconds", "User and system time", metrics.cpu.clone());
-        registry.register(
-            "process_start_time_seconds",
-            "Start of the process since the epoch",
-            start,
-        );
-        metrics.registry = registry;
-        metrics
+        metrics.with_start_time().at_zero()
     }
 
-    /// What became of a batch of rules.
+    fn with_start_time(mut self) -> Metrics {
+        let start: SecondsGauge = metric(
+            &mut self.registry,
+            "process_start_time_seconds",
+            "Start of the process since the epoch",
+        );
+        start.set(SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64()));
+        self
+    }
+
+    /// What has not happened yet is there all the same, so that the first time is seen as a change.
+    fn at_zero(self) -> Metrics {
+        for phase in ["serving", "pending", "failed"] {
+            drop(self.services.get_or_create(&PhaseLabel { phase }));
+        }
+        for phase in ["announced", "held"] {
+            drop(self.addresses.get_or_create(&PhaseLabel { phase }));
+        }
+        for result in RECEIVED {
+            drop(self.received.get_or_create(&ResultLabel { result }));
+        }
+        for reason in Discard::LABELS {
+            drop(self.bfd_discarded.get_or_create(&ReasonLabel { reason }));
+        }
+        for reason in SEND_ERRORS {
+            drop(self.bfd_send_errors.get_or_create(&ReasonLabel { reason }));
+        }
+        for state in ["up", "down"] {
+            drop(self.bfd_changes.get_or_create(&StateLabel { state }));
+        }
+        self
+    }
+
+    /// Counts a batch of rules.
     pub fn rule_set(&self, report: &Report) {
         self.apply.observe(report.took.as_secs_f64());
         match &report.error {
             Some(_) => drop(self.errors.inc()),
             None => {
-                report
-                    .latency
-                    .iter()
-                    .for_each(|latency| self.latency.observe(latency.as_secs_f64()));
-                report
-                    .since_last_change
-                    .iter()
-                    .for_each(|since| self.last_change.observe(since.as_secs_f64()));
+                if let Some(latency) = report.latency {
+                    self.sync.observe(latency.as_secs_f64());
+                }
+                if let Some(since) = report.since_last_change {
+                    self.network_programming.observe(since.as_secs_f64());
+                }
             }
         }
         self.repairs.inc_by(u64::from(report.repaired));
         self.elements.set(signed(report.elements));
-        self.conntrack.inc_by(report.conntrack_deleted as u64);
+        self.conntrack_deleted.inc_by(report.conntrack_deleted as u64);
     }
 
-    /// What the engine counts now.
+    /// Sets the gauges that the engine counts.
     pub fn engine(&self, summary: &Summary) {
         let phases = [
             ("serving", summary.serving),
             ("pending", summary.pending),
-            ("refused", summary.failed),
+            ("failed", summary.failed),
         ];
         for (phase, count) in phases {
-            self.services.get_or_create(&Phase { phase }).set(signed(count));
+            self.services.get_or_create(&PhaseLabel { phase }).set(signed(count));
         }
         let phases = [("announced", summary.announced), ("held", summary.addresses)];
         for (phase, count) in phases {
-            self.addresses.get_or_create(&Phase { phase }).set(signed(count));
+            self.addresses.get_or_create(&PhaseLabel { phase }).set(signed(count));
         }
-        self.problems.set(signed(summary.problems));
+        self.invalid_objects.set(signed(summary.problems));
     }
 
-    /// What the announcer has counted since it started.
+    /// Adds what the announcer has counted since it started.
     pub fn announcer(&self, now: L2Totals) {
-        let mut before = self.totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut before = self.l2_before.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (old, new) = (before.announcer, now.announcer);
         let counts = [
             new.answered - old.answered,
@@ -322,36 +281,36 @@ impl Metrics {
             new.contested - old.contested,
         ];
         for (result, count) in RECEIVED.into_iter().zip(counts) {
-            self.received.get_or_create(&OutcomeLabel { result }).inc_by(count);
+            self.received.get_or_create(&ResultLabel { result }).inc_by(count);
         }
         self.sent.inc_by(now.sent - before.sent);
-        self.announced_frames.inc_by(new.announcements_sent - old.announcements_sent);
+        self.announcements.inc_by(new.announcements_sent - old.announcements_sent);
         let errors = |t: &L2Totals| t.send_queue_full + t.send_link_down + t.send_failed;
         self.send_errors.inc_by(errors(&now) - errors(&before));
         *before = now;
     }
 
-    /// Who holds the Lease, and whether that is this node.
-    pub fn writer(&self, here: bool, holder: Option<&str>) {
-        self.writer.set(i64::from(here));
+    /// Whether this node is the leader, and who holds the Lease as far as it knows.
+    pub fn leader(&self, here: bool, holder: Option<&str>) {
+        self.leader.set(i64::from(here));
         self.lease_holder.clear();
         if let Some(node) = holder {
             self.lease_holder.get_or_create(&NodeLabel { node: node.to_owned() }).set(1);
         }
     }
 
-    /// To be counted up by those who send Events.
+    /// The counter that the queue of Events increments.
     pub fn events_dropped(&self) -> Counter {
         self.events_dropped.clone()
     }
 
-    /// BFD is spoken from now on; its totals are read when somebody asks.
+    /// The totals of BFD are read whenever the metrics are.
     pub fn bfd(&self, counters: Arc<io::BfdCounters>) {
         *self.bfd.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Bfd { counters: Some(counters), ..Bfd::default() };
+            BfdReader { counters: Some(counters), ..BfdReader::default() };
     }
 
-    /// A session came up or went down.
+    /// Counts a session that came up or went down.
     pub fn bfd_session(&self, up: bool) {
         self.bfd_changes.get_or_create(&StateLabel { state: if up { "up" } else { "down" } }).inc();
     }
@@ -374,10 +333,10 @@ impl Metrics {
             self.bfd_send_errors.get_or_create(&ReasonLabel { reason }).inc_by(new - old);
         }
         self.bfd_receive_errors.inc_by(now.receive_failed - before.receive_failed);
-        self.bfd_late.set(now.latest_wake.as_secs_f64());
+        self.bfd_scheduling_delay.set(now.latest_wake.as_secs_f64());
     }
 
-    /// The exposition.
+    /// The exposition in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         self.read_bfd();
         self.memory.set(resident().unwrap_or(0));
@@ -389,6 +348,27 @@ impl Metrics {
         let _ = encode(&mut text, &self.registry);
         text
     }
+}
+
+/// Registers a metric.
+fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// Registers a gauge of seconds; the unit is added to the name.
+fn seconds(registry: &mut Registry, name: &str, help: &str) -> SecondsGauge {
+    let gauge = SecondsGauge::default();
+    registry.register_with_unit(name, help, Unit::Seconds, gauge.clone());
+    gauge
+}
+
+/// Registers a histogram of seconds, from 0.1 ms to 52 s; the unit is added to the name.
+fn histogram(registry: &mut Registry, name: &str, help: &str) -> Histogram {
+    let histogram = Histogram::new(exponential_buckets(0.0001, 2.0, 20));
+    registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+    histogram
 }
 
 fn signed(count: usize) -> i64 {
@@ -436,27 +416,27 @@ mod tests {
         totals.announcer.malformed = 4;
         metrics.announcer(totals);
         metrics.announcer(totals);
-        metrics.writer(false, Some("node-1"));
-        metrics.writer(true, Some("node-2"));
+        metrics.leader(false, Some("node-1"));
+        metrics.leader(true, Some("node-2"));
         metrics.events_dropped().inc_by(3);
         metrics.bfd_session(true);
         let text = metrics.encode();
         assert!(!text.contains("node-1"), "one holder");
         for line in [
-            "pinnace_writer 1",
+            "pinnace_leader 1",
             "pinnace_lease_holder{node=\"node-2\"} 1",
             "pinnace_events_dropped_total 3",
             "pinnace_bfd_session_changes_total{state=\"up\"} 1",
             "pinnace_bfd_packets_discarded_total{reason=\"digest\"} 0",
-            "# UNIT pinnace_bfd_latest_wake_seconds seconds",
-            "pinnace_network_programming_duration_seconds_count 1",
-            "pinnace_last_change_duration_seconds_sum 0.5",
+            "# UNIT pinnace_bfd_max_scheduling_delay_seconds seconds",
+            "pinnace_sync_duration_seconds_sum 0.003",
+            "pinnace_network_programming_duration_seconds_sum 0.5",
             "pinnace_ruleset_apply_duration_seconds_sum 0.001",
             "pinnace_ruleset_repairs_total 1",
             "pinnace_ruleset_elements 7",
             "pinnace_conntrack_entries_deleted_total 2",
             "pinnace_services{phase=\"serving\"} 3",
-            "pinnace_services{phase=\"refused\"} 1",
+            "pinnace_services{phase=\"failed\"} 1",
             "pinnace_packets_received_total{result=\"malformed\"} 4",
             "pinnace_packets_sent_total 5",
             "# UNIT pinnace_network_programming_duration_seconds seconds",

@@ -1,7 +1,7 @@
-//! Health and introspection over HTTP, and the client that `pinnace status` is.
+//! Health, metrics and state over HTTP, and the client of `pinnace status`.
 //!
-//! The server knows nothing: it asks the engine, through a channel, and an engine that does not
-//! answer in time is what `/livez` reports.
+//! The server holds no state: it queries the engine through a channel. `/livez` fails when the
+//! engine does not answer within [`QUERY_TIMEOUT`].
 
 use std::convert::Infallible;
 use std::io;
@@ -30,30 +30,29 @@ use crate::model::state::{Condition, NodeState, ServiceHealth, Summary};
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client may take to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may last, for one request: a client that does not read would keep its
-/// place for ever.
+/// How long a connection may last, for one request: a client that does not read would occupy one
+/// of [`CONNECTIONS`] for ever.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections served at once; more wait in the kernel.
+/// Maximum number of connections served at once; more wait in the kernel.
 const CONNECTIONS: usize = 64;
 
 const PATHS: &str = "/livez /readyz /healthz /metrics /state /services/<namespace>/<name>";
 
-/// A question to the engine.
+/// A query to the engine, with the channel for its answer.
 #[derive(Debug)]
 pub enum Query {
-    /// Everything.
     State(oneshot::Sender<NodeState>),
-    /// Counts, for the metrics.
+    /// For the metrics.
     Summary(oneshot::Sender<Summary>),
-    /// Readiness.
+    /// Of readiness.
     Conditions(oneshot::Sender<Vec<Condition>>),
-    /// Whether traffic should be sent to this node; else why not.
+    /// Whether an external load balancer should send traffic to this node; else why not.
     Health(oneshot::Sender<Result<(), String>>),
-    /// The health check of one Service; None: not ours.
+    /// The health check of one Service; None: unmanaged.
     Service(ObjectKey, oneshot::Sender<Option<ServiceHealth>>),
 }
 
-/// The address cannot be listened on.
+/// `PINNACE_LISTEN` cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}; set PINNACE_LISTEN to another address, or to off")]
 pub struct ListenError {
@@ -67,15 +66,15 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
 }
 
-/// Serves until the process ends.
+/// Serves requests until the process ends.
 pub async fn serve(listener: TcpListener, engine: mpsc::Sender<Query>, metrics: Arc<Metrics>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, for instance: waiting is all that helps.
+                // Out of descriptors, for instance: only waiting helps.
                 warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -93,10 +92,10 @@ pub async fn serve(listener: TcpListener, engine: mpsc::Sender<Query>, metrics: 
                 .await
             {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "a connection ended badly"),
-                Err(_) => debug!("a connection took too long"),
+                Ok(Err(error)) => debug!(%error, "HTTP connection failed"),
+                Err(_) => debug!("HTTP connection timed out"),
             }
-            drop(place);
+            drop(permit);
         });
     }
 }
@@ -160,9 +159,12 @@ async fn live(engine: &mpsc::Sender<Query>) -> HttpResponse {
 
 async fn ready(engine: &mpsc::Sender<Query>) -> HttpResponse {
     let Some(conditions) = ask(engine, Query::Conditions).await else { return unresponsive() };
-    let line = |c: &Condition| match c.status {
-        true => format!("[+]{} ok\n", c.name),
-        false => format!("[-]{} {}\n", c.name, c.message),
+    let line = |condition: &Condition| {
+        if condition.status {
+            format!("[+]{} ok\n", condition.name)
+        } else {
+            format!("[-]{} {}\n", condition.name, condition.message)
+        }
     };
     let ready = conditions.iter().all(|condition| condition.status);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -177,7 +179,7 @@ async fn healthy(engine: &mpsc::Sender<Query>) -> HttpResponse {
     }
 }
 
-/// As kube-proxy answers on a healthCheckNodePort.
+/// Answers as kube-proxy does on a healthCheckNodePort.
 async fn service(engine: &mpsc::Sender<Query>, key: ObjectKey) -> HttpResponse {
     let health = match ask(engine, |reply| Query::Service(key.clone(), reply)).await {
         Some(Some(health)) => health,
@@ -229,34 +231,25 @@ fn with(mut answer: HttpResponse, name: HeaderName, value: &'static str) -> Http
 /// Why a running daemon could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// Nobody listens, or the network refused.
     #[error(
         "nothing answers on {address} ({source}): pinnace is not running, or PINNACE_LISTEN differs from its setting"
     )]
     Connect {
-        /// Where.
         address: SocketAddr,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// It answered, but not as it should.
     #[error("{address} did not answer as pinnace does: {reason}")]
-    HttpResponse {
-        /// Where.
-        address: SocketAddr,
-        /// What it did.
-        reason: String,
-    },
+    InvalidResponse { address: SocketAddr, reason: String },
 }
 
-/// Asks the daemon that listens on `address`.
+/// Requests `path` from the daemon that listens on `address`.
 pub async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, FetchError> {
     let connect = timeout(QUERY_TIMEOUT, TcpStream::connect(address))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let stream = connect.map_err(|source| FetchError::Connect { address, source })?;
-    let answer = |reason: String| FetchError::HttpResponse { address, reason };
+    let answer = |reason: String| FetchError::InvalidResponse { address, reason };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| answer(e.to_string()))?;

@@ -27,7 +27,7 @@ use pool::Pool;
 pub use ports::{HeldPorts, NodePorts, Port, PortClaim, refusals};
 pub use refusal::Refusal;
 pub use reserved::{
-    Reserved, ReservedAddresses, reserve_ends, sentence as reserved_sentence, usable,
+    IPVS_INTERFACE, Reserved, ReservedAddresses, reserve_own, sentence as reserved_sentence, usable,
 };
 use serde::{Deserialize, Serialize};
 

@@ -21,6 +21,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+use crate::common::names::is_dns_label;
 use crate::model::Family;
 
 /// The name of the pool whose ranges are written without one.
@@ -340,13 +341,13 @@ fn parse_header(header: &str) -> Result<Pool, PoolError> {
         Some(name) => (name.trim(), true),
         None => (name, false),
     };
-    if !is_label(name) {
+    if !is_dns_label(name) {
         return Err(PoolError::Name(name.to_string()));
     }
     let mut pool =
         Pool { name: name.into(), namespaces: Vec::new(), on_request, ranges: Vec::new() };
     for namespace in namespaces.into_iter().flat_map(|list| list.split(',')).map(str::trim) {
-        if !is_label(namespace) {
+        if !is_dns_label(namespace) {
             return Err(PoolError::Namespace { pool: pool.name, namespace: namespace.to_string() });
         }
         pool.namespaces.push(namespace.into());
@@ -379,15 +380,6 @@ fn overlaps(pools: &[Pool]) -> Vec<PoolError> {
         }
     }
     found
-}
-
-/// RFC 1123 label, the form of Kubernetes namespaces.
-fn is_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&text.len())
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 fn parse_address(text: &str) -> Result<IpAddr, RangeError> {

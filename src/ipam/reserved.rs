@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::pool::{AddressRange, Pool};
-use crate::model::Family;
+use crate::model::{Family, Interfaces};
 
 /// So many are named with the reason; of more, the number is told.
 const NAMED: usize = 6;
@@ -36,9 +36,22 @@ impl fmt::Display for Reserved {
 /// Which addresses, and why.
 pub type ReservedAddresses = BTreeMap<IpAddr, Reserved>;
 
+/// kube-proxy in IPVS mode puts every address that the status of a Service names on this interface:
+/// they are no node's own.
+pub const IPVS_INTERFACE: &str = "kube-ipvs0";
+
+/// Adds the addresses of this node, and the ends of the subnets that it is in.
+pub fn reserve_own(interfaces: &Interfaces, node: &str, reserved: &mut ReservedAddresses) {
+    let own = interfaces.values().filter(|interface| &*interface.name != IPVS_INTERFACE);
+    for subnet in own.flat_map(|interface| &interface.addresses) {
+        reserved.insert(subnet.addr(), Reserved::NodeAddress(node.into()));
+        reserve_ends(subnet, reserved);
+    }
+}
+
 /// No host has the first and the last address of an IPv4 subnet; with two addresses or one there
 /// are none besides (RFC 3021).
-pub fn reserve_ends(subnet: &IpNet, reserved: &mut ReservedAddresses) {
+fn reserve_ends(subnet: &IpNet, reserved: &mut ReservedAddresses) {
     if let IpNet::V4(subnet) = subnet
         && subnet.prefix_len() < 31
     {

@@ -6,6 +6,7 @@ use super::head::{Head, ObjectId, scan};
 use super::split::{Document, DocumentKind};
 use super::text::{Fault, yaml};
 use super::{block, kube_vip};
+use crate::common::names::{is_dns_label, is_dns_subdomain};
 use crate::common::nearest;
 use crate::k8s::problems::quoted;
 use crate::k8s::{convert, objects};
@@ -143,7 +144,8 @@ fn identify(kind: Kind, metadata: &objects::Metadata) -> Result<ObjectId, Fault>
     if key.name.is_empty() {
         return Err(Fault::new(1, "metadata.name is missing"));
     }
-    let valid = if kind == Kind::Service { is_label(&key.name) } else { is_subdomain(&key.name) };
+    let valid =
+        if kind == Kind::Service { is_dns_label(&key.name) } else { is_dns_subdomain(&key.name) };
     if !valid {
         let reason = format!(
             "metadata.name: {} is no valid name; use lower case letters, digits and '-'",
@@ -153,7 +155,7 @@ fn identify(kind: Kind, metadata: &objects::Metadata) -> Result<ObjectId, Fault>
     }
     if kind == Kind::Node {
         key.namespace = "".into();
-    } else if !is_label(&key.namespace) {
+    } else if !is_dns_label(&key.namespace) {
         let reason = format!(
             "metadata.namespace: {} is no valid name; use lower case letters, digits and '-'",
             quoted(&key.namespace)
@@ -161,21 +163,6 @@ fn identify(kind: Kind, metadata: &objects::Metadata) -> Result<ObjectId, Fault>
         return Err(Fault::new(1, reason));
     }
     Ok(ObjectId { kind, key })
-}
-
-/// RFC 1123 label.
-fn is_label(name: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    name.len() <= 63
-        && !name.is_empty()
-        && name.bytes().all(inner)
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-}
-
-/// RFC 1123 subdomain.
-fn is_subdomain(name: &str) -> bool {
-    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 /// The head of a document, scanned from its lines where that suffices, else parsed.

@@ -1,5 +1,4 @@
-//! What the engine believes, as plain data: `/state`, `pinnace status` and its JSON and YAML are
-//! this.
+//! The state of the node as plain data: the body of `/state`, and what `pinnace status` prints.
 
 use std::net::IpAddr;
 
@@ -8,38 +7,35 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, ObjectKey, Protocol, TrafficPolicy};
 
-/// Everything.
+/// The state of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeState {
-    /// This node's name.
     pub node: String,
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
-    /// Of the process.
     pub pid: u32,
     /// Seconds since the process started.
     pub uptime_seconds: u64,
-    /// Ready is: all of these.
+    /// The node is ready when all of these are met.
     pub ready: Vec<Condition>,
-    /// By namespace and name.
+    /// Sorted by namespace and name.
     pub services: Vec<ServiceStatus>,
-    /// Virtual addresses, numerically.
+    /// Virtual addresses, sorted.
     pub addresses: Vec<AddressStatus>,
-    /// Without loopback.
+    /// All interfaces but loopback.
     pub interfaces: Vec<InterfaceStatus>,
-    /// As configured.
     pub pools: Vec<PoolStatus>,
-    /// What is wrong with the source of objects.
+    /// Invalid objects in the source.
     pub problems: Vec<SourceProblem>,
-    /// The other nodes, by name.
+    /// The other nodes, sorted by name.
     #[serde(default)]
     pub peers: Vec<PeerStatus>,
-    /// Who gives addresses to Services and writes them down; None with manifests, where every node
-    /// does so for itself.
+    /// The leader, which allocates addresses and writes status; None with manifests, where every
+    /// node allocates by itself.
     #[serde(default)]
     pub leader: Option<LeaderStatus>,
-    /// Named conditions that somebody should look at; they do not keep the node from being ready.
+    /// Conditions that need attention; they do not keep the node from being ready.
     #[serde(default)]
     pub warnings: Vec<Reason>,
 }
@@ -48,27 +44,26 @@ pub struct NodeState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
-    /// Its name.
     pub node: String,
-    /// Where it is watched.
+    /// The addresses of its BFD sessions.
     pub addresses: Vec<IpAddr>,
-    /// A BFD session with it is up.
+    /// Whether a BFD session with it is up.
     pub alive: bool,
-    /// The same, for people, with the reason.
+    /// State for people, with the reason.
     pub state: String,
-    /// For how long.
+    /// Seconds since the state changed; None when unknown.
     pub seconds: Option<u64>,
-    /// After so long a silence it is taken for dead (RFC 5880 §6.8.4, detection time), while a
-    /// session with it is up. More than the settings say where packets come late.
+    /// Detection time (RFC 5880 §6.8.4) while a session is up. It exceeds interval × multiplier of
+    /// the settings when packets come late.
     pub detection_milliseconds: Option<u64>,
 }
 
-/// Who gives addresses to Services and writes their status.
+/// Leader election, as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaderStatus {
-    /// The node that holds the Lease, as far as is known here.
+    /// The node that holds the Lease; None when unknown.
     pub node: Option<String>,
-    /// It is this one.
+    /// Whether it is this node.
     pub here: bool,
 }
 
@@ -77,14 +72,14 @@ pub struct LeaderStatus {
 pub struct Condition {
     /// CamelCase.
     pub name: String,
-    /// Met or not.
+    /// Whether it is met.
     pub status: bool,
-    /// Why not; empty when met.
+    /// Why it is not met; empty when it is.
     pub message: String,
 }
 
 impl Condition {
-    /// Met when `status` is; else for the reason given.
+    /// `otherwise` is the message of a condition that is not met.
     pub fn when(name: &str, status: bool, otherwise: impl Into<String>) -> Condition {
         Condition {
             name: name.into(),
@@ -94,17 +89,16 @@ impl Condition {
     }
 }
 
-/// How far a Service has come.
+/// Progress of a Service.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub enum Phase {
-    /// Clients are served.
     Serving,
-    /// It will be served once something passes by itself or an endpoint gets ready.
+    /// It will be served without anybody's help: a probe ends, an endpoint gets ready.
     #[default]
     Pending,
-    /// Somebody has to change something.
+    /// It will not be served until somebody changes something.
     Failed,
     /// It belongs to another implementation.
     Unmanaged,
@@ -115,12 +109,11 @@ pub enum Phase {
 pub struct Reason {
     /// CamelCase, for machines.
     pub code: String,
-    /// A sentence that says what to do.
+    /// A sentence that says what is wrong and what to do.
     pub message: String,
 }
 
 impl Reason {
-    /// A reason.
     pub fn new(code: &str, message: impl Into<String>) -> Reason {
         Reason { code: code.into(), message: message.into() }
     }
@@ -130,13 +123,12 @@ impl Reason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceStatus {
-    /// Namespace and name.
     pub key: ObjectKey,
-    /// None for one that is not ours.
+    /// None for an unmanaged Service.
     pub mode: Option<Mode>,
     /// What clients connect to.
     pub addresses: Vec<IpAddr>,
-    /// The pool they are from, in vip mode.
+    /// The pool of the addresses, in vip mode.
     pub pool: Option<String>,
     /// In the order of the object.
     pub ports: Vec<PortStatus>,
@@ -144,11 +136,10 @@ pub struct ServiceStatus {
     pub policy: TrafficPolicy,
     /// `sessionAffinity` is ClientIP.
     pub client_affinity: bool,
-    /// How far it has come.
     pub phase: Phase,
-    /// Why not further.
+    /// Why it is not served, or not as asked.
     pub reasons: Vec<Reason>,
-    /// The node that answers for its addresses; None: nobody, or every node for itself.
+    /// The node that answers for its addresses; None: no node, or all of them in node mode.
     pub owner: Option<String>,
 }
 
@@ -157,13 +148,12 @@ pub struct ServiceStatus {
 pub struct PortStatus {
     /// Empty when unnamed.
     pub name: String,
-    /// Transport.
     pub protocol: Protocol,
     /// What clients connect to.
     pub port: u16,
-    /// That may be used, anywhere.
+    /// Usable endpoints on all nodes.
     pub endpoints: usize,
-    /// Of these, on this node.
+    /// Usable endpoints on this node.
     pub local: usize,
 }
 
@@ -171,23 +161,21 @@ pub struct PortStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressStatus {
-    /// Which.
     pub address: IpAddr,
     /// The node that announces it.
     pub owner: Option<String>,
     /// The interfaces on which this node announces it.
     pub announced_on: Vec<String>,
-    /// How far it has come.
     pub phase: AddressPhase,
-    /// Who holds it.
+    /// The Services that hold it.
     pub services: Vec<ObjectKey>,
 }
 
-/// How far an address has come on this node.
+/// Progress of an address on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "name")]
 pub enum AddressPhase {
-    /// The network is being asked whether it is in use.
+    /// Address conflict detection is under way.
     Probing,
     /// This node answers for it.
     Announced,
@@ -199,50 +187,43 @@ pub enum AddressPhase {
     /// Another node answers for it, and this one is ready to.
     Standby,
     /// This node does not answer for it.
-    NotAnnounced {
-        /// Why not.
-        reason: String,
-    },
+    NotAnnounced { reason: String },
 }
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
-    /// Its name.
     pub name: String,
-    /// Outside traffic arrives here.
+    /// Whether VIPs are announced on it.
     pub uplink: bool,
-    /// Up and with a link.
+    /// Administratively up and with carrier.
     pub up: bool,
     /// Why it is no uplink.
     pub reason: Option<String>,
-    /// With their prefixes.
+    /// Addresses with prefix length.
     pub addresses: Vec<IpNet>,
 }
 
 /// One pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolStatus {
-    /// As configured.
     pub name: String,
-    /// As configured.
     pub ranges: Vec<String>,
-    /// Addresses in it that can be given out.
+    /// Number of addresses that can be allocated.
     pub size: u128,
-    /// Of these, given out.
+    /// Number of allocated addresses.
     pub used: usize,
 }
 
-/// Something wrong with the source of objects.
+/// An invalid object in the source, or a note on one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceProblem {
     /// File and line.
     pub source: String,
     /// The object it is about.
     pub object: Option<String>,
-    /// Worth knowing, but nothing is wrong.
+    /// A note: nothing is wrong.
     pub note: bool,
-    /// A plain sentence.
     pub reason: String,
 }
 
@@ -251,23 +232,20 @@ pub struct SourceProblem {
 pub struct ServiceHealth {
     /// Ready endpoints on this node.
     pub local_endpoints: usize,
-    /// The rules are in the kernel.
+    /// The ruleset is applied.
     pub proxy_healthy: bool,
 }
 
-/// What the engine counts.
+/// Counts for metrics and systemd's status line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Services that are served.
     pub serving: usize,
-    /// Services that wait for something.
     pub pending: usize,
-    /// Services that somebody must change something for.
     pub failed: usize,
     /// Virtual addresses held by Services.
     pub addresses: usize,
-    /// Of these, announced by this node.
+    /// Virtual addresses announced by this node.
     pub announced: usize,
-    /// Things wrong with the source of objects.
+    /// Invalid objects in the source.
     pub problems: usize,
 }

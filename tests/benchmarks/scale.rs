@@ -204,9 +204,9 @@ fn changes(
     goals: Goals,
     control: &Control,
 ) -> Result<(), String> {
-    const PROGRAMMING: &str = "pinnace_network_programming_duration_seconds";
+    const SYNC: &str = "pinnace_sync_duration_seconds";
     let mut monitor = Monitor::new(node)?;
-    let before = daemon.histogram(PROGRAMMING);
+    let before = daemon.histogram(SYNC);
     let (mut all, mut least, mut elements) = (Vec::new(), Vec::new(), 0);
     let mut kinds = std::collections::BTreeMap::<_, Vec<f64>>::new();
     for n in 0..count {
@@ -256,7 +256,7 @@ fn changes(
             )
             .with("elements_per_change", elements as f64 / count as f64),
     );
-    if let (Some((sum0, n0)), Some((sum1, n1))) = (before, daemon.histogram(PROGRAMMING)) {
+    if let (Some((sum0, n0)), Some((sum1, n1))) = (before, daemon.histogram(SYNC)) {
         report.add(row(
             format!("  as Pinnace sees it, mean of {}", n1 - n0),
             (sum1 - sum0) / (n1 - n0) * MS,

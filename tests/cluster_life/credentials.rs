@@ -175,7 +175,7 @@ fn a_pod_and_a_host_share_one_lease(lab: &Lab, plane: &ControlPlane, mut pod: Ru
         .set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display());
     let mut host = host.start_ready();
     let writer =
-        |running: &Running| running.pinnace().status().map(|status| status.0["writer"].clone());
+        |running: &Running| running.pinnace().status().map(|status| status.0["leader"].clone());
     eventually("both know the writer", PATIENCE, || {
         let both = (writer(&pod)?, writer(&host)?);
         ensure(

@@ -47,7 +47,7 @@ fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_pa
         assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "it is announced");
         eventually("nobody is sure to be the writer", TAKEOVER, || {
             let status = running.pinnace().status()?.0;
-            ensure(status["writer"]["here"] == false, || status.to_string())
+            ensure(status["leader"]["here"] == false, || status.to_string())
         });
         match fate {
             "frozen" => plane.thaw(Component::Etcd),

@@ -226,7 +226,7 @@ fn metric(running: &Running, name: &str) -> f64 {
 
 fn metrics_tell_who_writes_and_how_bfd_does(cluster: &Cluster) {
     let writers: Vec<f64> =
-        cluster.running.iter().map(|running| metric(running, "pinnace_writer")).collect();
+        cluster.running.iter().map(|running| metric(running, "pinnace_leader")).collect();
     let writer = writers.iter().position(|writer| *writer == 1.0).expect("somebody writes");
     assert_eq!(writers.iter().sum::<f64>(), 1.0, "{writers:?}");
     for running in &cluster.running {

@@ -104,7 +104,8 @@ fn a_service_made_with_kubectl_is_served_and_followed() {
         let (_, text) = running.pinnace().http("/metrics")?;
         let number = |what| {
             text.lines().find_map(|line| {
-                line.strip_prefix("pinnace_last_change_duration_seconds_")?.strip_prefix(what)
+                line.strip_prefix("pinnace_network_programming_duration_seconds_")?
+                    .strip_prefix(what)
             })
         };
         let seconds: f64 = number("sum ").and_then(|sum| sum.parse().ok()).unwrap_or_default();

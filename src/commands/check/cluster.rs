@@ -1,4 +1,4 @@
-//! The Kubernetes API: whether it answers, and what our credentials may do there.
+//! The Kubernetes API: whether it answers, and what the credentials of this node may do there.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 
-use super::{Finding, others};
+use super::finding::Finding;
+use super::others;
 use crate::config::Settings;
 use crate::daemon::{NoSource, Source, lease_namespace};
 use crate::k8s::io::client::Connection;
@@ -18,13 +19,13 @@ use crate::k8s::io::failure::Failure;
 use crate::k8s::io::lease;
 use crate::manifests::kube_vip;
 
-/// For all questions together.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the API server may take to answer all questions together.
+const API_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Verb, API group, resource, subresource.
 type AccessCheck = (&'static str, &'static str, &'static str, &'static str);
 
-/// Every node.
+/// What every node needs.
 const READ: &[AccessCheck] = &[
     ("list", "", "services", ""),
     ("watch", "", "services", ""),
@@ -33,7 +34,7 @@ const READ: &[AccessCheck] = &[
     ("list", "", "nodes", ""),
     ("watch", "", "nodes", ""),
 ];
-/// The one that writes status; a node without serves all the same.
+/// What the leader needs besides; a node without it serves as a follower.
 const WRITE: &[AccessCheck] = &[
     ("patch", "", "services", "status"),
     ("create", "", "events", ""),
@@ -41,30 +42,26 @@ const WRITE: &[AccessCheck] = &[
     ("update", "coordination.k8s.io", "leases", ""),
 ];
 
-pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
+pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     let credentials = match Source::choose(settings) {
         Ok(Source::Manifests(_)) => return Vec::new(),
         Ok(Source::Api(credentials)) => credentials,
         Err(error @ NoSource::Two) => return vec![Finding::error("source", error.to_string())],
         Err(error) => return vec![Finding::warning("source", error.to_string())],
     };
-    let questions = async {
+    let findings = async {
         let connection = Connection::open(credentials, settings.api_servers.clone()).await?;
         let asked =
-            tokio::time::timeout(PATIENCE, ask(&connection, &lease_namespace(settings))).await;
+            tokio::time::timeout(API_TIMEOUT, ask(&connection, &lease_namespace(settings))).await;
         asked.unwrap_or_else(|_| {
             Err(format!(
                 "the API server {} does not answer within {} s",
                 connection.server(),
-                PATIENCE.as_secs()
+                API_TIMEOUT.as_secs()
             ))
         })
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string());
-    match runtime.and_then(|runtime| runtime.block_on(questions)) {
+    match findings.await {
         Ok(findings) => findings,
         Err(error) => vec![Finding::error("api-server", error).why(
             "Services come from there; until it answers, only what was known before is served",
@@ -112,7 +109,7 @@ async fn ask(connection: &Connection, namespace: &str) -> Result<Vec<Finding>, S
     } else {
         findings.push(
             Finding::note("api-write", format!("the credentials may not {}", unwritten.join(", ")))
-                .why("this node serves what others decide and never writes addresses; one node of the cluster has to"),
+                .why("this node runs as follower only and never writes status; one node of the cluster has to"),
         );
     }
     findings.extend(servicelb(connection).await);
@@ -140,7 +137,7 @@ async fn servicelb(connection: &Connection) -> Option<Finding> {
     )))
 }
 
-/// The pools of kube-vip's cloud provider, in our words. Credentials that may not look say nothing
+/// The pools of kube-vip's cloud provider, as Pinnace's setting. Credentials that may not look say nothing
 /// about them.
 async fn ranges_of_kube_vip(connection: &Connection) -> Option<Finding> {
     let maps: Api<ConfigMap> = Api::namespaced(connection.client(), "kube-system");
@@ -160,7 +157,7 @@ fn review(
         subresource: some(subresource),
         // Leases are kept in one namespace, everything else is read and written in all.
         namespace: (*resource == "leases").then(|| namespace.to_string()),
-        // Rights may be given for the one Lease alone; what is to be created has no name yet.
+        // Permissions may be granted for the one Lease alone; what is to be created has no name yet.
         name: (*resource == "leases" && *verb != "create").then(|| lease::NAME.to_string()),
         ..ResourceAttributes::default()
     };

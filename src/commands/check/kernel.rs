@@ -1,6 +1,6 @@
-//! What only the kernel can tell: whether the rule set loads, whether packet sockets open, which
-//! chains there are. All of it is tried in a private network namespace of a thread of our own,
-//! which vanishes with the thread; only the listing of chains looks at the host.
+//! What only the kernel can tell: whether the ruleset loads, whether packet sockets open, which
+//! chains there are. The first two are tried in a private network namespace of a thread, which goes
+//! with the thread; the chains are listed in the host's.
 
 use rustix::io;
 use rustix::net::{
@@ -8,56 +8,53 @@ use rustix::net::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::{Finding, Host};
+use super::finding::Finding;
+use super::host::Host;
 
-/// What the kernel said.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// Loading the real rule set.
-    pub nft: Tried,
+    /// Loading the ruleset.
+    pub nft: Probe,
     /// Opening an AF_PACKET socket.
-    pub packet: Tried,
+    pub packet: Probe,
     /// All nf_tables chains of the host; those of `iptables-nft` are among them. Err: why they
     /// cannot be listed.
-    pub chains: Result<Vec<Chain>, String>,
+    pub chains: Result<Vec<ForeignChain>, String>,
 }
 
-/// The outcome of a trial.
+/// The outcome of trying something.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tried {
-    /// It works.
+pub enum Probe {
     Works,
-    /// It works, except for this.
+    /// Holds what does not work.
     Partly(String),
-    /// It does not, for this reason.
+    /// Holds the reason.
     Fails(String),
-    /// It could not be tried, for this reason.
+    /// Holds the reason.
     NotTried(String),
 }
 
 /// An nf_tables chain, reduced to what decides about forwarded packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chain {
+pub struct ForeignChain {
     /// NFPROTO_*: 1 inet, 2 ip, 10 ip6 and others.
     pub family: u8,
-    /// Its table.
     pub table: String,
-    /// Its name.
     pub name: String,
     /// A base chain at NF_INET_FORWARD whose policy is drop.
     pub drops_forwarded: bool,
 }
 
 impl Kernel {
-    /// Tries everything.
-    pub fn probe(trial: fn() -> Result<Option<String>, String>) -> Kernel {
+    /// Tries everything. `load_ruleset` answers what the kernel lacks, if it takes the rest.
+    pub fn probe(load_ruleset: fn() -> Result<Option<String>, String>) -> Kernel {
         let private = std::thread::Builder::new().name("check".to_string()).spawn(move || {
             // SAFETY: what makes this call unsafe is a private descriptor table (CLONE_FILES), in
             // which other threads' descriptors would be stale. A network namespace
             // concerns only the sockets this thread opens from here on.
             if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
                 let reason = format!("a private network namespace needs root: {error}");
-                return (Tried::NotTried(reason.clone()), Tried::NotTried(reason));
+                return (Probe::NotTried(reason.clone()), Probe::NotTried(reason));
             }
             let packet = match socket_with(
                 AddressFamily::PACKET,
@@ -65,18 +62,18 @@ impl Kernel {
                 SocketFlags::CLOEXEC,
                 None,
             ) {
-                Ok(_) => Tried::Works,
-                Err(error) => Tried::Fails(error.to_string()),
+                Ok(_) => Probe::Works,
+                Err(error) => Probe::Fails(error.to_string()),
             };
-            let nft = trial()
-                .map_or_else(Tried::Fails, |lacking| lacking.map_or(Tried::Works, Tried::Partly));
+            let nft = load_ruleset()
+                .map_or_else(Probe::Fails, |lacking| lacking.map_or(Probe::Works, Probe::Partly));
             (nft, packet)
         });
-        let outcome = private
-            .map_err(|e| e.to_string())
-            .and_then(|t| t.join().map_err(|_| "the trial ended unexpectedly".to_string()));
+        let outcome = private.map_err(|e| e.to_string()).and_then(|t| {
+            t.join().map_err(|_| "the probing thread ended unexpectedly".to_string())
+        });
         let (nft, packet) = outcome
-            .unwrap_or_else(|reason| (Tried::NotTried(reason.clone()), Tried::NotTried(reason)));
+            .unwrap_or_else(|reason| (Probe::NotTried(reason.clone()), Probe::NotTried(reason)));
         Kernel { nft, packet, chains: list_chains().map_err(|error| error.to_string()) }
     }
 }
@@ -111,23 +108,23 @@ pub(super) fn capabilities(host: &Host) -> Vec<Finding> {
 
 pub(super) fn features(kernel: &Kernel) -> Vec<Finding> {
     let nft = match &kernel.nft {
-        Tried::Works => Finding::ok("nftables", "the kernel accepts rules of every kind that are used, in IPv4 and IPv6 (tried in a private network namespace)"),
-        Tried::Partly(lacking) => Finding::warning("nftables", format!("the kernel accepts the rule set for one family only; {lacking}"))
+        Probe::Works => Finding::ok("nftables", "the kernel accepts rules of every kind that are used, in IPv4 and IPv6 (tried in a private network namespace)"),
+        Probe::Partly(lacking) => Finding::warning("nftables", format!("the kernel accepts the ruleset for one family only; {lacking}"))
             .why("Services are not served in the other")
             .fix("use a kernel whose nf_tables has both families"),
-        Tried::Fails(reason) => Finding::error("nftables", format!("the kernel refuses the rule set: {reason}"))
+        Probe::Fails(reason) => Finding::error("nftables", format!("the kernel rejects the ruleset: {reason}"))
             .why("without it no packet is forwarded; needed are nf_tables with nat chains, concatenated sets with intervals, jhash, masquerade and reject")
             .fix("modprobe -a nf_tables nft_chain_nat nft_nat nft_masq nft_hash nft_reject_inet nf_conntrack")
             .fix("if a module is missing, use a kernel of 5.10 or later that has it"),
-        Tried::NotTried(reason) => not_tried("nftables", "the rule set", reason),
+        Probe::NotTried(reason) => not_tried("nftables", "the ruleset", reason),
     };
     let packet = match &kernel.packet {
-        Tried::Works | Tried::Partly(_) => Finding::ok("packet-socket", "packet sockets can be opened"),
-        Tried::Fails(reason) => Finding::error("packet-socket", format!("no packet socket can be opened: {reason}"))
+        Probe::Works | Probe::Partly(_) => Finding::ok("packet-socket", "packet sockets can be opened"),
+        Probe::Fails(reason) => Finding::error("packet-socket", format!("no packet socket can be opened: {reason}"))
             .why("ARP and neighbour discovery are answered through packet sockets")
             .fix("modprobe af_packet")
             .fix("under systemd: RestrictAddressFamilies= must include AF_PACKET, and CAP_NET_RAW must be granted"),
-        Tried::NotTried(reason) => not_tried("packet-socket", "packet sockets", reason),
+        Probe::NotTried(reason) => not_tried("packet-socket", "packet sockets", reason),
     };
     vec![nft, packet]
 }
@@ -146,7 +143,7 @@ const HEADER: usize = 16; // struct nlmsghdr
 const GENERIC: usize = 4; // struct nfgenmsg
 
 /// Lists the chains of all families (a dump of NFT_MSG_GETCHAIN), without touching them.
-fn list_chains() -> io::Result<Vec<Chain>> {
+fn list_chains() -> io::Result<Vec<ForeignChain>> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
@@ -171,7 +168,7 @@ fn list_chains() -> io::Result<Vec<Chain>> {
 }
 
 /// Reads one datagram of a dump; true: it was the last.
-pub(super) fn parse_dump(mut bytes: &[u8], chains: &mut Vec<Chain>) -> io::Result<bool> {
+pub(super) fn parse_dump(mut bytes: &[u8], chains: &mut Vec<ForeignChain>) -> io::Result<bool> {
     while let Some((header, _)) = bytes.split_first_chunk::<HEADER>() {
         let [l0, l1, l2, l3, t0, t1, ..] = *header;
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
@@ -190,9 +187,9 @@ pub(super) fn parse_dump(mut bytes: &[u8], chains: &mut Vec<Chain>) -> io::Resul
     Ok(false)
 }
 
-fn parse_chain(body: &[u8]) -> Option<Chain> {
+fn parse_chain(body: &[u8]) -> Option<ForeignChain> {
     let (generic, attributes) = body.split_first_chunk::<GENERIC>()?;
-    let mut chain = Chain {
+    let mut chain = ForeignChain {
         family: generic[0],
         table: String::new(),
         name: String::new(),

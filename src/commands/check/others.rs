@@ -1,9 +1,10 @@
-//! Who else forwards, filters or announces here: firewalls and other load balancers, recognised by
-//! processes, interfaces and chains.
+//! Firewalls and other load balancers on this host, recognised by processes, interfaces and chains.
 
-use super::{Chain, Finding, Host, Kernel};
+use super::finding::Finding;
+use super::host::Host;
+use super::kernel::{ForeignChain, Kernel};
 
-/// Chains by which network plugins let packets to pods through whatever the policy is.
+/// Chains in which network plugins accept packets to pods, whatever the policy of the hook is.
 const POD_ACCEPT_CHAINS: &[&str] = &[
     "FLANNEL-FWD",
     "KUBE-FORWARD",
@@ -13,7 +14,7 @@ const POD_ACCEPT_CHAINS: &[&str] = &[
     "WEAVE-NPC",
 ];
 
-/// Program (as `/proc/*/comm` spells it), what the command line must begin with, who it is.
+/// Program (as `/proc/*/comm` spells it), beginning of its command line, name for people.
 const ANNOUNCERS: &[(&str, &str, &str)] = &[
     ("speaker", "/speaker ", "MetalLB's speaker"),
     ("kube-vip", "", "kube-vip"),
@@ -93,7 +94,7 @@ pub(super) fn firewalls(host: &Host, kernel: &Kernel) -> Vec<Finding> {
     findings
 }
 
-fn shown(chain: &Chain) -> String {
+fn shown(chain: &ForeignChain) -> String {
     let family = match chain.family {
         1 => "inet",
         2 => "ip",
@@ -130,7 +131,7 @@ pub(super) fn load_balancers(host: &Host, kernel: &Kernel) -> Vec<Finding> {
         ));
     }
     if processes.iter().any(|(name, _)| name == "cilium-agent")
-        || host.interfaces().iter().any(|name| name.starts_with("cilium_"))
+        || host.interfaces().values().any(|interface| interface.name.starts_with("cilium_"))
     {
         findings.push(
             Finding::note("cilium", "Cilium is the network here")
@@ -144,7 +145,7 @@ pub(super) fn load_balancers(host: &Host, kernel: &Kernel) -> Vec<Finding> {
     findings
 }
 
-/// It was found, as `what` says.
+/// `what` says how ServiceLB was found.
 pub(super) fn servicelb(what: String) -> Finding {
     Finding::warning("servicelb", what)
         .why("it claims the same Services, and empties the status of those it does not serve")

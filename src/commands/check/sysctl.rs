@@ -1,10 +1,11 @@
-//! Kernel settings that decide whether forwarded packets arrive. None is alarming in itself: each
-//! is judged by what this host looks like.
+//! Sysctls that decide whether forwarded packets arrive. Each is judged by the interfaces and
+//! addresses of this host.
 
 use std::collections::BTreeSet;
 
-use super::network::{ipv6_enabled, routes, uplinks};
-use super::{Finding, Host};
+use super::finding::Finding;
+use super::host::Host;
+use crate::ipam::IPVS_INTERFACE;
 use crate::model::Family;
 
 /// Bridges that network plugins put pods on.
@@ -12,7 +13,7 @@ const POD_BRIDGES: &[&str] = &["cni0", "cbr0", "kube-bridge", "weave"];
 
 pub(super) fn examine(host: &Host) -> Vec<Finding> {
     let mut findings = vec![forwarding_v4(host)];
-    if ipv6_enabled(host) {
+    if host.ipv6_enabled() {
         findings.extend(forwarding_v6(host));
     }
     findings.push(reverse_path(host));
@@ -35,12 +36,7 @@ fn forwarding_v4(host: &Host) -> Finding {
 fn forwarding_v6(host: &Host) -> Vec<Finding> {
     // Forwarding makes the kernel a router, which believes router advertisements only with
     // accept_ra=2 (ip-sysctl, accept_ra).
-    let learned: BTreeSet<String> = routes(host)
-        .into_iter()
-        .filter(|r| r.advertised && r.to.prefix_len() == 0)
-        .map(|r| r.interface)
-        .collect();
-    let losing: Vec<String> = learned
+    let losing: Vec<String> = advertised_default_routes(host)
         .into_iter()
         .filter(|name| host.sysctl(&["net", "ipv6", "conf", name, "accept_ra"]) == Some(1))
         .collect();
@@ -49,7 +45,7 @@ fn forwarding_v6(host: &Host) -> Vec<Finding> {
     if host.sysctl(&["net", "ipv6", "conf", "all", "forwarding"]) != Some(1) {
         let what = "IPv6 forwarding is off (net.ipv6.conf.all.forwarding)";
         let why = "connections to IPv6 addresses of Services do not reach pods";
-        let mut finding = if uplinks(host, Family::V6).is_empty() {
+        let mut finding = if host.uplinks(Family::V6).is_empty() {
             Finding::note("ipv6-forwarding", what)
         } else {
             Finding::warning("ipv6-forwarding", what)
@@ -68,25 +64,41 @@ fn forwarding_v6(host: &Host) -> Vec<Finding> {
     findings
 }
 
+/// Interfaces with a default route that was learned from a router advertisement: RTF_ADDRCONF and
+/// a destination of length 0 in `destination length source length next-hop metric references use
+/// flags interface` (net/ipv6/route.c).
+fn advertised_default_routes(host: &Host) -> BTreeSet<String> {
+    const RTF_UP: u32 = 0x1;
+    const RTF_REJECT: u32 = 0x200;
+    const RTF_ADDRCONF: u32 = 0x0004_0000;
+    let text = host.read("proc/net/ipv6_route").unwrap_or_default();
+    let interface = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let flags = u32::from_str_radix(fields.get(8)?, 16).ok()?;
+        let learned = flags & (RTF_UP | RTF_REJECT | RTF_ADDRCONF) == RTF_UP | RTF_ADDRCONF;
+        (learned && *fields.get(1)? == "00").then(|| fields.get(9).map(ToString::to_string))?
+    };
+    text.lines().filter_map(interface).collect()
+}
+
 fn reverse_path(host: &Host) -> Finding {
-    let uplinks = uplinks(host, Family::V4);
+    let uplinks = host.uplinks(Family::V4);
     let value = |name: &str| host.sysctl(&["net", "ipv4", "conf", name, "rp_filter"]).unwrap_or(0);
     // The kernel uses the larger of `all` and the interface's own (ip-sysctl, rp_filter).
-    let strict: Vec<&String> =
-        uplinks.iter().filter(|name| value("all").max(value(name)) == 1).collect();
+    let strict: Vec<&str> =
+        uplinks.iter().copied().filter(|name| value("all").max(value(name)) == 1).collect();
     if strict.is_empty() || uplinks.len() < 2 {
-        return Finding::ok("rp-filter", "the reverse path filter drops nothing that belongs here");
+        return Finding::ok("rp-filter", "rp_filter does not drop service traffic");
     }
-    let names: Vec<&str> = strict.iter().map(|name| name.as_str()).collect();
     let mut finding = Finding::warning(
         "rp-filter",
-        format!("the reverse path filter is strict on {} of a host with {} uplinks", names.join(", "), uplinks.len()),
+        format!("the reverse path filter is strict on {} of a host with {} uplinks", strict.join(", "), uplinks.len()),
     )
     .why("a client that arrives on one interface and is answered through another is dropped silently");
     if value("all") == 1 {
         finding = finding.fix("sysctl -w net/ipv4/conf/all/rp_filter=2");
     } else {
-        finding.fix = names
+        finding.fix = strict
             .iter()
             .map(|name| format!("sysctl -w net/ipv4/conf/{name}/rp_filter=2"))
             .collect();
@@ -94,30 +106,29 @@ fn reverse_path(host: &Host) -> Finding {
     finding
 }
 
-/// Pinnace binds no address and answers ARP itself, so these concern only addresses that somebody
-/// else bound.
+/// Pinnace binds no VIP to an interface and answers ARP itself, so arp_ignore and arp_announce concern
+/// only addresses that somebody else bound.
 fn arp(host: &Host) -> Vec<Finding> {
     let value =
         |name: &str, key: &str| host.sysctl(&["net", "ipv4", "conf", name, key]).unwrap_or(0);
-    let uplinks = uplinks(host, Family::V4);
+    let uplinks = host.uplinks(Family::V4);
     let mut findings = Vec::new();
     let effective = |name: &str| value("all", "arp_ignore").max(value(name, "arp_ignore"));
-    if host.interfaces().contains("kube-ipvs0") {
+    if host.has_interface(IPVS_INTERFACE) {
         let answering: Vec<&str> =
-            uplinks.iter().map(String::as_str).filter(|name| effective(name) == 0).collect();
+            uplinks.iter().copied().filter(|name| effective(name) == 0).collect();
         if !answering.is_empty() {
             findings.push(
                 Finding::warning(
                     "strict-arp",
                     format!("kube-proxy runs in IPVS mode without strict ARP (arp_ignore=0 on {})", answering.join(", ")),
                 )
-                .why("it binds every Service address to kube-ipvs0, so every node answers ARP for the addresses Pinnace announces from one")
+                .why(format!("it binds every Service address to {IPVS_INTERFACE}, so every node answers ARP for the addresses Pinnace announces from one"))
                 .fix("set ipvs.strictARP: true in kube-proxy's configuration, or run kube-proxy in nftables or iptables mode"),
             );
         }
     }
-    let silent: Vec<&str> =
-        uplinks.iter().map(String::as_str).filter(|name| effective(name) == 8).collect();
+    let silent: Vec<&str> = uplinks.iter().copied().filter(|name| effective(name) == 8).collect();
     if !silent.is_empty() {
         findings.push(
             Finding::warning("arp-ignore", format!("arp_ignore=8 on {}", silent.join(", ")))
@@ -128,18 +139,17 @@ fn arp(host: &Host) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok(
             "arp",
-            "ARP settings do not stand in the way (no address is bound: arp_ignore and arp_announce do not concern VIPs)",
+            "arp_ignore and arp_announce: OK (no VIP is bound to an interface, so they do not concern VIPs)",
         ));
     }
     findings
 }
 
 fn bridge(host: &Host) -> Vec<Finding> {
-    let interfaces = host.interfaces();
     let bridges: Vec<&str> =
-        POD_BRIDGES.iter().copied().filter(|name| interfaces.contains(*name)).collect();
+        POD_BRIDGES.iter().copied().filter(|name| host.has_interface(name)).collect();
     let mut keys = vec!["bridge-nf-call-iptables"];
-    if ipv6_enabled(host) && !uplinks(host, Family::V6).is_empty() {
+    if host.ipv6_enabled() && !host.uplinks(Family::V6).is_empty() {
         keys.push("bridge-nf-call-ip6tables");
     }
     let off: Vec<&str> =

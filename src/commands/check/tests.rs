@@ -1,31 +1,26 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::config::{Sources, load};
+use crate::engine::uplinks;
+use crate::model::{Interface, fixtures};
 
 /// A host in a directory of its own, removed afterwards. It begins as a healthy K3s node with one
 /// uplink.
 struct Fixture {
     root: PathBuf,
+    interfaces: Interfaces,
     kernel: Kernel,
     settings: Settings,
 }
 
 const HEALTHY: &[(&str, &str)] = &[
     ("proc/self/status", "Name:\tpinnace\nCapEff:\t0000000000003000\n"),
-    ("proc/net/dev", "Inter-|\n face |\n    lo: 0\n  eth0: 0\n  cni0: 0\n"),
-    (
-        "proc/net/route",
-        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
-         eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
-         eth0\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
-         cni0\t00002A0A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n",
-    ),
     (
         "proc/net/ipv6_route",
-        "fd000001000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth0\n\
-         fe800000000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth0\n\
-         00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000400 00000001 00000000 00040003     eth0\n",
+        "00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000400 00000001 00000000 00040003     eth0\n",
     ),
     ("proc/net/if_inet6", "fd000001000000000000000000000005 02 40 00 80 eth0\n"),
     ("proc/sys/net/ipv4/ip_forward", "1\n"),
@@ -60,9 +55,31 @@ impl Fixture {
             read_secret: crate::bfd::io::secret::read,
         };
         let (settings, _) = load(sources).expect("valid settings");
-        let kernel = Kernel { nft: Tried::Works, packet: Tried::Works, chains: Ok(Vec::new()) };
-        let fixture = Fixture { root, kernel, settings };
-        fixture.with(HEALTHY)
+        let kernel = Kernel { nft: Probe::Works, packet: Probe::Works, chains: Ok(Vec::new()) };
+        let fixture = Fixture { root, interfaces: Interfaces::new(), kernel, settings };
+        fixture
+            .with(HEALTHY)
+            .link("lo", "", "127.0.0.1/8")
+            .link("eth0", "", "192.168.1.7/24 fd00:1::5/64")
+            .link("cni0", "bridge", "10.42.0.1/24")
+    }
+
+    /// Adds an interface, or replaces the one of this name.
+    fn link(mut self, name: &str, kind: &str, addresses: &str) -> Fixture {
+        let known = self.interfaces.values().find(|known| &*known.name == name);
+        let index = known.map_or(self.interfaces.len() as u32 + 1, |known| known.index);
+        let link = Interface {
+            kind: kind.into(),
+            loopback: name == "lo",
+            ..fixtures::interface(index, name, addresses)
+        };
+        self.interfaces.insert(index, link);
+        self
+    }
+
+    fn without_link(mut self, name: &str) -> Fixture {
+        self.interfaces.retain(|_, interface| &*interface.name != name);
+        self
     }
 
     fn with(self, files: &[(&str, &str)]) -> Fixture {
@@ -80,14 +97,19 @@ impl Fixture {
     }
 
     fn chain(mut self, table: &str, name: &str, drops_forwarded: bool) -> Fixture {
-        let chain =
-            Chain { family: 2, table: table.to_string(), name: name.to_string(), drops_forwarded };
+        let chain = ForeignChain {
+            family: 2,
+            table: table.to_string(),
+            name: name.to_string(),
+            drops_forwarded,
+        };
         self.kernel.chains.as_mut().expect("listed").push(chain);
         self
     }
 
-    fn report(&self) -> Report {
-        examine(&Host::new(&self.root), &self.settings, &[], &self.kernel)
+    fn report(&self) -> CheckReport {
+        let host = Host::new(&self.root, self.interfaces.clone(), &self.settings);
+        CheckReport::new(examine(&host, &self.settings, &[], &self.kernel))
     }
 
     /// `severity check: what` of everything that is not as it should be.
@@ -110,10 +132,10 @@ fn healthy() -> Fixture {
 
 #[test]
 fn addresses_of_a_pool_that_are_never_given_out_are_named() {
-    let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     |-- 192.168.1.7\n        /32 host LOCAL\n\
-                Local:\n     |-- 192.168.1.255\n        /32 link BROADCAST\n     |-- 192.168.1.9\n        /32 link UNICAST\n";
     let fixture = Fixture::new(&[("PINNACE_POOLS", "lan=192.168.1.0/28,fd00:1::/120")])
-        .with(&[("proc/net/fib_trie", trie)]);
+        // kube-proxy's IPVS mode binds the addresses of Services.
+        .link("kube-ipvs0", "dummy", "192.168.1.9/32")
+        .with(&[("proc/sys/net/ipv4/conf/all/arp_ignore", "1")]);
     let complaints = fixture.complaints();
     let expected = "warning pool-reserved: pool lan contains addresses that are never given out: 192.168.1.0 (the network address of its subnet), \
                     192.168.1.7 (an address of node node-a), fd00:1::5 (an address of node node-a)";
@@ -137,13 +159,42 @@ fn a_healthy_node_raises_no_alarm() {
     assert!(report.human().ends_with("Pinnace can serve here. Nothing was changed.\n"));
 }
 
+/// Name, kind, and whether a pool in the interface's subnet can be announced there.
+#[test]
+fn check_promises_what_the_daemon_does() {
+    for (name, kind, serves) in [
+        ("eth1", "", true),
+        ("cbr9", "bridge", true),
+        ("kilo0", "bridge", true),
+        ("tap0", "tun", false),
+        ("tap1", "", false),
+        ("vxlan7", "", false),
+        ("ext0", "geneve", false),
+        ("ext1", "xfrm", false),
+        ("lxdbr0", "bridge", false),
+    ] {
+        let pools = "192.0.2.100-192.0.2.110";
+        let fixture = Fixture::new(&[("PINNACE_POOLS", pools)]).link(name, kind, "192.0.2.2/24");
+        let settings = &fixture.settings;
+        let daemon = uplinks::by_settings(&fixture.interfaces, None, &settings.pools, &[]);
+        let index = fixture.interfaces.values().find(|i| &*i.name == name).expect("there").index;
+        assert_eq!(daemon[&index].is_ok(), serves, "{name} of kind {kind:?}, by the daemon");
+
+        let human = fixture.report().human();
+        assert_eq!(
+            human.contains(&format!("{pools} (pool default) can be announced on {name}\n")),
+            serves,
+            "{name} of kind {kind:?}:\n{human}"
+        );
+        if let Err(why) = &daemon[&index] {
+            assert!(human.contains(&format!("{name}: {why}")), "{human}");
+        }
+    }
+}
+
 /// One line per case: what is different on the host, and the one complaint it leads to.
 #[test]
 fn each_obstacle_is_found_and_nothing_else() {
-    let two_uplinks = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n\
-                       eth0\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n\
-                       eth1\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n";
-    let ipvs = "a\nb\n  eth0: 0\nkube-ipvs0: 0\n";
     let cases: Vec<(Fixture, &str)> = vec![
         (
             healthy().with(&[("proc/sys/net/ipv4/ip_forward", "0")]),
@@ -155,10 +206,11 @@ fn each_obstacle_is_found_and_nothing_else() {
             "warning ipv6-forwarding: ",
         ),
         (
-            healthy().with(&[
-                ("proc/sys/net/ipv6/conf/all/forwarding", "0"),
-                ("proc/net/ipv6_route", ""),
-            ]),
+            healthy().with(&[("proc/sys/net/ipv6/conf/all/forwarding", "0")]).link(
+                "eth0",
+                "",
+                "192.168.1.7/24",
+            ),
             "note ipv6-forwarding: ",
         ),
         (
@@ -168,10 +220,10 @@ fn each_obstacle_is_found_and_nothing_else() {
         (healthy().with(&[("proc/sys/net/ipv6/conf/all/disable_ipv6", "1")]), "note ipv6: "),
         (healthy().without("proc/net/if_inet6"), "note ipv6: "),
         (
-            healthy().with(&[("proc/net/route", two_uplinks)]),
+            healthy().link("eth1", "", "192.168.2.7/24"),
             "warning rp-filter: the reverse path filter is strict on eth0, eth1 of a host with 2 uplinks",
         ),
-        (healthy().with(&[("proc/net/dev", ipvs)]), "warning strict-arp: "),
+        (healthy().link("kube-ipvs0", "dummy", ""), "warning strict-arp: "),
         (healthy().with(&[("proc/sys/net/ipv4/conf/all/arp_ignore", "8")]), "warning arp-ignore: "),
         (
             healthy().with(&[("proc/sys/net/bridge/bridge-nf-call-iptables", "0")]),
@@ -266,17 +318,15 @@ fn harmless_lookalikes_raise_no_alarm() {
             "router advertisements handled outside the kernel",
         ),
         (
-            healthy().with(&[
-                ("proc/net/dev", "a\nb\nkube-ipvs0: 0\n"),
-                ("proc/sys/net/ipv4/conf/all/arp_ignore", "1"),
-            ]),
+            healthy()
+                .link("kube-ipvs0", "dummy", "")
+                .with(&[("proc/sys/net/ipv4/conf/all/arp_ignore", "1")]),
             "IPVS with strict ARP",
         ),
         (
-            healthy().with(&[
-                ("proc/net/dev", "a\nb\n  eth0: 0\n"),
-                ("proc/sys/net/bridge/bridge-nf-call-iptables", "0"),
-            ]),
+            healthy()
+                .without_link("cni0")
+                .with(&[("proc/sys/net/bridge/bridge-nf-call-iptables", "0")]),
             "no bridge with pods",
         ),
     ] {
@@ -298,18 +348,18 @@ fn an_ipv6_pool_without_ipv6_is_an_error() {
 #[test]
 fn what_the_kernel_refuses_is_an_error_and_what_was_not_tried_is_not() {
     let mut fixture = healthy();
-    fixture.kernel.nft = Tried::Fails("jhash: no such file".to_string());
+    fixture.kernel.nft = Probe::Fails("jhash: no such file".to_string());
     let report = fixture.report();
     assert_eq!(report.exit_code(), 1);
     assert!(
         report.human().contains(
-            "ERROR    the kernel refuses the rule set: jhash: no such file\n         why: "
+            "ERROR    the kernel rejects the ruleset: jhash: no such file\n         why: "
         ),
         "{}",
         report.human()
     );
     assert!(report.human().contains("Pinnace cannot serve here: 1 error to solve first."));
-    fixture.kernel.nft = Tried::Partly("no IPv6: cannot add table".to_string());
+    fixture.kernel.nft = Probe::Partly("no IPv6: cannot add table".to_string());
     assert_eq!(fixture.report().exit_code(), 0, "the other family is served");
     assert!(
         fixture
@@ -319,7 +369,7 @@ fn what_the_kernel_refuses_is_an_error_and_what_was_not_tried_is_not() {
         "{:?}",
         fixture.complaints()
     );
-    fixture.kernel.nft = Tried::NotTried("a private network namespace needs root".to_string());
+    fixture.kernel.nft = Probe::NotTried("a private network namespace needs root".to_string());
     assert_eq!(fixture.report().exit_code(), 0);
     assert_eq!(fixture.complaints().len(), 1);
 }

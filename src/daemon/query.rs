@@ -1,0 +1,28 @@
+//! Answers to the HTTP server.
+
+use std::time::Instant;
+
+use super::peers::Peers;
+use crate::engine::Engine;
+use crate::http::server::Query;
+
+/// `peers`: None once their sessions have ended. An answer to a client that went away is dropped.
+pub(super) fn answer(engine: &Engine, peers: Option<&Peers>, epoch: Instant, query: Query) {
+    match query {
+        Query::State(reply) => {
+            let mut state = engine.state();
+            state.peers = engine.peers(epoch.elapsed());
+            state.version = env!("CARGO_PKG_VERSION").to_string();
+            state.pid = std::process::id();
+            state.uptime_seconds = epoch.elapsed().as_secs();
+            if let Some(peers) = peers {
+                peers.describe(&mut state);
+            }
+            drop(reply.send(state));
+        }
+        Query::Summary(reply) => drop(reply.send(engine.summary())),
+        Query::Conditions(reply) => drop(reply.send(engine.conditions())),
+        Query::Health(reply) => drop(reply.send(engine.healthy())),
+        Query::Service(key, reply) => drop(reply.send(engine.service_health(&key))),
+    }
+}

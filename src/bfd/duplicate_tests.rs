@@ -24,7 +24,7 @@ struct Lan {
 }
 
 impl Lan {
-    fn plug(&mut self, host: u8, peer: u8, config: &Config, seed: u64, now: Duration) {
+    fn plug(&mut self, host: u8, peer: u8, config: &BfdConfig, seed: u64, now: Duration) {
         let mut sessions = Sessions::new(config.clone(), seed);
         let effects = sessions.add(
             PeerKey { interface: Some(2), address: address(peer) },
@@ -75,7 +75,7 @@ impl Lan {
     }
 }
 
-fn pair(config: &Config) -> Lan {
+fn pair(config: &BfdConfig) -> Lan {
     let mut lan =
         Lan { machines: Vec::new(), last: BTreeMap::from([(address(1), 0), (address(2), 1)]) };
     lan.machines.push((1, Sessions::new(config.clone(), 1), Vec::new()));
@@ -92,23 +92,23 @@ fn pair(config: &Config) -> Lan {
     lan
 }
 
-fn secret() -> Config {
+fn secret() -> BfdConfig {
     let kind = AuthenticationType::MeticulousKeyedSha1;
-    Config {
+    BfdConfig {
         authentication: Some(Authentication {
             kind,
             key_id: 1,
             key: Key::new(b"secret").expect("a key"),
         }),
-        ..Config::default()
+        ..BfdConfig::default()
     }
 }
 
 #[test]
 fn everybody_learns_of_a_copy_and_goes_on_learning() {
-    let mut lan = pair(&Config::default());
+    let mut lan = pair(&BfdConfig::default());
     assert_eq!(lan.told(), [&[] as &[bool]; 2]);
-    lan.plug(2, 1, &Config::default(), 3, ms(5000));
+    lan.plug(2, 1, &BfdConfig::default(), 3, ms(5000));
     lan.run(ms(5000), ms(9000));
     let told = lan.told();
     assert!(told.iter().all(|told| !told.is_empty()), "within 4 s: {told:?}");
@@ -135,7 +135,7 @@ fn a_secret_hides_nothing_from_the_machines_themselves() {
 
 #[test]
 fn who_restarts_is_one() {
-    for config in [Config::default(), secret()] {
+    for config in [BfdConfig::default(), secret()] {
         let mut lan = pair(&config);
         for life in 0..6 {
             let begin = ms(5000 + 3000 * life);

@@ -53,7 +53,7 @@ fn parsed(packet: &Outgoing) -> Repr {
 }
 
 /// One session, up.
-fn up(config: Config) -> (Sessions, Repr) {
+fn up(config: BfdConfig) -> (Sessions, Repr) {
     let mut sessions = Sessions::new(config, 3);
     let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
     let heard = Repr {
@@ -71,7 +71,7 @@ fn up(config: Config) -> (Sessions, Repr) {
 /// another port.
 #[test]
 fn the_ttl_must_be_255_on_one_hop() {
-    let mut sessions = Sessions::new(Config::default(), 1);
+    let mut sessions = Sessions::new(BfdConfig::default(), 1);
     sessions.add(key(Some(2), 9), Peer::default(), ms(0));
     sessions.add(key(None, 8), Peer { local: None, multihop: true }, ms(0));
     let hello = hello().to_vec();
@@ -95,7 +95,7 @@ fn the_ttl_must_be_255_on_one_hop() {
 /// source.
 #[test]
 fn demultiplexing() {
-    let mut sessions = Sessions::new(Config::default(), 1);
+    let mut sessions = Sessions::new(BfdConfig::default(), 1);
     let ours =
         parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]).my_discriminator;
     sessions.add(key(Some(3), 9), Peer::default(), ms(0));
@@ -135,7 +135,7 @@ fn demultiplexing() {
 /// soon, without waiting for silence.
 #[test]
 fn a_restarted_peer_is_noticed_at_once() {
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     let effects = sessions
         .handle(&received(2, 9, &Repr { my_discriminator: 78, ..hello() }.to_vec()), ms(20));
     let [Event::Peer(event)] = &effects.events[..] else { panic!("{effects:?}") };
@@ -174,7 +174,7 @@ fn signed(
 fn meticulous_keyed_sha1() {
     let meticulous = AuthenticationType::MeticulousKeyedSha1;
     let mut sessions =
-        Sessions::new(Config { authentication: secret("s"), ..Config::default() }, 1);
+        Sessions::new(BfdConfig { authentication: secret("s"), ..BfdConfig::default() }, 1);
     let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
     assert!(packet::is_signed(first.payload(), &Key::new(b"s").expect("not empty")));
     let mut take = |bytes: &[u8], now| {
@@ -234,24 +234,24 @@ fn meticulous_keyed_sha1() {
 
 #[test]
 fn a_packet_with_authentication_needs_a_session_with_it() {
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     let bytes = signed(&heard, 1, 1, AuthenticationType::MeticulousKeyedSha1, "s");
     assert_eq!(
         sessions.handle(&received(2, 9, &bytes), ms(2)).discarded,
         Some(Discard::UnexpectedAuthentication)
     );
-    assert_eq!(sessions.status()[0].refused, Some(Discard::UnexpectedAuthentication));
+    assert_eq!(sessions.status()[0].rejected, Some(Discard::UnexpectedAuthentication));
 }
 
 /// RFC 5880 §6.8.16: who is no longer wanted is told AdminDown until it has noticed; who returns
 /// meanwhile goes on.
 #[test]
 fn farewells() {
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     let effects = sessions.set(&BTreeMap::new(), ms(10));
     assert!(matches!(
         &effects.events[..],
-        [Event::Peer(PeerEvent {
+        [Event::Peer(SessionChange {
             state: SessionState::AdminDown,
             cause: Cause::LocalAdminDown,
             ..
@@ -267,17 +267,17 @@ fn farewells() {
     sessions.handle(&received(2, 9, &Repr { state: SessionState::Down, ..heard }.to_vec()), ms(12));
     assert!(sessions.is_empty());
 
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     sessions.remove(key(Some(2), 9), ms(10));
     let effects = sessions.add(key(Some(2), 9), Peer::default(), ms(11));
     assert!(matches!(
         &effects.events[..],
-        [Event::Peer(PeerEvent { state: SessionState::Down, cause: Cause::LocalReturn, .. })]
+        [Event::Peer(SessionChange { state: SessionState::Down, cause: Cause::LocalAdminUp, .. })]
     ));
     sessions.handle(&received(2, 9, &Repr { state: SessionState::Down, ..heard }.to_vec()), ms(12));
     assert_eq!(state(&sessions, key(Some(2), 9)), SessionState::Init);
 
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     sessions.remove(key(Some(2), 9), ms(10));
     let mut sent = 0;
     while let Some(due) = sessions.poll_timeout() {
@@ -290,7 +290,7 @@ fn farewells() {
 /// Peers that stay are not disturbed when others come and go.
 #[test]
 fn the_set_of_peers_changes_around_a_session() {
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     let peers = [key(Some(2), 9), key(Some(2), 10)].map(|key| (key, Peer::default()));
     let effects = sessions.set(&BTreeMap::from(peers), ms(10));
     assert_eq!((effects.events, effects.packets.len()), (vec![], 1), "only the new one speaks");
@@ -302,7 +302,7 @@ fn the_set_of_peers_changes_around_a_session() {
 /// Not of the RFC: all sessions together keep to the packet rate.
 #[test]
 fn many_sessions_stretch_the_interval_and_say_so() {
-    let mut sessions = Sessions::new(Config { packet_rate: 100, ..Config::default() }, 1);
+    let mut sessions = Sessions::new(BfdConfig { packet_rate: 100, ..BfdConfig::default() }, 1);
     let peers = |count: u8| {
         (1..=count).map(|host| (key(Some(2), host), Peer::default())).collect::<BTreeMap<_, _>>()
     };
@@ -311,12 +311,13 @@ fn many_sessions_stretch_the_interval_and_say_so() {
         let effects = sessions.set(&peers(count), ms(0));
         let expected = Adaptation {
             peer: None,
-            reason: AdaptationCause::Sessions(count.into()),
+            cause: AdaptationCause::PacketBudget { sessions: count.into(), raised: count == 70 },
             interval: Duration::from_micros(interval),
             multiplier: 3,
+            detection_time: None,
             at: ms(0),
         };
-        assert_eq!(effects.events.last(), Some(&Event::Adapted(expected)), "behind farewells");
+        assert_eq!(effects.events.last(), Some(&Event::Adapted(expected)), "after AdminDown");
     }
 }
 
@@ -324,7 +325,7 @@ fn many_sessions_stretch_the_interval_and_say_so() {
 /// been heard anew.
 #[test]
 fn a_stall_is_told_and_ends_with_fresh_packets() {
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     let now = ms(30_000);
     assert_eq!(
         sessions.on_scheduling_delay(ms(29_900), now).events,
@@ -341,7 +342,7 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
     let fresh = sessions.handle(&received(2, 9, &heard.to_vec()), now + ms(40));
     assert_eq!(fresh.events, vec![Event::Resynced { at: now + ms(40) }]);
 
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     sessions.on_scheduling_delay(ms(29_900), now);
     sessions.resynced(now);
     assert_eq!(sessions.handle_timeout(now).events, vec![], "there is an interval to be heard");
@@ -350,7 +351,7 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
         matches!(
             causes[..],
             [
-                Event::Peer(PeerEvent { cause: Cause::DetectionTimeExpired, .. }),
+                Event::Peer(SessionChange { cause: Cause::DetectionTimeExpired, .. }),
                 Event::Resynced { .. }
             ]
         ),
@@ -362,7 +363,7 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
 /// of its session, and holds until the others were heard.
 #[test]
 fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     sessions.add(key(Some(2), 8), Peer::default(), ms(1));
     let other = Repr { state: SessionState::Down, ..hello() };
     let ours = sessions
@@ -384,7 +385,7 @@ fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
     let told = sessions.handle(&received(2, 9, &down.to_vec()), ms(20)).events;
     let given_up = Event::RemoteDetectionExpired { peer: key(Some(2), 9), at: ms(20) };
     assert!(
-        matches!(&told[..], [first, Event::Peer(PeerEvent { cause: Cause::NeighborDown, .. })] if *first == given_up),
+        matches!(&told[..], [first, Event::Peer(SessionChange { cause: Cause::NeighborDown, .. })] if *first == given_up),
         "{told:?}"
     );
     assert_eq!(sessions.resynced(ms(20)).events, vec![]);
@@ -398,7 +399,7 @@ fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
 /// new, and meant for this session, counts.
 #[test]
 fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
-    let config = Config { authentication: secret("s"), ..Config::default() };
+    let config = BfdConfig { authentication: secret("s"), ..BfdConfig::default() };
     for (ahead, digest, knows_us, counts) in [
         (40, "s", true, true),
         (40, "t", true, false),
@@ -460,7 +461,7 @@ fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
 fn a_stall_is_measured_by_what_peers_wait_for() {
     for theirs in [1, 3, 12] {
         for (silence, stalled) in [(149, false), (150, true), (200, true)] {
-            let (mut sessions, heard) = up(Config::default());
+            let (mut sessions, heard) = up(BfdConfig::default());
             let heard = Repr { detect_multiplier: theirs, ..heard };
             sessions.handle(&received(2, 9, &heard.to_vec()), ms(100));
             sessions.handle_timeout(ms(100));
@@ -479,7 +480,7 @@ fn a_stall_is_measured_by_what_peers_wait_for() {
 /// not.
 #[test]
 fn late_wakes_raise_the_multiplier() {
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     let speak = |sessions: &mut Sessions, now| {
         let answer = sessions.handle(&received(2, 9, &heard.to_vec()), ms(now)).packets;
         [answer, sessions.handle_timeout(ms(now)).packets].concat().last().map(parsed)
@@ -496,9 +497,10 @@ fn late_wakes_raise_the_multiplier() {
     speak(&mut sessions, 21_900);
     let raised = Adaptation {
         peer: None,
-        reason: AdaptationCause::LateWakes(ms(70)),
+        cause: AdaptationCause::SchedulingDelay(ms(70)),
         interval: ms(50),
         multiplier: 4,
+        detection_time: None,
         at: ms(22_000),
     };
     assert_eq!(

@@ -56,7 +56,7 @@ impl World {
             key_id: 1,
             key: Key::new(b"secret").expect("not empty"),
         });
-        let config = Config { authentication, ..Config::default() };
+        let config = BfdConfig { authentication, ..BfdConfig::default() };
         let nodes = [0, 1].map(|node| Sessions::new(config.clone(), seed * 2 + node));
         let mut world = World {
             now: ms(5000),
@@ -147,7 +147,7 @@ impl World {
             .expect("both have heard")
     }
 
-    fn peer_events(&mut self) -> Vec<PeerEvent> {
+    fn peer_events(&mut self) -> Vec<SessionChange> {
         let events = self.told.iter_mut().flat_map(std::mem::take);
         events
             .filter_map(|event| if let Event::Peer(event) = event { Some(event) } else { None })
@@ -271,7 +271,7 @@ fn a_link_with_much_jitter_ends_in_longer_intervals_and_stays_up() {
         told.iter().any(|event| {
             matches!(
                 event,
-                Event::Adapted(Adaptation { reason: AdaptationCause::LateArrivals(_), .. })
+                Event::Adapted(Adaptation { cause: AdaptationCause::LatePackets(_), .. })
             )
         })
     };

@@ -25,11 +25,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bfd::{SecretFile, SecretWarning};
 pub use help::{help_text, markdown_table};
 pub use table::{Default, Setting, TABLE};
 
 use crate::bfd::packet::Key;
+use crate::bfd::secret::{self, SecretFile, SecretWarning};
 pub use crate::engine::uplinks::InterfacePattern;
 use crate::ipam::pool::Pool;
 use crate::model::Mode;
@@ -324,7 +324,7 @@ pub fn load(sources: Sources) -> Result<(Settings, Vec<Warning>), Errors> {
         }
     }
     if let Some(path) = &draft.secret_file {
-        match bfd::secret(&(sources.read_secret)(path)) {
+        match secret::parse(&(sources.read_secret)(path)) {
             Ok((secret, doubts)) => {
                 draft.secret = Some(secret);
                 warnings.extend(doubts.into_iter().map(Warning::Secret));

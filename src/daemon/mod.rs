@@ -47,11 +47,11 @@ use crate::http::server;
 use crate::http::server::Query;
 use crate::ipam::Allocations;
 use crate::l2::announcer;
-use crate::l2::announcer::Gateways;
 use crate::l2::io::task;
-use crate::l2::io::task::Desired;
+use crate::l2::io::{Desired, L2Counters};
 use crate::model::Interfaces;
 use crate::model::diagnostic::Diagnostic;
+use crate::model::gateways::Gateways;
 use crate::model::role::Role;
 use crate::nft::io::worker::{DataPlane, Origin, Report};
 use crate::nft::io::writer;
@@ -200,7 +200,7 @@ struct Daemon {
     /// Whether there are addresses to announce, or to take over.
     announcing: watch::Sender<bool>,
     announcer: std::thread::JoinHandle<()>,
-    counters: Arc<task::L2Counters>,
+    counters: Arc<L2Counters>,
     saver: StateWriter<Arc<Allocations>>,
     /// Of the snapshot; None where manifests are on disk anyway.
     keeper: Option<SnapshotWriter>,
@@ -230,8 +230,8 @@ impl Daemon {
             .map_err(|e| Error::Io("cannot start a thread", e))?;
         let (desired, desired_out) = watch::channel(Desired::default());
         let (heard_in, heard) = mpsc::channel(QUEUE);
-        let counters = Arc::new(task::L2Counters::default());
-        let config = announcer::Config {
+        let counters = Arc::new(L2Counters::default());
+        let config = announcer::AnnouncerConfig {
             probe_time: settings.probe,
             announce_interval: settings.announce_interval,
         };
@@ -384,9 +384,9 @@ impl Daemon {
     fn heard(&mut self, event: announcer::AnnouncerEvent) {
         if let announcer::AnnouncerEvent::Conflict { mac, .. }
         | announcer::AnnouncerEvent::Contested { mac, .. }
-        | announcer::AnnouncerEvent::Heard { mac, .. } = &event
+        | announcer::AnnouncerEvent::ClaimObserved { mac, .. } = &event
         {
-            self.peers.heard(*mac);
+            self.peers.on_claim(*mac);
         }
         self.handle(Event::Announcer(event));
     }
@@ -434,7 +434,7 @@ impl Daemon {
                 if let Some(interval) = plan.announce_interval {
                     desired.interval = interval;
                 }
-                desired.ask(plan.owner_probes);
+                desired.request_probes(plan.owner_probes);
             });
         }
         if let Some(sessions) = plan.sessions {
@@ -468,7 +468,7 @@ impl Daemon {
 
     fn tell_systemd(&mut self) {
         let ready = !self.announced_ready && self.engine.serving();
-        if !ready && !systemd::listens() {
+        if !ready && !systemd::is_enabled() {
             return; // counting thousands of Services after every change would be for nobody
         }
         let summary = self.engine.summary();

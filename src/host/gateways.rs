@@ -16,9 +16,9 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::neighbours::{SEEK, longer, station};
-use crate::l2::announcer::Gateways;
+use super::neighbours::{MIN_INTERVAL, back_off, lladdr_of};
 use crate::model::Interfaces;
+use crate::model::gateways::Gateways;
 use crate::model::mac::Mac;
 
 /// A gateway, on an interface.
@@ -50,9 +50,9 @@ pub async fn run(
         let on = *wanted.borrow_and_update();
         let subnets = subnets(&interfaces.borrow_and_update());
         tokio::select! {
-            () = watch(&handle, &subnets, &found), if on => {}
+            () = poll_gateways(&handle, &subnets, &found), if on => {}
             changed = wanted.changed() => if changed.is_err() { break },
-            changed = moved(&mut interfaces, &subnets) => if changed.is_err() { break },
+            changed = subnets_changed(&mut interfaces, &subnets) => if changed.is_err() { break },
             () = found.closed() => break,
         }
     }
@@ -73,7 +73,7 @@ fn subnets(interfaces: &Interfaces) -> BTreeMap<u32, (u32, BTreeSet<IpNet>)> {
 
 /// Returns when they have changed: interfaces of pods come and go, and have nothing to do with
 /// gateways.
-async fn moved(
+async fn subnets_changed(
     interfaces: &mut watch::Receiver<Interfaces>,
     before: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
 ) -> Result<(), watch::error::RecvError> {
@@ -85,14 +85,14 @@ async fn moved(
     }
 }
 
-async fn watch(
+async fn poll_gateways(
     handle: &Handle,
     subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
     found: &watch::Sender<Gateways>,
 ) {
-    let mut pause = SEEK;
+    let mut pause = MIN_INTERVAL;
     loop {
-        match look(handle, subnets).await {
+        match dump(handle, subnets).await {
             Ok(gateways) => {
                 found.send_if_modified(|known| {
                     let changed = *known != gateways;
@@ -106,11 +106,11 @@ async fn watch(
             Err(error) => debug!(%error, "gateways could not be listed"),
         }
         sleep(pause).await;
-        pause = longer(pause);
+        pause = back_off(pause);
     }
 }
 
-async fn look(
+async fn dump(
     handle: &Handle,
     subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
 ) -> Result<Gateways, rtnetlink::Error> {
@@ -133,21 +133,21 @@ async fn look(
     let mut fixed = BTreeSet::new();
     let mut entries = Box::pin(handle.neighbours().get().execute());
     while let Some(entry) = entries.try_next().await? {
-        let Some(((index, address), mac)) = gateway_station(&entry, &keys) else { continue };
+        let Some(((index, address), mac)) = gateway_lladdr(&entry, &keys) else { continue };
         stations.entry(index).or_default().insert(address, mac);
         if is_fixed(&entry) {
             fixed.insert((index, address));
         }
     }
     for (index, address) in keys.difference(&fixed) {
-        use_entry(handle, *index, *address).await;
+        refresh_entry(handle, *index, *address).await;
     }
     Ok(stations)
 }
 
 /// What the kernel does for a packet to that neighbour: an entry that is stale is confirmed, one
 /// that is missing is made.
-async fn use_entry(handle: &Handle, index: u32, address: IpAddr) {
+async fn refresh_entry(handle: &Handle, index: u32, address: IpAddr) {
     let request = handle
         .neighbours()
         .add(index, address)
@@ -166,8 +166,8 @@ fn is_fixed(entry: &NeighbourMessage) -> bool {
         || entry.header.flags.contains(NeighbourFlags::ExtLearned)
 }
 
-fn gateway_station(entry: &NeighbourMessage, keys: &BTreeSet<Key>) -> Option<(Key, Mac)> {
-    let (address, mac) = station(entry)?;
+fn gateway_lladdr(entry: &NeighbourMessage, keys: &BTreeSet<Key>) -> Option<(Key, Mac)> {
+    let (address, mac) = lladdr_of(entry)?;
     let key = (entry.header.ifindex, address);
     (keys.contains(&key) && crate::model::mac::is_unicast(mac)).then_some((key, mac))
 }
@@ -268,7 +268,7 @@ mod tests {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(address.into())),
                 NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
             ];
-            (gateway_station(&message, &keys).is_some(), is_fixed(&message))
+            (gateway_lladdr(&message, &keys).is_some(), is_fixed(&message))
         };
         let (gateway, none) = ([10, 88, 0, 1], NeighbourFlags::empty());
         assert_eq!(entry(2, gateway, NeighbourState::Stale, none), (true, false));

@@ -18,8 +18,8 @@ use crate::model::mac::Mac;
 
 /// How soon to look again while a station is not known, doubled each time (it may be switched off
 /// for days), and how often when all are.
-pub(crate) const SEEK: Duration = Duration::from_millis(500);
-const REVIEW: Duration = Duration::from_secs(30);
+pub(crate) const MIN_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Reports the station of each wanted address when it becomes known and when it changes, until the
 /// receiver is gone. A change of the wish, also to the same, makes it look, at most once in
@@ -37,7 +37,7 @@ pub async fn run(
     };
     let connection = tokio::spawn(connection);
     let mut known = BTreeMap::new();
-    let mut seek = SEEK;
+    let mut seek = MIN_INTERVAL;
     loop {
         let addresses = wanted.borrow_and_update().clone();
         known.retain(|address, _| addresses.contains(address));
@@ -59,28 +59,28 @@ pub async fn run(
         match timeout(pause(addresses.len(), known.len(), seek), wanted.changed()).await {
             Ok(Err(_)) => return connection.abort(),
             Ok(Ok(())) => {
-                seek = SEEK;
+                seek = MIN_INTERVAL;
                 sleep(if addresses.is_empty() {
                     Duration::ZERO
                 } else {
-                    SEEK.saturating_sub(looked.elapsed())
+                    MIN_INTERVAL.saturating_sub(looked.elapsed())
                 })
                 .await;
             }
-            Err(_) => seek = longer(seek),
+            Err(_) => seek = back_off(seek),
         }
     }
 }
 
-pub(crate) fn longer(seek: Duration) -> Duration {
-    (seek * 2).min(REVIEW)
+pub(crate) fn back_off(seek: Duration) -> Duration {
+    (seek * 2).min(MAX_INTERVAL)
 }
 
 fn pause(wanted: usize, known: usize, seek: Duration) -> Duration {
     match (wanted, known < wanted) {
         (0, _) => Duration::MAX,
         (_, true) => seek,
-        (_, false) => REVIEW,
+        (_, false) => MAX_INTERVAL,
     }
 }
 
@@ -91,13 +91,13 @@ async fn dump(
     let mut entries = handle.neighbours().get().execute();
     let mut stations = BTreeMap::new();
     while let Some(entry) = entries.try_next().await? {
-        stations.extend(station(&entry).filter(|(address, _)| wanted.contains(address)));
+        stations.extend(lladdr_of(&entry).filter(|(address, _)| wanted.contains(address)));
     }
     Ok(stations)
 }
 
 /// The address and the station of an entry; None while there is none.
-pub(crate) fn station(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+pub(crate) fn lladdr_of(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
     if matches!(
         entry.header.state,
         NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
@@ -128,13 +128,16 @@ mod tests {
 
     #[test]
     fn one_that_stays_away_is_looked_for_less_and_less_often() {
-        let mut seek = SEEK;
+        let mut seek = MIN_INTERVAL;
         let mut pauses = Vec::new();
         for _ in 0..9 {
             pauses.push(pause(2, 1, seek).as_millis());
-            seek = longer(seek);
+            seek = back_off(seek);
         }
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
-        assert_eq!((pause(2, 2, SEEK), pause(0, 0, SEEK)), (REVIEW, Duration::MAX));
+        assert_eq!(
+            (pause(2, 2, MIN_INTERVAL), pause(0, 0, MIN_INTERVAL)),
+            (MAX_INTERVAL, Duration::MAX)
+        );
     }
 }

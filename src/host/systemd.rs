@@ -41,7 +41,7 @@ pub fn watchdog_interval() -> Option<Duration> {
 }
 
 /// Whether systemd started us and wants to be told.
-pub fn listens() -> bool {
+pub fn is_enabled() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
@@ -61,7 +61,7 @@ pub fn serving(services: usize, addresses: usize) -> String {
 /// itself when a notification it needs is missing.
 fn notify(states: &[NotifyState<'_>]) {
     static WRITER: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
-    if !listens() {
+    if !is_enabled() {
         return;
     }
     let Some(writer) = WRITER.get_or_init(start) else { return };

@@ -16,7 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::bfd::{Discard, io};
-use crate::l2::io::task::L2Totals;
+use crate::l2::io::L2Totals;
 use crate::model::state::Summary;
 use crate::nft::io::worker::Report;
 
@@ -374,7 +374,7 @@ impl Metrics {
             self.bfd_send_errors.get_or_create(&ReasonLabel { reason }).inc_by(new - old);
         }
         self.bfd_receive_errors.inc_by(now.receive_failed - before.receive_failed);
-        self.bfd_late.set(now.latest_wake.as_secs_f64());
+        self.bfd_late.set(now.max_scheduling_delay.as_secs_f64());
     }
 
     /// The exposition.

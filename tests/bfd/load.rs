@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use pinnace::bfd::io::Realtime;
-use pinnace::bfd::{AdaptationCause, Config, Event, Peer, PeerKey};
+use pinnace::bfd::{AdaptationCause, BfdConfig, Event, Peer, PeerKey};
 
 use super::speaker::Speaker;
 use super::{Link, ip};
@@ -32,7 +32,7 @@ fn speakers(link: &Link, count: usize) -> [Speaker; 2] {
             .collect()
     };
     let speakers = [(&link.ours, false), (&link.theirs, true)].map(|(namespace, reverse)| {
-        Speaker::start_in(namespace, Config::default(), peers(reverse))
+        Speaker::start_in(namespace, BfdConfig::default(), peers(reverse))
     });
     for speaker in &speakers {
         speaker.wait_up();
@@ -109,7 +109,7 @@ fn busy_threads_and_a_log_storm_cost_no_session() {
     });
     let _ = fs::remove_file(&path);
     for speaker in &speakers {
-        let latest = speaker.handle.counters().totals().latest_wake;
+        let latest = speaker.handle.counters().totals().max_scheduling_delay;
         println!("latest wake-up: {latest:?} late");
         let told = speaker.take();
         assert!(
@@ -146,7 +146,7 @@ fn many_sessions_share_the_packet_rate_and_cost_little() {
         assert!(cost < 0.25, "{count} sessions take {cost} of a processor");
         costs.push(sent);
         let stretched =
-            speakers[0].take().iter().any(|(_, event)| matches!(event, Event::Adapted(change) if change.reason == AdaptationCause::Sessions(50)));
+            speakers[0].take().iter().any(|(_, event)| matches!(event, Event::Adapted(change) if change.cause == (AdaptationCause::PacketBudget { sessions: 50, raised: true })));
         assert_eq!(stretched, count == 50, "and it is said");
     }
     assert!(costs[0] > 30.0 && costs[0] < 60.0, "2 at 37.5 to 50 ms: {costs:?}");

@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use pinnace::bfd::io::Options;
-use pinnace::bfd::{Cause, Config, Peer, PeerKey, io};
+use pinnace::bfd::io::BfdOptions;
+use pinnace::bfd::{BfdConfig, Cause, Peer, PeerKey, io};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::speaker::{Speaker, both};
@@ -23,7 +23,7 @@ fn speaks_when_it_is_told_to() {
     if env::var_os(ROLE).is_none() {
         return;
     }
-    let handle = io::spawn(Options::default(), |event| println!("\nevent {event:?}")).unwrap();
+    let handle = io::spawn(BfdOptions::default(), |event| println!("\nevent {event:?}")).unwrap();
     let peer = |(theirs, ours): &(&str, &str)| {
         (
             PeerKey { interface: None, address: ip(theirs) },
@@ -91,7 +91,7 @@ impl Drop for Process {
 fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
     let link = Link::new();
     let process = Process::start(&link);
-    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
     speaker.wait_up();
     for stopped in [Duration::from_millis(700), Duration::from_secs(3)] {
         thread::sleep(Duration::from_millis(500));
@@ -119,7 +119,7 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
 fn who_died_meanwhile_is_found_dead_after_waking_up() {
     let link = Link::new();
     let process = Process::start(&link);
-    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
     speaker.wait_up();
     thread::sleep(Duration::from_millis(500));
     while process.events.try_recv().is_ok() {}

@@ -1,7 +1,6 @@
 //! Interfaces that come, go, change or cannot carry announcements.
 
 use super::tests::*;
-use super::*;
 use crate::model::Interface;
 
 #[test]
@@ -46,7 +45,7 @@ fn links_that_come_and_go() {
 
     a.set(BTreeMap::new(), &interfaces(&[up]), later + ms(6000));
     assert_eq!(
-        (a.poll_timeout(), a.timers.len(), a.places.len()),
+        (a.poll_timeout(), a.timers.len(), a.presences.len()),
         (None, 0, 0),
         "withdrawn: no memory"
     );

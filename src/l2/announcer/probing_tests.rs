@@ -37,7 +37,8 @@ fn probes_come_first_and_nothing_is_answered_meanwhile() {
 
 #[test]
 fn without_probe_time_nothing_is_probed() {
-    let mut a = Announcer::new(Config { probe_time: ms(0), ..Config::default() }, 1);
+    let mut a =
+        Announcer::new(AnnouncerConfig { probe_time: ms(0), ..AnnouncerConfig::default() }, 1);
     a.set(wish(&[V4], &[1], true), &interfaces(&[interface(1, OURS)]), ms(0));
     let log = run(&mut a, ms(0), ms(0));
     assert_eq!(arp::Repr::parse(&log.frames[0].1.frame), Ok(arp::Repr::announcement(OURS, v4(V4))));
@@ -48,7 +49,7 @@ fn who_claims_or_probes_at_the_same_time_is_a_conflict() {
     let advert = |solicited| ndp::Message::Advertisement {
         router: false,
         solicited,
-        overriding: false,
+        override_cache: false,
         link_layer: None,
     };
     let cases: Vec<(&str, &str, Vec<u8>)> = vec![

@@ -55,7 +55,7 @@ fn questions_are_answered_unicast() {
         let expected = ndp::Message::Advertisement {
             router: false,
             solicited: true,
-            overriding: true,
+            override_cache: true,
             link_layer: Some(OURS),
         };
         assert_eq!(answer.message, expected);

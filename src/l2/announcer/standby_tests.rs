@@ -36,7 +36,7 @@ fn a_standby_hears_and_says_nothing() {
         let log = hear(&mut a, 1, &claim(vip), ms(100_000));
         assert_eq!(
             log.events,
-            [(ms(100_000), AnnouncerEvent::Heard { vip: ip(vip), ifindex: 1, mac: OTHER })]
+            [(ms(100_000), AnnouncerEvent::ClaimObserved { vip: ip(vip), ifindex: 1, mac: OTHER })]
         );
         assert!(log.frames.is_empty());
         assert!(hear(&mut a, 1, &claim(vip), ms(100_100)).events.is_empty(), "said a moment ago");
@@ -205,7 +205,7 @@ fn questions_queue_under_the_same_limit_as_all_frames() {
     let mut a = announcer();
     a.set(standby(&names, false), &links, ms(0));
     for at in [1000, 1001] {
-        names.iter().for_each(|vip| a.ask(ip(vip), None, ms(at)));
+        names.iter().for_each(|vip| a.request_probe(ip(vip), None, ms(at)));
         assert_eq!(a.transmissions().count(), 0, "not past the limit");
     }
     let log = run(&mut a, ms(1001), ms(2000));
@@ -216,12 +216,12 @@ fn questions_queue_under_the_same_limit_as_all_frames() {
     assert!(log.frames.iter().all(|(at, _)| burst(*at) <= FRAMES_PER_SLICE));
     assert_eq!(a.poll_timeout(), None);
 
-    a.ask(ip(names[0]), Some(OTHER), ms(3000));
+    a.request_probe(ip(names[0]), Some(OTHER), ms(3000));
     let log = run(&mut a, ms(3000), ms(3000));
     assert_eq!((log.frames.len(), &log.frames[0].1.frame[..6]), (1, &OTHER[..]), "one station");
 
     // It takes the address before the question went out: a holder that asks gives up.
-    a.ask(ip(names[0]), None, ms(4000));
+    a.request_probe(ip(names[0]), None, ms(4000));
     a.set(wish(&names[..1], &[1], false), &links, ms(4000));
     let log = run(&mut a, ms(4000), ms(4005));
     let sender = |frame: &[u8]| arp::Repr::parse(frame).map(|packet| packet.sender);

@@ -1,11 +1,9 @@
-//! When another machine says that something happened, by its clock: to be measured from, and
-//! nothing is decided by it.
+//! Times by the clock of another machine, for metrics only; no decision depends on them.
 
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// A time of day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TriggerTime(SystemTime);
 
@@ -15,7 +13,7 @@ impl TriggerTime {
         text.parse::<Timestamp>().ok().map(|time| TriggerTime(time.into()))
     }
 
-    /// How long ago that was. None by a clock that is ahead of ours: it says nothing.
+    /// Time since then; None if the other clock is ahead of this one.
     pub fn age(self) -> Option<Duration> {
         self.0.elapsed().ok()
     }

@@ -165,17 +165,20 @@ fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
     );
 }
 
-/// Not of the RFC: who has declared the session down and is silent from then on is not even heard
-/// any more; who has left said so.
+/// Beyond the RFC: silence of a peer that signaled Down is reported; silence after AdminDown is not.
 #[test]
-fn silence_after_down_is_told_and_changes_nothing() {
-    for (said, told) in
+fn silence_after_down_is_reported_and_changes_nothing() {
+    for (signaled, reported) in
         [(SessionState::Down, Some(Cause::DetectionTimeExpired)), (SessionState::AdminDown, None)]
     {
         let mut bench = Bench::up();
-        bench.receive(said, |_| {});
+        bench.receive(signaled, |_| {});
         let diagnostic = bench.session.diagnostic;
-        assert_eq!(bench.session.handle_timeout(bench.now + ms(150)).cause, told, "{said:?}");
+        assert_eq!(
+            bench.session.handle_timeout(bench.now + ms(150)).cause,
+            reported,
+            "{signaled:?}"
+        );
         assert_eq!(
             (bench.session.state, bench.session.diagnostic),
             (SessionState::Down, diagnostic)
@@ -365,7 +368,7 @@ fn administrative_control_of_section_6_8_16() {
     );
 }
 
-/// Not of the RFC: near misses lengthen the interval that we ask for, once they repeat; silence as
+/// Beyond the RFC: near misses lengthen the interval that we ask for, once they repeat; silence as
 /// long as an outage does not.
 #[test]
 fn lateness_raises_the_interval_and_quiet_lowers_it() {
@@ -403,8 +406,8 @@ fn lateness_raises_the_interval_and_quiet_lowers_it() {
     assert_eq!(bench.session.required_min_rx(), ms(50));
 }
 
-/// Not of the RFC: the side that woke up late asks for more patience; the other, which sees the
-/// same gap, need not ask for it as well.
+/// Beyond the RFC: the side with the scheduling delay raises its multiplier; the other one, which
+/// sees the same gap, does not raise its interval as well.
 #[test]
 fn lateness_is_answered_by_one_side_only() {
     let mut bench = Bench::up();
@@ -415,7 +418,7 @@ fn lateness_is_answered_by_one_side_only() {
     assert_eq!(
         bench.session.required_min_rx(),
         ms(50),
-        "it asked for twice the time with the packet that was late"
+        "the late packet announced twice the detection time"
     );
 
     let mut bench = Bench::up();
@@ -427,14 +430,14 @@ fn lateness_is_answered_by_one_side_only() {
     assert_eq!(
         bench.session.required_min_rx(),
         ms(50),
-        "the packet was on time as far as we know: we slept"
+        "the packet may have been on time: the delay was here"
     );
 }
 
-/// Not of the RFC: machines of one host may have slept together. What was not said then is waited
-/// for once, for one interval.
+/// Beyond the RFC: virtual machines of one host may be suspended together. After a scheduling delay
+/// the peer gets one interval to send, once.
 #[test]
-fn who_wakes_up_late_listens_before_it_believes_in_silence() {
+fn a_scheduling_delay_gives_the_peer_one_interval() {
     let mut bench = Bench::up();
     bench.now += ms(400);
     bench.session.on_scheduling_delay(ms(360), bench.now);
@@ -456,7 +459,7 @@ fn who_wakes_up_late_listens_before_it_believes_in_silence() {
     );
 }
 
-/// Not of the RFC: a minute without near misses takes one step back.
+/// Beyond the RFC: a minute without near misses takes one step back.
 #[test]
 fn quiet_lowers_the_interval_slowly() {
     let mut bench = Bench::up();

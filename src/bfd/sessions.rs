@@ -1,5 +1,5 @@
-//! All sessions of a node: peers that are added and removed, demultiplexing (RFC 5880 §6.3, §6.8.6),
-//! authentication and the packet budget of the node.
+//! All sessions of a node: peers that are added and removed, demultiplexing (RFC 5880 §6.3,
+//! §6.8.6), authentication and the packet budget of the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -19,7 +19,7 @@ const ROLE: &str = "PINNACE_TEST_BFD_SPEAKER";
 /// Not a test of its own: what the process started by [`start`] does. Prints its events until its
 /// standard input ends.
 #[test]
-fn speaks_when_it_is_told_to() {
+fn speaks_on_demand() {
     if env::var_os(ROLE).is_none() {
         return;
     }
@@ -43,7 +43,7 @@ impl Process {
     fn start(link: &Link) -> Process {
         let mut child = link.theirs.enter(|| {
             Command::new(env::current_exe().unwrap())
-                .args(["--exact", "stall::speaks_when_it_is_told_to", "--nocapture"])
+                .args(["--exact", "stall::speaks_on_demand", "--nocapture"])
                 .env(ROLE, "1")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -73,7 +73,7 @@ impl Process {
         while events.last().is_none_or(|event: &String| !event.contains(word)) {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) => events.push(event),
-                Err(error) => panic!("{word} was not told ({error}): {events:#?}"),
+                Err(error) => panic!("{word} was not reported ({error}): {events:#?}"),
             }
         }
         events
@@ -88,7 +88,7 @@ impl Drop for Process {
 }
 
 #[test]
-fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
+fn a_stall_is_reported_first_and_peers_that_sent_meanwhile_stay_up() {
     let link = Link::new();
     let process = Process::start(&link);
     let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
@@ -102,7 +102,7 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
         thread::sleep(stopped.saturating_sub(Duration::from_millis(200)));
         process.signal(Signal::CONT);
         speaker.wait_up();
-        let events = process.until("CaughtUp");
+        let events = process.until("Resynced");
         assert!(events[0].starts_with("Stalled { late: "), "{events:#?}");
         assert!(
             events.iter().all(|event| !event.contains("cause: DetectionTimeExpired")),
@@ -110,13 +110,13 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
         );
         assert!(
             events.iter().filter(|event| event.contains("cause: NeighborDown")).count() == 2,
-            "they had given us up: {events:#?}"
+            "their detection time had expired: {events:#?}"
         );
     }
 }
 
 #[test]
-fn who_died_meanwhile_is_found_dead_after_waking_up() {
+fn a_peer_that_died_during_a_stall_is_down_afterwards() {
     let link = Link::new();
     let process = Process::start(&link);
     let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
@@ -128,7 +128,7 @@ fn who_died_meanwhile_is_found_dead_after_waking_up() {
     drop(speaker);
     thread::sleep(Duration::from_secs(1));
     process.signal(Signal::CONT);
-    let events = process.until("CaughtUp");
+    let events = process.until("Resynced");
     assert!(events[0].starts_with("Stalled"), "{events:#?}");
     assert_eq!(
         events.iter().filter(|event| event.contains("cause: DetectionTimeExpired")).count(),

@@ -31,7 +31,7 @@ fn the_owner_keeps_the_vip_and_the_newcomer_learns_who_has_it() {
     }
 }
 
-/// Both probe at once: who hears the other while probing steps back (RFC 5227 §2.1.1), and there
+/// Both probe at once: a host that sees the other's probe while probing yields (RFC 5227 §2.1.1), and there
 /// are never two owners.
 #[test]
 fn of_newcomers_that_probe_at_the_same_time_one_wins() {

@@ -21,17 +21,17 @@ fn probes_come_first_and_nothing_is_answered_meanwhile() {
                     || ndp::Repr::parse(&sent.frame).is_ok_and(|p| p.is_probe())
             );
         }
-        let question = if vip == V4 {
+        let request = if vip == V4 {
             arp_request(OTHER, "192.0.2.1", V4).to_vec()
         } else {
             solicitation(OTHER, "fd00::1", V6).to_vec()
         };
-        assert!(hear(&mut a, 1, &question, ms(999)).frames.is_empty(), "{vip}");
+        assert!(hear(&mut a, 1, &request, ms(999)).frames.is_empty(), "{vip}");
 
         let log = run(&mut a, ms(999), ms(1000));
         assert_eq!(log.events, [(ms(1000), AnnouncerEvent::ProbeClear { vip: ip(vip) })]);
         assert!(!log.frames.is_empty(), "announced at once");
-        assert_eq!(hear(&mut a, 1, &question, ms(1001)).frames.len(), 1);
+        assert_eq!(hear(&mut a, 1, &request, ms(1001)).frames.len(), 1);
     }
 }
 
@@ -89,7 +89,7 @@ fn who_claims_or_probes_at_the_same_time_is_a_conflict() {
 }
 
 #[test]
-fn a_question_of_others_is_no_conflict() {
+fn a_request_of_others_is_no_conflict() {
     let cases = [
         (V4, arp_request(OTHER, "192.0.2.1", V4).to_vec()),
         (V4, arp::Repr::announcement(OTHER, v4("192.0.2.11")).to_vec()),

@@ -92,8 +92,8 @@ pub struct Repr {
     pub state: SessionState,
     /// P: the sender wants a reply with F at once (§6.5).
     pub poll: bool,
-    /// F: the reply to a poll. It must not be sent together with P, but §6.8.6 discards no packet for
-    /// that.
+    /// F: the reply to a poll. It must not be sent together with P, but §6.8.6 discards no packet
+    /// for that.
     pub finished: bool,
     /// C: the sender's BFD does not share fate with its control plane.
     pub control_plane_independent: bool,

@@ -387,16 +387,16 @@ impl Session {
             .min()
     }
 
-    /// The reply with F to a packet with P. It is no periodic packet and does not change their times
-    /// (§6.5, §6.8.7).
+    /// The reply with F to a packet with P. It is no periodic packet and does not change their
+    /// times (§6.5, §6.8.7).
     pub fn final_reply(&mut self) -> Repr {
         self.update_pending = false;
         self.advertised_multiplier = self.advertised_multiplier.min(self.target.multiplier);
         Repr { finished: true, ..self.contents() }
     }
 
-    /// The next periodic packet. The one after it is sent 0 to 25 % earlier than the interval; 10 to
-    /// 25 % with a multiplier of 1 (§6.8.7).
+    /// The next periodic packet. The one after it is sent 0 to 25 % earlier than the interval; 10
+    /// to 25 % with a multiplier of 1 (§6.8.7).
     pub fn transmit(&mut self, now: Duration, random: &mut Random) -> Repr {
         self.update_pending = false;
         self.last_sent = Some(now);

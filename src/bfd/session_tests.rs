@@ -165,7 +165,8 @@ fn silence_fails_a_session_after_the_detection_time_of_section_6_8_4() {
     );
 }
 
-/// Beyond the RFC: silence of a peer that signaled Down is reported; silence after AdminDown is not.
+/// Beyond the RFC: silence of a peer that signaled Down is reported; silence after AdminDown is
+/// not.
 #[test]
 fn silence_after_down_is_reported_and_changes_nothing() {
     for (signaled, reported) in

@@ -243,8 +243,8 @@ fn a_packet_with_authentication_needs_a_session_with_it() {
     assert_eq!(sessions.status()[0].rejected, Some(Discard::UnexpectedAuthentication));
 }
 
-/// RFC 5880 §6.8.16: AdminDown is sent to a removed peer until it reacts; a peer that is added again
-/// meanwhile keeps its session.
+/// RFC 5880 §6.8.16: AdminDown is sent to a removed peer until it reacts; a peer that is added
+/// again meanwhile keeps its session.
 #[test]
 fn a_removed_peer_is_sent_admin_down() {
     let (mut sessions, heard) = up(BfdConfig::default());
@@ -321,8 +321,8 @@ fn many_sessions_raise_the_interval() {
     }
 }
 
-/// A stall is reported before anything that is read afterwards, and its end when new packets arrived
-/// in all sessions that are up.
+/// A stall is reported before anything that is read afterwards, and its end when new packets
+/// arrived in all sessions that are up.
 #[test]
 fn a_stall_is_reported_and_ends_with_fresh_packets() {
     let (mut sessions, heard) = up(BfdConfig::default());
@@ -451,8 +451,8 @@ fn remote_expiry_is_accepted_with_numbers_far_ahead() {
     }
 }
 
-/// The remote detection time counts: the silence at the peer against the local multiplier as the peer
-/// knows it. The peer's multiplier does not matter.
+/// The remote detection time counts: the silence at the peer against the local multiplier as the
+/// peer knows it. The peer's multiplier does not matter.
 #[test]
 fn a_stall_is_measured_by_the_remote_detection_time() {
     for theirs in [1, 3, 12] {

@@ -171,7 +171,8 @@ fn fair_weather() -> impl Strategy<Value = Weather> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// RFC 5880 §6.2, §6.8.6: whatever was before, sessions come up within a few slow intervals once packets get through, and stay up.
+    /// RFC 5880 §6.2, §6.8.6: whatever was before, sessions come up within a few slow intervals
+    /// once packets get through, and stay up.
     #[test]
     fn sessions_come_up_when_the_link_heals(seed: u32, authenticated: bool, phases in prop::collection::vec(([weather(), weather()], 1u64..4000), 1..6)) {
         let mut world = World::new(seed.into(), authenticated);
@@ -180,7 +181,8 @@ proptest! {
             world.run(ms(time));
         }
         world.weather = [Weather { loss: 0, delay: 2, repeated: 0 }; 2];
-        // Twice the detection time of slow intervals until sequence numbers are forgotten (§6.8.1), and a slow interval more.
+        // Twice the detection time of slow intervals until sequence numbers are forgotten (§6.8.1),
+        // and a slow interval more.
         world.run(ms(9000));
         prop_assert_eq!(world.states(), [SessionState::Up; 2]);
         world.peer_events();
@@ -189,7 +191,8 @@ proptest! {
         prop_assert!(world.detection_time() <= ms(600));
     }
 
-    /// §6.8.4: silence is noticed after the detection time; §6.8.6: by the other side too, if it still hears.
+    /// §6.8.4: silence is noticed after the detection time; §6.8.6: by the other side too, if it
+    /// still hears.
     #[test]
     fn a_cut_is_detected_within_the_detection_time(seed: u32, authenticated: bool, both: bool, weather in [fair_weather(), fair_weather()], before in 0u64..3000) {
         let mut world = World::new(seed.into(), authenticated);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tracing::field::{DisplayValue, display};
 use tracing::{debug, info, warn};
 
 use crate::bfd::io::{BfdOptions, Handle, Realtime};
@@ -251,22 +252,23 @@ impl Peers {
         }
     }
 
-    /// Sessions of a duplicate identity change their state all the time.
+    /// Sessions of a duplicate identity change their state all the time and are hardly worth a line.
     fn log(&self, report: Report, address: Option<IpAddr>) {
         let node = address.and_then(|address| self.wanted.get(&address)).map(|node| &**node);
-        let duplicate = address.is_some_and(|address| self.is_duplicate(address));
-        let address = address.map(tracing::field::display);
-        let text = report.text;
-        match report.severity {
-            _ if duplicate => debug!(node, address, "duplicate peer identity: {text}"),
-            Severity::Debug => debug!(node, address, "{text}"),
-            Severity::Info => info!(node, address, "{text}"),
-            Severity::Warn => warn!(node, address, "{text}"),
+        if address.is_some_and(|address| self.is_duplicate(address)) {
+            debug!(
+                node,
+                address = address.map(display),
+                "duplicate peer identity: {}",
+                report.text
+            );
+        } else {
+            write(&report, node, address.map(display));
         }
     }
 
-    /// Whether a duplicate identity was reported lately: at this address, at another one of the same
-    /// node, or of this node itself.
+    /// Whether a duplicate identity was reported lately: at this address, at another one of the
+    /// same node, or of this node itself.
     fn is_duplicate(&self, address: IpAddr) -> bool {
         let node = |address: &IpAddr| self.wanted.get(address);
         let same = |peer: &Option<IpAddr>| {
@@ -288,6 +290,15 @@ impl Peers {
             self.wanted.clear();
             tokio::task::spawn_blocking(move || handle.stop(ADMIN_DOWN_TIMEOUT));
         }
+    }
+}
+
+fn write(report: &Report, node: Option<&str>, address: Option<DisplayValue<IpAddr>>) {
+    let text = &*report.text;
+    match report.severity {
+        Severity::Debug => debug!(node, address, "{text}"),
+        Severity::Info => info!(node, address, "{text}"),
+        Severity::Warn => warn!(node, address, "{text}"),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Classic BPF (linux/filter.h): the instructions that the filters of packet sockets and of BFD use,
-//! and how a socket gets them.
+//! Classic BPF (linux/filter.h): the instructions that the filters of packet sockets and of BFD
+//! use, and how a socket gets them.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! The default gateways and their link-layer addresses. A node that takes a VIP over announces it to
-//! them by unicast and replies through them at once, so a standby keeps their neighbor entries
+//! The default gateways and their link-layer addresses. A node that takes a VIP over announces it
+//! to them by unicast and replies through them at once, so a standby keeps their neighbor entries
 //! fresh. BFD packets keep the entries of the other nodes fresh.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,8 @@ pub async fn run(
             return warn!(%error, "cannot open a rtnetlink socket for gateways: takeovers are announced to them by broadcast only");
         }
     };
-    // The kernel then dumps the main table only; an older one dumps all, and they are filtered here.
+    // The kernel then dumps the main table only; an older one dumps all, and they are filtered
+    // here.
     if let Err(error) = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true) {
         debug!(%error, "strict checking unsupported: all routing tables are dumped");
     }
@@ -159,8 +160,8 @@ async fn refresh_entry(handle: &Handle, index: u32, address: IpAddr) {
     }
 }
 
-/// Whether a person or a network plugin maintains the entry. Refreshing it would make it an ordinary
-/// one (`__neigh_update`).
+/// Whether a person or a network plugin maintains the entry. Refreshing it would make it an
+/// ordinary one (`__neigh_update`).
 fn is_fixed(entry: &NeighbourMessage) -> bool {
     matches!(entry.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
         || entry.header.flags.contains(NeighbourFlags::ExtLearned)

@@ -25,8 +25,8 @@ impl Default for LivenessFence {
 }
 
 impl LivenessFence {
-    /// Allows replies until this time since boot, when the detection time of a peer may expire; None:
-    /// always, because there are no peers.
+    /// Allows replies until this time since boot, when the detection time of a peer may expire;
+    /// None: always, because there are no peers.
     pub fn allow_until(&self, until: Option<Duration>) {
         let until =
             until.map_or(u64::MAX, |until| u64::try_from(until.as_micros()).unwrap_or(u64::MAX));

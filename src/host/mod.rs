@@ -1,4 +1,5 @@
-//! The host: its interfaces, neighbors and gateways, systemd, and this process as the kernel sees it.
+//! The host: its interfaces, neighbors and gateways, systemd, and this process as the kernel sees
+//! it.
 
 pub mod classic_bpf;
 pub mod gateways;

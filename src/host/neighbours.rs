@@ -22,8 +22,8 @@ pub(crate) const MIN_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Reports the link-layer address of each wanted address when it is resolved and when it changes,
-/// until the receiver is gone. A notification of `wanted`, with or without a change, causes a dump, at most one per
-/// [`SEEK`]. One dump of the table costs some microseconds per neighbour.
+/// until the receiver is gone. A notification of `wanted`, with or without a change, causes a dump,
+/// at most one per [`SEEK`]. One dump of the table costs some microseconds per neighbour.
 pub async fn run(
     mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
     found: mpsc::UnboundedSender<(IpAddr, Mac)>,

@@ -56,8 +56,8 @@ pub fn serving(services: usize, addresses: usize) -> String {
     )
 }
 
-/// Hands over to a thread, because a write blocks while systemd does not read the socket. Errors are
-/// ignored: systemd itself reports a missing notification.
+/// Hands over to a thread, because a write blocks while systemd does not read the socket. Errors
+/// are ignored: systemd itself reports a missing notification.
 fn notify(states: &[NotifyState<'_>]) {
     static WRITER: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
     if !is_enabled() {

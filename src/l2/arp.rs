@@ -57,8 +57,8 @@ impl Repr {
         Repr { sender: address, ..Repr::probe(mac, address) }
     }
 
-    /// The gratuitous reply. Linux (`net/ipv4/arp.c`, arp_is_garp) accepts a reply as gratuitous only
-    /// if THA equals SHA.
+    /// The gratuitous reply. Linux (`net/ipv4/arp.c`, arp_is_garp) accepts a reply as gratuitous
+    /// only if THA equals SHA.
     pub fn gratuitous_reply(mac: Mac, address: Ipv4Addr) -> Repr {
         Repr { operation: Operation::Reply, target_mac: mac, ..Repr::announcement(mac, address) }
     }

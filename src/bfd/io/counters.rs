@@ -31,8 +31,8 @@ pub struct BfdTotals {
     pub sent: u64,
     /// Packets rejected because a queue was full (ENOBUFS, EAGAIN).
     pub send_queue_full: u64,
-    /// Packets rejected because the peer is unreachable: link down or gone, no route, no such source
-    /// address.
+    /// Packets rejected because the peer is unreachable: link down or gone, no route, no such
+    /// source address.
     pub send_unreachable: u64,
     /// Packets rejected for any other reason, such as a firewall (EPERM).
     pub send_failed: u64,

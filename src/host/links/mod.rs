@@ -44,8 +44,8 @@ pub enum LinksError {
     Dump(#[source] rtnetlink::Error),
 }
 
-/// Publishes a snapshot at once and after every change of it, until all receivers are gone. Opens its
-/// sockets in the network namespace of the calling thread.
+/// Publishes a snapshot at once and after every change of it, until all receivers are gone. Opens
+/// its sockets in the network namespace of the calling thread.
 ///
 /// # Errors
 /// A socket or the first dump fails, or the subscription ends. Later dumps that fail are repeated.
@@ -100,7 +100,8 @@ async fn publish(
     }
 }
 
-/// A netlink socket in the groups for links and addresses. The contents of its messages are ignored.
+/// A netlink socket in the groups for links and addresses. The contents of its messages are
+/// ignored.
 struct Subscription(AsyncFd<Socket>);
 
 impl Subscription {
@@ -137,8 +138,8 @@ impl Subscription {
         }
     }
 
-    /// Discards the queued notifications and returns whether there were any. ENOBUFS means that some
-    /// were lost, so there were.
+    /// Discards the queued notifications and returns whether there were any. ENOBUFS means that
+    /// some were lost, so there were.
     fn drain(&self) -> io::Result<bool> {
         let mut some = false;
         // Longer messages are truncated.
@@ -160,8 +161,8 @@ impl Subscription {
 }
 
 async fn dump(handle: &Handle) -> Result<Interfaces, rtnetlink::Error> {
-    // Addresses after links: an address of an unknown interface is left out until the notification of
-    // that interface arrives.
+    // Addresses after links: an address of an unknown interface is left out until the notification
+    // of that interface arrives.
     let messages: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let mut interfaces: Interfaces = messages
         .iter()
@@ -215,8 +216,8 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
     (!interface.name.is_empty()).then_some(interface)
 }
 
-/// An interface has no IPv6 configuration if the kernel has no IPv6 (`ipv6.disable=1`) or the MTU is
-/// too small.
+/// An interface has no IPv6 configuration if the kernel has no IPv6 (`ipv6.disable=1`) or the MTU
+/// is too small.
 fn has_ipv6(family: &AfSpecUnspec) -> bool {
     let AfSpecUnspec::Inet6(attributes) = family else { return false };
     attributes.iter().any(|attribute| matches!(attribute, AfSpecInet6::DevConf(settings) if settings.disable_ipv6 == 0))

@@ -31,8 +31,8 @@ fn the_owner_keeps_the_vip_and_the_newcomer_learns_who_has_it() {
     }
 }
 
-/// Both probe at once: a host that sees the other's probe while probing yields (RFC 5227 §2.1.1), and there
-/// are never two owners.
+/// Both probe at once: a host that sees the other's probe while probing yields (RFC 5227 §2.1.1),
+/// and there are never two owners.
 #[test]
 fn of_newcomers_that_probe_at_the_same_time_one_wins() {
     for vip in [V4, V6] {
@@ -112,8 +112,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens: every VIP that waits for something has exactly one timer, frames leave only usable interfaces and are valid,
-    /// and no address is announced that nobody wants.
+    /// Whatever happens: every VIP that waits for something has exactly one timer, frames leave
+    /// only usable interfaces and are valid, and no address is announced that nobody wants.
     #[test]
     fn no_sequence_of_events_leaves_a_trace(steps in prop::collection::vec(step(), 1..40)) {
         let vips: Vec<IpAddr> = (0..8u8).map(|n| if n % 2 == 0 { ip(&format!("192.0.2.{n}")) } else { ip(&format!("fd00::{n}")) }).collect();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::model::mac::Mac;
 
-/// How long a requester is remembered. Linux asks again after 30 s of use, and drops an unused entry
-/// after some minutes.
+/// How long a requester is remembered. Linux asks again after 30 s of use, and drops an unused
+/// entry after some minutes.
 pub const REQUESTER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Maximum number of requesters per VIP and interface; the latest ones are kept. Of hosts behind a
 /// router only the router asks.

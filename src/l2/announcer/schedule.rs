@@ -93,8 +93,8 @@ impl Jitter {
         wanted - late - now
     }
 
-    /// Identifies the probes of this host. It is the same on all its interfaces, so that two of them
-    /// on one link do not take each other for another host (RFC 7527 §4.1).
+    /// Identifies the probes of this host. It is the same on all its interfaces, so that two of
+    /// them on one link do not take each other for another host (RFC 7527 §4.1).
     pub fn nonce(&self, vip: IpAddr) -> [u8; 6] {
         let [a, b, c, d, e, f, ..] = self.digest(vip).to_be_bytes();
         [a, b, c, d, e, f]
@@ -110,9 +110,9 @@ impl Jitter {
     }
 }
 
-/// When the next probe is due after `sent` of them, or the end of probing. Each probe falls into the
-/// first half of its third of the time, so that at least a sixth is left for a reply. A probe that
-/// waited for the rate limit delays what follows.
+/// When the next probe is due after `sent` of them, or the end of probing. Each probe falls into
+/// the first half of its third of the time, so that at least a sixth is left for a reply. A probe
+/// that waited for the rate limit delays what follows.
 pub(super) fn next_probe(
     start: Duration,
     sent: u32,

@@ -1,8 +1,8 @@
 //! The classic BPF programs that decide in the kernel which frames wake the thread. Sans-IO:
 //! addresses in, instructions out.
 //!
-//! A LAN is full of broadcast ARP and of IPv6 traffic that is not neighbor discovery; none of it may
-//! cost a wake-up.
+//! A LAN is full of broadcast ARP and of IPv6 traffic that is not neighbor discovery; none of it
+//! may cost a wake-up.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,8 +15,8 @@ use crate::l2::{ethernet, ndp};
 /// Maximum number of addresses that the kernel compares one by one. With more of them every ARP
 /// frame, or neighbor solicitation and advertisement, passes and is looked up here in O(log n).
 pub const MAX_ADDRESSES: usize = 64;
-/// Maximum number of bytes of a frame that are handed over: neighbor discovery with room for options
-/// that are not used here.
+/// Maximum number of bytes of a frame that are handed over: neighbor discovery with room for
+/// options that are not used here.
 pub const SNAP_LEN: u32 = 256;
 
 /// SKF_AD_OFF + SKF_AD_PKTTYPE.
@@ -36,8 +36,8 @@ const ARP_SENDER: u32 = 28;
 const ARP_TARGET: u32 = 38;
 const NEXT_HEADER: u32 = 20;
 const ICMP_TYPE: u32 = 54;
-/// The last word of the target of a solicitation or advertisement. Two VIPs rarely share it; if they
-/// do, more frames pass.
+/// The last word of the target of a solicitation or advertisement. Two VIPs rarely share it; if
+/// they do, more frames pass.
 const ND_TARGET: u32 = 74;
 const ICMPV6: u32 = 58;
 

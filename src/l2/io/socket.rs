@@ -56,8 +56,8 @@ impl Port {
             (!v6.is_empty()).then(|| filter::ndp(self.ifindex, &v6)),
         )?;
         Ok(match &self.ndp {
-            Some(tap) => self.groups.set(
-                tap,
+            Some(socket) => self.groups.set(
+                socket,
                 self.ifindex,
                 v6.into_iter().map(ndp::solicited_node).collect(),
             ),
@@ -78,7 +78,7 @@ impl Port {
         let ipv6 =
             ethernet::Repr::parse(frame).is_ok_and(|header| header.ethertype == ethernet::IPV6);
         match if ipv6 { &self.ndp } else { &self.arp } {
-            Some(tap) => tap.fd.get_ref().send(frame).map(drop),
+            Some(socket) => socket.fd.get_ref().send(frame).map(drop),
             None => Ok(()),
         }
     }
@@ -92,7 +92,7 @@ fn update_socket(
 ) -> io::Result<()> {
     match (program, slot.as_mut()) {
         (None, _) => *slot = None,
-        (Some(program), Some(tap)) => tap.refilter(program)?,
+        (Some(program), Some(socket)) => socket.refilter(program)?,
         (Some(program), None) => *slot = Some(PacketSocket::open(ifindex, family, program)?),
     }
     Ok(())
@@ -182,9 +182,9 @@ fn link_address(ifindex: u32, ethertype: u16) -> io::Result<SockAddr> {
     Ok(address)
 }
 
-/// Solicited-node groups, joined twice: on the packet socket for the filter of the network card, and
-/// on an IPv6 socket, which alone makes the kernel report them by MLD. Without a report a snooping
-/// switch does not deliver them. Neither needs an address.
+/// Solicited-node groups, joined twice: on the packet socket for the filter of the network card,
+/// and on an IPv6 socket, which alone makes the kernel report them by MLD. Without a report a
+/// snooping switch does not deliver them. Neither needs an address.
 #[derive(Debug, Default)]
 struct Groups {
     /// Joined on the packet socket.
@@ -195,11 +195,11 @@ struct Groups {
 
 impl Groups {
     /// Joins and leaves groups. Failed joins are retried by the next call. Returns their number.
-    fn set(&mut self, tap: &PacketSocket, ifindex: u32, wanted: BTreeSet<Ipv6Addr>) -> u64 {
+    fn set(&mut self, packet: &PacketSocket, ifindex: u32, wanted: BTreeSet<Ipv6Addr>) -> u64 {
         let mut failed = 0;
         for group in self.card.difference(&wanted) {
             // Fails only when the interface is gone, and the group with it.
-            let _ = tap.membership(ifindex, *group, libc::PACKET_DROP_MEMBERSHIP);
+            let _ = packet.membership(ifindex, *group, libc::PACKET_DROP_MEMBERSHIP);
         }
         self.card.retain(|group| wanted.contains(group));
         for (socket, groups) in &mut self.members {
@@ -211,13 +211,13 @@ impl Groups {
         self.members.retain(|(_, groups)| !groups.is_empty());
         for group in wanted {
             if !self.card.contains(&group) {
-                match tap.membership(ifindex, group, libc::PACKET_ADD_MEMBERSHIP) {
+                match packet.membership(ifindex, group, libc::PACKET_ADD_MEMBERSHIP) {
                     Ok(()) => drop(self.card.insert(group)),
                     Err(_) => failed += 1,
                 }
             }
-            // Fails where IPv6 is disabled on the interface: without MLD only the filter of the card
-            // remains.
+            // Fails where IPv6 is disabled on the interface: without MLD only the filter of the
+            // card remains.
             if !self.members.iter().any(|(_, groups)| groups.contains(&group))
                 && self.join(ifindex, group).is_err()
             {

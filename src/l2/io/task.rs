@@ -161,16 +161,16 @@ impl Task {
         self.announcer.set_gateways(Arc::clone(&self.desired.gateways));
         self.open_ports();
         let now = self.now();
-        for (vip, (_, station)) in
-            self.desired.probes.iter().filter(|(_, (number, _))| *number > self.probes_done)
-        {
-            self.announcer.request_probe(*vip, *station, now);
+        for (vip, (number, lladdr)) in &self.desired.probes {
+            if *number > self.probes_done {
+                self.announcer.request_probe(*vip, *lladdr, now);
+            }
         }
         self.probes_done = self.desired.last_probe;
     }
 
-    /// Tells the announcer what is desired. An interface without sockets counts as down: silence there
-    /// must not end probing, and a new burst follows once it is open again.
+    /// Tells the announcer what is desired. An interface without sockets counts as down: silence
+    /// there must not end probing, and a new burst follows once it is open again.
     fn update_announcer(&mut self) {
         let now = self.now();
         let mut interfaces = Arc::clone(&self.desired.interfaces);
@@ -182,22 +182,10 @@ impl Task {
         self.announcer.set(BTreeMap::clone(&self.desired.announcements), &interfaces, now);
     }
 
-    /// Opens and closes sockets: they exist where a VIP is desired on an interface that is up. A link
-    /// that comes back gets new ones, which join their groups again and so tell the switch.
+    /// Opens and closes sockets: they exist where a VIP is desired on an interface that is up. A
+    /// link that comes back gets new ones, which join their groups again and so tell the switch.
     fn open_ports(&mut self) {
-        let mut wanted: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (vip, announcement) in self.desired.announcements.iter() {
-            for ifindex in announcement.interfaces.iter() {
-                if self
-                    .desired
-                    .interfaces
-                    .get(ifindex)
-                    .is_some_and(|interface| interface.up && interface.mac.is_some())
-                {
-                    wanted.entry(*ifindex).or_default().insert(*vip);
-                }
-            }
-        }
+        let wanted = self.wanted_ports();
         self.ports.retain(|ifindex, _| wanted.contains_key(ifindex));
         self.failed.retain(|ifindex, _| wanted.contains_key(ifindex));
         for (ifindex, vips) in wanted {
@@ -222,8 +210,23 @@ impl Task {
         self.update_announcer();
     }
 
-    /// Closes interfaces whose sockets failed, to be reopened soon. This is not reported: the link went
-    /// down or is gone, and the snapshot that shows it may not have arrived yet.
+    /// VIPs by interface that is up.
+    fn wanted_ports(&self) -> BTreeMap<u32, BTreeSet<IpAddr>> {
+        let interfaces = &self.desired.interfaces;
+        let is_usable = |ifindex: &u32| {
+            interfaces.get(ifindex).is_some_and(|interface| interface.up && interface.mac.is_some())
+        };
+        let mut wanted: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (vip, announcement) in self.desired.announcements.iter() {
+            for ifindex in announcement.interfaces.iter().filter(|ifindex| is_usable(ifindex)) {
+                wanted.entry(*ifindex).or_default().insert(*vip);
+            }
+        }
+        wanted
+    }
+
+    /// Closes interfaces whose sockets failed, to be reopened soon. This is not reported: the link
+    /// went down or is gone, and the snapshot that shows it may not have arrived yet.
     fn reopen(&mut self, broken: BTreeSet<u32>) {
         for ifindex in &broken {
             self.close(*ifindex, None);
@@ -270,6 +273,12 @@ impl Task {
             self.open_ports();
         }
         self.announcer.handle_timeout(self.epoch.elapsed());
+        self.send_frames();
+        self.queue_events();
+        self.pass_events_on(events);
+    }
+
+    fn send_frames(&mut self) {
         let mut broken = BTreeSet::new();
         for transmission in self.announcer.transmissions() {
             let Some(port) = self.ports.get(&transmission.ifindex) else { continue };
@@ -287,6 +296,9 @@ impl Task {
             }
         }
         self.reopen(broken);
+    }
+
+    fn queue_events(&mut self) {
         for event in self.announcer.events() {
             let repeats = matches!(
                 event,
@@ -301,6 +313,9 @@ impl Task {
                 self.backlog.push_back(event);
             }
         }
+    }
+
+    fn pass_events_on(&mut self, events: &mpsc::Sender<AnnouncerEvent>) {
         while let Some(event) = self.backlog.pop_front() {
             match events.try_send(event) {
                 Ok(()) => {}
@@ -320,7 +335,7 @@ impl Task {
                 .ports
                 .values()
                 .flat_map(Port::sockets)
-                .any(|tap| tap.fd().poll_read_ready(context).is_ready());
+                .any(|socket| socket.fd().poll_read_ready(context).is_ready());
             if ready { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -332,9 +347,9 @@ impl Task {
         let mut buffer = [0; filter::SNAP_LEN as usize];
         let mut broken = BTreeSet::new();
         for (&ifindex, port) in &self.ports {
-            for tap in port.sockets() {
+            for socket in port.sockets() {
                 for _ in 0..BATCH {
-                    match tap.receive(&mut buffer) {
+                    match socket.receive(&mut buffer) {
                         Ok(_) if !open => {}
                         Ok(length) => self.announcer.receive(
                             ifindex,

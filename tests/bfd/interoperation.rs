@@ -88,7 +88,7 @@ fn frr_over_both_families() {
     speaker.wait_up();
     frr_up(&frr);
 
-    // As after a crash: no farewell.
+    // As after a crash: no AdminDown.
     drop(speaker);
     frr_down(&frr, "control detection time expired", "");
     let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));

@@ -1,4 +1,4 @@
-//! What a busy machine does to sessions, and what sessions cost a machine.
+//! Sessions on a busy machine, and the cost of sessions.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -71,8 +71,7 @@ fn spent(since: &BTreeMap<OsString, u64>) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Whatever else happens in the process and on the machine, a session at 50 ms × 3 does not fail
-/// for it.
+/// A session at 50 ms × 3 does not fail because of load in the process or on the machine.
 #[test]
 fn busy_threads_and_a_log_storm_cost_no_session() {
     let link = Link::new();
@@ -153,8 +152,8 @@ fn many_sessions_share_the_packet_rate_and_cost_little() {
     assert!(costs[1] > 300.0 && costs[1] < 700.0, "500 per second, and jitter: {costs:?}");
 }
 
-/// What cannot be ours (a TTL that shows a router, a wrong length or version) is refused by the
-/// kernel: neither the queue nor the thread sees it.
+/// The kernel rejects datagrams that cannot be valid (a TTL below 255, a wrong length or version):
+/// neither the queue nor the thread sees them.
 #[test]
 fn a_flood_of_what_is_not_ours_costs_no_session() {
     let link = Link::new();

@@ -1,4 +1,4 @@
-//! A process that is stopped for longer than its peers wait, and goes on.
+//! A process that is stopped for longer than the detection time of its peers, and continues.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,7 @@ use super::{ENDS, Link, ip};
 /// Set in the process that is to be stopped.
 const ROLE: &str = "PINNACE_TEST_BFD_SPEAKER";
 
-/// Not a test of its own: what the process started by [`start`] does. Prints its events until its
+/// Not a test of its own: the process that [`Process::start`] starts. Prints its events until its
 /// standard input ends.
 #[test]
 fn speaks_on_demand() {

@@ -218,7 +218,7 @@ fn owner_probes_obey_the_rate_limit() {
 
     a.request_probe(ip(names[0]), Some(OTHER), ms(3000));
     let log = run(&mut a, ms(3000), ms(3000));
-    assert_eq!((log.frames.len(), &log.frames[0].1.frame[..6]), (1, &OTHER[..]), "one station");
+    assert_eq!((log.frames.len(), &log.frames[0].1.frame[..6]), (1, &OTHER[..]), "one neighbor");
 
     // It takes the address before the request went out: a holder that asks gives up.
     a.request_probe(ip(names[0]), None, ms(4000));

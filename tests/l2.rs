@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pinnace::host::links;
-use pinnace::l2::announcer::{Announcement, AnnouncerEvent, Config};
-use pinnace::l2::io::task;
+use pinnace::l2::announcer::{Announcement, AnnouncerConfig, AnnouncerEvent};
+use pinnace::l2::io::{Desired, L2Counters, task};
 use pinnace::model::{Interface, Interfaces};
 use tokio::sync::{mpsc, watch};
 
@@ -183,7 +183,7 @@ struct Node {
     wish: watch::Sender<Wish>,
     events: mpsc::Receiver<AnnouncerEvent>,
     interfaces: watch::Receiver<Interfaces>,
-    counters: Arc<task::L2Counters>,
+    counters: Arc<L2Counters>,
 }
 
 impl Node {
@@ -191,14 +191,14 @@ impl Node {
         let (wish, mut wishes) = watch::channel(first);
         let (events_in, events) = mpsc::channel(64);
         let (snapshots, interfaces) = watch::channel(Interfaces::new());
-        let counters = Arc::new(task::L2Counters::default());
+        let counters = Arc::new(L2Counters::default());
         let (mut seen, totals) = (interfaces.clone(), Arc::clone(&counters));
         inside(&lab.namespace("node"), move || {
-            let config = Config {
+            let config = AnnouncerConfig {
                 probe_time: Duration::from_millis(300),
                 announce_interval: Duration::from_secs(60),
             };
-            let (desired_in, desired) = watch::channel(task::Desired::default());
+            let (desired_in, desired) = watch::channel(Desired::default());
             let announcer =
                 task::spawn(desired, events_in, config, totals, Default::default()).unwrap();
             let runtime =
@@ -235,7 +235,7 @@ impl Node {
     }
 }
 
-fn desire(wish: &Wish, interfaces: &Interfaces) -> task::Desired {
+fn desire(wish: &Wish, interfaces: &Interfaces) -> Desired {
     let on = interfaces
         .values()
         .filter(|interface| wish.interfaces.contains(&&*interface.name))
@@ -248,10 +248,10 @@ fn desire(wish: &Wish, interfaces: &Interfaces) -> task::Desired {
     };
     let announcements: BTreeMap<IpAddr, Announcement> =
         wish.vips.iter().map(|vip| (*vip, announcement.clone())).collect();
-    task::Desired {
+    Desired {
         announcements: Arc::new(announcements),
         interfaces: Arc::new(interfaces.clone()),
-        ..task::Desired::default()
+        ..Desired::default()
     }
 }
 
@@ -506,9 +506,10 @@ fn an_interface_that_cannot_be_opened_is_reported_once_and_the_others_serve() {
     Arc::make_mut(&mut first.announcements).insert(ip(FREE[0]), ghost_only);
     let (desired_in, desired) = watch::channel(first);
     let (events_in, mut events) = mpsc::channel(64);
-    let counters = Arc::new(task::L2Counters::default());
+    let counters = Arc::new(L2Counters::default());
     let announcer = inside(&lab.namespace("node"), move || {
-        task::spawn(desired, events_in, Config::default(), counters, Default::default()).unwrap()
+        task::spawn(desired, events_in, AnnouncerConfig::default(), counters, Default::default())
+            .unwrap()
     });
     for vip in [V4, V6] {
         eventually(vip, || (lab.resolve(vip)? == mac).then_some(()));

@@ -1,13 +1,12 @@
 //! Keyed SHA1 and Meticulous Keyed SHA1 (RFC 5880 §6.7.4).
 
-use super::packet::{AuthenticationType, Key, Repr};
-use super::{Discard, packet};
+use super::event::Discard;
+use super::packet::{self, AuthenticationType, Key, Repr};
 use crate::common::random::Random;
 
 /// How all sessions are authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authentication {
-    /// Which of the two types.
     pub kind: AuthenticationType,
     /// `Auth Key ID`, the same on both sides.
     pub key_id: u8,
@@ -17,21 +16,21 @@ pub struct Authentication {
 
 /// The sequence numbers of one session.
 #[derive(Debug)]
-pub(super) struct Sequence {
+pub(super) struct SequenceNumbers {
     /// bfd.XmitAuthSeq
     next: u32,
     /// bfd.RcvAuthSeq, when bfd.AuthSeqKnown
     received: Option<u32>,
 }
 
-impl Sequence {
-    pub fn new(random: &mut Random) -> Sequence {
-        Sequence { next: random.next(), received: None }
+impl SequenceNumbers {
+    pub fn new(random: &mut Random) -> SequenceNumbers {
+        SequenceNumbers { next: random.next(), received: None }
     }
 
-    /// Nothing was heard for twice the detection time: a peer that restarts may begin anywhere
-    /// (§6.8.1, bfd.AuthSeqKnown).
-    pub fn forget(&mut self) {
+    /// No packet arrived for twice the detection time: a peer that restarts may begin with any
+    /// number (§6.8.1, bfd.AuthSeqKnown).
+    pub fn reset_received(&mut self) {
         self.received = None;
     }
 
@@ -39,8 +38,8 @@ impl Sequence {
         self.received.is_some()
     }
 
-    /// The section of the next packet, without its digest. Every packet gets a number of its own:
-    /// what is right for the meticulous type is allowed for the other (§6.7.4).
+    /// The section of the next packet, without its digest. Every packet gets a new number, which
+    /// the meticulous type demands and the other allows (§6.7.4).
     pub fn section(&mut self, authentication: &Authentication) -> packet::Authentication {
         let sequence = self.next;
         self.next = self.next.wrapping_add(1);
@@ -52,8 +51,8 @@ impl Sequence {
         }
     }
 
-    /// The number is one that the peer cannot have used yet when it was last heard, however many
-    /// packets of its were missed.
+    /// Whether the number is later than the last one received, however many packets were lost in
+    /// between.
     pub fn is_later(&self, packet: &Repr) -> bool {
         let (Some(last), Some(section)) = (self.received, &packet.authentication) else {
             return false;
@@ -61,8 +60,8 @@ impl Sequence {
         (1..1 << 31).contains(&section.sequence.wrapping_sub(last))
     }
 
-    /// The checks in the order of §6.7.4, but that a number is remembered only after its digest was
-    /// found right: who does not know the secret must not be able to move the window.
+    /// Checks in the order of §6.7.4, except that a number is stored only after its digest was
+    /// verified: a sender without the secret must not be able to move the window.
     pub fn check(
         &mut self,
         packet: &Repr,
@@ -96,12 +95,12 @@ impl Sequence {
     }
 }
 
-/// Whether a packet was made by somebody who knows the secret, at whatever time.
+/// Whether the sender of a packet knows the secret. The packet may be a replay.
 pub(super) fn is_authentic(
     packet: &Repr,
     payload: &[u8],
     configured: Option<&Authentication>,
 ) -> bool {
-    // By the same checks, of somebody whose numbers are not known.
-    Sequence { next: 0, received: None }.check(packet, payload, configured).is_ok()
+    // The same checks, for a peer whose sequence number is unknown.
+    SequenceNumbers { next: 0, received: None }.check(packet, payload, configured).is_ok()
 }

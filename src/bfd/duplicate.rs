@@ -1,86 +1,87 @@
-//! Two machines that speak as one: a machine was copied together with its addresses. Discriminators
-//! are random, so they tell the two apart.
+//! Detects two machines with one identity: a machine was cloned together with its addresses.
+//! Discriminators are random, so they tell the two apart.
 //!
-//! To the others their sessions' packets name now one discriminator, now the other; who restarts
-//! never goes back to the one before. Each of the two receives, now and then, what was meant for
-//! the other.
+//! The packets of the two alternate between two discriminators, while a machine that restarts never
+//! returns to its previous one. Each of the two also receives some packets meant for the other.
 
 use std::time::Duration;
 
-/// So many signs, in at least and at most these times, are proof: packets of an earlier life can be
-/// late, but not for so long.
-const SIGNS: u8 = 3;
-const LEAST: Duration = Duration::from_secs(1);
-const MOST: Duration = Duration::from_secs(10);
-/// A peer that has not named our discriminator yet names that of our earlier life for so long at
-/// most, its longest detection time.
-const EARLIER_LIFE: Duration = Duration::from_secs(10);
-/// It is told again after that.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Minimum number of observations that prove a duplicate, and the minimum and maximum time between
+/// the first and the last. Delayed packets of a previous run do not last that long.
+const MIN_COUNT: u8 = 3;
+const MIN_SPAN: Duration = Duration::from_secs(1);
+const MAX_SPAN: Duration = Duration::from_secs(10);
+/// How long a peer that has not learned our discriminator yet may send that of our previous run:
+/// its maximum detection time.
+const OLD_DISCRIMINATOR_TIMEOUT: Duration = Duration::from_secs(10);
+/// Minimum time between two reports.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What one session has seen of it.
+/// The observations of one session.
 #[derive(Debug)]
 pub(super) struct DuplicateDetector {
-    /// Of the session.
-    begin: Duration,
-    /// The peer has named our discriminator.
-    known: bool,
-    /// The peer's discriminator, and the one before.
-    latest: u32,
-    former: u32,
-    of_peer: Signs,
-    of_us: Signs,
+    created: Duration,
+    /// The peer has sent our discriminator.
+    discriminator_learned: bool,
+    /// The peer's discriminator, and the one before it.
+    current: u32,
+    previous: u32,
+    of_peer: Evidence,
+    of_us: Evidence,
 }
 
 #[derive(Debug, Default)]
-struct Signs {
+struct Evidence {
     count: u8,
     first: Duration,
-    told: Option<Duration>,
+    reported: Option<Duration>,
 }
 
 impl DuplicateDetector {
     pub fn new(now: Duration) -> DuplicateDetector {
         DuplicateDetector {
-            begin: now,
-            known: false,
-            latest: 0,
-            former: 0,
-            of_peer: Signs::default(),
-            of_us: Signs::default(),
+            created: now,
+            discriminator_learned: false,
+            current: 0,
+            previous: 0,
+            of_peer: Evidence::default(),
+            of_us: Evidence::default(),
         }
     }
 
-    /// A packet for this session; `named`: by our discriminator. True: two machines speak as the
-    /// peer.
-    pub fn heard(&mut self, discriminator: u32, named: bool, now: Duration) -> bool {
-        self.known |= named;
-        if discriminator == self.latest {
+    /// Takes a packet for this session; `named`: it carries our discriminator. True: two machines
+    /// have the identity of the peer.
+    pub fn on_packet(&mut self, discriminator: u32, named: bool, now: Duration) -> bool {
+        self.discriminator_learned |= named;
+        if discriminator == self.current {
             return false;
         }
-        let back = discriminator == self.former;
-        (self.former, self.latest) = (self.latest, discriminator);
-        back && self.of_peer.note(now)
+        let back = discriminator == self.previous;
+        self.previous = self.current;
+        self.current = discriminator;
+        back && self.of_peer.add(now)
     }
 
-    /// A packet of the peer for a session that we do not have. True: another machine speaks to it
-    /// as us.
-    pub fn foreign(&mut self, now: Duration) -> bool {
-        (self.known || now >= self.begin + EARLIER_LIFE) && self.of_us.note(now)
+    /// Takes a packet of the peer for a session that does not exist here. True: another machine has
+    /// the identity of this node.
+    pub fn on_unknown_discriminator(&mut self, now: Duration) -> bool {
+        (self.discriminator_learned || now >= self.created + OLD_DISCRIMINATOR_TIMEOUT)
+            && self.of_us.add(now)
     }
 }
 
-impl Signs {
-    fn note(&mut self, now: Duration) -> bool {
-        if self.count == 0 || now > self.first + MOST {
-            (self.count, self.first) = (0, now);
+impl Evidence {
+    fn add(&mut self, now: Duration) -> bool {
+        if self.count == 0 || now > self.first + MAX_SPAN {
+            self.count = 0;
+            self.first = now;
         }
         self.count = self.count.saturating_add(1);
-        let proof = self.count >= SIGNS
-            && now >= self.first + LEAST
-            && self.told.is_none_or(|told| now >= told + AGAIN);
+        let proof = self.count >= MIN_COUNT
+            && now >= self.first + MIN_SPAN
+            && self.reported.is_none_or(|told| now >= told + REPORT_INTERVAL);
         if proof {
-            self.told = Some(now);
+            self.reported = Some(now);
         }
         proof
     }

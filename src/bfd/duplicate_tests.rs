@@ -1,5 +1,5 @@
-//! A machine that was copied, in a LAN whose switch sends what is meant for its address to whoever
-//! of the two spoke last.
+//! A machine that was cloned, on a LAN whose switch sends frames for its address to the one of the
+//! two that sent last.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,15 +16,15 @@ fn address(host: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, host])
 }
 
-/// Sessions at their addresses, what each was told of doubles (whether it is itself the one), and
-/// who spoke last from an address.
+/// Sessions by address, the duplicates that each reported (whether of itself), and the last sender
+/// from each address.
 struct Lan {
     machines: Vec<(u8, Sessions, Vec<bool>)>,
     last: BTreeMap<IpAddr, usize>,
 }
 
 impl Lan {
-    fn plug(&mut self, host: u8, peer: u8, config: &Config, seed: u64, now: Duration) {
+    fn plug(&mut self, host: u8, peer: u8, config: &BfdConfig, seed: u64, now: Duration) {
         let mut sessions = Sessions::new(config.clone(), seed);
         let effects = sessions.add(
             PeerKey { interface: Some(2), address: address(peer) },
@@ -37,10 +37,10 @@ impl Lan {
 
     fn apply(&mut self, machine: usize, effects: Effects, now: Duration) {
         let source = address(self.machines[machine].0);
-        let told = effects.events.iter().filter_map(|event| {
+        let reports = effects.events.iter().filter_map(|event| {
             if let Event::DuplicateIdentity { ours, .. } = event { Some(*ours) } else { None }
         });
-        self.machines[machine].2.extend(told);
+        self.machines[machine].2.extend(reports);
         for packet in effects.packets {
             self.last.insert(source, machine);
             let Some(to) = self.last.get(&packet.peer.address).copied() else { continue };
@@ -59,7 +59,7 @@ impl Lan {
     fn run(&mut self, from: Duration, until: Duration) {
         let mut now = from;
         while now < until {
-            // Whatever else the two send makes the switch change its mind as well.
+            // Other traffic of the two moves the address in the switch as well.
             let two = self.machines.len() - 1;
             self.last.insert(address(2), 1 + now.as_millis() as usize / 10 % two);
             for machine in 0..self.machines.len() {
@@ -70,12 +70,12 @@ impl Lan {
         }
     }
 
-    fn told(&self) -> Vec<&[bool]> {
+    fn reports(&self) -> Vec<&[bool]> {
         self.machines.iter().map(|machine| machine.2.as_slice()).collect()
     }
 }
 
-fn pair(config: &Config) -> Lan {
+fn pair(config: &BfdConfig) -> Lan {
     let mut lan =
         Lan { machines: Vec::new(), last: BTreeMap::from([(address(1), 0), (address(2), 1)]) };
     lan.machines.push((1, Sessions::new(config.clone(), 1), Vec::new()));
@@ -92,55 +92,55 @@ fn pair(config: &Config) -> Lan {
     lan
 }
 
-fn secret() -> Config {
+fn secret() -> BfdConfig {
     let kind = AuthenticationType::MeticulousKeyedSha1;
-    Config {
+    BfdConfig {
         authentication: Some(Authentication {
             kind,
             key_id: 1,
             key: Key::new(b"secret").expect("a key"),
         }),
-        ..Config::default()
+        ..BfdConfig::default()
     }
 }
 
 #[test]
-fn everybody_learns_of_a_copy_and_goes_on_learning() {
-    let mut lan = pair(&Config::default());
-    assert_eq!(lan.told(), [&[] as &[bool]; 2]);
-    lan.plug(2, 1, &Config::default(), 3, ms(5000));
+fn all_report_a_clone_and_repeat_it() {
+    let mut lan = pair(&BfdConfig::default());
+    assert_eq!(lan.reports(), [&[] as &[bool]; 2]);
+    lan.plug(2, 1, &BfdConfig::default(), 3, ms(5000));
     lan.run(ms(5000), ms(9000));
-    let told = lan.told();
-    assert!(told.iter().all(|told| !told.is_empty()), "within 4 s: {told:?}");
-    assert!(told[0].iter().all(|ours| !ours), "the peer was copied: {told:?}");
+    let reports = lan.reports();
+    assert!(reports.iter().all(|reports| !reports.is_empty()), "within 4 s: {reports:?}");
+    assert!(reports[0].iter().all(|ours| !ours), "a clone of the peer: {reports:?}");
     assert!(
-        told[1..].iter().all(|told| told.iter().all(|ours| *ours)),
-        "this machine was: {told:?}"
+        reports[1..].iter().all(|reports| reports.iter().all(|ours| *ours)),
+        "a clone of itself: {reports:?}"
     );
-    assert!(told.iter().all(|told| told.len() <= 4), "once a second: {told:?}");
+    assert!(reports.iter().all(|reports| reports.len() <= 4), "once a second: {reports:?}");
     lan.machines.iter_mut().for_each(|machine| machine.2.clear());
     lan.run(ms(9000), ms(19_000));
-    assert!(lan.told().iter().all(|told| !told.is_empty()), "{:?}", lan.told());
+    assert!(lan.reports().iter().all(|reports| !reports.is_empty()), "{:?}", lan.reports());
 }
 
-/// The copy knows the secret, but its sequence numbers are others.
+/// The clone knows the secret, but has other sequence numbers.
 #[test]
-fn a_secret_hides_nothing_from_the_machines_themselves() {
+fn a_clone_with_the_secret_is_reported() {
     let mut lan = pair(&secret());
     lan.plug(2, 1, &secret(), 3, ms(5000));
     lan.run(ms(5000), ms(25_000));
-    let told = lan.told();
-    assert!(told[1].contains(&true) || told[2].contains(&true), "{told:?}");
+    let reports = lan.reports();
+    assert!(reports[1].contains(&true) || reports[2].contains(&true), "{reports:?}");
 }
 
 #[test]
-fn who_restarts_is_one() {
-    for config in [Config::default(), secret()] {
+fn a_restart_is_no_duplicate() {
+    for config in [BfdConfig::default(), secret()] {
         let mut lan = pair(&config);
-        for life in 0..6 {
-            let begin = ms(5000 + 3000 * life);
-            // The one before is gone, and its packets with it.
-            lan.machines[1].1 = Sessions::new(config.clone(), 100 + life);
+        for run in 0..6 {
+            let begin = ms(5000 + 3000 * run);
+            // The previous run is gone, and its packets with it.
+            lan.machines[1].1 = Sessions::new(config.clone(), 100 + run);
             let effects = lan.machines[1].1.add(
                 PeerKey { interface: Some(2), address: address(1) },
                 Peer::default(),
@@ -149,6 +149,6 @@ fn who_restarts_is_one() {
             lan.apply(1, effects, begin);
             lan.run(begin, begin + ms(3000));
         }
-        assert_eq!(lan.told(), [&[] as &[bool]; 2]);
+        assert_eq!(lan.reports(), [&[] as &[bool]; 2]);
     }
 }

@@ -1,134 +1,125 @@
-//! What the sessions tell, as values.
+//! What sessions report, as values.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::PeerKey;
 use super::packet::{Diagnostic, ParseError, SessionState};
+use super::peer::PeerKey;
 
-/// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A session changed its state.
-    Peer(PeerEvent),
+    Peer(SessionChange),
     /// Intervals or multiplier follow what was measured.
     Adapted(Adaptation),
-    /// We slept for so long that peers may have declared us dead: whatever was believed before is
-    /// to be looked at again.
+    /// The scheduling delay was so long that peers may have declared this node down: what was
+    /// believed before must be confirmed again.
     Stalled {
-        /// How much later than planned we woke up.
         late: Duration,
-        /// When.
         at: Duration,
     },
-    /// A peer has waited for us in vain, in a session that is up here. Either it does not hear us,
-    /// or we were away for longer than our own clock shows, as a virtual machine is that was
-    /// suspended together with its clock; so this, too, is a reason to look at everything again.
+    /// The detection time of a peer expired, in a session that is up here: it does not receive our
+    /// packets, or this node was suspended for longer than its clock shows, as a virtual machine
+    /// may be. What was believed before must be confirmed here, too.
     RemoteDetectionExpired {
-        /// Whose session.
         peer: PeerKey,
-        /// When.
         at: Duration,
     },
-    /// Two machines speak as one, which was copied with its address. Told again each second while
-    /// it goes on.
+    /// Two machines have one identity: one was cloned with its address. Repeated each second while
+    /// it lasts.
     DuplicateIdentity {
         /// The session that shows it.
         peer: PeerKey,
-        /// Who was copied: this machine, and another speaks to the peer in its place; or else the
+        /// The clone is one of this node and speaks to the peer in its place; otherwise one of the
         /// peer.
         ours: bool,
-        /// When.
         at: Duration,
     },
-    /// After [`Event::Stalled`] or [`Event::GivenUp`]: every session that is still up has been
-    /// heard since.
+    /// After [`Event::Stalled`] or [`Event::RemoteDetectionExpired`]: a packet has arrived since in
+    /// every session that is still up.
     Resynced {
-        /// When.
         at: Duration,
     },
 }
 
 /// A session changed its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerEvent {
-    /// Whose session.
+pub struct SessionChange {
     pub peer: PeerKey,
-    /// Ours, from now on.
+    /// bfd.SessionState, from now on.
     pub state: SessionState,
-    /// Ours: why (RFC 5880 §4.1).
+    /// bfd.LocalDiag (RFC 5880 §4.1).
     pub diagnostic: Diagnostic,
-    /// What the peer has last said about its own state.
+    /// The last diagnostic that the peer sent.
     pub remote_diagnostic: Diagnostic,
-    /// What made it change.
     pub cause: Cause,
-    /// When.
     pub at: Duration,
 }
 
-/// What made a session change its state.
+/// Why a session changed its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// The peer was heard, or hears us.
-    Heard,
-    /// Nothing was heard for the detection time: the peer, or the way to it, is dead (diagnostic
-    /// 1). Also told of a session that the peer had declared down before it fell silent.
+    /// A step of the three-way handshake (RFC 5880 §6.2).
+    Handshake,
+    /// No packet arrived for the detection time (diagnostic 1). Also reported of a session that the
+    /// peer had signaled down before it fell silent.
     DetectionTimeExpired,
-    /// The peer says Down: it restarted, or does not hear us (diagnostic 3).
+    /// The peer signals Down: it restarted, or does not receive our packets (diagnostic 3).
     NeighborDown,
-    /// The peer says AdminDown: a planned stop, no failure (diagnostic 3). Also told of a session
-    /// that was down already.
+    /// The peer signals AdminDown: a planned stop, no failure (diagnostic 3). Also reported of a
+    /// session that was down already.
     NeighborAdminDown,
-    /// We left (diagnostic 7).
+    /// This node ends the session (diagnostic 7).
     LocalAdminDown,
-    /// We returned after leaving.
-    LocalReturn,
+    /// This node enables the session again.
+    LocalAdminUp,
 }
 
 /// Intervals or multiplier follow what was measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adaptation {
-    /// The peer concerned; None: all of them.
+    /// None: all sessions.
     pub peer: Option<PeerKey>,
-    /// Why.
-    pub reason: AdaptationCause,
-    /// The interval that is now asked of the peer, or (for all of them) the base of all intervals.
+    pub cause: AdaptationCause,
+    /// Required Min RX Interval announced to the peer; for all sessions the base interval.
     pub interval: Duration,
-    /// The multiplier that we announce.
+    /// Detect Mult announced.
     pub multiplier: u8,
-    /// When.
+    /// Of the session, once both ends use the interval; None for all sessions.
+    pub detection_time: Option<Duration>,
     pub at: Duration,
 }
 
-/// Why intervals or multiplier changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdaptationCause {
-    /// This many sessions share the packet rate.
-    Sessions(usize),
-    /// Packets of the peer came so late that a little more would have ended the session, or did;
-    /// after this much silence.
-    LateArrivals(Duration),
-    /// We woke up this much too late.
-    LateWakes(Duration),
-    /// It has been quiet for long: one step back.
-    Calm,
+    /// The sessions share the packet rate, and their number changed.
+    PacketBudget {
+        sessions: usize,
+        /// The interval was raised; otherwise lowered.
+        raised: bool,
+    },
+    /// Packets arrived so late that a little more would have expired, or did expire, the detection
+    /// time; after this much silence.
+    LatePackets(Duration),
+    /// The thread was scheduled this much too late.
+    SchedulingDelay(Duration),
+    /// No lateness for long: one step back.
+    Stable,
 }
 
-/// Why a packet was not taken.
+/// Why a packet was discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Discard {
-    /// Its form is wrong (RFC 5880 §6.8.6).
+    /// RFC 5880 §6.8.6.
     #[error("malformed: {0}")]
     Malformed(ParseError),
-    /// It passed a router (RFC 5881 §5), or it is not known whether it did.
+    /// It passed a router, or the TTL is unknown (GTSM, RFC 5881 §5).
     #[error("the TTL is not 255")]
     Ttl,
-    /// No session has its discriminator, or its source.
+    /// No session has its discriminator or its source.
     #[error("no session")]
     NoSession,
-    /// A packet for a session over one hop came to the port for several hops, or the other way
-    /// round.
+    /// A packet for a single-hop session arrived on the multihop port, or the reverse.
     #[error("the session is on another port")]
     WrongPort,
     /// The session is authenticated, the packet is not.
@@ -137,26 +128,23 @@ pub enum Discard {
     /// The packet is authenticated, the session is not.
     #[error("authenticated, and no secret is configured")]
     UnexpectedAuthentication,
-    /// Another authentication type.
     #[error("another authentication type")]
     AuthenticationType,
-    /// Another key.
     #[error("another key ID")]
     KeyId,
-    /// Old, repeated or far ahead (§6.7.4).
+    /// Old, replayed or far ahead (§6.7.4).
     #[error("sequence number outside of the window")]
     Sequence,
-    /// Made with another secret, or changed on the way.
+    /// Signed with another secret, or altered in transit.
     #[error("wrong digest: the secrets differ")]
     Digest,
-    /// The session is held down here.
     #[error("the session is administratively down")]
     AdminDown,
 }
 
 impl Discard {
-    /// The two ends are not configured alike.
-    pub fn is_about_secrets(&self) -> bool {
+    /// Whether the two ends are configured differently.
+    pub fn is_authentication_mismatch(&self) -> bool {
         use Discard::*;
         matches!(
             self,
@@ -164,7 +152,7 @@ impl Discard {
         )
     }
 
-    /// All kinds, for tables of counters: label and position.
+    /// Labels of all kinds, for tables of counters.
     pub const LABELS: [&str; 11] = [
         "malformed",
         "ttl",

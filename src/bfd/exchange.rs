@@ -1,50 +1,30 @@
-//! What goes into the sessions and what comes out of them.
+//! Input and output of the sessions.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::event::{Discard, Event};
 use super::packet::{Diagnostic, MAX_LEN, SessionState};
+use super::peer::{Peer, PeerKey};
 
-/// Names a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PeerKey {
-    /// Index of the interface that the session is bound to; None: whichever way the packets take.
-    pub interface: Option<u32>,
-    /// The peer's address.
-    pub address: IpAddr,
-}
-
-/// How to reach a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// Source of our packets; None: the kernel's choice.
-    pub local: Option<IpAddr>,
-    /// The peer is behind a router (RFC 5883): the other port, and no demand that the TTL be 255.
-    pub multihop: bool,
-}
-
-/// A UDP payload and what the kernel knows of it.
+/// A UDP payload with its ancillary data.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
-    /// Where it came in.
+    /// Index of the interface that received it.
     pub interface: u32,
-    /// Where it came from.
     pub source: IpAddr,
     /// TTL or hop limit, when known.
     pub ttl: Option<u8>,
-    /// It came to [`bfd::MULTIHOP_PORT`].
+    /// It arrived on [`MULTIHOP_PORT`](super::packet::MULTIHOP_PORT).
     pub multihop: bool,
-    /// The packet.
     pub payload: &'a [u8],
 }
 
 /// A packet to be sent, with TTL or hop limit 255 (RFC 5881 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Whom to.
     pub peer: PeerKey,
-    /// From where and to which port.
+    /// Source address and destination port.
     pub settings: Peer,
     pub(super) bytes: [u8; MAX_LEN],
     pub(super) length: usize,
@@ -57,32 +37,29 @@ impl Outgoing {
     }
 }
 
-/// What is to be done, in this order.
+/// What the caller has to do, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// To be sent.
     pub packets: Vec<Outgoing>,
-    /// To be told.
     pub events: Vec<Event>,
-    /// Why the packet was not taken.
+    /// Why the packet was discarded.
     pub discarded: Option<Discard>,
 }
 
-/// What a session looks like from outside.
+/// A session as seen from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionStatus {
-    /// Whose.
     pub peer: PeerKey,
-    /// Ours.
+    /// bfd.SessionState
     pub state: SessionState,
-    /// Why ours last changed.
+    /// bfd.LocalDiag
     pub diagnostic: Diagnostic,
-    /// What the peer last said.
+    /// bfd.RemoteSessionState
     pub remote_state: SessionState,
-    /// How long silence lasts until the session fails; None before anything was heard.
+    /// None before the first packet arrived.
     pub detection_time: Option<Duration>,
-    /// How often we send; None: not at all.
+    /// None: no periodic packets are sent.
     pub transmit_interval: Option<Duration>,
-    /// Why a packet for it was last refused, since it was last up.
-    pub refused: Option<Discard>,
+    /// Why a packet for the session was last discarded since it was last up.
+    pub rejected: Option<Discard>,
 }

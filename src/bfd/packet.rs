@@ -9,9 +9,9 @@ use std::fmt;
 use sha1::{Digest as _, Sha1};
 use thiserror::Error;
 
-/// UDP destination port of sessions over one hop (RFC 5881 §4).
+/// UDP destination port of single-hop sessions (RFC 5881 §4).
 pub const PORT: u16 = 3784;
-/// UDP destination port of sessions over several hops (RFC 5883 §5).
+/// UDP destination port of multihop sessions (RFC 5883 §5).
 pub const MULTIHOP_PORT: u16 = 4784;
 /// Length of the mandatory section in bytes.
 pub const HEADER_LEN: usize = 24;
@@ -27,11 +27,11 @@ const DIGEST: usize = HEADER_LEN + 8;
 pub enum SessionState {
     /// Held down by an operator.
     AdminDown,
-    /// Nothing was heard, or the session failed.
+    /// No packet has arrived, or the session failed.
     Down,
-    /// The neighbour was heard; whether it hears us is not known.
+    /// Packets of the neighbor arrive; whether ours do is unknown.
     Init,
-    /// Both hear each other.
+    /// Packets arrive in both directions.
     Up,
 }
 
@@ -40,11 +40,11 @@ pub enum SessionState {
 pub enum Diagnostic {
     /// 0
     None,
-    /// 1: nothing was heard for the detection time.
+    /// 1
     ControlDetectionTimeExpired,
     /// 2
     EchoFunctionFailed,
-    /// 3: the neighbour said that it is Down or AdminDown.
+    /// 3: the neighbor signaled Down or AdminDown.
     NeighborSignaledSessionDown,
     /// 4
     ForwardingPlaneReset,
@@ -52,7 +52,7 @@ pub enum Diagnostic {
     PathDown,
     /// 6
     ConcatenatedPathDown,
-    /// 7: an operator, or a planned stop.
+    /// 7
     AdministrativelyDown,
     /// 8
     ReverseConcatenatedPathDown,
@@ -90,9 +90,9 @@ pub struct Repr {
     pub diagnostic: Diagnostic,
     /// The sender's state.
     pub state: SessionState,
-    /// P: the sender wants an answer with F at once (§6.5).
+    /// P: the sender wants a reply with F at once (§6.5).
     pub poll: bool,
-    /// F: the answer to a poll. Nobody may send it together with P, but §6.8.6 discards no packet
+    /// F: the reply to a poll. It must not be sent together with P, but §6.8.6 discards no packet
     /// for that.
     pub finished: bool,
     /// C: the sender's BFD does not share fate with its control plane.
@@ -115,7 +115,7 @@ pub struct Repr {
     pub authentication: Option<Authentication>,
 }
 
-/// Why a payload is no control packet to be taken further (§6.8.6).
+/// Why a payload is discarded (§6.8.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ParseError {
     /// The payload is shorter than the mandatory section.
@@ -129,22 +129,17 @@ pub enum ParseError {
     Length(u8),
     /// `Length` is beyond the payload.
     #[error("length {length} is more than the {have} bytes of the payload")]
-    BeyondPayload {
-        /// As the packet says.
-        length: u8,
-        /// Bytes there are.
-        have: usize,
-    },
+    BeyondPayload { length: u8, have: usize },
     /// `Detect Mult` is 0.
     #[error("the detect multiplier is zero")]
     DetectMultiplier,
-    /// M is set: point-to-multipoint is RFC 8562's and not spoken here.
+    /// M is set: point-to-multipoint (RFC 8562) is not supported.
     #[error("the multipoint bit is set")]
     Multipoint,
     /// `My Discriminator` is 0.
     #[error("my discriminator is zero")]
     MyDiscriminator,
-    /// `Your Discriminator` is 0 in a state that needs to have heard us.
+    /// `Your Discriminator` is 0 in state Init or Up.
     #[error("your discriminator is zero in state {0:?}")]
     YourDiscriminator(SessionState),
     /// An `Auth Type` other than 4 and 5.
@@ -217,8 +212,7 @@ impl AuthenticationType {
 }
 
 impl Repr {
-    /// Reads a UDP payload; bytes behind `Length` are ignored. The digest is not checked here, see
-    /// [`is_signed`].
+    /// Reads a UDP payload; bytes after `Length` are ignored. [`is_signed`] checks the digest.
     pub fn parse(payload: &[u8]) -> Result<Repr, ParseError> {
         let header: &[u8; HEADER_LEN] =
             payload.first_chunk().ok_or(ParseError::Truncated(payload.len()))?;
@@ -354,8 +348,7 @@ fn words(fields: [u8; 20]) -> [u32; 5] {
     words
 }
 
-/// A shared secret, padded with zeros as the digest is computed with it (§6.7.4). It is never
-/// shown.
+/// A shared secret, padded with zeros for the digest (§6.7.4). Its `Debug` output hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; 20]);
 
@@ -391,11 +384,11 @@ pub fn is_signed(payload: &[u8], key: &Key) -> bool {
     let (Some(expected), Some(found)) = (digest(packet, key), packet.get(DIGEST..MAX_LEN)) else {
         return false;
     };
-    // All bytes are looked at, so that the time taken tells nothing.
+    // Constant time: all bytes are compared.
     expected.iter().zip(found).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
-/// Over the whole packet with the key in the digest's place.
+/// SHA1 over the whole packet with the key in place of the digest.
 fn digest(packet: &[u8], key: &Key) -> Option<[u8; 20]> {
     let (before, rest) = packet.split_at_checked(DIGEST)?;
     let (_, after) = rest.split_at_checked(20)?;

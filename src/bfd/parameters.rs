@@ -1,18 +1,18 @@
-//! The two intervals that we announce, and the Poll Sequences that make changes of them safe (RFC
-//! 5880 §6.5, §6.8.3).
+//! The two announced intervals, and the Poll Sequences that make their changes safe (RFC 5880 §6.5,
+//! §6.8.3).
 
 use std::time::Duration;
 
 /// bfd.DesiredMinTxInterval and bfd.RequiredMinRxInterval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Intervals {
-    /// How often we would like to send, at most.
+    /// Desired minimum time between packets sent.
     pub tx: Duration,
-    /// How often we are able to receive, at most.
+    /// Required minimum time between packets received.
     pub rx: Duration,
 }
 
-/// What is announced, and what holds.
+/// Announced intervals, and those in effect.
 #[derive(Debug)]
 pub(super) struct Parameters {
     announced: Intervals,
@@ -26,10 +26,10 @@ enum Poll {
     Idle,
     /// The next periodic packet is the first with P set.
     Due,
-    /// P was sent, F has not come yet.
+    /// P was sent, F has not arrived yet.
     Sent,
-    /// F has come. Another Poll Sequence has to wait for a packet without F, or its F could not be
-    /// told from this one's (§6.8.3, third choice).
+    /// F arrived. The next Poll Sequence waits for a packet without F: otherwise its F could not be
+    /// told from this one (§6.8.3, third choice).
     Settling,
 }
 
@@ -38,12 +38,12 @@ impl Parameters {
         Parameters { announced: intervals, in_use: intervals, poll: Poll::Idle }
     }
 
-    /// What the packets say.
+    /// The intervals in packets.
     pub fn announced(&self) -> Intervals {
         self.announced
     }
 
-    /// What sending and detection go by.
+    /// The intervals that transmission and detection use.
     pub fn in_use(&self) -> Intervals {
         self.in_use
     }
@@ -60,13 +60,12 @@ impl Parameters {
         }
     }
 
-    /// Moves towards what is wanted. While the session is up a change begins a Poll Sequence;
-    /// slower sending and faster detection wait for its end, everything else holds at once. A
-    /// change that finds another one on its way has to be asked for again.
+    /// Requests other intervals. While the session is up a change begins a Poll Sequence: slower
+    /// transmission and faster detection wait for its end, the rest takes effect at once. A request
+    /// during a Poll Sequence has no effect and must be repeated.
     ///
-    /// While it is not up nothing depends on the intervals that the other side believes in, every
-    /// packet tells them anew, and coming up polls: the intervals simply change, and a Poll
-    /// Sequence that was under way ends.
+    /// While the session is not up the intervals change at once and a running Poll Sequence ends:
+    /// the peer does not depend on them, and every packet announces them again.
     pub fn request(&mut self, wanted: Intervals, up: bool) {
         if !up {
             *self = Parameters::new(wanted);
@@ -78,7 +77,7 @@ impl Parameters {
         }
     }
 
-    /// A packet has come from the other side.
+    /// A packet of the peer arrived.
     pub fn received(&mut self, finished: bool) {
         match (self.poll, finished) {
             (Poll::Sent, true) => {

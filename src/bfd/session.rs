@@ -4,22 +4,22 @@
 use std::time::Duration;
 
 use super::adaptive::AdaptiveDetection;
-use super::authentication::Sequence;
+use super::authentication::SequenceNumbers;
 use super::event::Cause;
 use super::packet::{Diagnostic, Repr, SessionState};
 use super::parameters::{Intervals, Parameters};
 use crate::common::random::Random;
 
-/// Below this rate nobody is burdened by a neighbour that is not there (§6.8.3).
-pub(super) const SLOW: Duration = Duration::from_secs(1);
-/// A farewell is said so often, for packets are lost, and so long after the one before: with the
-/// default intervals the last one arrives before the other side has waited for us in vain.
-const FAREWELLS: u8 = 3;
-const FAREWELL_INTERVAL: Duration = Duration::from_millis(25);
-/// No interval is longer, whatever was measured.
-pub(super) const LONGEST: Duration = Duration::from_secs(1);
+/// Minimum transmit interval while the session is not up (§6.8.3).
+pub(super) const SLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// AdminDown packets sent, because packets are lost, and the time between two of them: with the
+/// default intervals the last one arrives before the peer's detection time expires.
+const ADMIN_DOWN_PACKETS: u8 = 3;
+const ADMIN_DOWN_INTERVAL: Duration = Duration::from_millis(25);
+/// Maximum interval, whatever was measured.
+pub(super) const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the last packet of the other side said.
+/// Contents of the peer's last packet.
 #[derive(Debug)]
 pub(super) struct Remote {
     /// bfd.RemoteDiscr
@@ -35,7 +35,7 @@ pub(super) struct Remote {
     demand: bool,
 }
 
-/// What a session is to aim at; the sessions' collection decides.
+/// What a session moves towards; the collection of sessions decides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     /// Base of both intervals.
@@ -54,49 +54,57 @@ pub(super) struct Session {
     /// bfd.LocalDiag
     pub diagnostic: Diagnostic,
     pub remote: Remote,
-    pub sequence: Sequence,
-    pub arrivals: AdaptiveDetection,
+    pub sequence: SequenceNumbers,
+    pub adaptive: AdaptiveDetection,
     target: Target,
     parameters: Parameters,
-    /// When the last packet was taken; detection counts from here.
+    /// When the last packet was accepted; the detection time runs from here.
     last_received: Option<Duration>,
-    /// For how long we have slept since although something was due.
-    overslept: Duration,
-    /// What was sent while we slept is waited for until then.
-    grace: Option<Duration>,
-    /// The detection time has passed since, and that has been dealt with.
+    /// Sum of scheduling delays since then.
+    scheduling_delay: Duration,
+    /// After a scheduling delay the detection time does not expire before this.
+    grace_until: Option<Duration>,
+    /// The detection time has expired since, and that has been handled.
     expired: bool,
     last_sent: Option<Duration>,
-    /// bfd.DetectMult as the other side last heard it: from then on it waits for so many
-    /// intervals.
-    told_multiplier: u8,
+    /// bfd.DetectMult in the last packet sent, which the peer's detection time uses.
+    advertised_multiplier: u8,
     /// Packets sent in AdminDown.
-    farewells: u8,
-    /// Of the interval, until the next periodic packet; in 1/1000.
-    fraction: u32,
-    /// The next packet would say something new: it does not wait (§6.8.7).
-    news: bool,
+    admin_down_sent: u8,
+    /// Part of the interval until the next periodic packet, in 1/1000.
+    jitter_permille: u32,
+    /// The next packet has new contents and does not wait (§6.8.7).
+    update_pending: bool,
 }
 
-/// What came of a packet.
+/// The result of a packet.
 #[derive(Debug, Default)]
 pub(super) struct Reception {
-    /// The session changed its state.
+    /// Why the session changed its state.
     pub cause: Option<Cause>,
-    /// P was set: answer with F at once.
-    pub answer: bool,
-    /// It came so late that more tolerance was called for; after this silence.
-    pub raised: Option<Duration>,
+    /// P was set: reply with F at once.
+    pub reply_final: bool,
+    /// The packet was so late, after this silence, that the detection time was raised.
+    pub late_after: Option<Duration>,
+}
+
+/// The result of time that has passed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Expiry {
+    /// Why the session changed its state.
+    pub cause: Option<Cause>,
+    /// The detection time was lowered by a step.
+    pub lowered: bool,
 }
 
 impl Session {
     pub fn new(discriminator: u32, target: Target, random: &mut Random) -> Session {
-        let intervals = Intervals { tx: target.interval.max(SLOW), rx: target.interval };
+        let intervals = Intervals { tx: target.interval.max(SLOW_INTERVAL), rx: target.interval };
         Session {
             discriminator,
             state: SessionState::Down,
             diagnostic: Diagnostic::None,
-            // §6.8.1: what holds before anything was heard.
+            // §6.8.1: initial values.
             remote: Remote {
                 discriminator: 0,
                 state: SessionState::Down,
@@ -106,53 +114,53 @@ impl Session {
                 multiplier: 0,
                 demand: false,
             },
-            sequence: Sequence::new(random),
-            arrivals: AdaptiveDetection::new(),
+            sequence: SequenceNumbers::new(random),
+            adaptive: AdaptiveDetection::new(),
             target,
             parameters: Parameters::new(intervals),
             last_received: None,
-            overslept: Duration::ZERO,
-            grace: None,
+            scheduling_delay: Duration::ZERO,
+            grace_until: None,
             expired: false,
             last_sent: None,
-            told_multiplier: target.multiplier,
-            farewells: 0,
-            fraction: 1000,
-            news: true,
+            advertised_multiplier: target.multiplier,
+            admin_down_sent: 0,
+            jitter_permille: 1000,
+            update_pending: true,
         }
     }
 
-    /// Aims at other intervals or another multiplier. The multiplier needs no Poll Sequence
+    /// Moves towards other intervals or another multiplier. The multiplier needs no Poll Sequence
     /// (§6.8.3).
-    pub fn aim(&mut self, target: Target) {
+    pub fn set_target(&mut self, target: Target) {
         self.target = target;
-        self.request();
+        self.request_intervals();
     }
 
-    /// What is announced, for status and events: Required Min RX Interval.
+    /// Required Min RX Interval, as announced.
     pub fn required_min_rx(&self) -> Duration {
-        self.wanted().rx
+        self.wanted_intervals().rx
     }
 
-    fn wanted(&self) -> Intervals {
+    fn wanted_intervals(&self) -> Intervals {
         let base = self.target.interval;
-        let rx = self.arrivals.stretch(base).min(LONGEST.max(base));
-        let tx = if self.state == SessionState::Up { base } else { base.max(SLOW) };
+        let rx = self.adaptive.stretch(base).min(MAX_INTERVAL.max(base));
+        let tx = if self.state == SessionState::Up { base } else { base.max(SLOW_INTERVAL) };
         Intervals { tx, rx }
     }
 
-    fn request(&mut self) {
-        self.parameters.request(self.wanted(), self.state == SessionState::Up);
+    fn request_intervals(&mut self) {
+        self.parameters.request(self.wanted_intervals(), self.state == SessionState::Up);
     }
 
-    /// A packet that belongs here and is authentic (§6.8.6, from "Set bfd.RemoteDiscr" on). In
-    /// AdminDown nothing but the record changes.
+    /// Takes an authentic packet of this session (§6.8.6, from "Set bfd.RemoteDiscr" on). In
+    /// AdminDown only the record of the peer changes.
     pub fn receive(&mut self, packet: &Repr, now: Duration) -> Reception {
         let mut reception = Reception::default();
         let was_up = self.remote.state == SessionState::Up;
-        // The peer that we gave up, and whose discriminator we forgot, speaks: it hears of that at
-        // once, not within a second (§6.8.7).
-        self.news |= self.expired;
+        // The detection time had expired and the peer's discriminator was void: it learns that it
+        // is received again at once, not within a second (§6.8.7).
+        self.update_pending |= self.expired;
         let changed = self.remote.state != packet.state;
         self.remote = Remote {
             discriminator: packet.my_discriminator,
@@ -165,46 +173,49 @@ impl Session {
         };
         self.parameters.received(packet.finished);
         if let Some(last) = self.last_received.filter(|_| was_up) {
-            // After we slept it is not known when the packet came.
-            reception.raised = self.observe(now.saturating_sub(last + self.overslept), now);
+            // After a scheduling delay the time of arrival is unknown.
+            reception.late_after =
+                self.observe_gap(now.saturating_sub(last + self.scheduling_delay), now);
         }
-        (self.overslept, self.grace) = (Duration::ZERO, None);
-        self.request();
+        self.scheduling_delay = Duration::ZERO;
+        self.grace_until = None;
+        self.request_intervals();
         if self.state == SessionState::AdminDown {
-            // It has not heard of it yet.
-            self.news |= packet.state >= SessionState::Init;
+            // The peer does not know yet.
+            self.update_pending |= packet.state >= SessionState::Init;
             return reception;
         }
         reception.cause = match (self.state, packet.state) {
             (SessionState::Down, SessionState::AdminDown) => {
                 changed.then_some(Cause::NeighborAdminDown)
             }
-            (_, SessionState::AdminDown) => self.fall(Cause::NeighborAdminDown),
-            (SessionState::Down, SessionState::Down) => self.rise(SessionState::Init),
-            (SessionState::Down, SessionState::Init) => self.rise(SessionState::Up),
+            (_, SessionState::AdminDown) => self.go_down(Cause::NeighborAdminDown),
+            (SessionState::Down, SessionState::Down) => self.advance(SessionState::Init),
+            (SessionState::Down, SessionState::Init) => self.advance(SessionState::Up),
             (SessionState::Init, SessionState::Init | SessionState::Up) => {
-                self.rise(SessionState::Up)
+                self.advance(SessionState::Up)
             }
-            (SessionState::Up, SessionState::Down) => self.fall(Cause::NeighborDown),
+            (SessionState::Up, SessionState::Down) => self.go_down(Cause::NeighborDown),
             _ => None,
         };
-        reception.answer = packet.poll;
+        reception.reply_final = packet.poll;
         self.last_received = Some(now);
         self.expired = false;
         reception
     }
 
-    /// The other side's detection time ran out, which is news here.
-    pub fn is_given_up_by(&self, packet: &Repr) -> bool {
+    /// Whether the packet signals that the peer's detection time expired while the session is up
+    /// here.
+    pub fn signals_remote_expiry(&self, packet: &Repr) -> bool {
         let expired = packet.state == SessionState::Down
             && packet.diagnostic == Diagnostic::ControlDetectionTimeExpired;
         self.state == SessionState::Up && expired
     }
 
-    /// How close to failure the other side's packets come, by what the last of them promises: who
-    /// has woken up late and asks for more patience himself need not be given it twice. Only
-    /// gaps that the negotiated rate makes meaningful count.
-    fn observe(&mut self, gap: Duration, now: Duration) -> Option<Duration> {
+    /// Measures how close the peer's packets come to the detection time that the last of them
+    /// announces: a peer with scheduling delays that has raised its multiplier itself needs no
+    /// further allowance. Only gaps that the negotiated rate makes meaningful count.
+    fn observe_gap(&mut self, gap: Duration, now: Duration) -> Option<Duration> {
         if self.remote.demand {
             return None;
         }
@@ -216,36 +227,43 @@ impl Session {
         };
         let limit =
             AdaptiveDetection::longest(self.target.interval * u32::from(self.remote.multiplier));
-        self.arrivals.observe(gap, threshold, limit, now).then_some(gap)
+        self.adaptive.observe(gap, threshold, limit, now).then_some(gap)
     }
 
-    /// We woke up this much too late. What the other side sent meanwhile has been waiting for us;
-    /// if nothing has, it may have slept as well, as virtual machines of one host do, and is
-    /// given one interval to be heard, once.
-    pub fn woke(&mut self, late: Duration, now: Duration) {
-        self.overslept += late;
+    /// The thread was scheduled `late` too late. Packets sent meanwhile wait in the socket. Without
+    /// any, the peer may have been suspended as well, as virtual machines of one host are; it gets
+    /// one interval to send, once.
+    pub fn on_scheduling_delay(&mut self, late: Duration, now: Duration) {
+        self.scheduling_delay += late;
         if late >= self.target.interval {
-            self.grace.get_or_insert(now + self.target.interval);
+            self.grace_until.get_or_insert(now + self.target.interval);
         }
     }
 
-    /// §6.8.4: what has passed without a packet. Only Init and Up fall, but in every state the
-    /// other side's discriminator is void then, and after twice the time its sequence number
-    /// (§6.8.1).
-    pub fn expire(&mut self, now: Duration) -> Option<Cause> {
+    /// Expires the detection time and lowers it after a long time without jitter.
+    pub fn handle_timeout(&mut self, now: Duration) -> Expiry {
+        let cause = self.expire_detection(now);
+        let lowered = self.adaptive.handle_timeout(now);
+        self.request_intervals();
+        Expiry { cause, lowered }
+    }
+
+    /// §6.8.4. Only Init and Up go down, but in every state the peer's discriminator becomes void,
+    /// and after twice the detection time its sequence number (§6.8.1).
+    fn expire_detection(&mut self, now: Duration) -> Option<Cause> {
         let due = self.detection_deadline()?;
         if now < due {
             return None;
         }
         if self.expired {
-            self.sequence.forget();
+            self.sequence.reset_received();
             return None;
         }
         self.expired = true;
         self.remote.discriminator = 0;
         match self.state {
-            SessionState::Init | SessionState::Up => self.fall(Cause::DetectionTimeExpired),
-            // It said Down, and then nothing more: whatever that meant, it is not even heard now.
+            SessionState::Init | SessionState::Up => self.go_down(Cause::DetectionTimeExpired),
+            // It signaled Down, and then nothing more.
             SessionState::Down if self.remote.state == SessionState::Down => {
                 Some(Cause::DetectionTimeExpired)
             }
@@ -253,32 +271,29 @@ impl Session {
         }
     }
 
-    /// True when the tolerance fell by a step.
-    pub fn relax(&mut self, now: Duration) -> bool {
-        let relaxed = self.arrivals.handle_timeout(now);
-        self.request();
-        relaxed
+    /// §6.8.16
+    pub fn admin_down(&mut self) -> Option<Cause> {
+        if self.state == SessionState::AdminDown {
+            None
+        } else {
+            self.go_down(Cause::LocalAdminDown)
+        }
     }
 
     /// §6.8.16
-    pub fn leave(&mut self) -> Option<Cause> {
-        if self.state == SessionState::AdminDown { None } else { self.fall(Cause::LocalAdminDown) }
+    pub fn admin_up(&mut self) -> Option<Cause> {
+        if self.state == SessionState::AdminDown { self.go_down(Cause::LocalAdminUp) } else { None }
     }
 
-    /// §6.8.16
-    pub fn come_back(&mut self) -> Option<Cause> {
-        if self.state == SessionState::AdminDown { self.fall(Cause::LocalReturn) } else { None }
-    }
-
-    fn rise(&mut self, state: SessionState) -> Option<Cause> {
+    fn advance(&mut self, state: SessionState) -> Option<Cause> {
         self.state = state;
         self.diagnostic = Diagnostic::None;
-        self.news = true;
-        self.request();
-        Some(Cause::Heard)
+        self.update_pending = true;
+        self.request_intervals();
+        Some(Cause::Handshake)
     }
 
-    fn fall(&mut self, cause: Cause) -> Option<Cause> {
+    fn go_down(&mut self, cause: Cause) -> Option<Cause> {
         self.state = if cause == Cause::LocalAdminDown {
             SessionState::AdminDown
         } else {
@@ -290,29 +305,38 @@ impl Session {
                 Diagnostic::NeighborSignaledSessionDown
             }
             Cause::LocalAdminDown => Diagnostic::AdministrativelyDown,
-            Cause::Heard | Cause::LocalReturn => Diagnostic::None,
+            Cause::Handshake | Cause::LocalAdminUp => Diagnostic::None,
         };
-        self.news = true;
-        self.farewells = 0;
-        self.request();
+        self.update_pending = true;
+        self.admin_down_sent = 0;
+        self.request_intervals();
         Some(cause)
     }
 
-    /// §6.8.4 for asynchronous mode: what the other side sends at most, or we accept, times its
-    /// multiplier. None before anything was heard.
+    /// §6.8.4 for asynchronous mode: the greater of what the peer desires to send and what is
+    /// accepted here, times the peer's multiplier. None before the first packet.
     pub fn detection_time(&self) -> Option<Duration> {
-        self.last_received.map(|_| {
-            self.remote.desired_min_tx.max(self.parameters.in_use().rx)
-                * u32::from(self.remote.multiplier)
-        })
+        self.last_received.map(|_| self.detection_time_for(self.parameters.in_use().rx))
+    }
+
+    /// The detection time once both ends use the announced intervals.
+    pub fn announced_detection_time(&self) -> Duration {
+        self.detection_time_for(self.required_min_rx())
+    }
+
+    fn detection_time_for(&self, rx: Duration) -> Duration {
+        self.remote.desired_min_tx.max(rx) * u32::from(self.remote.multiplier)
     }
 
     fn detection_deadline(&self) -> Option<Duration> {
-        let (last, detection) = (self.last_received?, self.detection_time()?);
-        match (self.expired, self.sequence.is_known()) {
-            (false, _) => Some((last + detection).max(self.grace.unwrap_or_default())),
-            (true, true) => Some(last + detection * 2),
-            (true, false) => None,
+        let last = self.last_received?;
+        let detection = self.detection_time()?;
+        if !self.expired {
+            Some((last + detection).max(self.grace_until.unwrap_or_default()))
+        } else if self.sequence.is_known() {
+            Some(last + detection * 2)
+        } else {
+            None
         }
     }
 
@@ -330,21 +354,24 @@ impl Session {
     fn transmit_deadline(&self) -> Option<Duration> {
         let interval = self.transmit_interval();
         match self.last_sent {
-            _ if self.news && !self.remote.min_rx.is_zero() => Some(Duration::ZERO),
+            _ if self.update_pending && !self.remote.min_rx.is_zero() => Some(Duration::ZERO),
             None => interval.map(|_| Duration::ZERO),
-            Some(last) if self.state == SessionState::AdminDown && self.farewells < FAREWELLS => {
-                interval.map(|_| last + FAREWELL_INTERVAL)
+            Some(last)
+                if self.state == SessionState::AdminDown
+                    && self.admin_down_sent < ADMIN_DOWN_PACKETS =>
+            {
+                interval.map(|_| last + ADMIN_DOWN_INTERVAL)
             }
-            // An interval that the other side has shortened counts from the last packet, so it may
-            // be over already (§6.8.3).
-            Some(last) => interval.map(|interval| last + interval * self.fraction / 1000),
+            // An interval that the peer has shortened runs from the last packet, so it may be over
+            // already (§6.8.3).
+            Some(last) => interval.map(|interval| last + interval * self.jitter_permille / 1000),
         }
     }
 
-    /// When the other side gives us up (§6.8.4), if it has heard the last packet and hears no more.
-    /// None: it does not wait for any.
-    pub fn expected_by(&self) -> Option<Duration> {
-        Some(self.last_sent? + self.transmit_interval()? * u32::from(self.told_multiplier))
+    /// When the peer's detection time expires (§6.8.4), if it received the last packet and receives
+    /// no more. None: it expects none.
+    pub fn remote_detection_deadline(&self) -> Option<Duration> {
+        Some(self.last_sent? + self.transmit_interval()? * u32::from(self.advertised_multiplier))
     }
 
     /// Whether a packet is to be sent now.
@@ -352,31 +379,32 @@ impl Session {
         self.transmit_deadline().is_some_and(|due| due <= now)
     }
 
-    /// When something is due next.
+    /// When [`Session::handle_timeout`] or a packet is due; zero: at once.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        [self.transmit_deadline(), self.detection_deadline(), self.arrivals.poll_timeout()]
+        [self.transmit_deadline(), self.detection_deadline(), self.adaptive.poll_timeout()]
             .into_iter()
             .flatten()
             .min()
     }
 
-    /// The answer to a packet with P: outside of the periodic ones, whose time it does not change
-    /// (§6.5, §6.8.7).
-    pub fn answer(&mut self) -> Repr {
-        self.news = false;
-        self.told_multiplier = self.told_multiplier.min(self.target.multiplier);
+    /// The reply with F to a packet with P. It is no periodic packet and does not change their
+    /// times (§6.5, §6.8.7).
+    pub fn final_reply(&mut self) -> Repr {
+        self.update_pending = false;
+        self.advertised_multiplier = self.advertised_multiplier.min(self.target.multiplier);
         Repr { finished: true, ..self.contents() }
     }
 
-    /// The next periodic packet. The one after it comes 0 to 25 % earlier than the interval; 10 to
-    /// 25 % when our multiplier is 1 (§6.8.7).
+    /// The next periodic packet. The one after it is sent 0 to 25 % earlier than the interval; 10
+    /// to 25 % with a multiplier of 1 (§6.8.7).
     pub fn transmit(&mut self, now: Duration, random: &mut Random) -> Repr {
-        self.news = false;
+        self.update_pending = false;
         self.last_sent = Some(now);
-        self.told_multiplier = self.target.multiplier;
-        self.farewells =
-            self.farewells.saturating_add(u8::from(self.state == SessionState::AdminDown));
-        self.fraction = random.between(750, if self.target.multiplier == 1 { 900 } else { 1000 });
+        self.advertised_multiplier = self.target.multiplier;
+        self.admin_down_sent =
+            self.admin_down_sent.saturating_add(u8::from(self.state == SessionState::AdminDown));
+        self.jitter_permille =
+            random.between(750, if self.target.multiplier == 1 { 900 } else { 1000 });
         let poll = self.parameters.polling();
         self.parameters.sent();
         Repr { poll, ..self.contents() }

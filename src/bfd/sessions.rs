@@ -1,122 +1,110 @@
-//! All sessions of a node: peers that come and go, demultiplexing (RFC 5880 §6.3, §6.8.6),
-//! authentication and the node's packet rate.
+//! All sessions of a node: peers that are added and removed, demultiplexing (RFC 5880 §6.3,
+//! §6.8.6), authentication and the packet budget of the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::adaptive::AdaptiveDetection;
-use super::authentication::Authentication;
-use super::config::Config;
-use super::duplicate::DuplicateDetector;
-use super::event::{Adaptation, AdaptationCause, Cause, Discard, Event, PeerEvent};
-use super::exchange::{Effects, Outgoing, Peer, PeerKey, Received, SessionStatus};
+use super::authentication;
+use super::config::BfdConfig;
+use super::entry::Entry;
+use super::event::{Adaptation, AdaptationCause, Discard, Event};
+use super::exchange::{Effects, Received, SessionStatus};
 use super::packet::{Repr, SessionState};
-use super::session::{SLOW, Session, Target};
-use super::{authentication, packet};
+use super::peer::{Peer, PeerKey};
+use super::session::{SLOW_INTERVAL, Session, Target};
 use crate::common::random::Random;
-
-/// One peer.
-#[derive(Debug)]
-struct Entry {
-    peer: PeerKey,
-    settings: Peer,
-    session: Session,
-    double: DuplicateDetector,
-    refused: Option<Discard>,
-    /// No longer wanted: told AdminDown until then.
-    leaving: Option<Duration>,
-    /// Up, but not heard since it is in doubt whether we were here all the time.
-    unheard: bool,
-}
 
 /// The sessions of one node.
 #[derive(Debug)]
 pub struct Sessions {
-    config: Config,
+    config: BfdConfig,
     random: Random,
-    /// By our discriminator.
+    /// By local discriminator.
     entries: BTreeMap<u32, Entry>,
     discriminators: BTreeMap<PeerKey, u32>,
-    wakes: AdaptiveDetection,
+    /// Follows the scheduling delays of the thread.
+    scheduling: AdaptiveDetection,
+    /// Base of all intervals: the configured one, or what the packet budget allows.
     interval: Duration,
-    /// After a stall, or what may have been one.
-    stall: Option<Stall>,
+    /// Since a stall, or since a peer's detection time expired.
+    resync: Option<Resync>,
 }
 
-/// Until every session that is up has been heard again.
+/// How new packets must be to confirm the sessions that are up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stall {
-    /// What is read now may be old.
-    Reading,
-    /// Everything that is read now is news.
-    Waiting,
+enum Resync {
+    /// Packets that are read now may be old.
+    Draining,
+    /// Packets that are read now arrived afterwards.
+    AwaitingPackets,
 }
 
 impl Sessions {
-    /// No sessions yet. The seed must differ from start to start.
-    pub fn new(config: Config, seed: u64) -> Sessions {
+    /// No sessions. The seed must differ from start to start.
+    pub fn new(config: BfdConfig, seed: u64) -> Sessions {
         let interval = config.interval;
         Sessions {
             config,
             random: Random::new(seed),
             entries: BTreeMap::new(),
             discriminators: BTreeMap::new(),
-            wakes: AdaptiveDetection::new(),
+            scheduling: AdaptiveDetection::new(),
             interval,
-            stall: None,
+            resync: None,
         }
     }
 
-    /// Makes the set of peers this one. Sessions that stay are not disturbed; those that go tell
-    /// their peers (AdminDown) first.
+    /// Replaces the set of peers. Sessions of both sets are not disturbed; removed ones send
+    /// AdminDown first.
     pub fn set(&mut self, peers: &BTreeMap<PeerKey, Peer>, now: Duration) -> Effects {
         let mut effects = Effects::default();
         let gone: Vec<PeerKey> =
             self.discriminators.keys().filter(|key| !peers.contains_key(key)).copied().collect();
         for key in gone {
-            self.leave(key, now, &mut effects);
+            self.remove_session(key, now, &mut effects);
         }
         for (key, settings) in peers {
-            self.enter(*key, *settings, now, &mut effects);
+            self.add_session(*key, *settings, now, &mut effects);
         }
-        self.share(now, &mut effects);
-        self.work(now, &mut effects);
+        self.share_packet_budget(now, &mut effects);
+        self.run_due(now, &mut effects);
         effects
     }
 
-    /// One peer more, or another way to it.
+    /// Adds a peer, or changes how to reach it.
     pub fn add(&mut self, key: PeerKey, settings: Peer, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        self.enter(key, settings, now, &mut effects);
-        self.share(now, &mut effects);
-        self.work(now, &mut effects);
+        self.add_session(key, settings, now, &mut effects);
+        self.share_packet_budget(now, &mut effects);
+        self.run_due(now, &mut effects);
         effects
     }
 
-    /// One peer less: it is told (AdminDown), for as long as it takes it to notice; see
+    /// Removes a peer. AdminDown is sent for a while, or until the peer has reacted; see
     /// [`Sessions::is_empty`].
     pub fn remove(&mut self, key: PeerKey, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        self.leave(key, now, &mut effects);
-        self.share(now, &mut effects);
-        self.work(now, &mut effects);
+        self.remove_session(key, now, &mut effects);
+        self.share_packet_budget(now, &mut effects);
+        self.run_due(now, &mut effects);
         effects
     }
 
-    /// Nothing is left, not even farewells to be said.
+    /// Whether no session is left, not even one that sends AdminDown.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    fn enter(&mut self, key: PeerKey, settings: Peer, now: Duration, effects: &mut Effects) {
+    fn add_session(&mut self, key: PeerKey, settings: Peer, now: Duration, effects: &mut Effects) {
         if let Some(discriminator) = self.discriminators.get(&key).copied() {
             if let Some(entry) = self.entries.get_mut(&discriminator)
                 && entry.settings.multihop == settings.multihop
             {
                 entry.settings = settings;
-                if entry.leaving.take().is_some() {
-                    let cause = entry.session.come_back();
-                    entry.tell(cause, now, effects);
+                if entry.leaving_until.take().is_some() {
+                    let cause = entry.session.admin_up();
+                    entry.emit_change(cause, now, effects);
                 }
                 return;
             }
@@ -125,22 +113,10 @@ impl Sessions {
         let discriminator = self.free_discriminator();
         let session = Session::new(discriminator, self.target(), &mut self.random);
         self.discriminators.insert(key, discriminator);
-        let double = DuplicateDetector::new(now);
-        self.entries.insert(
-            discriminator,
-            Entry {
-                peer: key,
-                settings,
-                session,
-                double,
-                refused: None,
-                leaving: None,
-                unheard: false,
-            },
-        );
+        self.entries.insert(discriminator, Entry::new(key, settings, session, now));
     }
 
-    /// Random, so that a packet for a session of an earlier life finds none.
+    /// Random, so that a packet for a session of a previous run finds none.
     fn free_discriminator(&mut self) -> u32 {
         loop {
             let discriminator = self.random.next();
@@ -150,163 +126,58 @@ impl Sessions {
         }
     }
 
-    fn leave(&mut self, key: PeerKey, now: Duration, effects: &mut Effects) {
-        let Some(entry) = self
-            .discriminators
-            .get(&key)
-            .and_then(|discriminator| self.entries.get_mut(discriminator))
-        else {
+    fn remove_session(&mut self, key: PeerKey, now: Duration, effects: &mut Effects) {
+        let Some(discriminator) = self.discriminators.get(&key) else { return };
+        let Some(entry) = self.entries.get_mut(discriminator) else { return };
+        if entry.leaving_until.is_some() {
             return;
-        };
-        if entry.leaving.is_none() {
-            // After the first three, AdminDown is sent once a second, and in answer to whoever has
-            // not heard it; who does not listen need not be waited for.
-            let patience =
-                if entry.session.remote.discriminator == 0 { Duration::ZERO } else { SLOW * 3 };
-            entry.leaving = Some(now + patience);
-            let cause = entry.session.leave();
-            entry.tell(cause, now, effects);
         }
+        // After the first packets, AdminDown is sent once a second and in reply to a peer that does
+        // not know yet. A peer without a discriminator does not listen.
+        let linger = if entry.session.remote.discriminator == 0 {
+            Duration::ZERO
+        } else {
+            SLOW_INTERVAL * 3
+        };
+        entry.leaving_until = Some(now + linger);
+        let cause = entry.session.admin_down();
+        entry.emit_change(cause, now, effects);
     }
 
-    /// Takes a packet.
+    /// Takes a received packet.
     pub fn handle(&mut self, received: &Received<'_>, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        effects.discarded = self.take(received, now, &mut effects).err();
+        effects.discarded = self.receive(received, now, &mut effects).err();
         effects
     }
 
-    /// The rules of §6.8.6 that need a session, with those of RFC 5881 §5 and §6.7.4.
-    fn take(
+    fn receive(
         &mut self,
         received: &Received<'_>,
         now: Duration,
         effects: &mut Effects,
     ) -> Result<(), Discard> {
-        // On the port for one hop there are sessions over one hop only, so this need not wait for
-        // one to be found.
+        // All sessions on the single-hop port are single-hop, so the TTL is checked first.
         if !received.multihop && received.ttl != Some(255) {
             return Err(Discard::Ttl);
         }
         let packet = Repr::parse(received.payload).map_err(Discard::Malformed)?;
-        let discriminator = self.select(&packet, received).ok_or(Discard::NoSession)?;
-        let Some(entry) = self.entries.get_mut(&discriminator) else {
-            self.foreign(&packet, received, now, effects);
-            return Err(Discard::NoSession);
-        };
-        if entry.settings.multihop != received.multihop {
-            return Err(Discard::WrongPort);
-        }
-        if let Err(reason) = entry.session.sequence.check(
-            &packet,
-            received.payload,
-            self.config.authentication.as_ref(),
-        ) {
-            entry.refused = Some(reason);
-            // We missed more packets than its number allows for, so it is not believed in general.
-            // But it is no repetition: it knows this session, and the number is none
-            // that was used before we heard its sender last.
-            let missed = reason == Discard::Sequence
-                && packet.your_discriminator == discriminator
-                && entry.session.sequence.is_later(&packet);
-            if missed
-                && entry.session.is_given_up_by(&packet)
-                && authentication::is_authentic(
-                    &packet,
-                    received.payload,
-                    self.config.authentication.as_ref(),
-                )
-            {
-                effects.events.push(Event::RemoteDetectionExpired { peer: entry.peer, at: now });
-                self.mark_suspect();
-            }
-            return Err(reason);
-        }
-        let given_up = entry.session.is_given_up_by(&packet);
-        if given_up {
-            // Before the end of the session is told: whoever hears of that first may think that
-            // this node alone is left.
-            effects.events.push(Event::RemoteDetectionExpired { peer: entry.peer, at: now });
-        }
-        if entry.double.heard(packet.my_discriminator, packet.your_discriminator != 0, now) {
-            effects.events.push(Event::DuplicateIdentity {
-                peer: entry.peer,
-                ours: false,
-                at: now,
-            });
-        }
-        let reception = entry.session.receive(&packet, now);
-        entry.tell(reception.cause, now, effects);
-        if self.stall == Some(Stall::Waiting) {
-            entry.unheard = false;
-        }
-        if entry.session.state == SessionState::Up {
-            entry.refused = None;
-        }
-        if let Some(gap) = reception.raised {
-            effects.events.push(Event::Adapted(Adaptation {
-                peer: Some(entry.peer),
-                reason: AdaptationCause::LateArrivals(gap),
-                interval: entry.session.required_min_rx(),
-                multiplier: multiplier(&self.config, &self.wakes),
-                at: now,
-            }));
-        }
-        if reception.answer {
-            let answer = entry.session.answer();
-            entry.send(answer, self.config.authentication.as_ref(), effects);
-        }
-        if entry.session.is_due(now) {
-            let packet = entry.session.transmit(now, &mut self.random);
-            entry.send(packet, self.config.authentication.as_ref(), effects);
-        }
-        let held = entry.session.state == SessionState::AdminDown;
-        // It has heard our farewell.
-        if held && entry.leaving.is_some() && packet.state < SessionState::Init {
-            self.forget(discriminator);
-        }
-        if given_up {
-            self.mark_suspect();
-        }
-        self.end_stall(now, effects);
-        if held { Err(Discard::AdminDown) } else { Ok(()) }
+        let discriminator = self.demultiplex(&packet, received).ok_or(Discard::NoSession)?;
+        self.authenticate(discriminator, &packet, received, now, effects)?;
+        self.accept(discriminator, &packet, now, effects)
     }
 
-    /// By our discriminator alone when the peer knows it, whatever source and interface are (§6.3);
-    /// else by interface and source.
-    fn select(&self, packet: &Repr, received: &Received<'_>) -> Option<u32> {
+    /// The local discriminator alone if the peer knows it, whatever source and interface are
+    /// (§6.3); otherwise interface and source.
+    fn demultiplex(&self, packet: &Repr, received: &Received<'_>) -> Option<u32> {
         if packet.your_discriminator != 0 {
             Some(packet.your_discriminator)
         } else {
-            self.of_source(received)
+            self.find_by_source(received)
         }
     }
 
-    /// Another machine may have the session that the packet names.
-    fn foreign(
-        &mut self,
-        packet: &Repr,
-        received: &Received<'_>,
-        now: Duration,
-        effects: &mut Effects,
-    ) {
-        let Some(entry) =
-            self.of_source(received).and_then(|discriminator| self.entries.get_mut(&discriminator))
-        else {
-            return;
-        };
-        let authentic = authentication::is_authentic(
-            packet,
-            received.payload,
-            self.config.authentication.as_ref(),
-        );
-        let expected = entry.leaving.is_none() && entry.settings.multihop == received.multihop;
-        if expected && authentic && entry.double.foreign(now) {
-            effects.events.push(Event::DuplicateIdentity { peer: entry.peer, ours: true, at: now });
-        }
-    }
-
-    fn of_source(&self, received: &Received<'_>) -> Option<u32> {
+    fn find_by_source(&self, received: &Received<'_>) -> Option<u32> {
         let key = |interface| PeerKey { interface, address: received.source };
         self.discriminators
             .get(&key(Some(received.interface)))
@@ -314,89 +185,198 @@ impl Sessions {
             .copied()
     }
 
-    /// Does what is due: detection, farewells, periodic packets. To be called at
-    /// [`Sessions::poll_timeout`], after everything that had arrived by `now` was handled:
-    /// silence is no evidence as long as there is something unread.
+    /// The rules of §6.8.6 that need a session, and of §6.7.4.
+    fn authenticate(
+        &mut self,
+        discriminator: u32,
+        packet: &Repr,
+        received: &Received<'_>,
+        now: Duration,
+        effects: &mut Effects,
+    ) -> Result<(), Discard> {
+        let configured = self.config.authentication.as_ref();
+        let Some(entry) = self.entries.get_mut(&discriminator) else {
+            self.on_unknown_discriminator(packet, received, now, effects);
+            return Err(Discard::NoSession);
+        };
+        if entry.settings.multihop != received.multihop {
+            return Err(Discard::WrongPort);
+        }
+        let Err(reason) = entry.session.sequence.check(packet, received.payload, configured) else {
+            return Ok(());
+        };
+        entry.rejected = Some(reason);
+        // More packets were lost than the window allows for, so the packet is discarded. But it is
+        // no replay, for it carries the session's discriminator and a later number: what it says
+        // of the peer's detection time is true.
+        let later = reason == Discard::Sequence
+            && packet.your_discriminator == discriminator
+            && entry.session.sequence.is_later(packet);
+        if later
+            && entry.session.signals_remote_expiry(packet)
+            && authentication::is_authentic(packet, received.payload, configured)
+        {
+            effects.events.push(Event::RemoteDetectionExpired { peer: entry.peer, at: now });
+            self.mark_suspect();
+        }
+        Err(reason)
+    }
+
+    /// Another machine may have the session whose discriminator the packet carries.
+    fn on_unknown_discriminator(
+        &mut self,
+        packet: &Repr,
+        received: &Received<'_>,
+        now: Duration,
+        effects: &mut Effects,
+    ) {
+        let configured = self.config.authentication.as_ref();
+        let Some(discriminator) = self.find_by_source(received) else { return };
+        let Some(entry) = self.entries.get_mut(&discriminator) else { return };
+        let authentic = authentication::is_authentic(packet, received.payload, configured);
+        let expected =
+            entry.leaving_until.is_none() && entry.settings.multihop == received.multihop;
+        if expected && authentic && entry.duplicate.on_unknown_discriminator(now) {
+            effects.events.push(Event::DuplicateIdentity { peer: entry.peer, ours: true, at: now });
+        }
+    }
+
+    /// Takes an authentic packet of a session.
+    fn accept(
+        &mut self,
+        discriminator: u32,
+        packet: &Repr,
+        now: Duration,
+        effects: &mut Effects,
+    ) -> Result<(), Discard> {
+        let multiplier = self.multiplier();
+        let configured = self.config.authentication.as_ref();
+        let Some(entry) = self.entries.get_mut(&discriminator) else {
+            return Err(Discard::NoSession);
+        };
+        let remote_expired = entry.session.signals_remote_expiry(packet);
+        if remote_expired {
+            // Before the end of the session is reported: the receiver of that event alone may
+            // conclude that only this node is left.
+            effects.events.push(Event::RemoteDetectionExpired { peer: entry.peer, at: now });
+        }
+        let known = packet.your_discriminator != 0;
+        if entry.duplicate.on_packet(packet.my_discriminator, known, now) {
+            let peer = entry.peer;
+            effects.events.push(Event::DuplicateIdentity { peer, ours: false, at: now });
+        }
+
+        let reception = entry.session.receive(packet, now);
+        entry.emit_change(reception.cause, now, effects);
+        if self.resync == Some(Resync::AwaitingPackets) {
+            entry.unconfirmed = false;
+        }
+        if entry.is_up() {
+            entry.rejected = None;
+        }
+        if let Some(gap) = reception.late_after {
+            entry.emit_adaptation(AdaptationCause::LatePackets(gap), multiplier, now, effects);
+        }
+        if reception.reply_final {
+            let reply = entry.session.final_reply();
+            entry.send(reply, configured, effects);
+        }
+        entry.transmit(configured, now, &mut self.random, effects);
+
+        let admin_down = entry.session.state == SessionState::AdminDown;
+        let acknowledged = packet.state < SessionState::Init;
+        if admin_down && entry.leaving_until.is_some() && acknowledged {
+            self.delete(discriminator);
+        }
+        if remote_expired {
+            self.mark_suspect();
+        }
+        self.finish_resync(now, effects);
+        if admin_down { Err(Discard::AdminDown) } else { Ok(()) }
+    }
+
+    /// Does what is due: detection, AdminDown, periodic packets. To be called at
+    /// [`Sessions::poll_timeout`], after everything that had arrived by `now` was handled: silence
+    /// is no evidence while packets are unread.
     pub fn handle_timeout(&mut self, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        if self.wakes.handle_timeout(now) {
-            self.aim();
-            self.tell_all(AdaptationCause::Calm, now, &mut effects);
+        if self.scheduling.handle_timeout(now) {
+            self.update_targets();
+            self.emit_adaptation(AdaptationCause::Stable, now, &mut effects);
         }
-        self.work(now, &mut effects);
+        self.run_due(now, &mut effects);
         effects
     }
 
-    fn work(&mut self, now: Duration, effects: &mut Effects) {
+    fn run_due(&mut self, now: Duration, effects: &mut Effects) {
+        let multiplier = self.multiplier();
+        let configured = self.config.authentication.as_ref();
         for entry in self.entries.values_mut() {
-            let cause = entry.session.expire(now);
-            entry.tell(cause, now, effects);
-            if entry.session.relax(now) {
-                effects.events.push(Event::Adapted(Adaptation {
-                    peer: Some(entry.peer),
-                    reason: AdaptationCause::Calm,
-                    interval: entry.session.required_min_rx(),
-                    multiplier: multiplier(&self.config, &self.wakes),
-                    at: now,
-                }));
+            let expiry = entry.session.handle_timeout(now);
+            entry.emit_change(expiry.cause, now, effects);
+            if expiry.lowered {
+                entry.emit_adaptation(AdaptationCause::Stable, multiplier, now, effects);
             }
-            if entry.session.is_due(now) {
-                let packet = entry.session.transmit(now, &mut self.random);
-                entry.send(packet, self.config.authentication.as_ref(), effects);
-            }
+            entry.transmit(configured, now, &mut self.random, effects);
         }
         let gone: Vec<u32> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.leaving.is_some_and(|until| until <= now))
-            .map(|(id, _)| *id)
+            .filter(|(_, entry)| entry.leaving_until.is_some_and(|until| until <= now))
+            .map(|(discriminator, _)| *discriminator)
             .collect();
         for discriminator in gone {
-            self.forget(discriminator);
+            self.delete(discriminator);
         }
-        self.end_stall(now, effects);
+        self.finish_resync(now, effects);
     }
 
-    fn forget(&mut self, discriminator: u32) {
+    fn delete(&mut self, discriminator: u32) {
         if let Some(entry) = self.entries.remove(&discriminator) {
             self.discriminators.remove(&entry.peer);
         }
     }
 
-    /// When [`Sessions::poll`] has something to do; a time in the past: at once.
+    /// When [`Sessions::handle_timeout`] has something to do; a time in the past: at once.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let sessions =
-            self.entries.values().flat_map(|entry| [entry.session.poll_timeout(), entry.leaving]);
-        sessions.flatten().chain(self.wakes.poll_timeout()).min()
+        self.entries
+            .values()
+            .flat_map(|entry| [entry.session.poll_timeout(), entry.leaving_until])
+            .chain([self.scheduling.poll_timeout()])
+            .flatten()
+            .min()
     }
 
-    /// When the first of the peers gives us up if it hears nothing more, as far as we know: by what
-    /// was last sent to each, not by how long we wait for them. `planned` is when we mean to go
-    /// on; while no session is up it counts as if a packet had been due then.
+    /// When the detection time of the first peer expires if it receives nothing more, by what was
+    /// last sent to each. `planned` is when the caller means to go on; while no session is up it
+    /// counts as if a packet had been due then.
     pub fn remote_detection_deadline(&self, planned: Duration) -> Duration {
-        let up = self.entries.values().filter(|entry| entry.session.state == SessionState::Up);
-        let soonest = up.filter_map(|entry| entry.session.expected_by()).min();
-        soonest.unwrap_or_else(|| {
-            planned
-                + self.interval
-                    * u32::from(multiplier(&self.config, &self.wakes)).saturating_sub(1).max(1)
-        })
+        let earliest = self
+            .entries
+            .values()
+            .filter(|entry| entry.is_up())
+            .filter_map(|entry| entry.session.remote_detection_deadline())
+            .min();
+        let spare = u32::from(self.multiplier()).saturating_sub(1).max(1);
+        earliest.unwrap_or_else(|| planned + self.interval * spare)
     }
 
-    /// To be called with how much too late the caller woke up, before it reads what has queued up.
-    /// Small delays make the multiplier grow; after one that has let the time pass for which
-    /// some peer waits for us ([`Sessions::expected_by`]) it may have declared us dead, and that is
-    /// told.
+    /// To be called with the scheduling delay before the caller reads what has queued up. Small
+    /// delays raise the multiplier; a delay beyond [`Sessions::remote_detection_deadline`] is
+    /// reported as [`Event::Stalled`].
     pub fn on_scheduling_delay(&mut self, late: Duration, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        self.entries.values_mut().for_each(|entry| entry.session.woke(late, now));
-        let ours = self.interval * u32::from(multiplier(&self.config, &self.wakes));
+        for entry in self.entries.values_mut() {
+            entry.session.on_scheduling_delay(late, now);
+        }
         let stalled = now >= self.remote_detection_deadline(now.saturating_sub(late));
-        // The silence that peers have heard.
+
+        let silence = late + self.interval;
+        let detection = self.interval * u32::from(self.multiplier());
         let limit = AdaptiveDetection::longest(self.interval * u32::from(self.config.multiplier));
-        if self.wakes.observe(late + self.interval, ours * 3 / 4, limit, now) {
-            self.aim();
-            self.tell_all(AdaptationCause::LateWakes(late), now, &mut effects);
+        if self.scheduling.observe(silence, detection * 3 / 4, limit, now) {
+            self.update_targets();
+            self.emit_adaptation(AdaptationCause::SchedulingDelay(late), now, &mut effects);
         }
         if stalled {
             self.mark_suspect();
@@ -405,128 +385,87 @@ impl Sessions {
         effects
     }
 
-    /// Nothing that was heard before shows that this node was here all the time.
+    /// Peers may have declared this node down: sessions that are up need new packets.
     fn mark_suspect(&mut self) {
-        self.stall = Some(Stall::Reading);
+        self.resync = Some(Resync::Draining);
         for entry in self.entries.values_mut() {
-            entry.unheard = entry.session.state == SessionState::Up;
+            entry.unconfirmed = entry.is_up();
         }
     }
 
     /// To be called when everything that had arrived was handled.
     pub fn resynced(&mut self, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        if self.stall == Some(Stall::Reading) {
-            self.stall = Some(Stall::Waiting);
+        if self.resync == Some(Resync::Draining) {
+            self.resync = Some(Resync::AwaitingPackets);
         }
-        self.end_stall(now, &mut effects);
+        self.finish_resync(now, &mut effects);
         effects
     }
 
-    fn end_stall(&mut self, now: Duration, effects: &mut Effects) {
-        let heard = |entry: &Entry| !entry.unheard || entry.session.state != SessionState::Up;
-        if self.stall == Some(Stall::Waiting) && self.entries.values().all(heard) {
-            self.stall = None;
+    fn finish_resync(&mut self, now: Duration, effects: &mut Effects) {
+        let waiting = self.entries.values().any(|entry| entry.unconfirmed && entry.is_up());
+        if self.resync == Some(Resync::AwaitingPackets) && !waiting {
+            self.resync = None;
             effects.events.push(Event::Resynced { at: now });
         }
     }
 
-    /// The interval that the packet rate admits for so many sessions; jitter takes an eighth of it
-    /// on average (§6.8.7).
-    fn share(&mut self, now: Duration, effects: &mut Effects) {
-        let sessions = self.entries.values().filter(|entry| entry.leaving.is_none()).count();
+    /// Sets the interval that the packet rate allows for the number of sessions; jitter takes an
+    /// eighth of it on average (§6.8.7).
+    fn share_packet_budget(&mut self, now: Duration, effects: &mut Effects) {
+        let sessions = self.entries.values().filter(|entry| entry.leaving_until.is_none()).count();
         let fair = Duration::from_secs(1) * u32::try_from(sessions).unwrap_or(u32::MAX) * 8
             / 7
             / self.config.packet_rate.max(1);
         let interval = self.config.interval.max(fair);
         if interval != self.interval {
+            let raised = interval > self.interval;
             self.interval = interval;
-            self.aim();
-            self.tell_all(AdaptationCause::Sessions(sessions), now, effects);
+            self.update_targets();
+            self.emit_adaptation(AdaptationCause::PacketBudget { sessions, raised }, now, effects);
         }
+    }
+
+    /// Detect Mult, raised by scheduling delays.
+    fn multiplier(&self) -> u8 {
+        self.scheduling.multiply(self.config.multiplier)
     }
 
     fn target(&self) -> Target {
-        Target { interval: self.interval, multiplier: multiplier(&self.config, &self.wakes) }
+        Target { interval: self.interval, multiplier: self.multiplier() }
     }
 
-    fn aim(&mut self) {
+    fn update_targets(&mut self) {
         let target = self.target();
         for entry in self.entries.values_mut() {
-            entry.session.aim(target);
+            entry.session.set_target(target);
         }
     }
 
-    fn tell_all(&self, reason: AdaptationCause, now: Duration, effects: &mut Effects) {
+    fn emit_adaptation(&self, cause: AdaptationCause, now: Duration, effects: &mut Effects) {
         let Target { interval, multiplier } = self.target();
         effects.events.push(Event::Adapted(Adaptation {
             peer: None,
-            reason,
+            cause,
             interval,
             multiplier,
+            detection_time: None,
             at: now,
         }));
     }
 
     /// All sessions, in the order of their peers.
     pub fn status(&self) -> Vec<SessionStatus> {
-        let entries = self
-            .discriminators
+        self.discriminators
             .values()
-            .filter_map(|discriminator| self.entries.get(discriminator));
-        entries
-            .map(|Entry { peer, session, refused, .. }| SessionStatus {
-                peer: *peer,
-                state: session.state,
-                diagnostic: session.diagnostic,
-                remote_state: session.remote.state,
-                detection_time: session.detection_time(),
-                transmit_interval: session.transmit_interval(),
-                refused: *refused,
-            })
+            .filter_map(|discriminator| self.entries.get(discriminator))
+            .map(Entry::status)
             .collect()
     }
 
     /// Peers whose sessions are up.
     pub fn up(&self) -> BTreeSet<PeerKey> {
-        self.entries
-            .values()
-            .filter(|entry| entry.session.state == SessionState::Up)
-            .map(|entry| entry.peer)
-            .collect()
-    }
-}
-
-fn multiplier(config: &Config, wakes: &AdaptiveDetection) -> u8 {
-    wakes.multiply(config.multiplier)
-}
-
-impl Entry {
-    fn tell(&mut self, cause: Option<Cause>, now: Duration, effects: &mut Effects) {
-        if let Some(cause) = cause {
-            effects.events.push(Event::Peer(PeerEvent {
-                peer: self.peer,
-                state: self.session.state,
-                diagnostic: self.session.diagnostic,
-                remote_diagnostic: self.session.remote.diagnostic,
-                cause,
-                at: now,
-            }));
-        }
-    }
-
-    fn send(
-        &mut self,
-        packet: Repr,
-        authentication: Option<&Authentication>,
-        effects: &mut Effects,
-    ) {
-        let section =
-            authentication.map(|authentication| self.session.sequence.section(authentication));
-        let (mut bytes, length) = Repr { authentication: section, ..packet }.to_bytes();
-        if let (Some(authentication), Some(packet)) = (authentication, bytes.get_mut(..length)) {
-            packet::sign(packet, &authentication.key);
-        }
-        effects.packets.push(Outgoing { peer: self.peer, settings: self.settings, bytes, length });
+        self.entries.values().filter(|entry| entry.is_up()).map(|entry| entry.peer).collect()
     }
 }

@@ -53,7 +53,7 @@ fn parsed(packet: &Outgoing) -> Repr {
 }
 
 /// One session, up.
-fn up(config: Config) -> (Sessions, Repr) {
+fn up(config: BfdConfig) -> (Sessions, Repr) {
     let mut sessions = Sessions::new(config, 3);
     let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
     let heard = Repr {
@@ -71,7 +71,7 @@ fn up(config: Config) -> (Sessions, Repr) {
 /// another port.
 #[test]
 fn the_ttl_must_be_255_on_one_hop() {
-    let mut sessions = Sessions::new(Config::default(), 1);
+    let mut sessions = Sessions::new(BfdConfig::default(), 1);
     sessions.add(key(Some(2), 9), Peer::default(), ms(0));
     sessions.add(key(None, 8), Peer { local: None, multihop: true }, ms(0));
     let hello = hello().to_vec();
@@ -95,7 +95,7 @@ fn the_ttl_must_be_255_on_one_hop() {
 /// source.
 #[test]
 fn demultiplexing() {
-    let mut sessions = Sessions::new(Config::default(), 1);
+    let mut sessions = Sessions::new(BfdConfig::default(), 1);
     let ours =
         parsed(&sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0]).my_discriminator;
     sessions.add(key(Some(3), 9), Peer::default(), ms(0));
@@ -135,7 +135,7 @@ fn demultiplexing() {
 /// soon, without waiting for silence.
 #[test]
 fn a_restarted_peer_is_noticed_at_once() {
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     let effects = sessions
         .handle(&received(2, 9, &Repr { my_discriminator: 78, ..hello() }.to_vec()), ms(20));
     let [Event::Peer(event)] = &effects.events[..] else { panic!("{effects:?}") };
@@ -174,7 +174,7 @@ fn signed(
 fn meticulous_keyed_sha1() {
     let meticulous = AuthenticationType::MeticulousKeyedSha1;
     let mut sessions =
-        Sessions::new(Config { authentication: secret("s"), ..Config::default() }, 1);
+        Sessions::new(BfdConfig { authentication: secret("s"), ..BfdConfig::default() }, 1);
     let first = sessions.add(key(Some(2), 9), Peer::default(), ms(0)).packets[0];
     assert!(packet::is_signed(first.payload(), &Key::new(b"s").expect("not empty")));
     let mut take = |bytes: &[u8], now| {
@@ -234,24 +234,24 @@ fn meticulous_keyed_sha1() {
 
 #[test]
 fn a_packet_with_authentication_needs_a_session_with_it() {
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     let bytes = signed(&heard, 1, 1, AuthenticationType::MeticulousKeyedSha1, "s");
     assert_eq!(
         sessions.handle(&received(2, 9, &bytes), ms(2)).discarded,
         Some(Discard::UnexpectedAuthentication)
     );
-    assert_eq!(sessions.status()[0].refused, Some(Discard::UnexpectedAuthentication));
+    assert_eq!(sessions.status()[0].rejected, Some(Discard::UnexpectedAuthentication));
 }
 
-/// RFC 5880 §6.8.16: who is no longer wanted is told AdminDown until it has noticed; who returns
-/// meanwhile goes on.
+/// RFC 5880 §6.8.16: AdminDown is sent to a removed peer until it reacts; a peer that is added
+/// again meanwhile keeps its session.
 #[test]
-fn farewells() {
-    let (mut sessions, heard) = up(Config::default());
+fn a_removed_peer_is_sent_admin_down() {
+    let (mut sessions, heard) = up(BfdConfig::default());
     let effects = sessions.set(&BTreeMap::new(), ms(10));
     assert!(matches!(
         &effects.events[..],
-        [Event::Peer(PeerEvent {
+        [Event::Peer(SessionChange {
             state: SessionState::AdminDown,
             cause: Cause::LocalAdminDown,
             ..
@@ -261,48 +261,48 @@ fn farewells() {
     assert_eq!(
         sessions.handle(&received(2, 9, &heard.to_vec()), ms(11)).discarded,
         Some(Discard::AdminDown),
-        "sent before it heard"
+        "sent before AdminDown arrived"
     );
     assert!(!sessions.is_empty());
     sessions.handle(&received(2, 9, &Repr { state: SessionState::Down, ..heard }.to_vec()), ms(12));
     assert!(sessions.is_empty());
 
-    let (mut sessions, heard) = up(Config::default());
+    let (mut sessions, heard) = up(BfdConfig::default());
     sessions.remove(key(Some(2), 9), ms(10));
     let effects = sessions.add(key(Some(2), 9), Peer::default(), ms(11));
     assert!(matches!(
         &effects.events[..],
-        [Event::Peer(PeerEvent { state: SessionState::Down, cause: Cause::LocalReturn, .. })]
+        [Event::Peer(SessionChange { state: SessionState::Down, cause: Cause::LocalAdminUp, .. })]
     ));
     sessions.handle(&received(2, 9, &Repr { state: SessionState::Down, ..heard }.to_vec()), ms(12));
     assert_eq!(state(&sessions, key(Some(2), 9)), SessionState::Init);
 
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     sessions.remove(key(Some(2), 9), ms(10));
     let mut sent = 0;
     while let Some(due) = sessions.poll_timeout() {
         sent += sessions.handle_timeout(due).packets.len();
-        assert!(due < ms(4000), "nobody is waited for forever");
+        assert!(due < ms(4000), "no peer is waited for forever");
     }
     assert!(sent >= 4, "two more at once, then one a second: {sent}");
 }
 
-/// Peers that stay are not disturbed when others come and go.
+/// Sessions are not disturbed when other peers are added or removed.
 #[test]
 fn the_set_of_peers_changes_around_a_session() {
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     let peers = [key(Some(2), 9), key(Some(2), 10)].map(|key| (key, Peer::default()));
     let effects = sessions.set(&BTreeMap::from(peers), ms(10));
-    assert_eq!((effects.events, effects.packets.len()), (vec![], 1), "only the new one speaks");
+    assert_eq!((effects.events, effects.packets.len()), (vec![], 1), "only the new one sends");
     sessions.set(&BTreeMap::from([peers[0]]), ms(11));
-    assert_eq!(sessions.status().len(), 1, "who was never heard needs no farewell");
+    assert_eq!(sessions.status().len(), 1, "a peer that never sent needs no AdminDown");
     assert_eq!(sessions.up(), [key(Some(2), 9)].into());
 }
 
-/// Not of the RFC: all sessions together keep to the packet rate.
+/// Beyond the RFC: all sessions together keep to the packet rate.
 #[test]
-fn many_sessions_stretch_the_interval_and_say_so() {
-    let mut sessions = Sessions::new(Config { packet_rate: 100, ..Config::default() }, 1);
+fn many_sessions_raise_the_interval() {
+    let mut sessions = Sessions::new(BfdConfig { packet_rate: 100, ..BfdConfig::default() }, 1);
     let peers = |count: u8| {
         (1..=count).map(|host| (key(Some(2), host), Peer::default())).collect::<BTreeMap<_, _>>()
     };
@@ -311,46 +311,43 @@ fn many_sessions_stretch_the_interval_and_say_so() {
         let effects = sessions.set(&peers(count), ms(0));
         let expected = Adaptation {
             peer: None,
-            reason: AdaptationCause::Sessions(count.into()),
+            cause: AdaptationCause::PacketBudget { sessions: count.into(), raised: count == 70 },
             interval: Duration::from_micros(interval),
             multiplier: 3,
+            detection_time: None,
             at: ms(0),
         };
-        assert_eq!(effects.events.last(), Some(&Event::Adapted(expected)), "behind farewells");
+        assert_eq!(effects.events.last(), Some(&Event::Adapted(expected)), "after AdminDown");
     }
 }
 
-/// A stall is told before anything that is read after it, and its end when all that are up have
-/// been heard anew.
+/// A stall is reported before anything that is read afterwards, and its end when new packets
+/// arrived in all sessions that are up.
 #[test]
-fn a_stall_is_told_and_ends_with_fresh_packets() {
-    let (mut sessions, heard) = up(Config::default());
+fn a_stall_is_reported_and_ends_with_fresh_packets() {
+    let (mut sessions, heard) = up(BfdConfig::default());
     let now = ms(30_000);
     assert_eq!(
         sessions.on_scheduling_delay(ms(29_900), now).events,
         vec![Event::Stalled { late: ms(29_900), at: now }]
     );
     let queued = sessions.handle(&received(2, 9, &heard.to_vec()), now);
-    assert_eq!(queued.events, vec![], "it had queued up, and proves nothing about now");
+    assert_eq!(queued.events, vec![], "a queued packet proves nothing about now");
     assert_eq!(sessions.resynced(now).events, vec![]);
-    assert_eq!(
-        sessions.handle_timeout(now).events,
-        vec![],
-        "but nobody is declared dead who spoke"
-    );
+    assert_eq!(sessions.handle_timeout(now).events, vec![], "but the peer is not declared down");
     let fresh = sessions.handle(&received(2, 9, &heard.to_vec()), now + ms(40));
     assert_eq!(fresh.events, vec![Event::Resynced { at: now + ms(40) }]);
 
-    let (mut sessions, _) = up(Config::default());
+    let (mut sessions, _) = up(BfdConfig::default());
     sessions.on_scheduling_delay(ms(29_900), now);
     sessions.resynced(now);
-    assert_eq!(sessions.handle_timeout(now).events, vec![], "there is an interval to be heard");
+    assert_eq!(sessions.handle_timeout(now).events, vec![], "the peer gets one interval");
     let causes: Vec<Event> = sessions.handle_timeout(now + ms(50)).events;
     assert!(
         matches!(
             causes[..],
             [
-                Event::Peer(PeerEvent { cause: Cause::DetectionTimeExpired, .. }),
+                Event::Peer(SessionChange { cause: Cause::DetectionTimeExpired, .. }),
                 Event::Resynced { .. }
             ]
         ),
@@ -358,11 +355,11 @@ fn a_stall_is_told_and_ends_with_fresh_packets() {
     );
 }
 
-/// Not of the RFC: our clock may have stood still. That the peer gave us up is told before the end
-/// of its session, and holds until the others were heard.
+/// Beyond the RFC: the local clock may have stood still. That the peer's detection time expired is
+/// reported before the end of its session, and lasts until packets arrive in the other sessions.
 #[test]
-fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
-    let (mut sessions, heard) = up(Config::default());
+fn remote_expiry_puts_all_sessions_in_doubt() {
+    let (mut sessions, heard) = up(BfdConfig::default());
     sessions.add(key(Some(2), 8), Peer::default(), ms(1));
     let other = Repr { state: SessionState::Down, ..hello() };
     let ours = sessions
@@ -381,11 +378,11 @@ fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
         diagnostic: packet::Diagnostic::ControlDetectionTimeExpired,
         ..heard
     };
-    let told = sessions.handle(&received(2, 9, &down.to_vec()), ms(20)).events;
-    let given_up = Event::RemoteDetectionExpired { peer: key(Some(2), 9), at: ms(20) };
+    let events = sessions.handle(&received(2, 9, &down.to_vec()), ms(20)).events;
+    let expired = Event::RemoteDetectionExpired { peer: key(Some(2), 9), at: ms(20) };
     assert!(
-        matches!(&told[..], [first, Event::Peer(PeerEvent { cause: Cause::NeighborDown, .. })] if *first == given_up),
-        "{told:?}"
+        matches!(&events[..], [first, Event::Peer(SessionChange { cause: Cause::NeighborDown, .. })] if *first == expired),
+        "{events:?}"
     );
     assert_eq!(sessions.resynced(ms(20)).events, vec![]);
     assert_eq!(
@@ -394,11 +391,11 @@ fn a_peer_that_gave_us_up_shows_that_we_may_have_been_away() {
     );
 }
 
-/// While we were away the peer's numbers went on (RFC 5880 §6.7.4 refuses them then). Only what is
-/// new, and meant for this session, counts.
+/// The peer's sequence numbers went on during a suspension, so RFC 5880 §6.7.4 discards them. Only
+/// later packets of this session count.
 #[test]
-fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
-    let config = Config { authentication: secret("s"), ..Config::default() };
+fn remote_expiry_is_accepted_with_numbers_far_ahead() {
+    let config = BfdConfig { authentication: secret("s"), ..BfdConfig::default() };
     for (ahead, digest, knows_us, counts) in [
         (40, "s", true, true),
         (40, "t", true, false),
@@ -454,13 +451,13 @@ fn a_peer_with_numbers_far_ahead_is_heard_to_have_given_us_up() {
     }
 }
 
-/// What counts is how long peers wait for us: the silence that they hear, against our multiplier as
-/// they know it. Theirs does not matter.
+/// The remote detection time counts: the silence at the peer against the local multiplier as the
+/// peer knows it. The peer's multiplier does not matter.
 #[test]
-fn a_stall_is_measured_by_what_peers_wait_for() {
+fn a_stall_is_measured_by_the_remote_detection_time() {
     for theirs in [1, 3, 12] {
         for (silence, stalled) in [(149, false), (150, true), (200, true)] {
-            let (mut sessions, heard) = up(Config::default());
+            let (mut sessions, heard) = up(BfdConfig::default());
             let heard = Repr { detect_multiplier: theirs, ..heard };
             sessions.handle(&received(2, 9, &heard.to_vec()), ms(100));
             sessions.handle_timeout(ms(100));
@@ -475,11 +472,11 @@ fn a_stall_is_measured_by_what_peers_wait_for() {
     }
 }
 
-/// Not of the RFC: waking up late, repeatedly, makes peers wait longer for us; a suspension does
+/// Beyond the RFC: waking up late, repeatedly, makes peers wait longer for us; a suspension does
 /// not.
 #[test]
-fn late_wakes_raise_the_multiplier() {
-    let (mut sessions, heard) = up(Config::default());
+fn scheduling_delays_raise_the_multiplier() {
+    let (mut sessions, heard) = up(BfdConfig::default());
     let speak = |sessions: &mut Sessions, now| {
         let answer = sessions.handle(&received(2, 9, &heard.to_vec()), ms(now)).packets;
         [answer, sessions.handle_timeout(ms(now)).packets].concat().last().map(parsed)
@@ -496,9 +493,10 @@ fn late_wakes_raise_the_multiplier() {
     speak(&mut sessions, 21_900);
     let raised = Adaptation {
         peer: None,
-        reason: AdaptationCause::LateWakes(ms(70)),
+        cause: AdaptationCause::SchedulingDelay(ms(70)),
         interval: ms(50),
         multiplier: 4,
+        detection_time: None,
         at: ms(22_000),
     };
     assert_eq!(
@@ -508,7 +506,7 @@ fn late_wakes_raise_the_multiplier() {
     assert_eq!(
         sessions.remote_detection_deadline(ms(22_000)),
         ms(21_900 + 150),
-        "nobody has been told yet"
+        "no packet has announced it yet"
     );
     assert_eq!(speak(&mut sessions, 22_000).map(|packet| packet.detect_multiplier), Some(4));
     assert_eq!(

@@ -33,11 +33,11 @@ struct World {
     /// By time of arrival and number: receiver and payload.
     wire: BTreeMap<(Duration, u64), (usize, Vec<u8>)>,
     weather: [Weather; 2],
-    /// The next so many packets of each are lost.
+    /// Number of packets of each that are lost next.
     lose: [u32; 2],
     random: Random,
     count: u64,
-    told: [Vec<Event>; 2],
+    events: [Vec<Event>; 2],
 }
 
 fn address(node: usize) -> IpAddr {
@@ -56,7 +56,7 @@ impl World {
             key_id: 1,
             key: Key::new(b"secret").expect("not empty"),
         });
-        let config = Config { authentication, ..Config::default() };
+        let config = BfdConfig { authentication, ..BfdConfig::default() };
         let nodes = [0, 1].map(|node| Sessions::new(config.clone(), seed * 2 + node));
         let mut world = World {
             now: ms(5000),
@@ -66,7 +66,7 @@ impl World {
             lose: [0; 2],
             random: Random::new(!seed),
             count: 0,
-            told: Default::default(),
+            events: Default::default(),
         };
         for node in [0, 1] {
             let effects = world.nodes[node].add(peer_of(node), Peer::default(), world.now);
@@ -94,7 +94,7 @@ impl World {
                 }
             }
         }
-        self.told[from].extend(effects.events);
+        self.events[from].extend(effects.events);
     }
 
     fn run(&mut self, time: Duration) {
@@ -144,11 +144,11 @@ impl World {
             .iter()
             .filter_map(|node| node.status()[0].detection_time)
             .max()
-            .expect("both have heard")
+            .expect("packets have arrived at both")
     }
 
-    fn peer_events(&mut self) -> Vec<PeerEvent> {
-        let events = self.told.iter_mut().flat_map(std::mem::take);
+    fn peer_events(&mut self) -> Vec<SessionChange> {
+        let events = self.events.iter_mut().flat_map(std::mem::take);
         events
             .filter_map(|event| if let Event::Peer(event) = event { Some(event) } else { None })
             .collect()
@@ -171,7 +171,8 @@ fn fair_weather() -> impl Strategy<Value = Weather> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// RFC 5880 §6.2, §6.8.6: whatever was before, sessions come up within a few slow intervals once packets get through, and stay up.
+    /// RFC 5880 §6.2, §6.8.6: whatever was before, sessions come up within a few slow intervals
+    /// once packets get through, and stay up.
     #[test]
     fn sessions_come_up_when_the_link_heals(seed: u32, authenticated: bool, phases in prop::collection::vec(([weather(), weather()], 1u64..4000), 1..6)) {
         let mut world = World::new(seed.into(), authenticated);
@@ -180,7 +181,8 @@ proptest! {
             world.run(ms(time));
         }
         world.weather = [Weather { loss: 0, delay: 2, repeated: 0 }; 2];
-        // Twice the detection time of slow intervals until sequence numbers are forgotten (§6.8.1), and a slow interval more.
+        // Twice the detection time of slow intervals until sequence numbers are forgotten (§6.8.1),
+        // and a slow interval more.
         world.run(ms(9000));
         prop_assert_eq!(world.states(), [SessionState::Up; 2]);
         world.peer_events();
@@ -189,7 +191,8 @@ proptest! {
         prop_assert!(world.detection_time() <= ms(600));
     }
 
-    /// §6.8.4: silence is noticed after the detection time; §6.8.6: by the other side too, if it still hears.
+    /// §6.8.4: silence is noticed after the detection time; §6.8.6: by the other side too, if it
+    /// still hears.
     #[test]
     fn a_cut_is_detected_within_the_detection_time(seed: u32, authenticated: bool, both: bool, weather in [fair_weather(), fair_weather()], before in 0u64..3000) {
         let mut world = World::new(seed.into(), authenticated);
@@ -230,18 +233,18 @@ proptest! {
     }
 }
 
-/// RFC 5880 §6.8.16: of three farewells any two may be lost, whether or not the peer's own packets
-/// arrive, and a peer that is heard hears it again.
+/// RFC 5880 §6.8.16: of three AdminDown packets any two may be lost, whether or not the peer's own
+/// packets arrive; a peer whose packets arrive is sent another one.
 #[test]
-fn a_planned_stop_is_no_failure_although_farewells_are_lost() {
+fn a_planned_stop_is_no_failure_although_packets_are_lost() {
     for (seed, lost) in (0..50).flat_map(|seed| [0, 1, 2].map(|lost| (seed, lost))) {
-        for deaf in [false, true] {
+        for one_way in [false, true] {
             let mut world = World::new(seed, seed % 2 == 0);
             world.run(ms(3000 + seed * 7));
             assert_eq!(world.states(), [SessionState::Up; 2]);
             world.peer_events();
             world.lose[0] = lost;
-            if deaf {
+            if one_way {
                 world.weather[1] = CUT;
             }
             let effects = world.nodes[0].set(&BTreeMap::new(), world.now);
@@ -252,9 +255,12 @@ fn a_planned_stop_is_no_failure_although_farewells_are_lost() {
             assert_eq!(
                 causes,
                 [Cause::LocalAdminDown, Cause::NeighborAdminDown],
-                "seed {seed}, {lost} lost, deaf: {deaf}"
+                "seed {seed}, {lost} lost, one-way: {one_way}"
             );
-            assert!(deaf || world.nodes[0].is_empty(), "who has heard it need not be told again");
+            assert!(
+                one_way || world.nodes[0].is_empty(),
+                "the session ends when the peer has reacted"
+            );
         }
     }
 }
@@ -267,15 +273,15 @@ fn a_link_with_much_jitter_ends_in_longer_intervals_and_stays_up() {
     world.run(ms(2000));
     world.weather = [Weather { loss: 0, delay: 170, repeated: 0 }; 2];
     world.run(ms(40_000));
-    let said = |told: &[Event]| {
-        told.iter().any(|event| {
+    let said = |events: &[Event]| {
+        events.iter().any(|event| {
             matches!(
                 event,
-                Event::Adapted(Adaptation { reason: AdaptationCause::LateArrivals(_), .. })
+                Event::Adapted(Adaptation { cause: AdaptationCause::LatePackets(_), .. })
             )
         })
     };
-    assert!(said(&world.told[0]) && said(&world.told[1]));
+    assert!(said(&world.events[0]) && said(&world.events[1]));
     world.peer_events();
     world.run(ms(20_000));
     assert_eq!((world.peer_events(), world.states()), (vec![], [SessionState::Up; 2]));

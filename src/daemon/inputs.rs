@@ -8,8 +8,9 @@ use super::error::Error;
 use super::source::Started;
 use crate::host::links::LinksError;
 use crate::http::server::Query;
-use crate::l2::announcer::{AnnouncerEvent, Gateways};
+use crate::l2::announcer::AnnouncerEvent;
 use crate::model::Interfaces;
+use crate::model::gateways::Gateways;
 use crate::nft::io::worker::Report;
 
 /// Maximum number of messages that wait in one channel for the loop. A full channel makes its

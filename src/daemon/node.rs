@@ -28,11 +28,12 @@ use crate::http::server;
 use crate::http::server::Query;
 use crate::ipam::Allocations;
 use crate::l2::announcer;
-use crate::l2::announcer::{Announcement, AnnouncerEvent, Gateways};
+use crate::l2::announcer::{Announcement, AnnouncerEvent};
 use crate::l2::io::task;
-use crate::l2::io::task::Desired;
+use crate::l2::io::{Desired, L2Counters};
 use crate::model::Interfaces;
 use crate::model::diagnostic::Diagnostic;
+use crate::model::gateways::Gateways;
 use crate::model::mac::Mac;
 use crate::model::role::Role;
 use crate::model::source_update::SourceUpdate;
@@ -52,7 +53,7 @@ pub(super) struct Node {
     /// Whether there are VIPs to announce, or to take over.
     announcing: watch::Sender<bool>,
     pub announcer: std::thread::JoinHandle<()>,
-    l2_counters: Arc<task::L2Counters>,
+    l2_counters: Arc<L2Counters>,
     pub state: StateWriter<Arc<Allocations>>,
     /// None where manifests are on disk anyway.
     pub snapshot: Option<SnapshotWriter>,
@@ -80,8 +81,8 @@ impl Node {
             .map_err(|e| Error::Io("cannot start a thread", e))?;
         let (desired, desired_out) = watch::channel(Desired::default());
         let (l2_in, l2) = mpsc::channel(QUEUE);
-        let l2_counters = Arc::new(task::L2Counters::default());
-        let config = announcer::Config {
+        let l2_counters = Arc::new(L2Counters::default());
+        let config = announcer::AnnouncerConfig {
             probe_time: settings.probe,
             announce_interval: settings.announce_interval,
         };
@@ -265,9 +266,9 @@ impl Node {
     pub fn l2_event(&mut self, event: AnnouncerEvent) {
         if let AnnouncerEvent::Conflict { mac, .. }
         | AnnouncerEvent::Contested { mac, .. }
-        | AnnouncerEvent::Heard { mac, .. } = &event
+        | AnnouncerEvent::ClaimObserved { mac, .. } = &event
         {
-            self.peers.heard(*mac);
+            self.peers.on_claim(*mac);
         }
         self.handle(Event::Announcer(event));
     }
@@ -356,7 +357,7 @@ impl Node {
 
     fn report_to_systemd(&mut self) {
         let ready = !self.announced_ready && self.engine.serving();
-        if !ready && !systemd::listens() {
+        if !ready && !systemd::is_enabled() {
             return; // Nobody reads the count of thousands of Services.
         }
         let summary = self.engine.summary();

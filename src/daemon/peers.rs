@@ -1,5 +1,5 @@
-//! Between the engine and the other nodes: BFD sessions as it wants them, and what is learned from
-//! them.
+//! Connects the engine to the other nodes: opens the BFD sessions that it wants, and passes on what
+//! they and the neighbour table report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,13 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tracing::field::{DisplayValue, display};
 use tracing::{debug, info, warn};
 
-use crate::bfd::io::{Handle, Options, Realtime};
+use crate::bfd::io::{BfdOptions, Handle, Realtime};
 use crate::bfd::packet::{AuthenticationType, SessionState};
-use crate::bfd::{Adaptation, AdaptationCause, Authentication, Config, Event, Peer, PeerKey, io};
+use crate::bfd::report::{Report, Severity};
+use crate::bfd::{
+    Adaptation, Authentication, BfdConfig, Event, Peer, PeerKey, SessionChange, io, report,
+};
 use crate::config::Settings;
-use crate::engine::membership::{DUPLICATE_HOLD, DownReason, Liveness, PeerEvent};
+use crate::engine::membership::{DUPLICATE_HOLD, Liveness, PeerEvent};
 use crate::engine::plan::Sessions;
 use crate::host::liveness_fence::LivenessFence;
 use crate::host::neighbours;
@@ -21,105 +25,104 @@ use crate::http::metrics::Metrics;
 use crate::model::mac::Mac;
 use crate::model::{Interfaces, state};
 
-/// How long a planned stop waits for peers to have heard of it.
+/// Maximum time that a planned stop waits for peers to react to AdminDown.
 const ADMIN_DOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The other nodes, as far as packets reach them. Without any, no port is opened and no thread
-/// runs.
+/// The other nodes. Without any, no port is opened and no thread runs.
 pub(super) struct Peers {
-    options: Options,
+    options: BfdOptions,
     handle: Option<Handle>,
-    /// Why there are no sessions although there should be.
+    /// Why BFD could not start.
     failed: Option<String>,
     wanted: BTreeMap<IpAddr, Box<str>>,
-    /// See [`Sessions::homes`].
-    homes: BTreeSet<IpAddr>,
+    /// See [`Sessions::local_addresses`].
+    local_addresses: BTreeSet<IpAddr>,
     interfaces: Arc<Interfaces>,
-    vigil: Arc<LivenessFence>,
+    fence: Arc<LivenessFence>,
     metrics: Arc<Metrics>,
     events_in: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
-    stations_wanted: watch::Sender<BTreeSet<IpAddr>>,
-    stations: mpsc::UnboundedReceiver<(IpAddr, Mac)>,
-    /// Of peers, as the neighbour table says.
+    lladdrs_wanted: watch::Sender<BTreeSet<IpAddr>>,
+    lladdrs: mpsc::UnboundedReceiver<(IpAddr, Mac)>,
+    /// Link-layer addresses of peers, from the neighbour table.
     known: BTreeMap<IpAddr, Mac>,
-    /// Sessions that come and go because two machines speak as this one (None), or as the peer,
-    /// and when the last sign of it was.
-    doubled: BTreeMap<Option<IpAddr>, Instant>,
+    /// Duplicate identities, of a peer or of this node (None), and when each was last reported.
+    duplicates: BTreeMap<Option<IpAddr>, Instant>,
 }
 
 impl Peers {
-    pub fn new(settings: &Settings, vigil: Arc<LivenessFence>, metrics: Arc<Metrics>) -> Peers {
+    pub fn new(settings: &Settings, fence: Arc<LivenessFence>, metrics: Arc<Metrics>) -> Peers {
         let authentication = settings.secret.clone().map(|key| Authentication {
             kind: AuthenticationType::MeticulousKeyedSha1,
             key_id: 1,
             key,
         });
-        let config = Config {
+        let config = BfdConfig {
             interval: settings.bfd_interval,
             multiplier: settings.bfd_multiplier,
             authentication,
-            ..Config::default()
+            ..BfdConfig::default()
         };
-        // Unbounded, for the thread that sends must not wait; what it sends is bounded by the
-        // packets that nodes exchange.
+        // Unbounded, because the sending thread must not wait. The packets that nodes exchange
+        // bound the number of events.
         let (events_in, events) = mpsc::unbounded_channel();
-        let (stations_wanted, wanted) = watch::channel(BTreeSet::new());
-        let (found, stations) = mpsc::unbounded_channel();
+        let (lladdrs_wanted, wanted) = watch::channel(BTreeSet::new());
+        let (found, lladdrs) = mpsc::unbounded_channel();
         tokio::spawn(neighbours::run(wanted, found));
         Peers {
-            options: Options { config, multihop: true, vigil: vigil.clone() },
+            options: BfdOptions { config, multihop: true, fence: fence.clone() },
             handle: None,
             failed: None,
             wanted: BTreeMap::new(),
-            homes: BTreeSet::new(),
+            local_addresses: BTreeSet::new(),
             interfaces: Arc::default(),
-            vigil,
+            fence,
             metrics,
             events_in,
             events,
-            stations_wanted,
-            stations,
+            lladdrs_wanted,
+            lladdrs,
             known: BTreeMap::new(),
-            doubled: BTreeMap::new(),
+            duplicates: BTreeMap::new(),
         }
     }
 
-    /// Makes the set of sessions this one.
+    /// Replaces the set of sessions.
     pub fn want(&mut self, sessions: Sessions) {
-        (self.wanted, self.homes) = (sessions.peers, sessions.local_addresses);
+        self.wanted = sessions.peers;
+        self.local_addresses = sessions.local_addresses;
         self.known.retain(|address, _| self.wanted.contains_key(address));
-        self.doubled
+        self.duplicates
             .retain(|peer, _| peer.is_none_or(|address| self.wanted.contains_key(&address)));
-        self.stations_wanted.send_replace(self.on_link());
+        self.lladdrs_wanted.send_replace(self.on_link());
         self.apply();
     }
 
-    /// Sessions are bound to the interface in whose subnet the peer is.
+    /// Sessions are bound to the interface in the peer's subnet.
     pub fn interfaces_changed(&mut self, interfaces: Arc<Interfaces>) {
         self.interfaces = interfaces;
         let on_link = self.on_link();
-        self.stations_wanted
+        self.lladdrs_wanted
             .send_if_modified(|wanted| std::mem::replace(wanted, on_link.clone()) != on_link);
         self.apply();
     }
 
-    /// The peers that are neighbours: the kernel knows no station of one behind a router.
+    /// The peers on the link: the kernel has no neighbour entry of one behind a router.
     fn on_link(&self) -> BTreeSet<IpAddr> {
         self.wanted
             .keys()
             .copied()
             .filter(|address| {
-                session(*address, &self.interfaces, &self.homes).0.interface.is_some()
+                session(*address, &self.interfaces, &self.local_addresses).0.interface.is_some()
             })
             .collect()
     }
 
-    /// A station was heard to have an address of ours. It may be a peer's that is back after so
-    /// long that it is rarely looked for.
-    pub fn heard(&self, mac: Mac) {
+    /// A host claims an address of this cluster. It may be a peer that is back after so long that
+    /// its link-layer address is rarely looked up.
+    pub fn on_claim(&self, mac: Mac) {
         if self.known.values().all(|known| *known != mac) {
-            self.stations_wanted.send_modify(|_| ());
+            self.lladdrs_wanted.send_modify(|_| ());
         }
     }
 
@@ -131,13 +134,13 @@ impl Peers {
             handle.set_peers(
                 self.wanted
                     .keys()
-                    .map(|address| session(*address, &self.interfaces, &self.homes))
+                    .map(|address| session(*address, &self.interfaces, &self.local_addresses))
                     .collect(),
             );
         }
     }
 
-    /// Tries again what failed: the port may be free by now.
+    /// Tries again after a failed start: the port may be free by now.
     pub fn retry(&mut self) {
         if self.failed.is_some() {
             self.apply();
@@ -149,13 +152,10 @@ impl Peers {
         match io::spawn(self.options.clone(), move |event| drop(events.send(event))) {
             Ok(handle) => {
                 match handle.realtime() {
-                    Realtime::Fifo(priority) => info!(
-                        priority,
-                        "watching the other nodes by BFD, ahead of ordinary processes"
-                    ),
+                    Realtime::Fifo(priority) => info!(priority, "BFD started (SCHED_FIFO)"),
                     Realtime::Refused(why) => warn!(
-                        "watching the other nodes by BFD, but not ahead of other processes ({why}): on a busy host they may take this \
-                         node for dead; grant CAP_SYS_NICE or LimitRTPRIO=10"
+                        "BFD started without SCHED_FIFO ({why}): on a busy host peers may declare \
+                         this node down; grant CAP_SYS_NICE or LimitRTPRIO=10"
                     ),
                 }
                 self.failed = None;
@@ -165,54 +165,52 @@ impl Peers {
             Err(error) => {
                 let error = error.to_string();
                 if self.failed.as_ref() != Some(&error) {
-                    warn!(
-                        "{error}; until then nodes see each other only by what they announce, and take over within seconds"
-                    );
+                    warn!("{error}; without BFD a failover takes seconds");
                 }
                 self.failed = Some(error);
             }
         }
     }
 
-    /// Completes what the engine says with what only the sessions know. With many sessions it costs
-    /// them some microseconds.
+    /// Completes the engine's state with what only the sessions know. Costs them some microseconds
+    /// when there are many.
     pub fn describe(&self, state: &mut state::NodeState) {
         let Some(handle) = self.handle.as_ref().filter(|_| !self.wanted.is_empty()) else { return };
         let sessions = handle.status();
         if sessions.is_empty() {
-            let message = "the thread that watches the other nodes does not run, and while it does not this node answers for no address; \
-                           if that lasts, start Pinnace again";
-            return state.warnings.push(state::Reason::new("NotWatching", message));
+            let message = "the BFD thread does not run, so this node answers for no address; if that lasts, restart Pinnace";
+            return state.warnings.push(state::Reason::new("BfdNotRunning", message));
         }
         for peer in &mut state.peers {
-            let with =
+            let of_peer =
                 || sessions.iter().filter(|session| peer.addresses.contains(&session.peer.address));
-            let longest = with()
+            let detection_time = of_peer()
                 .filter(|session| session.state == SessionState::Up)
                 .filter_map(|session| session.detection_time)
                 .max();
             peer.detection_milliseconds =
-                longest.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-            if let Some(refused) = with()
-                .find_map(|session| session.refused)
-                .filter(|refused| !peer.alive && refused.is_about_secrets())
-            {
+                detection_time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+
+            let mismatch = of_peer()
+                .find_map(|session| session.rejected)
+                .filter(|rejected| !peer.alive && rejected.is_authentication_mismatch());
+            if let Some(mismatch) = mismatch {
                 peer.state = format!(
-                    "its BFD packets are refused: {refused}; PINNACE_SECRET_FILE has to be the same on every node"
+                    "BFD packets rejected: {mismatch}; PINNACE_SECRET_FILE must be the same on every node"
                 );
             }
         }
     }
 
-    /// The next thing that was learned. Cancel safe.
+    /// The next event for the engine. Cancel safe.
     pub async fn next(&mut self) -> PeerEvent {
         loop {
             tokio::select! {
-                Some((address, mac)) = self.stations.recv() => {
+                Some((address, mac)) = self.lladdrs.recv() => {
                     self.known.insert(address, mac);
                     return PeerEvent::Neighbour { address, mac };
                 }
-                Some(event) = self.events.recv() => if let Some(event) = self.translate(event) {
+                Some(event) = self.events.recv() => if let Some(event) = self.translate(&event) {
                     return event;
                 },
                 else => std::future::pending().await,
@@ -220,70 +218,73 @@ impl Peers {
         }
     }
 
-    /// What the engine is to know of it; people are told here.
-    fn translate(&mut self, event: Event) -> Option<PeerEvent> {
-        if let Event::Adapted(change) = &event {
-            let node =
-                change.peer.and_then(|peer| self.wanted.get(&peer.address)).map(|node| &**node);
-            match change.peer {
-                Some(peer) if self.is_doubled(peer.address) => {
-                    debug!(node, ?change, "a session of two machines that are one")
-                }
-                _ => adapted(change, node),
+    /// What the engine needs to know of an event; what people need to know is logged here.
+    fn translate(&mut self, event: &Event) -> Option<PeerEvent> {
+        match event {
+            Event::Adapted(change) => self.log_adaptation(change),
+            Event::Peer(change) => self.log_change(change),
+            Event::DuplicateIdentity { peer, ours, .. } => {
+                self.duplicates.insert((!ours).then_some(peer.address), Instant::now());
+            }
+            _ => {}
+        }
+        let translated = PeerEvent::of(event)?;
+        if let &PeerEvent::Liveness { address, state } = &translated {
+            if state != Liveness::Heard {
+                self.metrics.bfd_session(state == Liveness::Up);
+            }
+            if state == Liveness::Up && !self.is_duplicate(address) {
+                // The link-layer address may have changed while the peer was away.
+                self.lladdrs_wanted.send_modify(|_| ());
             }
         }
-        let told = PeerEvent::of(&event)?;
-        if let PeerEvent::DuplicateIdentity { address, ours } = &told {
-            self.doubled.insert((!ours).then_some(*address), Instant::now());
-        }
-        if let PeerEvent::Liveness { address, state } = &told {
-            if *state != Liveness::Heard {
-                self.metrics.bfd_session(*state == Liveness::Up);
-            }
-            let node = self.wanted.get(address).map_or("?", |node| node);
-            match state {
-                _ if self.is_doubled(*address) => {
-                    debug!(node, %address, ?state, "a session of two machines that are one")
-                }
-                Liveness::Up => {
-                    info!(node, %address, "node is up");
-                    // Its station may have changed while it was away.
-                    self.stations_wanted.send_modify(|_| ());
-                }
-                Liveness::Down(DownReason::DetectionTimeout) => {
-                    warn!(node, %address, "node is lost: nothing was heard for the detection time")
-                }
-                Liveness::Down(DownReason::AdminDown) => {
-                    info!(node, %address, "node stops as planned")
-                }
-                Liveness::Heard => debug!(node, %address, "node is heard"),
-                Liveness::Down(DownReason::OneWay) => {
-                    warn!(node, %address, "node does not hear this one: packets to it were lost, or are blocked")
-                }
-                Liveness::Down(_) => warn!(node, %address, "node is down: it has restarted"),
-            }
-        }
-        Some(told)
+        Some(translated)
     }
 
-    /// Each of its addresses is one of both machines, though the signs at this one may not be proof
-    /// yet.
-    fn is_doubled(&self, address: IpAddr) -> bool {
+    fn log_adaptation(&self, change: &Adaptation) {
+        let address = change.peer.map(|peer| peer.address);
+        self.log(report::adaptation(change), address);
+    }
+
+    fn log_change(&self, change: &SessionChange) {
+        if let Some(report) = report::session_change(change) {
+            self.log(report, Some(change.peer.address));
+        }
+    }
+
+    /// Sessions of a duplicate identity change their state all the time and are hardly worth a line.
+    fn log(&self, report: Report, address: Option<IpAddr>) {
+        let node = address.and_then(|address| self.wanted.get(&address)).map(|node| &**node);
+        if address.is_some_and(|address| self.is_duplicate(address)) {
+            debug!(
+                node,
+                address = address.map(display),
+                "duplicate peer identity: {}",
+                report.text
+            );
+        } else {
+            write(&report, node, address.map(display));
+        }
+    }
+
+    /// Whether a duplicate identity was reported lately: at this address, at another one of the
+    /// same node, or of this node itself.
+    fn is_duplicate(&self, address: IpAddr) -> bool {
         let node = |address: &IpAddr| self.wanted.get(address);
         let same = |peer: &Option<IpAddr>| {
             peer.is_none_or(|peer| {
                 peer == address || node(&peer).is_some_and(|name| node(&address) == Some(name))
             })
         };
-        self.doubled.iter().any(|(peer, last)| same(peer) && last.elapsed() < DUPLICATE_HOLD)
+        self.duplicates.iter().any(|(peer, last)| same(peer) && last.elapsed() < DUPLICATE_HOLD)
     }
 
-    /// The engine has decided what a stall means, and those who answer have been told.
+    /// The engine has decided what follows from a stall, and the announcer has been told.
     pub fn resume(&self) {
-        self.vigil.reopen();
+        self.fence.reopen();
     }
 
-    /// Tells every peer that this is a planned stop, in the background.
+    /// Sends AdminDown to every peer, in the background.
     pub fn leave(&mut self) {
         if let Some(handle) = self.handle.take() {
             self.wanted.clear();
@@ -292,36 +293,24 @@ impl Peers {
     }
 }
 
-fn adapted(change: &Adaptation, node: Option<&str>) {
-    let (interval, multiplier) = (change.interval, change.multiplier);
-    match change.reason {
-        AdaptationCause::Sessions(count) => {
-            info!(?interval, "{count} nodes share the rate of packets, so each hears less often")
-        }
-        AdaptationCause::LateArrivals(silence) => {
-            warn!(
-                node,
-                ?interval,
-                "packets came late, after {silence:?}: waiting longer before a node is taken for dead"
-            )
-        }
-        AdaptationCause::LateWakes(late) => {
-            warn!(
-                multiplier,
-                "this process woke up {late:?} too late: asking others to wait longer before they take it for dead"
-            )
-        }
-        AdaptationCause::Calm => {
-            info!(node, ?interval, multiplier, "packets are on time again: watching more closely")
-        }
+fn write(report: &Report, node: Option<&str>, address: Option<DisplayValue<IpAddr>>) {
+    let text = &*report.text;
+    match report.severity {
+        Severity::Debug => debug!(node, address, "{text}"),
+        Severity::Info => info!(node, address, "{text}"),
+        Severity::Warn => warn!(node, address, "{text}"),
     }
 }
 
-/// Over one hop, bound to the interface, where the peer is in one of our subnets; through routers
-/// otherwise (RFC 5883). The source is one of the addresses by which the peer knows this node, if
-/// it can be: of several in the subnet (an alias, another program's virtual address), and
-/// through routers where there is only one.
-fn session(address: IpAddr, interfaces: &Interfaces, homes: &BTreeSet<IpAddr>) -> (PeerKey, Peer) {
+/// Single-hop and bound to the interface where the peer is in a subnet of this node; multihop
+/// otherwise (RFC 5883). The source is one of the addresses by which the peer knows this node: if
+/// possible where the subnet has several (an alias, another program's virtual address), and with
+/// multihop where there is only one.
+fn session(
+    address: IpAddr,
+    interfaces: &Interfaces,
+    local_addresses: &BTreeSet<IpAddr>,
+) -> (PeerKey, Peer) {
     let near = interfaces.values().filter(|interface| !interface.loopback).flat_map(|interface| {
         let subnets = interface
             .addresses
@@ -330,11 +319,12 @@ fn session(address: IpAddr, interfaces: &Interfaces, homes: &BTreeSet<IpAddr>) -
         subnets.map(|subnet| (interface.index, subnet.addr()))
     });
     // The first of those that are equally good.
-    let near = near.min_by_key(|(_, own)| !homes.contains(own));
-    let mut same_family = homes.iter().copied().filter(|home| home.is_ipv4() == address.is_ipv4());
-    let only_home = same_family.next().filter(|_| same_family.next().is_none());
+    let near = near.min_by_key(|(_, own)| !local_addresses.contains(own));
+    let mut same_family =
+        local_addresses.iter().copied().filter(|local| local.is_ipv4() == address.is_ipv4());
+    let only_one = same_family.next().filter(|_| same_family.next().is_none());
     let key = PeerKey { interface: near.map(|(index, _)| index), address };
-    (key, Peer { local: near.map(|(_, own)| own).or(only_home), multihop: near.is_none() })
+    (key, Peer { local: near.map(|(_, own)| own).or(only_one), multihop: near.is_none() })
 }
 
 #[cfg(test)]
@@ -361,15 +351,14 @@ mod tests {
             ("10.2.0.12", "10.0.0.11 10.1.0.6", None, None),
             ("10.2.0.12", "fd00::11", None, None),
         ];
-        for (peer, homes, index, local) in cases {
-            let homes =
-                homes.split_whitespace().map(|home| home.parse().expect("an address")).collect();
-            let (key, settings) = session(peer.parse().expect("an address"), &interfaces, &homes);
+        for (peer, own, index, local) in cases {
+            let own = own.split_whitespace().map(|own| own.parse().expect("an address")).collect();
+            let (key, settings) = session(peer.parse().expect("an address"), &interfaces, &own);
             let local = local.map(|local| local.parse().expect("an address"));
             assert_eq!(
                 (key.interface, settings.local, settings.multihop),
                 (index, local, index.is_none()),
-                "{peer}, known as {homes:?}"
+                "{peer}, known as {own:?}"
             );
         }
     }

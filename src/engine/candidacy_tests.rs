@@ -204,7 +204,7 @@ impl Wire {
                 .iter_mut()
                 .for_each(|engine| drop::<Plan>(engine.handle(Event::Tick, self.now)));
             for holder in self.answering(address) {
-                let heard = AnnouncerEvent::Heard {
+                let heard = AnnouncerEvent::ClaimObserved {
                     vip: address,
                     ifindex: 2,
                     mac: [2, 0, 0, 0, 0, holder],
@@ -331,7 +331,11 @@ fn a_preferred_node_that_returned_takes_its_address_when_it_is_not_new_any_more(
     while !ours(&engine) && now < T0 + rank::HOLD_OFF * 2 {
         // Announced so often that nobody has reason to ask.
         engine.handle(
-            Event::Announcer(AnnouncerEvent::Heard { ifindex: 2, vip: vip(200), mac: holder }),
+            Event::Announcer(AnnouncerEvent::ClaimObserved {
+                ifindex: 2,
+                vip: vip(200),
+                mac: holder,
+            }),
             now,
         );
         now = engine.poll_timeout().map_or(now + rank::FAST_ANNOUNCE_INTERVAL, |due| {

@@ -138,7 +138,7 @@ fn who_stood_still_for_a_moment_while_the_holder_died_takes_over_within_a_second
     tell(&mut engine, now, PEER[0], Liveness::Up);
     engine.handle(Event::Peer(PeerEvent::Resynced), now);
     engine.handle(
-        Event::Announcer(AnnouncerEvent::Heard {
+        Event::Announcer(AnnouncerEvent::ClaimObserved {
             ifindex: 2,
             vip: vip(200),
             mac: [2, 0, 0, 0, 0, 2],

@@ -175,8 +175,13 @@ fn a_machine_heard_before_the_nodes_are_known_is_named_and_judged_when_they_are(
         let objects = vec![put(service("web")), node(1), node(2)];
         let (mut engine, _) =
             started(settings("10.88.0.200-10.88.0.201", true), Allocations::default(), objects);
-        let heard =
-            || Event::Announcer(AnnouncerEvent::Heard { vip: vip(200), ifindex: 2, mac: HEARD });
+        let heard = || {
+            Event::Announcer(AnnouncerEvent::ClaimObserved {
+                vip: vip(200),
+                ifindex: 2,
+                mac: HEARD,
+            })
+        };
         engine.handle(heard(), T0);
         let state = engine.state();
         assert_eq!(

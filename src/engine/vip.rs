@@ -253,7 +253,7 @@ impl Engine {
                     self.contested(vip, mac, plan);
                 }
             }
-            AnnouncerEvent::Heard { vip, mac, .. } => {
+            AnnouncerEvent::ClaimObserved { vip, mac, .. } => {
                 if self.on_owner_claim(vip, mac, plan) {
                     self.on_peer_claim(vip, plan);
                 } else if self.membership.lladdrs_known() {
@@ -262,7 +262,7 @@ impl Engine {
                     self.on_unverified_claim(vip, mac, plan);
                 }
             }
-            AnnouncerEvent::Asked { vip, mac, .. } => self.on_owner_probe(vip, mac, plan),
+            AnnouncerEvent::ProbeObserved { vip, mac, .. } => self.on_owner_probe(vip, mac, plan),
             AnnouncerEvent::Defended { mac, .. } => {
                 if let Some(node) = self.membership.by_lladdr(mac).map(Box::<str>::from) {
                     self.peer_heard(&node, plan);

@@ -1,5 +1,5 @@
-//! The vocabulary of classic BPF (linux/filter.h) that the filters of packet sockets and of BFD are
-//! written in. PURE but for its last words.
+//! Classic BPF (linux/filter.h): the instructions that the filters of packet sockets and of BFD
+//! use, and how a socket gets them.
 
 use std::io;
 
@@ -8,13 +8,11 @@ use socket2::{SockFilter, Socket};
 /// One instruction, as `struct sock_filter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
-    /// Operation.
     pub code: u16,
-    /// Instructions to skip when a comparison holds.
+    /// Instructions to skip if a comparison holds.
     pub jt: u8,
-    /// … and when it does not.
+    /// Instructions to skip if it does not.
     pub jf: u8,
-    /// Operand.
     pub k: u32,
 }
 
@@ -32,10 +30,10 @@ pub const JUMP_GREATER: u16 = 0x25;
 pub const JUMP_AT_LEAST: u16 = 0x35;
 /// BPF_ALU | BPF_AND | BPF_K.
 pub const AND: u16 = 0x54;
-/// BPF_RET | BPF_K: so many bytes are accepted.
+/// BPF_RET | BPF_K: accepts this number of bytes; 0 rejects.
 pub const RETURN: u16 = 0x06;
 
-/// Lets only what the program accepts into the socket's queue.
+/// Attaches a filter: only packets that the program accepts enter the socket's queue.
 ///
 /// # Errors
 /// Those of `setsockopt` with SO_ATTACH_FILTER.

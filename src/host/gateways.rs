@@ -1,6 +1,6 @@
-//! The default gateways and their stations. A node that takes an address over tells them in person,
-//! and answers through them at once: their neighbour entries are kept fresh while it only stands
-//! by. Those of the other nodes are kept so by the packets of BFD.
+//! The default gateways and their link-layer addresses. A node that takes a VIP over announces it
+//! to them by unicast and replies through them at once, so a standby keeps their neighbor entries
+//! fresh. BFD packets keep the entries of the other nodes fresh.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,20 +16,21 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::neighbours::{SEEK, longer, station};
-use crate::l2::announcer::Gateways;
+use super::neighbours::{MIN_INTERVAL, back_off, lladdr_of};
 use crate::model::Interfaces;
+use crate::model::gateways::Gateways;
 use crate::model::mac::Mac;
 
-/// A gateway, on an interface.
+/// Interface index and address of a gateway.
 type Key = (u32, IpAddr);
 
-/// Publishes the stations of the default gateways on Ethernet interfaces, and makes the kernel ask
-/// for those that it does not know or has not heard for a while, until all receivers are gone.
-/// Looks while there is something to take over: soon after that begins and after addresses
-/// change, then less and less often, every 30 s in the end. One look lists the main tables of
-/// routes and the neighbours, some microseconds per entry; it makes one question to each gateway at
-/// most (a unicast frame where it is known), and none to one that was heard lately.
+/// Publishes the link-layer addresses of the default gateways on Ethernet interfaces, and makes the
+/// kernel resolve those that are missing or stale, until all receivers are gone.
+///
+/// Polls while `wanted`: at once when that begins and when addresses change, then with increasing
+/// intervals up to 30 s. A poll dumps the main routing tables and the neighbor table, some
+/// microseconds per entry, and causes at most one solicitation per gateway: unicast if the gateway
+/// is known, none if its entry is reachable.
 pub async fn run(
     mut interfaces: watch::Receiver<Interfaces>,
     mut wanted: watch::Receiver<bool>,
@@ -38,28 +39,29 @@ pub async fn run(
     let (mut connection, handle, _messages) = match new_connection() {
         Ok(opened) => opened,
         Err(error) => {
-            return warn!(%error, "no rtnetlink socket for the gateways: after a takeover they learn of it by broadcast alone");
+            return warn!(%error, "cannot open a rtnetlink socket for gateways: takeovers are announced to them by broadcast only");
         }
     };
-    // The kernel then lists the main table alone; on one that cannot the others are left out here.
+    // The kernel then dumps the main table only; an older one dumps all, and they are filtered
+    // here.
     if let Err(error) = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true) {
-        debug!(%error, "all tables of routes are listed");
+        debug!(%error, "strict checking unsupported: all routing tables are dumped");
     }
     let connection = tokio::spawn(connection);
     loop {
         let on = *wanted.borrow_and_update();
         let subnets = subnets(&interfaces.borrow_and_update());
         tokio::select! {
-            () = watch(&handle, &subnets, &found), if on => {}
+            () = poll_gateways(&handle, &subnets, &found), if on => {}
             changed = wanted.changed() => if changed.is_err() { break },
-            changed = moved(&mut interfaces, &subnets) => if changed.is_err() { break },
+            changed = subnets_changed(&mut interfaces, &subnets) => if changed.is_err() { break },
             () = found.closed() => break,
         }
     }
     connection.abort();
 }
 
-/// Interfaces that can have a gateway, with what makes it worth looking again soon.
+/// Interfaces that can have a gateway, with what makes an early poll useful when it changes.
 fn subnets(interfaces: &Interfaces) -> BTreeMap<u32, (u32, BTreeSet<IpNet>)> {
     let usable = interfaces.values().filter(|interface| {
         interface.up && interface.mac.is_some() && !interface.addresses.is_empty()
@@ -71,9 +73,8 @@ fn subnets(interfaces: &Interfaces) -> BTreeMap<u32, (u32, BTreeSet<IpNet>)> {
         .collect()
 }
 
-/// Returns when they have changed: interfaces of pods come and go, and have nothing to do with
-/// gateways.
-async fn moved(
+/// Returns when they have changed. Interfaces of pods, which come and go, have no influence.
+async fn subnets_changed(
     interfaces: &mut watch::Receiver<Interfaces>,
     before: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
 ) -> Result<(), watch::error::RecvError> {
@@ -85,32 +86,32 @@ async fn moved(
     }
 }
 
-async fn watch(
+async fn poll_gateways(
     handle: &Handle,
     subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
     found: &watch::Sender<Gateways>,
 ) {
-    let mut pause = SEEK;
+    let mut pause = MIN_INTERVAL;
     loop {
-        match look(handle, subnets).await {
+        match dump(handle, subnets).await {
             Ok(gateways) => {
                 found.send_if_modified(|known| {
                     let changed = *known != gateways;
                     if changed {
-                        debug!(?gateways, "stations of the default gateways");
+                        debug!(?gateways, "default gateway link-layer addresses");
                         *known = gateways;
                     }
                     changed
                 });
             }
-            Err(error) => debug!(%error, "gateways could not be listed"),
+            Err(error) => debug!(%error, "cannot list gateways"),
         }
         sleep(pause).await;
-        pause = longer(pause);
+        pause = back_off(pause);
     }
 }
 
-async fn look(
+async fn dump(
     handle: &Handle,
     subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
 ) -> Result<Gateways, rtnetlink::Error> {
@@ -129,25 +130,25 @@ async fn look(
     if keys.is_empty() {
         return Ok(Gateways::new());
     }
-    let mut stations: Gateways = Gateways::new();
+    let mut lladdrs: Gateways = Gateways::new();
     let mut fixed = BTreeSet::new();
     let mut entries = Box::pin(handle.neighbours().get().execute());
     while let Some(entry) = entries.try_next().await? {
-        let Some(((index, address), mac)) = gateway_station(&entry, &keys) else { continue };
-        stations.entry(index).or_default().insert(address, mac);
+        let Some(((index, address), mac)) = gateway_lladdr(&entry, &keys) else { continue };
+        lladdrs.entry(index).or_default().insert(address, mac);
         if is_fixed(&entry) {
             fixed.insert((index, address));
         }
     }
     for (index, address) in keys.difference(&fixed) {
-        use_entry(handle, *index, *address).await;
+        refresh_entry(handle, *index, *address).await;
     }
-    Ok(stations)
+    Ok(lladdrs)
 }
 
-/// What the kernel does for a packet to that neighbour: an entry that is stale is confirmed, one
-/// that is missing is made.
-async fn use_entry(handle: &Handle, index: u32, address: IpAddr) {
+/// Makes the kernel do what it does for a packet to that neighbor: confirm a stale entry, create a
+/// missing one.
+async fn refresh_entry(handle: &Handle, index: u32, address: IpAddr) {
     let request = handle
         .neighbours()
         .add(index, address)
@@ -155,19 +156,19 @@ async fn use_entry(handle: &Handle, index: u32, address: IpAddr) {
         .state(NeighbourState::None)
         .flags(NeighbourFlags::Use);
     if let Err(error) = request.execute().await {
-        debug!(index, %address, %error, "the gateway cannot be asked for beforehand");
+        debug!(index, %address, %error, "cannot refresh the neighbor entry of the gateway");
     }
 }
 
-/// Set by a person or by a network plugin, who keep it themselves; and to be used in this way would
-/// make it an ordinary entry (`__neigh_update`).
+/// Whether a person or a network plugin maintains the entry. Refreshing it would make it an
+/// ordinary one (`__neigh_update`).
 fn is_fixed(entry: &NeighbourMessage) -> bool {
     matches!(entry.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
         || entry.header.flags.contains(NeighbourFlags::ExtLearned)
 }
 
-fn gateway_station(entry: &NeighbourMessage, keys: &BTreeSet<Key>) -> Option<(Key, Mac)> {
-    let (address, mac) = station(entry)?;
+fn gateway_lladdr(entry: &NeighbourMessage, keys: &BTreeSet<Key>) -> Option<(Key, Mac)> {
+    let (address, mac) = lladdr_of(entry)?;
     let key = (entry.header.ifindex, address);
     (keys.contains(&key) && crate::model::mac::is_unicast(mac)).then_some((key, mac))
 }
@@ -252,9 +253,9 @@ mod tests {
         assert_eq!(
             route(0, 1000, vec![to("10.88.0.1"), A::Oif(2)]),
             [],
-            "a table that rules lead to"
+            "a table of policy routing"
         );
-        assert_eq!(route(0, 254, vec![A::Oif(2)]), [], "a line to one machine has no gateway");
+        assert_eq!(route(0, 254, vec![A::Oif(2)]), [], "a point-to-point link has no gateway");
     }
 
     #[test]
@@ -268,7 +269,7 @@ mod tests {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(address.into())),
                 NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
             ];
-            (gateway_station(&message, &keys).is_some(), is_fixed(&message))
+            (gateway_lladdr(&message, &keys).is_some(), is_fixed(&message))
         };
         let (gateway, none) = ([10, 88, 0, 1], NeighbourFlags::empty());
         assert_eq!(entry(2, gateway, NeighbourState::Stale, none), (true, false));
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!(
             entry(2, gateway, NeighbourState::Failed, none),
             (false, false),
-            "an old MAC is no station"
+            "the MAC of a failed entry is old"
         );
         assert!(!entry(3, gateway, NeighbourState::Stale, none).0, "another interface");
         assert!(!entry(2, [10, 88, 0, 2], NeighbourState::Stale, none).0, "another neighbour");

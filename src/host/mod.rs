@@ -1,4 +1,4 @@
-//! The host: its interfaces, neighbours and gateways, systemd, and this process as the kernel sees
+//! The host: its interfaces, neighbors and gateways, systemd, and this process as the kernel sees
 //! it.
 
 pub mod classic_bpf;

@@ -1,5 +1,5 @@
-//! Which station has which address, from the kernel's neighbour table: so a peer's announcements
-//! are told from a stranger's.
+//! Link-layer addresses of the other nodes, from the kernel's neighbor table. They distinguish the
+//! announcements of a peer from those of a foreign host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,14 +16,14 @@ use tracing::{debug, warn};
 
 use crate::model::mac::Mac;
 
-/// How soon to look again while a station is not known, doubled each time (it may be switched off
-/// for days), and how often when all are.
-pub(crate) const SEEK: Duration = Duration::from_millis(500);
-const REVIEW: Duration = Duration::from_secs(30);
+/// First interval between dumps while an address is unresolved, doubled each time (its host may be
+/// off for days), and the interval while all are resolved, which is also the maximum.
+pub(crate) const MIN_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Reports the station of each wanted address when it becomes known and when it changes, until the
-/// receiver is gone. A change of the wish, also to the same, makes it look, at most once in
-/// [`SEEK`]. One dump of the table costs some microseconds per neighbour.
+/// Reports the link-layer address of each wanted address when it is resolved and when it changes,
+/// until the receiver is gone. A notification of `wanted`, with or without a change, causes a dump,
+/// at most one per [`SEEK`]. One dump of the table costs some microseconds per neighbour.
 pub async fn run(
     mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
     found: mpsc::UnboundedSender<(IpAddr, Mac)>,
@@ -31,20 +31,20 @@ pub async fn run(
     let (connection, handle, _messages) = match new_connection() {
         Ok(opened) => opened,
         Err(error) => {
-            warn!(%error, "no rtnetlink socket for the neighbour table: other nodes' announcements cannot be told from a stranger's");
+            warn!(%error, "cannot open a rtnetlink socket for the neighbor table: announcements of other nodes count as foreign");
             return;
         }
     };
     let connection = tokio::spawn(connection);
     let mut known = BTreeMap::new();
-    let mut seek = SEEK;
+    let mut interval = MIN_INTERVAL;
     loop {
         let addresses = wanted.borrow_and_update().clone();
         known.retain(|address, _| addresses.contains(address));
         if !addresses.is_empty() {
             match dump(&handle, &addresses).await {
-                Ok(stations) => {
-                    for (address, mac) in stations {
+                Ok(lladdrs) => {
+                    for (address, mac) in lladdrs {
                         if known.insert(address, mac) != Some(mac)
                             && found.send((address, mac)).is_err()
                         {
@@ -52,35 +52,35 @@ pub async fn run(
                         }
                     }
                 }
-                Err(error) => debug!(%error, "neighbours could not be listed"),
+                Err(error) => debug!(%error, "cannot list neighbors"),
             }
         }
-        let looked = Instant::now();
-        match timeout(pause(addresses.len(), known.len(), seek), wanted.changed()).await {
+        let dumped = Instant::now();
+        match timeout(pause(addresses.len(), known.len(), interval), wanted.changed()).await {
             Ok(Err(_)) => return connection.abort(),
             Ok(Ok(())) => {
-                seek = SEEK;
+                interval = MIN_INTERVAL;
                 sleep(if addresses.is_empty() {
                     Duration::ZERO
                 } else {
-                    SEEK.saturating_sub(looked.elapsed())
+                    MIN_INTERVAL.saturating_sub(dumped.elapsed())
                 })
                 .await;
             }
-            Err(_) => seek = longer(seek),
+            Err(_) => interval = back_off(interval),
         }
     }
 }
 
-pub(crate) fn longer(seek: Duration) -> Duration {
-    (seek * 2).min(REVIEW)
+pub(crate) fn back_off(interval: Duration) -> Duration {
+    (interval * 2).min(MAX_INTERVAL)
 }
 
-fn pause(wanted: usize, known: usize, seek: Duration) -> Duration {
+fn pause(wanted: usize, known: usize, interval: Duration) -> Duration {
     match (wanted, known < wanted) {
         (0, _) => Duration::MAX,
-        (_, true) => seek,
-        (_, false) => REVIEW,
+        (_, true) => interval,
+        (_, false) => MAX_INTERVAL,
     }
 }
 
@@ -89,15 +89,15 @@ async fn dump(
     wanted: &BTreeSet<IpAddr>,
 ) -> Result<BTreeMap<IpAddr, Mac>, rtnetlink::Error> {
     let mut entries = handle.neighbours().get().execute();
-    let mut stations = BTreeMap::new();
+    let mut lladdrs = BTreeMap::new();
     while let Some(entry) = entries.try_next().await? {
-        stations.extend(station(&entry).filter(|(address, _)| wanted.contains(address)));
+        lladdrs.extend(lladdr_of(&entry).filter(|(address, _)| wanted.contains(address)));
     }
-    Ok(stations)
+    Ok(lladdrs)
 }
 
-/// The address and the station of an entry; None while there is none.
-pub(crate) fn station(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+/// Both addresses of an entry; None while it is unresolved.
+pub(crate) fn lladdr_of(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
     if matches!(
         entry.header.state,
         NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
@@ -128,13 +128,16 @@ mod tests {
 
     #[test]
     fn one_that_stays_away_is_looked_for_less_and_less_often() {
-        let mut seek = SEEK;
+        let mut interval = MIN_INTERVAL;
         let mut pauses = Vec::new();
         for _ in 0..9 {
-            pauses.push(pause(2, 1, seek).as_millis());
-            seek = longer(seek);
+            pauses.push(pause(2, 1, interval).as_millis());
+            interval = back_off(interval);
         }
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
-        assert_eq!((pause(2, 2, SEEK), pause(0, 0, SEEK)), (REVIEW, Duration::MAX));
+        assert_eq!(
+            (pause(2, 2, MIN_INTERVAL), pause(0, 0, MIN_INTERVAL)),
+            (MAX_INTERVAL, Duration::MAX)
+        );
     }
 }

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// What may wait for a systemd that is busy. More than that is old news.
+/// Maximum number of notifications that wait for a busy systemd; further ones are dropped.
 const QUEUE: usize = 16;
 
-/// Services are served: units ordered after this one may start.
+/// Units ordered after this one may start.
 pub fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
-/// The line `systemctl status` shows, such as "serving 12 services, 3 addresses".
+/// The status line of `systemctl status`, such as "serving 12 services, 3 addresses".
 pub fn status(status: &str) {
     notify(&[NotifyState::Status(&one_line(status))]);
 }
@@ -29,19 +29,19 @@ pub fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
 }
 
-/// Still alive. Call it from the task that would hang, at the interval [`watchdog_interval`] gives.
+/// Keep-alive. To be called from the task that would hang, at [`watchdog_interval`].
 pub fn watchdog() {
     notify(&[NotifyState::Watchdog]);
 }
 
-/// How often to call [`watchdog`]: a third of `WatchdogSec=`, so that one late timer costs nothing.
-/// None: nobody is watching.
+/// How often to call [`watchdog`]: a third of `WatchdogSec=`, so that one late timer does no harm.
+/// None: no watchdog.
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()).map(|limit| limit / 3)
 }
 
-/// Whether systemd started us and wants to be told.
-pub fn listens() -> bool {
+/// Whether systemd expects notifications.
+pub fn is_enabled() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
@@ -56,12 +56,11 @@ pub fn serving(services: usize, addresses: usize) -> String {
     )
 }
 
-/// Hands over to a thread: while nobody reads the socket, whoever writes to it waits, and that must
-/// not be who decides. A socket that cannot be reached must not stop the service; systemd says
-/// itself when a notification it needs is missing.
+/// Hands over to a thread, because a write blocks while systemd does not read the socket. Errors
+/// are ignored: systemd itself reports a missing notification.
 fn notify(states: &[NotifyState<'_>]) {
     static WRITER: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
-    if !listens() {
+    if !is_enabled() {
         return;
     }
     let Some(writer) = WRITER.get_or_init(start) else { return };
@@ -88,7 +87,7 @@ fn start() -> Option<SyncSender<String>> {
         .map(|_| writer)
 }
 
-/// The protocol's fields end at a line break.
+/// A line break would end the field.
 fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }

@@ -16,7 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::bfd::{Discard, io};
-use crate::l2::io::task::L2Totals;
+use crate::l2::io::L2Totals;
 use crate::model::state::Summary;
 use crate::nft::io::worker::Report;
 
@@ -333,7 +333,7 @@ impl Metrics {
             self.bfd_send_errors.get_or_create(&ReasonLabel { reason }).inc_by(new - old);
         }
         self.bfd_receive_errors.inc_by(now.receive_failed - before.receive_failed);
-        self.bfd_scheduling_delay.set(now.latest_wake.as_secs_f64());
+        self.bfd_scheduling_delay.set(now.max_scheduling_delay.as_secs_f64());
     }
 
     /// The exposition in the OpenMetrics text format.

@@ -3,9 +3,12 @@
 
 use std::net::Ipv4Addr;
 
+use pnet_packet::arp::{ArpHardwareTypes, ArpOperations, MutableArpPacket};
+use pnet_packet::ethernet::EtherTypes;
+
 use super::ethernet::{BROADCAST, HEADER_LEN};
 use super::{ParseError, array, byte, ethernet, word};
-use crate::model::mac::Mac;
+use crate::model::mac::{Mac, is_unicast};
 
 /// Length of a frame in bytes, without padding (drivers pad to 60).
 pub const FRAME_LEN: usize = HEADER_LEN + 28;
@@ -13,33 +16,30 @@ pub const FRAME_LEN: usize = HEADER_LEN + 28;
 /// `ar$op`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Who has the target address?
     Request,
-    /// The sender has the sender address.
     Reply,
 }
 
 /// An ARP frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repr {
-    /// Ethernet source, mostly equal to `sender_mac`; some access points rewrite it.
+    /// Ethernet source, usually equal to `sender_mac`; some access points rewrite it.
     pub source: Mac,
     /// Ethernet destination.
     pub destination: Mac,
-    /// Request or reply.
     pub operation: Operation,
-    /// SHA: always a station's address.
+    /// SHA; always unicast.
     pub sender_mac: Mac,
-    /// SPA: unspecified in a probe.
+    /// SPA; unspecified in a probe.
     pub sender: Ipv4Addr,
-    /// THA: meaningless in a request.
+    /// THA; ignored in a request.
     pub target_mac: Mac,
-    /// TPA: what is asked for.
+    /// TPA
     pub target: Ipv4Addr,
 }
 
 impl Repr {
-    /// RFC 5227 §2.1.1: asks whether anybody uses `address`, without entering anything into caches.
+    /// RFC 5227 §2.1.1: asks whether `address` is in use. No cache learns from it.
     pub fn probe(mac: Mac, address: Ipv4Addr) -> Repr {
         Repr {
             source: mac,
@@ -52,18 +52,18 @@ impl Repr {
         }
     }
 
-    /// RFC 5227 §2.3: the gratuitous request that says `address` is at `mac`.
+    /// RFC 5227 §2.3: the gratuitous request that announces `address` at `mac`.
     pub fn announcement(mac: Mac, address: Ipv4Addr) -> Repr {
         Repr { sender: address, ..Repr::probe(mac, address) }
     }
 
-    /// The gratuitous reply. Linux (`net/ipv4/arp.c`, arp_is_garp) takes a reply as gratuitous only
-    /// when THA equals SHA.
+    /// The gratuitous reply. Linux (`net/ipv4/arp.c`, arp_is_garp) accepts a reply as gratuitous
+    /// only if THA equals SHA.
     pub fn gratuitous_reply(mac: Mac, address: Ipv4Addr) -> Repr {
         Repr { operation: Operation::Reply, target_mac: mac, ..Repr::announcement(mac, address) }
     }
 
-    /// The reply to this request by the station `mac`, unicast; to a probe it defends the address.
+    /// The unicast reply of `mac` to this request; to a probe it defends the address.
     pub fn reply(&self, mac: Mac) -> Repr {
         Repr {
             source: mac,
@@ -76,7 +76,7 @@ impl Repr {
         }
     }
 
-    /// Somebody wants to know whether the target is free: nothing is claimed yet.
+    /// Whether the sender asks if the target is in use, and claims nothing yet.
     pub fn is_probe(&self) -> bool {
         self.operation == Operation::Request && self.sender.is_unspecified()
     }
@@ -117,11 +117,7 @@ impl Repr {
             target_mac: array(frame, 32)?,
             target: array::<4>(frame, 38)?.into(),
         };
-        if crate::model::mac::is_unicast(repr.sender_mac) {
-            Ok(repr)
-        } else {
-            Err(ParseError::Sender)
-        }
+        if is_unicast(repr.sender_mac) { Ok(repr) } else { Err(ParseError::SourceLladdr) }
     }
 
     /// The frame as bytes.
@@ -132,16 +128,22 @@ impl Repr {
             ethertype: ethernet::ARP,
         };
         let operation = match self.operation {
-            Operation::Request => 1,
-            Operation::Reply => 2,
+            Operation::Request => ArpOperations::Request,
+            Operation::Reply => ArpOperations::Reply,
         };
         let mut bytes = [0; FRAME_LEN];
         bytes[..HEADER_LEN].copy_from_slice(&header.to_bytes());
-        bytes[14..22].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, operation]);
-        bytes[22..28].copy_from_slice(&self.sender_mac);
-        bytes[28..32].copy_from_slice(&self.sender.octets());
-        bytes[32..38].copy_from_slice(&self.target_mac);
-        bytes[38..].copy_from_slice(&self.target.octets());
+        if let Some(mut packet) = MutableArpPacket::new(&mut bytes[HEADER_LEN..]) {
+            packet.set_hardware_type(ArpHardwareTypes::Ethernet);
+            packet.set_protocol_type(EtherTypes::Ipv4);
+            packet.set_hw_addr_len(6);
+            packet.set_proto_addr_len(4);
+            packet.set_operation(operation);
+            packet.set_sender_hw_addr(self.sender_mac.into());
+            packet.set_sender_proto_addr(self.sender);
+            packet.set_target_hw_addr(self.target_mac.into());
+            packet.set_target_proto_addr(self.target);
+        }
         bytes
     }
 
@@ -153,6 +155,8 @@ impl Repr {
 
 #[cfg(test)]
 mod tests {
+    use pnet_packet::Packet;
+    use pnet_packet::arp::{Arp, ArpPacket};
     use proptest::prelude::*;
 
     use super::*;
@@ -160,7 +164,7 @@ mod tests {
     const A: Mac = [2, 0, 0, 0, 0, 0xa];
     const B: Mac = [2, 0, 0, 0, 0, 0xb];
 
-    fn station() -> impl Strategy<Value = Mac> {
+    fn unicast() -> impl Strategy<Value = Mac> {
         any::<Mac>().prop_map(|mut mac| {
             mac[0] = mac[0] & 0xfe | 2;
             mac
@@ -169,13 +173,86 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(source in station(), destination: Mac, sender_mac in station(), sender: [u8; 4], target_mac: Mac, target: [u8; 4],
+        fn round_trip(source in unicast(), destination: Mac, sender_mac in unicast(), sender: [u8; 4], target_mac: Mac, target: [u8; 4],
                       reply: bool, padding in 0usize..20) {
             let operation = if reply { Operation::Reply } else { Operation::Request };
             let repr = Repr { source, destination, operation, sender_mac, sender: sender.into(), target_mac, target: target.into() };
             let mut frame = repr.to_vec();
             frame.resize(FRAME_LEN + padding, 0);
             prop_assert_eq!(Repr::parse(&frame), Ok(repr));
+        }
+
+        #[test]
+        fn another_implementation_reads_what_is_sent(
+            sender_mac in unicast(), sender: [u8; 4], target_mac: Mac, target: [u8; 4], reply: bool
+        ) {
+            let operation = if reply { Operation::Reply } else { Operation::Request };
+            let repr = Repr {
+                source: A,
+                destination: B,
+                operation,
+                sender_mac,
+                sender: sender.into(),
+                target_mac,
+                target: target.into(),
+            };
+            let frame = repr.to_bytes();
+            let packet = ArpPacket::new(&frame[HEADER_LEN..]).expect("a packet");
+            prop_assert_eq!(packet.get_hardware_type(), ArpHardwareTypes::Ethernet);
+            prop_assert_eq!(packet.get_protocol_type(), EtherTypes::Ipv4);
+            prop_assert_eq!((packet.get_hw_addr_len(), packet.get_proto_addr_len()), (6, 4));
+            prop_assert_eq!(packet.get_operation().0, 1 + u16::from(reply));
+            prop_assert_eq!(packet.get_sender_hw_addr(), sender_mac);
+            prop_assert_eq!(packet.get_sender_proto_addr(), repr.sender);
+            prop_assert_eq!(packet.get_target_hw_addr(), target_mac);
+            prop_assert_eq!(packet.get_target_proto_addr(), repr.target);
+
+            // The other way round: a packet that it assembles from the fields is read here.
+            let fields = Arp {
+                hardware_type: ArpHardwareTypes::Ethernet,
+                protocol_type: EtherTypes::Ipv4,
+                hw_addr_len: 6,
+                proto_addr_len: 4,
+                operation: if reply { ArpOperations::Reply } else { ArpOperations::Request },
+                sender_hw_addr: sender_mac.into(),
+                sender_proto_addr: repr.sender,
+                target_hw_addr: target_mac.into(),
+                target_proto_addr: repr.target,
+                payload: Vec::new(),
+            };
+            let mut other = MutableArpPacket::owned(vec![0; 28]).expect("room");
+            other.populate(&fields);
+            let other = [&frame[..HEADER_LEN], other.packet()].concat();
+            prop_assert_eq!(Repr::parse(&other), Ok(repr));
+        }
+
+        /// The encoder that pnet_packet replaced: the bytes on the wire are the same.
+        #[test]
+        fn the_bytes_are_laid_out_as_rfc_826_says(
+            source in unicast(), destination: Mac, sender_mac in unicast(), sender: [u8; 4],
+            target_mac: Mac, target: [u8; 4], reply: bool
+        ) {
+            let operation = if reply { Operation::Reply } else { Operation::Request };
+            let repr = Repr {
+                source,
+                destination,
+                operation,
+                sender_mac,
+                sender: sender.into(),
+                target_mac,
+                target: target.into(),
+            };
+            let expected = [
+                &destination[..],
+                &source,
+                &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1 + u8::from(reply)],
+                &sender_mac,
+                &sender,
+                &target_mac,
+                &target,
+            ]
+            .concat();
+            prop_assert_eq!(repr.to_vec(), expected);
         }
 
         #[test]
@@ -203,8 +280,8 @@ mod tests {
             (19, 16, ParseError::ProtocolLength(16)),
             (21, 0, ParseError::Operation(0)),
             (21, 3, ParseError::Operation(3)),
-            (6, 0x33, ParseError::Sender),
-            (22, 0xff, ParseError::Sender),
+            (6, 0x33, ParseError::SourceLladdr),
+            (22, 0xff, ParseError::SourceLladdr),
         ];
         for &(at, value, error) in cases {
             let mut frame = good;

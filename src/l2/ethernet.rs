@@ -1,10 +1,11 @@
-//! Ethernet II headers. VLAN tags are not read: the kernel takes them off and delivers on the
-//! VLAN's interface.
+//! Ethernet II headers. VLAN tags are not read: the kernel removes them and delivers on the VLAN's
+//! interface.
+
+use pnet_packet::ethernet::{EtherType, MutableEthernetPacket};
 
 use super::{ParseError, array, word};
 use crate::model::mac::{Mac, is_unicast};
 
-/// Every station.
 pub const BROADCAST: Mac = [0xff; 6];
 /// EtherType of ARP.
 pub const ARP: u16 = 0x0806;
@@ -16,11 +17,9 @@ pub const HEADER_LEN: usize = 14;
 /// An Ethernet II header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repr {
-    /// To whom.
     pub destination: Mac,
-    /// From whom; always a station.
+    /// Always unicast.
     pub source: Mac,
-    /// What follows.
     pub ethertype: u16,
 }
 
@@ -32,22 +31,37 @@ impl Repr {
             source: array(frame, 6)?,
             ethertype: word(frame, 12)?,
         };
-        if is_unicast(repr.source) { Ok(repr) } else { Err(ParseError::Sender) }
+        if is_unicast(repr.source) { Ok(repr) } else { Err(ParseError::SourceLladdr) }
     }
 
     /// The header as bytes.
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        bytes[..6].copy_from_slice(&self.destination);
-        bytes[6..12].copy_from_slice(&self.source);
-        bytes[12..].copy_from_slice(&self.ethertype.to_be_bytes());
+        if let Some(mut header) = MutableEthernetPacket::new(&mut bytes) {
+            header.set_destination(self.destination.into());
+            header.set_source(self.source.into());
+            header.set_ethertype(EtherType(self.ethertype));
+        }
         bytes
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pnet_packet::ethernet::EthernetPacket;
+
     use super::*;
+
+    #[test]
+    fn another_implementation_reads_the_header() {
+        let header = Repr { destination: BROADCAST, source: [2, 0, 0, 0, 0, 1], ethertype: IPV6 };
+        let bytes = header.to_bytes();
+        assert_eq!(bytes, *b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x86\xdd");
+        let read = EthernetPacket::new(&bytes).expect("a header");
+        assert_eq!(read.get_destination(), header.destination);
+        assert_eq!(read.get_source(), header.source);
+        assert_eq!(read.get_ethertype(), EtherType(IPV6));
+    }
 
     #[test]
     fn reads_what_it_wrote_and_refuses_the_rest() {
@@ -60,7 +74,7 @@ mod tests {
         for source in [BROADCAST, [0; 6], [1, 0, 0, 0, 0, 1]] {
             assert_eq!(
                 Repr::parse(&Repr { source, ..header }.to_bytes()),
-                Err(ParseError::Sender),
+                Err(ParseError::SourceLladdr),
                 "{source:?}"
             );
         }

@@ -1,7 +1,12 @@
-//! Packet codecs as `Repr` pairs of `parse` and `to_vec` or `to_bytes`. PURE: bytes in, values out.
+//! Layer 2: ARP and NDP frames, and the announcer of VIPs. Sans-IO except `io`.
 //!
-//! `parse` never panics and never reads beyond what it was given; what it refuses it names in a
-//! [`ParseError`].
+//! Every codec is a `Repr` with `parse` and `to_bytes` or `to_vec`. pnet_packet builds outgoing
+//! frames. Frames from the wire are parsed here: `parse` never panics and never reads beyond the
+//! frame, and it rejects what the RFCs say to discard, with a [`ParseError`] for each defect.
+//! pnet_packet 0.35 is not fit for that: it computes the size of an NDP option in a u8
+//! (src/icmpv6.rs:301-304), so a length of 32 or more panics in debug builds and wraps in release
+//! builds, and it accepts options of length 0, which RFC 4861 §4.6 says to discard. The tests use
+//! it as an independent decoder.
 
 pub mod announcer;
 pub mod arp;
@@ -11,23 +16,22 @@ pub mod ndp;
 
 use thiserror::Error;
 
-/// Why a frame is not what it claims to be.
+/// Why a frame is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ParseError {
     /// The frame ends before the field.
     #[error("truncated: {needed} bytes needed, {have} present")]
     Truncated {
-        /// Bytes that the part being read needs, counted from the start of the frame.
+        /// Bytes up to the end of the field, from the start of the frame.
         needed: usize,
-        /// Bytes that were there.
         have: usize,
     },
     /// The EtherType is not that of the protocol.
-    #[error("EtherType {0:#06x} is not the one expected")]
+    #[error("unexpected EtherType {0:#06x}")]
     EtherType(u16),
-    /// A source address that no station can have: a group address or all zero.
-    #[error("the sender's hardware address is a group address or zero")]
-    Sender,
+    /// A source link-layer address that is a group address or zero.
+    #[error("the source link-layer address is a group address or zero")]
+    SourceLladdr,
     /// ARP for hardware other than Ethernet (`ar$hrd` is not 1).
     #[error("ARP hardware type {0} is not Ethernet")]
     HardwareType(u16),
@@ -55,11 +59,10 @@ pub enum ParseError {
     /// The packet passed a router, so it is not from this link (RFC 4861 §7.1).
     #[error("hop limit {0} is not 255")]
     HopLimit(u8),
-    /// The ICMPv6 checksum does not hold.
     #[error("bad ICMPv6 checksum")]
     Checksum,
-    /// Neither a neighbour solicitation nor an advertisement.
-    #[error("ICMPv6 type {0} is neither neighbour solicitation nor advertisement")]
+    /// Neither a neighbor solicitation nor an advertisement.
+    #[error("ICMPv6 type {0} is neither neighbor solicitation nor advertisement")]
     MessageType(u8),
     /// The ICMPv6 code is not 0.
     #[error("ICMPv6 code {0} is not 0")]

@@ -1,16 +1,24 @@
-//! Neighbour solicitation and advertisement (RFC 4861) as whole Ethernet frames, with what
+//! Neighbor solicitations and advertisements (RFC 4861) as whole Ethernet frames, with what
 //! duplicate address detection needs (RFC 4862 §5.4, nonce of RFC 7527). Extension headers are not
-//! read: neighbour discovery has none.
+//! read: neighbor discovery has none.
 
 use std::net::Ipv6Addr;
 
+use pnet_packet::icmpv6::ndp::{
+    MutableNeighborAdvertPacket, MutableNeighborSolicitPacket, NdpOption, NdpOptionType,
+    NeighborAdvertFlags,
+};
+use pnet_packet::icmpv6::{self, Icmpv6Packet, Icmpv6Types, MutableIcmpv6Packet};
+use pnet_packet::ip::IpNextHeaderProtocols;
+use pnet_packet::ipv6::MutableIpv6Packet;
+
 use super::ethernet::HEADER_LEN;
 use super::{ParseError, array, byte, ethernet, word};
-use crate::model::mac::Mac;
+use crate::model::mac::{Mac, is_unicast};
 
 /// ff02::1
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// Identifies one sender's probes, so that it knows its own when the network loops them back.
+/// Identifies the probes of one host, so that it recognizes them when the network loops them back.
 pub type Nonce = [u8; 6];
 
 /// ICMPv6 type of a solicitation.
@@ -37,48 +45,44 @@ pub fn multicast_mac(group: Ipv6Addr) -> Mac {
     [0x33, 0x33, a, b, c, d]
 }
 
-/// A neighbour solicitation or advertisement.
+/// A neighbor solicitation or advertisement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repr {
     /// Ethernet source.
     pub source_mac: Mac,
     /// Ethernet destination.
     pub destination_mac: Mac,
-    /// IPv6 source: unspecified in duplicate address detection.
+    /// Unspecified in duplicate address detection.
     pub source: Ipv6Addr,
-    /// IPv6 destination.
     pub destination: Ipv6Addr,
-    /// The address that the message is about; never multicast.
+    /// Never multicast.
     pub target: Ipv6Addr,
-    /// The rest.
     pub message: Message,
 }
 
 /// What differs between the two messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Who has the target?
     Solicitation {
         /// Source link-layer address option.
         link_layer: Option<Mac>,
-        /// Nonce option of 6 bytes; nonces of other lengths are not read, for they are not ours.
+        /// Nonce option of 6 bytes. Nonces of other lengths are not read: this host sends none.
         nonce: Option<Nonce>,
     },
-    /// The target is here.
     Advertisement {
         /// R
         router: bool,
         /// S
         solicited: bool,
         /// O: replace what the cache holds.
-        overriding: bool,
+        override_cache: bool,
         /// Target link-layer address option.
         link_layer: Option<Mac>,
     },
 }
 
 impl Repr {
-    /// RFC 4862 §5.4.2: asks whether anybody uses `address`.
+    /// RFC 4862 §5.4.2: asks whether `address` is in use.
     pub fn probe(mac: Mac, address: Ipv6Addr, nonce: Nonce) -> Repr {
         let group = solicited_node(address);
         Repr {
@@ -91,8 +95,7 @@ impl Repr {
         }
     }
 
-    /// RFC 4861 §7.2.6: the unsolicited advertisement that says `address` is at `mac`, with
-    /// Override.
+    /// RFC 4861 §7.2.6: the unsolicited advertisement of `address` at `mac`, with Override.
     pub fn announcement(mac: Mac, address: Ipv6Addr) -> Repr {
         Repr {
             source_mac: mac,
@@ -103,47 +106,42 @@ impl Repr {
             message: Message::Advertisement {
                 router: false,
                 solicited: false,
-                overriding: true,
+                override_cache: true,
                 link_layer: Some(mac),
             },
         }
     }
 
-    /// The advertisement that answers this solicitation (RFC 4861 §7.2.4): unicast and solicited;
-    /// to a probe, which has no address to be answered at, to all nodes.
-    pub fn answer(&self, mac: Mac) -> Repr {
+    /// The advertisement that answers this solicitation (RFC 4861 §7.2.4): unicast and solicited. A
+    /// probe has no source address, so its reply goes to all nodes.
+    pub fn reply(&self, mac: Mac) -> Repr {
         let announcement = Repr::announcement(mac, self.target);
         if self.source.is_unspecified() {
             return announcement;
         }
-        let asker = match self.message {
-            Message::Solicitation { link_layer: Some(mac), .. }
-                if crate::model::mac::is_unicast(mac) =>
-            {
-                mac
-            }
+        let destination_mac = match self.message {
+            Message::Solicitation { link_layer: Some(mac), .. } if is_unicast(mac) => mac,
             _ => self.source_mac,
         };
         Repr {
-            destination_mac: asker,
+            destination_mac,
             destination: self.source,
             message: Message::Advertisement {
                 router: false,
                 solicited: true,
-                overriding: true,
+                override_cache: true,
                 link_layer: Some(mac),
             },
             ..announcement
         }
     }
 
-    /// Somebody wants to know whether the target is free: nothing is claimed yet.
+    /// Whether the sender asks if the target is in use, and claims nothing yet.
     pub fn is_probe(&self) -> bool {
         matches!(self.message, Message::Solicitation { .. }) && self.source.is_unspecified()
     }
 
-    /// Reads a frame and checks what RFC 4861 §7.1.1 and §7.1.2 demand; padding behind it is
-    /// ignored.
+    /// Reads a frame and applies the rules of RFC 4861 §7.1.1 and §7.1.2; padding is ignored.
     pub fn parse(frame: &[u8]) -> Result<Repr, ParseError> {
         let header = ethernet::Repr::parse(frame)?;
         if header.ethertype != ethernet::IPV6 {
@@ -185,7 +183,7 @@ impl Repr {
         if target.is_multicast() {
             return Err(ParseError::MulticastTarget);
         }
-        let options = Options::parse(icmp.get(OPTIONS - ICMP..).unwrap_or_default())?;
+        let options = NdpOptions::parse(icmp.get(OPTIONS - ICMP..).unwrap_or_default())?;
         let message = if kind == SOLICITATION {
             if source.is_unspecified()
                 && (options.source.is_some() || solicited_node(destination) != destination)
@@ -201,7 +199,7 @@ impl Repr {
             Message::Advertisement {
                 router: flags & 0x80 != 0,
                 solicited: flags & 0x40 != 0,
-                overriding: flags & 0x20 != 0,
+                override_cache: flags & 0x20 != 0,
                 link_layer: options.target,
             }
         };
@@ -217,54 +215,92 @@ impl Repr {
 
     /// The frame, allocated.
     pub fn to_vec(&self) -> Vec<u8> {
-        let (kind, flags, options) = match self.message {
-            Message::Solicitation { link_layer, nonce } => {
-                (SOLICITATION, 0, [(OPTION_SOURCE, link_layer), (OPTION_NONCE, nonce)])
-            }
-            Message::Advertisement { router, solicited, overriding, link_layer } => {
-                let flags =
-                    u8::from(router) << 7 | u8::from(solicited) << 6 | u8::from(overriding) << 5;
-                (ADVERTISEMENT, flags, [(OPTION_TARGET, link_layer), (0, None)])
-            }
-        };
-        let mut icmp = Vec::with_capacity(OPTIONS - ICMP + 16);
-        icmp.extend_from_slice(&[kind, 0, 0, 0, flags, 0, 0, 0]);
-        icmp.extend_from_slice(&self.target.octets());
-        for (option, value) in options {
-            if let Some(value) = value {
-                icmp.extend_from_slice(&[option, 1]);
-                icmp.extend_from_slice(&value);
-            }
-        }
-        let sum = checksum(self.source, self.destination, &icmp).to_be_bytes();
-        icmp[2..4].copy_from_slice(&sum);
-
         let header = ethernet::Repr {
             destination: self.destination_mac,
             source: self.source_mac,
             ethertype: ethernet::IPV6,
         };
-        let mut frame = Vec::with_capacity(ICMP + icmp.len());
-        frame.extend_from_slice(&header.to_bytes());
-        frame.extend_from_slice(&[0x60, 0, 0, 0, 0, icmp.len() as u8, ICMPV6, 255]);
-        frame.extend_from_slice(&self.source.octets());
-        frame.extend_from_slice(&self.destination.octets());
-        frame.extend_from_slice(&icmp);
+        let options = self.options();
+        let length = OPTIONS - ICMP + 8 * options.len();
+        let mut frame = vec![0; ICMP + length];
+
+        frame[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+        if let Some(mut header) = MutableIpv6Packet::new(&mut frame[HEADER_LEN..]) {
+            header.set_version(6);
+            header.set_payload_length(length as u16);
+            header.set_next_header(IpNextHeaderProtocols::Icmpv6);
+            header.set_hop_limit(255);
+            header.set_source(self.source);
+            header.set_destination(self.destination);
+        }
+        self.write_message(&options, &mut frame[ICMP..]);
+
+        let checksum = Icmpv6Packet::new(&frame[ICMP..])
+            .map(|message| icmpv6::checksum(&message, &self.source, &self.destination));
+        if let (Some(checksum), Some(mut message)) =
+            (checksum, MutableIcmpv6Packet::new(&mut frame[ICMP..]))
+        {
+            message.set_checksum(checksum);
+        }
         frame
+    }
+
+    fn options(&self) -> Vec<NdpOption> {
+        let (first, second) = match self.message {
+            Message::Solicitation { link_layer, nonce } => {
+                ((OPTION_SOURCE, link_layer), (OPTION_NONCE, nonce))
+            }
+            Message::Advertisement { link_layer, .. } => {
+                ((OPTION_TARGET, link_layer), (OPTION_NONCE, None))
+            }
+        };
+        [first, second]
+            .into_iter()
+            .filter_map(|(kind, value)| {
+                let data = value?.to_vec();
+                Some(NdpOption { option_type: NdpOptionType(kind), length: 1, data })
+            })
+            .collect()
+    }
+
+    /// The ICMPv6 message without its checksum.
+    fn write_message(&self, options: &[NdpOption], buffer: &mut [u8]) {
+        match self.message {
+            Message::Solicitation { .. } => {
+                if let Some(mut message) = MutableNeighborSolicitPacket::new(buffer) {
+                    message.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
+                    message.set_target_addr(self.target);
+                    message.set_options(options);
+                }
+            }
+            Message::Advertisement { router, solicited, override_cache, .. } => {
+                let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+                let flags = flag(router, NeighborAdvertFlags::Router)
+                    | flag(solicited, NeighborAdvertFlags::Solicited)
+                    | flag(override_cache, NeighborAdvertFlags::Override);
+                if let Some(mut message) = MutableNeighborAdvertPacket::new(buffer) {
+                    message.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
+                    message.set_flags(flags);
+                    message.set_target_addr(self.target);
+                    message.set_options(options);
+                }
+            }
+        }
     }
 }
 
-/// The options that we read; unknown ones are skipped (RFC 4861 §4.6), of several the first counts.
+/// The options that matter here. Unknown ones are skipped (RFC 4861 §4.6); of several of one type
+/// the first counts.
 #[derive(Default)]
-struct Options {
+struct NdpOptions {
     source: Option<Mac>,
     target: Option<Mac>,
     nonce: Option<Nonce>,
 }
 
-impl Options {
-    fn parse(mut bytes: &[u8]) -> Result<Options, ParseError> {
-        let mut options = Options::default();
+impl NdpOptions {
+    fn parse(mut bytes: &[u8]) -> Result<NdpOptions, ParseError> {
+        let mut options = NdpOptions::default();
         while let [kind, units, ..] = *bytes {
             if units == 0 {
                 return Err(ParseError::OptionLengthZero);
@@ -289,7 +325,7 @@ impl Options {
     }
 }
 
-/// RFC 4443 §2.3. Over a message with a correct checksum in it the result is 0.
+/// RFC 4443 §2.3. The result over a message with a correct checksum is 0.
 fn checksum(source: Ipv6Addr, destination: Ipv6Addr, icmp: &[u8]) -> u16 {
     let mut sum = icmp.len() as u64 + u64::from(ICMPV6);
     for part in [&source.octets()[..], &destination.octets()[..], icmp] {

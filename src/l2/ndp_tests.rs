@@ -1,3 +1,7 @@
+use pnet_packet::Packet;
+use pnet_packet::icmpv6::ndp::{NeighborAdvertPacket, NeighborSolicit, NeighborSolicitPacket};
+use pnet_packet::icmpv6::{Icmpv6Code, Icmpv6Types};
+use pnet_packet::ipv6::Ipv6Packet;
 use proptest::prelude::*;
 
 use super::*;
@@ -9,7 +13,7 @@ fn address(text: &str) -> Ipv6Addr {
     text.parse().unwrap()
 }
 
-fn station() -> impl Strategy<Value = Mac> {
+fn lladdr() -> impl Strategy<Value = Mac> {
     any::<Mac>().prop_map(|mut mac| {
         mac[0] = mac[0] & 0xfe | 2;
         mac
@@ -30,10 +34,10 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<Option<Mac>>(), any::<Option<Nonce>>())
             .prop_map(|(link_layer, nonce)| Message::Solicitation { link_layer, nonce }),
         (any::<[bool; 3]>(), any::<Option<Mac>>()).prop_map(
-            |([router, solicited, overriding], link_layer)| Message::Advertisement {
+            |([router, solicited, override_cache], link_layer)| Message::Advertisement {
                 router,
                 solicited,
-                overriding,
+                override_cache,
                 link_layer
             }
         ),
@@ -42,7 +46,7 @@ fn message() -> impl Strategy<Value = Message> {
 
 proptest! {
     #[test]
-    fn round_trip(source_mac in station(), destination_mac: Mac, source in unicast(), destination in unicast(), target in unicast(),
+    fn round_trip(source_mac in lladdr(), destination_mac: Mac, source in unicast(), destination in unicast(), target in unicast(),
                   message in message(), padding in 0usize..20) {
         let repr = Repr { source_mac, destination_mac, source, destination, target, message };
         let mut frame = repr.to_vec();
@@ -50,12 +54,87 @@ proptest! {
         prop_assert_eq!(Repr::parse(&frame), Ok(repr));
     }
 
+    /// The encoder that pnet_packet replaced: the bytes on the wire are the same.
     #[test]
-    fn probes_round_trip(mac in station(), target in unicast(), nonce: Nonce) {
+    fn the_bytes_are_laid_out_as_rfc_4861_says(source_mac in lladdr(), destination_mac: Mac, source in unicast(),
+                                               destination in unicast(), target in unicast(), message in message()) {
+        let repr = Repr { source_mac, destination_mac, source, destination, target, message };
+        prop_assert_eq!(repr.to_vec(), by_hand(&repr));
+    }
+
+    #[test]
+    fn another_implementation_reads_what_is_sent(source_mac in lladdr(), destination_mac: Mac, source in unicast(),
+                                                 destination in unicast(), target in unicast(), message in message()) {
+        let repr = Repr { source_mac, destination_mac, source, destination, target, message };
+        let frame = repr.to_vec();
+        let ip = Ipv6Packet::new(&frame[HEADER_LEN..]).expect("a packet");
+        prop_assert_eq!((ip.get_version(), ip.get_next_header().0, ip.get_hop_limit()), (6, ICMPV6, 255));
+        prop_assert_eq!((ip.get_source(), ip.get_destination()), (source, destination));
+        prop_assert_eq!(usize::from(ip.get_payload_length()), frame.len() - ICMP);
+        let icmp = Icmpv6Packet::new(ip.payload()).expect("a message");
+        prop_assert_eq!(icmp.get_checksum(), icmpv6::checksum(&icmp, &source, &destination));
+        let options = |found: Vec<NdpOption>| -> Vec<(u8, Vec<u8>)> {
+            found.into_iter().map(|option| (option.option_type.0, option.data)).collect()
+        };
+        let expected = |option: u8, value: Option<[u8; 6]>| value.map(|value| (option, value.to_vec()));
+        match message {
+            Message::Solicitation { link_layer, nonce } => {
+                let read = NeighborSolicitPacket::new(ip.payload()).expect("a solicitation");
+                prop_assert_eq!(read.get_icmpv6_type(), Icmpv6Types::NeighborSolicit);
+                prop_assert_eq!(read.get_target_addr(), target);
+                let all = [expected(OPTION_SOURCE, link_layer), expected(OPTION_NONCE, nonce)];
+                prop_assert_eq!(options(read.get_options()), all.into_iter().flatten().collect::<Vec<_>>());
+            }
+            Message::Advertisement { router, solicited, override_cache, link_layer } => {
+                let read = NeighborAdvertPacket::new(ip.payload()).expect("an advertisement");
+                prop_assert_eq!(read.get_icmpv6_type(), Icmpv6Types::NeighborAdvert);
+                prop_assert_eq!(read.get_target_addr(), target);
+                let flags = [router, solicited, override_cache];
+                let bits = [NeighborAdvertFlags::Router, NeighborAdvertFlags::Solicited, NeighborAdvertFlags::Override];
+                prop_assert_eq!(bits.map(|bit| read.get_flags() & bit != 0), flags);
+                let all = expected(OPTION_TARGET, link_layer);
+                prop_assert_eq!(options(read.get_options()), all.into_iter().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    /// A message that pnet_packet assembles from its fields, with options in another order.
+    #[test]
+    fn what_another_implementation_sends_is_read(source in unicast(), target in unicast(), mac: Mac, nonce: Nonce) {
+        let option = |kind, data: [u8; 6]| NdpOption {
+            option_type: NdpOptionType(kind),
+            length: 1,
+            data: data.to_vec(),
+        };
+        let mut packet = MutableNeighborSolicitPacket::owned(vec![0; 40]).expect("room");
+        packet.populate(&NeighborSolicit {
+            icmpv6_type: Icmpv6Types::NeighborSolicit,
+            icmpv6_code: Icmpv6Code(0),
+            checksum: 0,
+            reserved: 0,
+            target_addr: target,
+            options: vec![option(OPTION_NONCE, nonce), option(OPTION_SOURCE, mac)],
+            payload: Vec::new(),
+        });
+        let message = Message::Solicitation { link_layer: Some(mac), nonce: Some(nonce) };
+        let repr = Repr {
+            source_mac: A,
+            destination_mac: B,
+            source,
+            destination: solicited_node(target),
+            target,
+            message,
+        };
+        let frame = with_icmp(&repr.to_vec(), packet.packet());
+        prop_assert_eq!(Repr::parse(&frame), Ok(repr));
+    }
+
+    #[test]
+    fn probes_round_trip(mac in lladdr(), target in unicast(), nonce: Nonce) {
         let probe = Repr::probe(mac, target, nonce);
         prop_assert_eq!(Repr::parse(&probe.to_vec()), Ok(probe));
         prop_assert!(probe.is_probe());
-        prop_assert_eq!(Repr::parse(&probe.answer(B).to_vec()), Ok(Repr::announcement(B, target)));
+        prop_assert_eq!(Repr::parse(&probe.reply(B).to_vec()), Ok(Repr::announcement(B, target)));
     }
 
     #[test]
@@ -75,6 +154,39 @@ proptest! {
         icmp.truncate(len);
         let _ = Repr::parse(&with_icmp(&probe, &icmp));
     }
+}
+
+/// The frame, written byte by byte.
+fn by_hand(repr: &Repr) -> Vec<u8> {
+    let (kind, flags, options) = match repr.message {
+        Message::Solicitation { link_layer, nonce } => {
+            (SOLICITATION, 0, [(OPTION_SOURCE, link_layer), (OPTION_NONCE, nonce)])
+        }
+        Message::Advertisement { router, solicited, override_cache, link_layer } => {
+            let flags =
+                u8::from(router) << 7 | u8::from(solicited) << 6 | u8::from(override_cache) << 5;
+            (ADVERTISEMENT, flags, [(OPTION_TARGET, link_layer), (0, None)])
+        }
+    };
+    let mut icmp = vec![kind, 0, 0, 0, flags, 0, 0, 0];
+    icmp.extend_from_slice(&repr.target.octets());
+    for (option, value) in options {
+        if let Some(value) = value {
+            icmp.extend_from_slice(&[option, 1]);
+            icmp.extend_from_slice(&value);
+        }
+    }
+    let sum = checksum(repr.source, repr.destination, &icmp).to_be_bytes();
+    icmp[2..4].copy_from_slice(&sum);
+    [
+        &repr.destination_mac[..],
+        &repr.source_mac,
+        &[0x86, 0xdd, 0x60, 0, 0, 0, 0, icmp.len() as u8, ICMPV6, 255],
+        &repr.source.octets(),
+        &repr.destination.octets(),
+        &icmp,
+    ]
+    .concat()
 }
 
 /// The frame with another ICMPv6 part, length and checksum correct.
@@ -153,7 +265,7 @@ fn every_defect_has_its_error() {
     let solicited = Message::Advertisement {
         router: false,
         solicited: true,
-        overriding: true,
+        override_cache: true,
         link_layer: None,
     };
     let advertisement = Repr { message: solicited, ..Repr::announcement(A, address("fd00::1")) };
@@ -196,7 +308,7 @@ fn an_answer_goes_to_the_asker() {
         target: address("fd00::2"),
         message: Message::Solicitation { link_layer: Some(A), nonce: None },
     };
-    let answer = question.answer(B);
+    let answer = question.reply(B);
     assert_eq!(
         (answer.destination_mac, answer.destination, answer.source),
         (A, address("fd00::1"), address("fd00::2"))
@@ -206,12 +318,12 @@ fn an_answer_goes_to_the_asker() {
         Message::Advertisement {
             router: false,
             solicited: true,
-            overriding: true,
+            override_cache: true,
             link_layer: Some(B)
         }
     );
     for link_layer in [None, Some([0xff; 6]), Some([0; 6])] {
         let odd = Repr { message: Message::Solicitation { link_layer, nonce: None }, ..question };
-        assert_eq!(odd.answer(B).destination_mac, A, "{link_layer:?}");
+        assert_eq!(odd.reply(B).destination_mac, A, "{link_layer:?}");
     }
 }

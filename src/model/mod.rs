@@ -6,6 +6,7 @@ pub mod diagnostic;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod forwarding;
+pub mod gateways;
 pub mod mac;
 pub mod role;
 pub mod ruleset_changes;

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use pinnace::bfd::io::{Options, StartError};
+use pinnace::bfd::io::{BfdOptions, StartError};
 use pinnace::bfd::packet::{Diagnostic, SessionState};
-use pinnace::bfd::{Cause, Config, Discard, Event, Peer, PeerKey, io};
+use pinnace::bfd::{BfdConfig, Cause, Discard, Event, Peer, PeerKey, io};
 use rustix::process::Signal;
 
 use super::lab::Namespace;
@@ -72,7 +72,7 @@ fn frozen_is_detected(speaker: &Speaker, freeze: impl FnOnce()) {
 fn frr_over_both_families() {
     let link = Link::new();
     let frr = Frr::start(&link);
-    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
     frr_up(&frr);
     speaker.wait_up();
     std::thread::sleep(Duration::from_secs(1));
@@ -88,10 +88,10 @@ fn frr_over_both_families() {
     speaker.wait_up();
     frr_up(&frr);
 
-    // As after a crash: no farewell.
+    // As after a crash: no AdminDown.
     drop(speaker);
     frr_down(&frr, "control detection time expired", "");
-    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
     frr_up(&frr);
     speaker.wait_up();
 
@@ -122,7 +122,7 @@ fn frr_over_both_families() {
 fn bird_over_both_families(password: Option<&str>) {
     let link = Link::new();
     let bird = Bird::start(&link, password);
-    let config = Config { authentication: password.and_then(secret), ..Config::default() };
+    let config = BfdConfig { authentication: password.and_then(secret), ..BfdConfig::default() };
     let speaker = Speaker::start(&link, config.clone(), both(&link));
     bird_says(&bird, "Up");
     speaker.wait_up();
@@ -159,11 +159,14 @@ fn another_secret_is_no_neighbour_and_is_named() {
     for (authentication, reason) in
         [(secret("wrong"), Discard::Digest), (None, Discard::UnexpectedAuthentication)]
     {
-        let speaker =
-            Speaker::start(&link, Config { authentication, ..Config::default() }, both(&link));
+        let speaker = Speaker::start(
+            &link,
+            BfdConfig { authentication, ..BfdConfig::default() },
+            both(&link),
+        );
         eventually("the reason", || {
             let status = speaker.handle.status();
-            if status.len() == 2 && status.iter().all(|session| session.refused == Some(reason)) {
+            if status.len() == 2 && status.iter().all(|session| session.rejected == Some(reason)) {
                 Ok(())
             } else {
                 Err(format!("{status:?}"))
@@ -179,7 +182,7 @@ fn another_secret_is_no_neighbour_and_is_named() {
 fn a_link_that_goes_down_is_noticed_on_both_sides() {
     let link = Link::new();
     let bird = Bird::start(&link, None);
-    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
     bird_says(&bird, "Up");
     speaker.wait_up();
     frozen_is_detected(&speaker, || link.ours.ip(&["link set eth0 down"]));
@@ -233,7 +236,7 @@ fn frr_behind_a_router() {
             )
         })
         .collect();
-    let speaker = Speaker::start(&link, Config::default(), peers);
+    let speaker = Speaker::start(&link, BfdConfig::default(), peers);
     for (ours, _) in ends {
         eventually(&format!("FRR has {ours} up"), || {
             frr.view(ours).and_then(|view| if view.up { Ok(()) } else { Err(format!("{view:?}")) })
@@ -248,7 +251,7 @@ fn whoever_has_the_port_is_named() {
     let link = Link::new();
     let _frr = Frr::start(&link);
     let refused =
-        link.theirs.enter(|| io::spawn(Options::default(), |_| {}).map(drop)).unwrap_err();
+        link.theirs.enter(|| io::spawn(BfdOptions::default(), |_| {}).map(drop)).unwrap_err();
     assert!(matches!(refused, StartError::PortTaken { port: 3784, .. }), "{refused:?}");
     assert!(refused.to_string().contains("FRR's bfdd (process "), "{refused}");
 }

@@ -1,4 +1,4 @@
-//! What a busy machine does to sessions, and what sessions cost a machine.
+//! Sessions on a busy machine, and the cost of sessions.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use pinnace::bfd::io::Realtime;
-use pinnace::bfd::{AdaptationCause, Config, Event, Peer, PeerKey};
+use pinnace::bfd::{AdaptationCause, BfdConfig, Event, Peer, PeerKey};
 
 use super::speaker::Speaker;
 use super::{Link, ip};
@@ -32,7 +32,7 @@ fn speakers(link: &Link, count: usize) -> [Speaker; 2] {
             .collect()
     };
     let speakers = [(&link.ours, false), (&link.theirs, true)].map(|(namespace, reverse)| {
-        Speaker::start_in(namespace, Config::default(), peers(reverse))
+        Speaker::start_in(namespace, BfdConfig::default(), peers(reverse))
     });
     for speaker in &speakers {
         speaker.wait_up();
@@ -71,8 +71,7 @@ fn spent(since: &BTreeMap<OsString, u64>) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Whatever else happens in the process and on the machine, a session at 50 ms × 3 does not fail
-/// for it.
+/// A session at 50 ms × 3 does not fail because of load in the process or on the machine.
 #[test]
 fn busy_threads_and_a_log_storm_cost_no_session() {
     let link = Link::new();
@@ -109,7 +108,7 @@ fn busy_threads_and_a_log_storm_cost_no_session() {
     });
     let _ = fs::remove_file(&path);
     for speaker in &speakers {
-        let latest = speaker.handle.counters().totals().latest_wake;
+        let latest = speaker.handle.counters().totals().max_scheduling_delay;
         println!("latest wake-up: {latest:?} late");
         let told = speaker.take();
         assert!(
@@ -146,15 +145,15 @@ fn many_sessions_share_the_packet_rate_and_cost_little() {
         assert!(cost < 0.25, "{count} sessions take {cost} of a processor");
         costs.push(sent);
         let stretched =
-            speakers[0].take().iter().any(|(_, event)| matches!(event, Event::Adapted(change) if change.reason == AdaptationCause::Sessions(50)));
+            speakers[0].take().iter().any(|(_, event)| matches!(event, Event::Adapted(change) if change.cause == (AdaptationCause::PacketBudget { sessions: 50, raised: true })));
         assert_eq!(stretched, count == 50, "and it is said");
     }
     assert!(costs[0] > 30.0 && costs[0] < 60.0, "2 at 37.5 to 50 ms: {costs:?}");
     assert!(costs[1] > 300.0 && costs[1] < 700.0, "500 per second, and jitter: {costs:?}");
 }
 
-/// What cannot be ours (a TTL that shows a router, a wrong length or version) is refused by the
-/// kernel: neither the queue nor the thread sees it.
+/// The kernel rejects datagrams that cannot be valid (a TTL below 255, a wrong length or version):
+/// neither the queue nor the thread sees them.
 #[test]
 fn a_flood_of_what_is_not_ours_costs_no_session() {
     let link = Link::new();

@@ -1,6 +1,6 @@
 //! BFD against other implementations on the real kernel: FRR's bfdd and BIRD, each in a network
-//! namespace of its own, and Pinnace itself. Needs root. What is asserted is what the other side
-//! believes, and what our events say.
+//! namespace of its own, and Pinnace itself. Needs root. The tests assert the state of the other
+//! side and the events of Pinnace.
 
 #[path = "../lab/mod.rs"]
 mod lab;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use lab::Namespace;
 
-/// How long anything may take that is waited for.
+/// Maximum time to wait for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The detection time of all sessions here, 50 ms × 3, before they adapt to a busy machine.
 const DETECTION: Duration = Duration::from_millis(150);
@@ -68,7 +68,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// Tries until it works; how long that took.
+/// Retries until success, and returns how long that took.
 fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> (T, Duration) {
     let start = Instant::now();
     loop {

@@ -17,7 +17,7 @@ pub struct Program {
     directory: PathBuf,
 }
 
-/// Whether the session is up in their eyes, and their reason if it is not.
+/// Whether the other side reports the session up, and its reason if not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     pub up: bool,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pinnace::bfd::io::{Handle, Options};
+use pinnace::bfd::io::{BfdOptions, Handle};
 use pinnace::bfd::packet::{AuthenticationType, Key, SessionState};
-use pinnace::bfd::{Authentication, Cause, Config, Event, Peer, PeerEvent, PeerKey, io};
+use pinnace::bfd::{Authentication, BfdConfig, Cause, Event, Peer, PeerKey, SessionChange, io};
 
 use super::lab::Namespace;
 use super::{DETECTION, ENDS, Link, eventually, ip};
@@ -39,19 +39,19 @@ pub fn both(link: &Link) -> BTreeMap<PeerKey, Peer> {
 }
 
 impl Speaker {
-    pub fn start(link: &Link, config: Config, peers: BTreeMap<PeerKey, Peer>) -> Speaker {
+    pub fn start(link: &Link, config: BfdConfig, peers: BTreeMap<PeerKey, Peer>) -> Speaker {
         Speaker::start_in(&link.ours, config, peers)
     }
 
     pub fn start_in(
         namespace: &Namespace,
-        config: Config,
+        config: BfdConfig,
         peers: BTreeMap<PeerKey, Peer>,
     ) -> Speaker {
-        let options = Options {
+        let options = BfdOptions {
             config,
             multihop: peers.values().any(|peer| peer.multihop),
-            ..Options::default()
+            ..BfdOptions::default()
         };
         let events = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&events);
@@ -103,7 +103,7 @@ impl Speaker {
     }
 
     /// Waits until both sessions have told this; the later of the two times and both events.
-    pub fn both_say(&self, cause: Cause) -> (Instant, Vec<PeerEvent>) {
+    pub fn both_say(&self, cause: Cause) -> (Instant, Vec<SessionChange>) {
         let mut found = Vec::new();
         let mut last = Instant::now();
         eventually(&format!("both sessions say {cause:?}"), || {

@@ -1,4 +1,4 @@
-//! A process that is stopped for longer than its peers wait, and goes on.
+//! A process that is stopped for longer than the detection time of its peers, and continues.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use pinnace::bfd::io::Options;
-use pinnace::bfd::{Cause, Config, Peer, PeerKey, io};
+use pinnace::bfd::io::BfdOptions;
+use pinnace::bfd::{BfdConfig, Cause, Peer, PeerKey, io};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::speaker::{Speaker, both};
@@ -16,14 +16,14 @@ use super::{ENDS, Link, ip};
 /// Set in the process that is to be stopped.
 const ROLE: &str = "PINNACE_TEST_BFD_SPEAKER";
 
-/// Not a test of its own: what the process started by [`start`] does. Prints its events until its
+/// Not a test of its own: the process that [`Process::start`] starts. Prints its events until its
 /// standard input ends.
 #[test]
-fn speaks_when_it_is_told_to() {
+fn speaks_on_demand() {
     if env::var_os(ROLE).is_none() {
         return;
     }
-    let handle = io::spawn(Options::default(), |event| println!("\nevent {event:?}")).unwrap();
+    let handle = io::spawn(BfdOptions::default(), |event| println!("\nevent {event:?}")).unwrap();
     let peer = |(theirs, ours): &(&str, &str)| {
         (
             PeerKey { interface: None, address: ip(theirs) },
@@ -43,7 +43,7 @@ impl Process {
     fn start(link: &Link) -> Process {
         let mut child = link.theirs.enter(|| {
             Command::new(env::current_exe().unwrap())
-                .args(["--exact", "stall::speaks_when_it_is_told_to", "--nocapture"])
+                .args(["--exact", "stall::speaks_on_demand", "--nocapture"])
                 .env(ROLE, "1")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -73,7 +73,7 @@ impl Process {
         while events.last().is_none_or(|event: &String| !event.contains(word)) {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) => events.push(event),
-                Err(error) => panic!("{word} was not told ({error}): {events:#?}"),
+                Err(error) => panic!("{word} was not reported ({error}): {events:#?}"),
             }
         }
         events
@@ -88,10 +88,10 @@ impl Drop for Process {
 }
 
 #[test]
-fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
+fn a_stall_is_reported_first_and_peers_that_sent_meanwhile_stay_up() {
     let link = Link::new();
     let process = Process::start(&link);
-    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
     speaker.wait_up();
     for stopped in [Duration::from_millis(700), Duration::from_secs(3)] {
         thread::sleep(Duration::from_millis(500));
@@ -102,7 +102,7 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
         thread::sleep(stopped.saturating_sub(Duration::from_millis(200)));
         process.signal(Signal::CONT);
         speaker.wait_up();
-        let events = process.until("CaughtUp");
+        let events = process.until("Resynced");
         assert!(events[0].starts_with("Stalled { late: "), "{events:#?}");
         assert!(
             events.iter().all(|event| !event.contains("cause: DetectionTimeExpired")),
@@ -110,16 +110,16 @@ fn who_wakes_up_says_so_first_and_takes_nobody_for_dead_who_spoke_meanwhile() {
         );
         assert!(
             events.iter().filter(|event| event.contains("cause: NeighborDown")).count() == 2,
-            "they had given us up: {events:#?}"
+            "their detection time had expired: {events:#?}"
         );
     }
 }
 
 #[test]
-fn who_died_meanwhile_is_found_dead_after_waking_up() {
+fn a_peer_that_died_during_a_stall_is_down_afterwards() {
     let link = Link::new();
     let process = Process::start(&link);
-    let speaker = Speaker::start(&link, Config::default(), both(&link));
+    let speaker = Speaker::start(&link, BfdConfig::default(), both(&link));
     speaker.wait_up();
     thread::sleep(Duration::from_millis(500));
     while process.events.try_recv().is_ok() {}
@@ -128,7 +128,7 @@ fn who_died_meanwhile_is_found_dead_after_waking_up() {
     drop(speaker);
     thread::sleep(Duration::from_secs(1));
     process.signal(Signal::CONT);
-    let events = process.until("CaughtUp");
+    let events = process.until("Resynced");
     assert!(events[0].starts_with("Stalled"), "{events:#?}");
     assert_eq!(
         events.iter().filter(|event| event.contains("cause: DetectionTimeExpired")).count(),

@@ -110,7 +110,10 @@ fn a_wall_clock_that_is_stepped_moves_no_lease_and_stops_no_packet() {
     served_throughout(&prober.stop());
     assert!(!other.log().contains("gives addresses to Services"));
     for log in [stepped.log(), other.log()] {
-        assert!(!log.contains("node is lost") && !log.contains("did not run"), "{log}");
+        assert!(
+            !log.contains("control detection time expired") && !log.contains("did not run"),
+            "{log}"
+        );
     }
 
     let prober = Prober::start(&lab.client, vip, PORT);

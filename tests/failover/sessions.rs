@@ -109,7 +109,7 @@ fn nodes_with_one_secret_watch_each_other_and_take_no_packets_from_others() {
         let (log, other) = (cluster.running(node).log(), &cluster.trio.nodes[other].name);
         let up = log
             .lines()
-            .find(|line| line.contains("node is up") && line.contains(&format!("node={other} ")));
+            .find(|line| line.contains("peer up") && line.contains(&format!("node={other} ")));
         assert_eq!(up, None, "node-{}", node + 1);
     }
 
@@ -166,7 +166,7 @@ fn a_node_that_may_not_be_ahead_of_other_processes_says_so_and_watches_all_the_s
             .map(str::to_owned)
             .collect()
     };
-    let warned: Vec<String> = said(0, "not ahead of other processes");
+    let warned: Vec<String> = said(0, "without SCHED_FIFO");
     assert!(
         matches!(&warned[..], [line] if line.contains("WARN") && line.contains("CAP_SYS_NICE")),
         "{warned:?}"
@@ -179,7 +179,7 @@ fn a_node_that_may_not_be_ahead_of_other_processes_says_so_and_watches_all_the_s
         .is_ok_and(|status| status.success());
     for node in [1, 2] {
         let (ahead, behind): (Vec<String>, Vec<String>) =
-            (said(node, "ahead of ordinary processes"), said(node, "not ahead of other processes"));
+            (said(node, "BFD started (SCHED_FIFO)"), said(node, "without SCHED_FIFO"));
         assert_eq!(
             (ahead.len(), behind.len()),
             if permitted { (1, 0) } else { (0, 1) },

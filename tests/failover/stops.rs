@@ -142,14 +142,14 @@ fn a_node_that_does_not_watch_the_others_says_so_and_answers_for_nothing() {
         cluster.owner(vip, &others(victim))
     });
     assert_ne!(owner, victim);
-    assert_eq!(named("NotWatching"), Ok(true));
+    assert_eq!(named("BfdNotRunning"), Ok(true));
     drop(ear.heard_from(vip));
     let told = ask(&cluster, victim, &[(vip, ear)], BEFORE);
     assert_eq!(told[0].claims, 0, "it answers without knowing whether it may");
 
     drop(halted);
     eventually("one owner", patient(Duration::from_secs(10)), || cluster.owner(vip, &ALL));
-    assert_eq!(named("NotWatching"), Ok(false));
+    assert_eq!(named("BfdNotRunning"), Ok(false));
 }
 
 /// What was heard on the node's own link about an address.

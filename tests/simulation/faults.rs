@@ -107,7 +107,7 @@ impl World {
             probe: false,
             role: Role::Alone,
         };
-        let config = Config { probe_time: Duration::ZERO, ..Config::default() };
+        let config = AnnouncerConfig { probe_time: Duration::ZERO, ..AnnouncerConfig::default() };
         let announcer = Announcer::new(config, self.random.next());
         let engine = Engine::new(settings, Allocations::default());
         let thread = (self.detection == Detection::Packets)

@@ -25,9 +25,9 @@ impl Thread {
         let key = Key::new(b"the same everywhere").expect("not empty");
         let authentication =
             Authentication { kind: AuthenticationType::MeticulousKeyedSha1, key_id: 1, key };
-        let config = bfd::Config {
+        let config = bfd::BfdConfig {
             authentication: authenticated.then_some(authentication),
-            ..bfd::Config::default()
+            ..bfd::BfdConfig::default()
         };
         Thread { sessions: Sessions::new(config, seed), planned: None, queued: Vec::new() }
     }

@@ -24,7 +24,7 @@ use pinnace::engine::plan::Plan;
 use pinnace::engine::{Engine, EngineSettings, Event};
 use pinnace::ipam::Allocations;
 use pinnace::ipam::pool::parse_pools;
-use pinnace::l2::announcer::{Announcement, Announcer, Config};
+use pinnace::l2::announcer::{Announcement, Announcer, AnnouncerConfig};
 use pinnace::l2::{arp, ndp};
 use pinnace::model::mac::Mac;
 use pinnace::model::role::Role;
@@ -412,7 +412,7 @@ impl World {
             eprintln!("{world:?}     {node} asks {:?}", plan.owner_probes);
         }
         for (vip, station) in plan.owner_probes {
-            process.announcer.ask(vip, station, now);
+            process.announcer.request_probe(vip, station, now);
         }
     }
 
@@ -421,7 +421,7 @@ impl World {
         for _ in 0..50 {
             let now = self.now + self.hosts[node].offset;
             let Some(process) = self.hosts[node].process.as_mut() else { return };
-            process.announcer.poll(now);
+            process.announcer.handle_timeout(now);
             let frames: Vec<_> = process.announcer.transmissions().collect();
             let events: Vec<_> = process.announcer.events().collect();
             for frame in frames {

@@ -1,4 +1,4 @@
-//! Totals that other threads read while the thread counts.
+//! Counters of the thread, which other threads may read at any time.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::bfd::Discard;
 
-/// Totals since the start.
 #[derive(Debug, Default)]
 pub struct BfdCounters {
     received: AtomicU64,
@@ -16,33 +15,31 @@ pub struct BfdCounters {
     send_queue_full: AtomicU64,
     send_unreachable: AtomicU64,
     send_failed: AtomicU64,
-    latest_wake: AtomicU64,
+    max_scheduling_delay: AtomicU64,
 }
 
-/// A copy of [`Counters`]. Each number is right; together they may be a packet apart.
+/// A copy of [`BfdCounters`]. Each number is exact; together they may be a packet apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BfdTotals {
     /// Datagrams read.
     pub received: u64,
-    /// Of these, not taken: in the order of [`Discard::LABELS`].
+    /// Datagrams discarded, in the order of [`Discard::LABELS`].
     pub discarded: [u64; Discard::LABELS.len()],
-    /// Errors when reading.
+    /// Errors of `recvmsg`.
     pub receive_failed: u64,
     /// Packets handed to the kernel.
     pub sent: u64,
-    /// Packets refused because a queue was full (ENOBUFS, EAGAIN).
+    /// Packets rejected because a queue was full (ENOBUFS, EAGAIN).
     pub send_queue_full: u64,
-    /// Packets refused because there is no way to the peer: link down or gone, no route, no such
+    /// Packets rejected because the peer is unreachable: link down or gone, no route, no such
     /// source address.
     pub send_unreachable: u64,
-    /// Packets refused for any other reason, a firewall for example (EPERM).
+    /// Packets rejected for any other reason, such as a firewall (EPERM).
     pub send_failed: u64,
-    /// The latest wake-up yet: this much after the time it was planned for.
-    pub latest_wake: Duration,
+    pub max_scheduling_delay: Duration,
 }
 
 impl BfdCounters {
-    /// A copy.
     pub fn totals(&self) -> BfdTotals {
         let mut discarded = [0; Discard::LABELS.len()];
         for (copy, counter) in discarded.iter_mut().zip(&self.discarded) {
@@ -56,7 +53,7 @@ impl BfdCounters {
             send_queue_full: self.send_queue_full.load(Relaxed),
             send_unreachable: self.send_unreachable.load(Relaxed),
             send_failed: self.send_failed.load(Relaxed),
-            latest_wake: Duration::from_micros(self.latest_wake.load(Relaxed)),
+            max_scheduling_delay: Duration::from_micros(self.max_scheduling_delay.load(Relaxed)),
         }
     }
 
@@ -92,7 +89,8 @@ impl BfdCounters {
         counter.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn late(&self, late: Duration) {
-        self.latest_wake.fetch_max(u64::try_from(late.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    pub(super) fn scheduling_delay(&self, late: Duration) {
+        self.max_scheduling_delay
+            .fetch_max(u64::try_from(late.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 }

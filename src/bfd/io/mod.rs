@@ -1,5 +1,5 @@
-//! Carries [`Sessions`](crate::bfd::Sessions) to the wire: UDP sockets, a clock, and a thread that
-//! waits for nothing else in the process.
+//! Connects [`Sessions`](crate::bfd::Sessions) to the network: UDP sockets, a clock, and a thread
+//! that waits for nothing else in the process.
 //!
 //! ```text
 //! Handle ──mpsc commands, eventfd──▶ thread "bfd" ──datagrams──▶ 3784 (and 4784)
@@ -7,12 +7,15 @@
 //!                                      timerfd
 //! ```
 //!
-//! The thread does not log, takes no lock and writes no file: whoever does may have to wait for a
-//! disk or for a thread of lower priority. What there is to say it says as an event. It runs under
-//! SCHED_FIFO where that is permitted.
+//! The thread does not log, takes no lock and writes no file: those could wait for a disk or for a
+//! thread of lower priority. It reports by events instead, and runs under SCHED_FIFO where that is
+//! permitted.
 
+mod command;
 mod counters;
+mod error;
 mod filter;
+mod options;
 mod port_owner;
 pub mod realtime;
 pub mod secret;
@@ -24,70 +27,27 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
-use std::{io, thread};
 
+use command::Command;
 pub use counters::{BfdCounters, BfdTotals};
+pub use error::StartError;
+pub use options::BfdOptions;
 pub use realtime::Realtime;
 use rustix::event::{EventfdFlags, eventfd};
 use socket::Sockets;
 use task::Task;
-use thiserror::Error;
 
-use super::{Config, Event, Peer, PeerKey, SessionStatus};
-use crate::host::liveness_fence::LivenessFence;
+use super::{Event, Peer, PeerKey, SessionStatus};
 
-/// Low among the real-time priorities (1 to 99): ahead of everything ordinary, behind what the host
-/// itself depends on.
+/// SCHED_FIFO priority (1 to 99): ahead of ordinary threads, behind what the host itself depends
+/// on.
 const PRIORITY: i32 = 10;
-/// How long an answer of the thread is waited for. It has nothing else to wait for, so it answers
-/// at once if it runs at all.
-const STOP_TIMEOUT: Duration = Duration::from_millis(200);
+/// Maximum time to wait for the sessions' status. The thread replies at once if it runs at all.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// What the thread is started with.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// For all sessions.
-    pub config: Config,
-    /// Listen for peers behind routers as well (RFC 5883).
-    pub multihop: bool,
-    /// Tells others whether this thread does its work in time.
-    pub vigil: Arc<LivenessFence>,
-}
-
-/// Why BFD cannot be spoken here.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// Another program speaks BFD on this host.
-    #[error(
-        "UDP port {port} is taken by {holder}, which speaks BFD as well: stop it here, or let it have the port and do without BFD between nodes"
-    )]
-    PortTaken {
-        /// 3784 or 4784.
-        port: u16,
-        /// A name to look for.
-        holder: String,
-    },
-    /// A socket cannot be opened or set up.
-    #[error("no socket for BFD ({what}): {source}")]
-    Socket {
-        /// Which step failed.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-    /// The thread, or what wakes it, cannot be made.
-    #[error("no thread for BFD: {0}")]
-    Thread(#[source] io::Error),
-}
-
-enum Command {
-    Peers(BTreeMap<PeerKey, Peer>),
-    Status(mpsc::Sender<Vec<SessionStatus>>),
-    Stop(Duration),
-}
-
-/// The running thread. When it is dropped the thread ends without a farewell, as after a crash; see
+/// The running thread. Dropping it ends the thread without AdminDown, as a crash does; see
 /// [`Handle::stop`].
 #[derive(Debug)]
 pub struct Handle {
@@ -98,10 +58,10 @@ pub struct Handle {
     realtime: Realtime,
 }
 
-/// Opens the sockets in the network namespace of the caller and starts the thread. `events` is
-/// called on it: it must neither block nor take long.
+/// Opens the sockets in the network namespace of the caller and starts the thread, which calls
+/// `events`: it must neither block nor take long.
 pub fn spawn(
-    options: Options,
+    options: BfdOptions,
     events: impl FnMut(Event) + Send + 'static,
 ) -> Result<Handle, StartError> {
     let sockets = Sockets::open(options.multihop)?;
@@ -123,30 +83,31 @@ pub fn spawn(
         Box::new(events),
     )
     .map_err(StartError::Thread)?;
-    let (say, said) = mpsc::channel();
+    let (report, reported) = mpsc::channel();
     let thread = thread::Builder::new()
         .name("bfd".to_owned())
         .stack_size(128 * 1024)
         .spawn(move || {
-            let _ = say.send(realtime::enter(PRIORITY));
+            let _ = report.send(realtime::enter(PRIORITY));
             task.run();
         })
         .map_err(StartError::Thread)?;
-    let realtime = said.recv().unwrap_or_else(|_| Realtime::Refused("the thread ended".to_owned()));
+    let realtime =
+        reported.recv().unwrap_or_else(|_| Realtime::Refused("the thread ended".to_owned()));
     Ok(Handle { commands: Some(commands), wake, thread: Some(thread), counters, realtime })
 }
 
 impl Handle {
-    /// Makes the set of peers this one; of several calls the last one counts.
+    /// Replaces the set of peers. The last of several calls counts.
     pub fn set_peers(&self, peers: BTreeMap<PeerKey, Peer>) {
         self.command(Command::Peers(peers));
     }
 
-    /// All sessions as they are now; empty when the thread has ended, or does not answer.
+    /// All sessions as they are now; empty when the thread has ended or does not reply.
     pub fn status(&self) -> Vec<SessionStatus> {
         let (reply, answer) = mpsc::channel();
         self.command(Command::Status(reply));
-        answer.recv_timeout(STOP_TIMEOUT).unwrap_or_default()
+        answer.recv_timeout(STATUS_TIMEOUT).unwrap_or_default()
     }
 
     /// Totals since the start, to be read at any time.
@@ -154,15 +115,15 @@ impl Handle {
         Arc::clone(&self.counters)
     }
 
-    /// Whether the thread is ahead of ordinary ones.
+    /// The scheduling class of the thread.
     pub fn realtime(&self) -> &Realtime {
         &self.realtime
     }
 
-    /// A planned stop: tells all peers (AdminDown), so that none takes it for a failure, and
-    /// returns when they have heard it or after this long.
-    pub fn stop(mut self, patience: Duration) {
-        self.command(Command::Stop(patience));
+    /// A planned stop: sends AdminDown to all peers and returns when they have reacted, or after
+    /// `timeout`.
+    pub fn stop(mut self, timeout: Duration) {
+        self.command(Command::Stop(timeout));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -1,9 +1,9 @@
-//! Who has a UDP port.
+//! The program that owns a UDP port.
 
 use std::fs;
 
-/// The program that has this UDP port in our network namespace, with its process number, as far as
-/// `/proc` tells us.
+/// The program that owns this UDP port in the network namespace of the caller, with its process
+/// number, as far as `/proc` shows it.
 pub(super) fn of(port: u16) -> String {
     let inodes: Vec<String> = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"]
         .iter()
@@ -17,10 +17,10 @@ pub(super) fn of(port: u16) -> String {
             continue;
         };
         let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        let holds = |link: std::path::PathBuf| {
+        let owns = |link: std::path::PathBuf| {
             inodes.iter().any(|inode| link.to_str() == Some(&format!("socket:[{inode}]")))
         };
-        if files.filter_map(|file| fs::read_link(file.path()).ok()).any(holds) {
+        if files.filter_map(|file| fs::read_link(file.path()).ok()).any(owns) {
             let program = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             return match program.trim() {
                 "bfdd" => format!("FRR's bfdd (process {pid})"),
@@ -33,15 +33,15 @@ pub(super) fn of(port: u16) -> String {
     "another program (FRR's bfdd and BIRD are known to use it)".to_owned()
 }
 
-/// Of the sockets in a table of `/proc/net` that are bound to this port.
+/// Inodes of the sockets in a table of `/proc/net` that are bound to this port.
 fn inodes(table: &str, port: u16) -> Vec<String> {
     let text = fs::read_to_string(table).unwrap_or_default();
-    let ours = |line: &&str| {
+    let on_port = |line: &&str| {
         let local = line.split_whitespace().nth(1).and_then(|address| address.rsplit(':').next());
         local.and_then(|digits| u16::from_str_radix(digits, 16).ok()) == Some(port)
     };
     text.lines()
-        .filter(ours)
+        .filter(on_port)
         .filter_map(|line| line.split_whitespace().nth(9).map(str::to_owned))
         .collect()
 }

@@ -2,21 +2,19 @@
 
 use std::io;
 
-/// Whether the thread is ahead of ordinary ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Realtime {
     /// SCHED_FIFO with this priority.
     Fifo(i32),
-    /// It competes with everything else on the host, for this reason: it needs CAP_SYS_NICE or a
-    /// limit (LimitRTPRIO=, `ulimit -r`).
+    /// Ordinary scheduling, for this reason: SCHED_FIFO needs CAP_SYS_NICE or a limit
+    /// (LimitRTPRIO=, `ulimit -r`).
     Refused(String),
 }
 
-/// Puts the calling thread under SCHED_FIFO; processes and threads that it starts do not inherit
-/// it.
+/// Puts the calling thread under SCHED_FIFO. Its child processes and threads do not inherit it.
 pub fn enter(priority: i32) -> Realtime {
-    // What the kernel reads is one integer, whatever structure the C library has; and by number,
-    // for the wrapper of musl refuses: POSIX means the process, Linux the thread.
+    // By system call number, because musl's wrapper always fails: POSIX means the process, Linux
+    // the thread. The kernel reads one integer, whatever structure the C library declares.
     // SAFETY: the pointer is that of `priority`, which outlives the call.
     let result = unsafe {
         libc::syscall(

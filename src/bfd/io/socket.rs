@@ -1,8 +1,8 @@
 //! The UDP sockets: per family one that listens on each port, and one that sends.
 //!
-//! RFC 5881 §4 wants a source port from 49152 on that stays the same for a session. That it should
-//! differ between sessions helps those who demultiplex by it; nobody has to, and one socket for all
-//! is what keeps many sessions cheap.
+//! RFC 5881 §4 demands a source port from 49152 on that stays the same for a session. It recommends
+//! that ports differ between sessions, for implementations that demultiplex by them; none has to,
+//! and one socket for all sessions costs less.
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -12,22 +12,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use libc::{c_int, c_void, socklen_t};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{StartError, filter, port_owner};
+use super::error::StartError;
+use super::{filter, port_owner};
 use crate::bfd::Outgoing;
 use crate::bfd::packet::{MULTIHOP_PORT, PORT};
 use crate::host::classic_bpf;
 
-/// Some hundred packets of 50 sessions for a second or two, until we read again.
+/// Bytes; room for the packets of 50 sessions in a second or two without a read.
 const RECEIVE_BUFFER: usize = 512 * 1024;
 /// Class selector 6, network control (RFC 2474).
 const CLASS_SELECTOR_6: c_int = 0xc0;
 /// TC_PRIO_INTERACTIVE: the first band of the default queueing discipline, and the highest that
 /// needs no capability.
 const QUEUE_PRIORITY: c_int = 6;
-/// Source ports to be tried before giving up.
+/// Maximum number of source ports tried.
 const ATTEMPTS: u16 = 200;
 
-/// All sockets.
 #[derive(Debug)]
 pub(super) struct Sockets {
     listeners: Vec<Listener>,
@@ -35,14 +35,12 @@ pub(super) struct Sockets {
     v6: Option<Socket>,
 }
 
-/// A socket that receives.
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: Socket,
     pub multihop: bool,
 }
 
-/// What came in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Datagram {
     pub length: usize,
@@ -56,7 +54,7 @@ pub(super) struct Datagram {
 struct Control([u8; 128]);
 
 impl Sockets {
-    /// Opens them. A family that the kernel does not have is left out.
+    /// Opens the sockets of all address families that the kernel supports.
     pub fn open(multihop: bool) -> Result<Sockets, StartError> {
         let mut sockets = Sockets { listeners: Vec::new(), v4: None, v6: None };
         for v6 in [false, true] {
@@ -84,7 +82,7 @@ impl Sockets {
         &self.listeners
     }
 
-    /// Hands a packet to the kernel, without waiting.
+    /// Hands a packet to the kernel. Does not block.
     pub fn send(&self, packet: &Outgoing) -> io::Result<()> {
         let port = if packet.settings.multihop { MULTIHOP_PORT } else { PORT };
         let interface = packet.peer.interface;
@@ -140,7 +138,7 @@ impl Listener {
         self.socket.as_fd()
     }
 
-    /// The next datagram that waits; `WouldBlock` when there is none.
+    /// The next datagram in the queue; `WouldBlock` when it is empty.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Datagram> {
         let mut control = Control([0; 128]);
         let mut io = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -258,7 +256,7 @@ fn any(v6: bool, port: u16) -> SockAddr {
     SocketAddr::new(address, port).into()
 }
 
-/// Without SO_REUSEADDR: of two programs that share the port each would get some of the packets.
+/// Without SO_REUSEADDR: two programs that share the port would each get some of the packets.
 fn listener(v6: bool, port: u16, multihop: bool) -> Result<Socket, StartError> {
     let failed = |what| move |source| StartError::Socket { what, source };
     let socket = open(v6).map_err(failed("open"))?;
@@ -274,16 +272,16 @@ fn listener(v6: bool, port: u16, multihop: bool) -> Result<Socket, StartError> {
     for (level, name) in options {
         option(&socket, level, name, 1).map_err(failed("receive options"))?;
     }
-    // A kernel without socket filters has more to read, that is all.
+    // Without socket filters in the kernel more datagrams are read and discarded here.
     let _ = classic_bpf::attach(&socket, &filter::program(v6, multihop));
     socket.bind(&any(v6, port)).map_err(|source| match source.kind() {
-        ErrorKind::AddrInUse => StartError::PortTaken { port, holder: port_owner::of(port) },
+        ErrorKind::AddrInUse => StartError::PortTaken { port, owner: port_owner::of(port) },
         _ => StartError::Socket { what: "bind", source },
     })?;
     Ok(socket)
 }
 
-/// TTL 255 on all packets (RFC 5881 §5), and a place at the head of queues.
+/// Sends with TTL 255 (RFC 5881 §5) and with priority in queues.
 fn sender(v6: bool) -> Result<Socket, StartError> {
     let failed = |what| move |source| StartError::Socket { what, source };
     let socket = open(v6).map_err(failed("open"))?;
@@ -296,7 +294,7 @@ fn sender(v6: bool) -> Result<Socket, StartError> {
     option(&socket, level, class, CLASS_SELECTOR_6).map_err(failed("traffic class"))?;
     option(&socket, libc::SOL_SOCKET, libc::SO_PRIORITY, QUEUE_PRIORITY)
         .map_err(failed("priority"))?;
-    let _ = socket.set_recv_buffer_size(1); // Nobody answers to this port.
+    let _ = socket.set_recv_buffer_size(1); // Nothing is received on this port.
     let first = (std::process::id() as u16) & 0x3fff;
     for attempt in 0..ATTEMPTS {
         match socket.bind(&any(v6, 49152 + ((first + attempt * 83) & 0x3fff))) {

@@ -1,5 +1,6 @@
 //! The loop of the thread.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
@@ -10,21 +11,23 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
+use super::command::Command;
+use super::counters::BfdCounters;
+use super::options::BfdOptions;
 use super::socket::Sockets;
-use super::{BfdCounters, Command, Options};
-use crate::bfd::{Effects, Event, Received, Sessions};
+use crate::bfd::{Effects, Event, Peer, PeerKey, Received, Sessions};
 use crate::host::liveness_fence::{LivenessFence, boot_time};
 
-/// Datagrams read from one socket in a row: more than its buffer holds, so that all that was there
-/// at the beginning has been read at the end. A flood makes the thread late, but cannot make it
-/// deaf to its timers.
+/// Maximum number of datagrams read from one socket in a row: more than its buffer holds, so that
+/// everything that was queued at the beginning is read. A flood delays the timers, but cannot
+/// starve them.
 const BATCH: usize = 4096;
-/// Lateness that is not worth talking about.
-const PUNCTUAL: Duration = Duration::from_millis(1);
+/// Scheduling delays up to this are not reported.
+const NEGLIGIBLE_DELAY: Duration = Duration::from_millis(1);
 
 pub(super) struct Task {
     sessions: Sessions,
-    vigil: Arc<LivenessFence>,
+    fence: Arc<LivenessFence>,
     sockets: Sockets,
     commands: mpsc::Receiver<Command>,
     wake: Arc<OwnedFd>,
@@ -32,15 +35,15 @@ pub(super) struct Task {
     armed: Option<Duration>,
     counters: Arc<BfdCounters>,
     events: Box<dyn FnMut(Event) + Send>,
-    /// When to end, whoever has not heard our farewell by then.
+    /// When to end, even if peers have not reacted to AdminDown.
     stop: Option<Duration>,
-    /// Listeners that have something to read, as bits.
+    /// Bit set of listeners with queued datagrams.
     ready: u8,
 }
 
 impl Task {
     pub fn new(
-        options: Options,
+        options: BfdOptions,
         seed: u64,
         sockets: Sockets,
         commands: mpsc::Receiver<Command>,
@@ -54,7 +57,7 @@ impl Task {
         )?;
         Ok(Task {
             sessions: Sessions::new(options.config, seed),
-            vigil: options.vigil,
+            fence: options.fence,
             sockets,
             commands,
             wake,
@@ -70,22 +73,19 @@ impl Task {
     pub fn run(mut self) {
         let mut planned: Option<Duration> = None;
         loop {
-            // All of a round happens at one instant: a peer is silent when everything that had
-            // arrived by then was read and nothing was of it, however long the reading
-            // takes.
+            // A round takes place at one instant: a peer is silent if everything that had arrived
+            // by then was read and none of it was from the peer, however long reading takes.
             let now = boot_time();
             let late = planned.map_or(Duration::ZERO, |planned| now.saturating_sub(planned));
-            if late > PUNCTUAL {
-                self.counters.late(late);
+            if late > NEGLIGIBLE_DELAY {
+                self.counters.scheduling_delay(late);
                 let effects = self.sessions.on_scheduling_delay(late, now);
                 self.apply(effects);
             }
-            // Nobody can be found silent before the planned time, so until then sockets with
-            // nothing to read need not be asked.
-            self.receive(
-                if planned.is_some_and(|planned| now < planned) { self.ready } else { u8::MAX },
-                now,
-            );
+            // No detection time expires before the planned time, so until then only sockets that
+            // poll(2) reported are read.
+            let early = planned.is_some_and(|planned| now < planned);
+            self.receive(if early { self.ready } else { u8::MAX }, now);
             let effects = self.sessions.resynced(now);
             self.apply(effects);
             if !self.handle_commands(now) {
@@ -96,8 +96,8 @@ impl Task {
             if self.stop.is_some_and(|until| until <= now || self.sessions.is_empty()) {
                 return;
             }
-            // What is overdue already is late from here on.
-            // Until peers give us up, whoever asks can be told that we are alive.
+            // The delay of what is overdue already counts from now. The fence stays open until the
+            // detection time of a peer may expire.
             planned = self
                 .sessions
                 .poll_timeout()
@@ -105,7 +105,7 @@ impl Task {
                 .chain(self.stop)
                 .min()
                 .map(|due| due.max(now));
-            self.vigil.allow_until(
+            self.fence.allow_until(
                 planned.map(|planned| self.sessions.remote_detection_deadline(planned)),
             );
             self.wait(planned);
@@ -141,33 +141,29 @@ impl Task {
         }
     }
 
-    /// False when there is nobody left to work for.
+    /// False when the handle is gone.
     fn handle_commands(&mut self, now: Duration) -> bool {
         let mut latest = None;
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Peers(peers)) => latest = Some(peers),
                 Ok(Command::Status(reply)) => {
-                    self.adopt(latest.take(), now);
+                    self.set_peers(latest.take(), now);
                     let _ = reply.send(self.sessions.status());
                 }
-                Ok(Command::Stop(patience)) => {
-                    self.stop = Some(now + patience);
-                    latest = Some(std::collections::BTreeMap::new());
+                Ok(Command::Stop(timeout)) => {
+                    self.stop = Some(now + timeout);
+                    latest = Some(BTreeMap::new());
                 }
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) => return false,
             }
         }
-        self.adopt(latest, now);
+        self.set_peers(latest, now);
         true
     }
 
-    fn adopt(
-        &mut self,
-        peers: Option<std::collections::BTreeMap<crate::bfd::PeerKey, crate::bfd::Peer>>,
-        now: Duration,
-    ) {
+    fn set_peers(&mut self, peers: Option<BTreeMap<PeerKey, Peer>>, now: Duration) {
         if let Some(peers) = peers {
             let effects = self.sessions.set(&peers, now);
             self.apply(effects);
@@ -183,15 +179,15 @@ impl Task {
         }
         for event in effects.events {
             if matches!(event, Event::Stalled { .. } | Event::RemoteDetectionExpired { .. }) {
-                self.vigil.close();
+                self.fence.close();
             }
             (self.events)(event);
         }
     }
 
-    /// Until something can be read, a command has come or it is time.
+    /// Waits until a datagram or command is queued, or until this time.
     fn wait(&mut self, until: Option<Duration>) {
-        self.arm(until);
+        self.arm_timer(until);
         let mut fds = Vec::with_capacity(self.sockets.listeners().len() + 2);
         fds.push(PollFd::new(&self.timer, PollFlags::IN));
         fds.push(PollFd::new(&*self.wake, PollFlags::IN));
@@ -201,7 +197,7 @@ impl Task {
                 .iter()
                 .map(|listener| PollFd::from_borrowed_fd(listener.fd(), PollFlags::IN)),
         );
-        // Interrupted by a signal: the round that follows finds out whether anything is due.
+        // After a signal the next round finds out whether anything is due.
         let _ = poll(&mut fds, None);
         let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
         self.ready = (0..fds.len().saturating_sub(2))
@@ -216,14 +212,13 @@ impl Task {
         }
     }
 
-    /// A timer that goes off too early costs one round, so it is set anew only when it would be too
-    /// late.
-    fn arm(&mut self, until: Option<Duration>) {
+    /// Sets the timer only when it would fire too late: one that fires too early costs one round.
+    fn arm_timer(&mut self, until: Option<Duration>) {
         let Some(until) = until else { return };
         if self.armed.is_some_and(|armed| armed <= until) {
             return;
         }
-        // Zero would switch it off.
+        // Zero would disarm it.
         let due = until.max(Duration::from_nanos(1));
         let value = Timespec { tv_sec: due.as_secs() as _, tv_nsec: due.subsec_nanos() as _ };
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };

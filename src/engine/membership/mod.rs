@@ -146,7 +146,7 @@ impl PeerEvent {
                 Diagnostic::NeighborSignaledSessionDown => Liveness::Heard,
                 _ => Liveness::Down(DownReason::NeighbourDown),
             },
-            (_, Cause::Heard | Cause::LocalAdminDown | Cause::LocalReturn) => return None,
+            (_, Cause::Handshake | Cause::LocalAdminDown | Cause::LocalAdminUp) => return None,
         };
         Some(PeerEvent::Liveness { address: event.peer.address, state })
     }

@@ -1,5 +1,4 @@
-//! Which port of an active-backup bond carries the traffic, for the bond and for everything stacked
-//! on it.
+//! The active port of an active-backup bond, for the bond and for the interfaces stacked on it.
 
 use std::collections::BTreeMap;
 
@@ -30,8 +29,8 @@ pub(super) fn note_active_ports(interfaces: &mut Interfaces, messages: &[LinkMes
     }
     for (bond, port) in active {
         let mut next = vec![bond];
-        // Each interface takes a port once, so stacks that join again, or loops of a dump out of
-        // step, come to an end.
+        // Each interface takes a port once, so the loop ends even with stacks that rejoin, or with
+        // cycles in an inconsistent dump.
         while let Some(index) = next.pop() {
             let fresh = interfaces
                 .get_mut(&index)
@@ -55,7 +54,7 @@ fn infos(message: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
         .flatten()
 }
 
-/// IFLA_BOND_ACTIVE_SLAVE; only bonds with one active port at a time have it.
+/// IFLA_BOND_ACTIVE_SLAVE; only bonds in active-backup and similar modes have it.
 fn active_port(message: &LinkMessage) -> Option<u32> {
     let bond = infos(message).find_map(|info| {
         if let LinkInfo::Data(InfoData::Bond(bond)) = info { Some(bond) } else { None }
@@ -69,8 +68,8 @@ fn active_port(message: &LinkMessage) -> Option<u32> {
     })
 }
 
-/// The interface below a VLAN or macvlan (IFLA_LINK). Of other kinds it may be an index in another
-/// namespace.
+/// The interface below a VLAN or macvlan (IFLA_LINK). For other kinds it may be an index in another
+/// network namespace.
 fn lower(message: &LinkMessage) -> Option<u32> {
     let stacked = infos(message)
         .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Vlan | InfoKind::MacVlan)));

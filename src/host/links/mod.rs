@@ -1,7 +1,7 @@
 //! The host's interfaces and their addresses, from rtnetlink, as snapshots.
 //!
-//! A subscription tells that something changed, and a dump tells what is: notifications that were
-//! lost, or that came in an order that means nothing, cannot leave a wrong picture behind.
+//! A subscription reports that something changed, and a dump reads the current state: lost or
+//! reordered notifications cannot leave a wrong snapshot.
 
 mod bonds;
 
@@ -28,31 +28,29 @@ use tracing::debug;
 
 use crate::model::{Interface, Interfaces};
 
-/// Changes come in crowds (a pod start is a dozen): wait so long for the rest of one before
-/// looking.
+/// How long to collect notifications before a dump: one start of a pod causes a dozen.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Before looking again when a dump failed.
+/// Time before a failed dump is repeated.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the interfaces cannot be watched.
 #[derive(Debug, Error)]
 pub enum LinksError {
-    /// The netlink socket could not be opened.
-    #[error("no rtnetlink socket: {0}")]
+    #[error("cannot open a rtnetlink socket: {0}")]
     Socket(#[source] io::Error),
-    /// The subscription failed.
-    #[error("rtnetlink notifications cannot be read: {0}")]
+    #[error("cannot read rtnetlink notifications: {0}")]
     Subscription(#[source] io::Error),
-    /// The first dump failed.
-    #[error("interfaces and addresses cannot be listed: {0}")]
+    #[error("cannot list interfaces and addresses: {0}")]
     Dump(#[source] rtnetlink::Error),
 }
 
-/// Publishes a snapshot at once and after every change that alters it, until all receivers are
-/// gone. Opens its sockets in the network namespace of the calling thread. Fails at the start only,
-/// or when the subscription breaks; a failed dump later is repeated.
+/// Publishes a snapshot at once and after every change of it, until all receivers are gone. Opens
+/// its sockets in the network namespace of the calling thread.
+///
+/// # Errors
+/// A socket or the first dump fails, or the subscription ends. Later dumps that fail are repeated.
 pub async fn run(snapshots: watch::Sender<Interfaces>) -> Result<(), LinksError> {
-    // Subscribed before the first dump: a change in between is not missed.
+    // Before the first dump, so that no change in between is missed.
     let subscription = Subscription::open().map_err(LinksError::Socket)?;
     let (connection, handle, _messages) = new_connection().map_err(LinksError::Socket)?;
     let connection = tokio::spawn(connection);
@@ -64,7 +62,7 @@ pub async fn run(snapshots: watch::Sender<Interfaces>) -> Result<(), LinksError>
     result
 }
 
-/// One look at the interfaces, for those who do not watch them.
+/// A single snapshot, without a subscription.
 pub async fn snapshot() -> Result<Interfaces, LinksError> {
     let (connection, handle, _messages) = new_connection().map_err(LinksError::Socket)?;
     let connection = tokio::spawn(connection);
@@ -79,7 +77,7 @@ async fn publish(
     snapshots: &watch::Sender<Interfaces>,
 ) -> Result<(), LinksError> {
     let mut next = dump(handle).await.map_err(LinksError::Dump)?;
-    // The first one is sent even when it is empty: receivers wait for it.
+    // The first one is sent even if it is empty: receivers wait for it.
     snapshots.send_replace(next);
     loop {
         subscription.changed().await.map_err(LinksError::Subscription)?;
@@ -88,7 +86,7 @@ async fn publish(
         next = loop {
             match dump(handle).await {
                 Ok(interfaces) => break interfaces,
-                Err(error) => debug!(%error, "interfaces could not be listed"),
+                Err(error) => debug!(%error, "cannot list interfaces"),
             }
             sleep(RETRY).await;
         };
@@ -102,7 +100,8 @@ async fn publish(
     }
 }
 
-/// A netlink socket in the groups for links and addresses. Its messages are not read, only noticed.
+/// A netlink socket in the groups for links and addresses. The contents of its messages are
+/// ignored.
 struct Subscription(AsyncFd<Socket>);
 
 impl Subscription {
@@ -139,11 +138,11 @@ impl Subscription {
         }
     }
 
-    /// Forgets the notifications that wait; whether there were any. ENOBUFS says that some were
-    /// lost, so there were.
+    /// Discards the queued notifications and returns whether there were any. ENOBUFS means that
+    /// some were lost, so there were.
     fn drain(&self) -> io::Result<bool> {
         let mut some = false;
-        // Longer messages are cut off: nobody reads them.
+        // Longer messages are truncated.
         let mut buffer = [0; 64];
         loop {
             let received = self.0.try_io(Interest::READABLE, |socket| {
@@ -162,8 +161,8 @@ impl Subscription {
 }
 
 async fn dump(handle: &Handle) -> Result<Interfaces, rtnetlink::Error> {
-    // Addresses last: each then belongs to an interface that was seen, or is left out until the
-    // notification of that one comes.
+    // Addresses after links: an address of an unknown interface is left out until the notification
+    // of that interface arrives.
     let messages: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let mut interfaces: Interfaces = messages
         .iter()
@@ -182,7 +181,7 @@ async fn dump(handle: &Handle) -> Result<Interfaces, rtnetlink::Error> {
     Ok(interfaces)
 }
 
-/// None for what is no interface of this kind of dump.
+/// None for a message without a name.
 fn interface(message: &LinkMessage) -> Option<Interface> {
     let flags = message.header.flags;
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
@@ -195,7 +194,7 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name = name.as_str().into(),
-            // NOARP links have addresses that nobody asks for.
+            // Addresses of NOARP links are never resolved.
             LinkAttribute::Address(bytes) if ethernet && !flags.contains(LinkFlags::Noarp) => {
                 interface.mac = bytes.as_slice().try_into().ok()
             }
@@ -217,15 +216,14 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
     (!interface.name.is_empty()).then_some(interface)
 }
 
-/// An interface without any configuration for IPv6 belongs to a kernel without it
-/// (`ipv6.disable=1`), or its MTU is too small for it.
+/// An interface has no IPv6 configuration if the kernel has no IPv6 (`ipv6.disable=1`) or the MTU
+/// is too small.
 fn has_ipv6(family: &AfSpecUnspec) -> bool {
     let AfSpecUnspec::Inet6(attributes) = family else { return false };
     attributes.iter().any(|attribute| matches!(attribute, AfSpecInet6::DevConf(settings) if settings.disable_ipv6 == 0))
 }
 
-/// None for addresses that are not global, not usable yet (tentative), not unique (dadfailed), or
-/// on their way out (deprecated).
+/// None for addresses that are not global, or tentative, dadfailed or deprecated.
 fn address(message: &AddressMessage) -> Option<IpNet> {
     let (mut local, mut address, mut flags) =
         (None, None, AddressFlags::from_bits_retain(u32::from(message.header.flags.bits())));

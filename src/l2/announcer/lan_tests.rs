@@ -11,7 +11,7 @@ use crate::model::Interface;
 fn the_owner_keeps_the_vip_and_the_newcomer_learns_who_has_it() {
     for vip in [V4, V6] {
         let mut a = announcer();
-        let mut b = Announcer::new(Config::default(), 43);
+        let mut b = Announcer::new(AnnouncerConfig::default(), 43);
         a.set(wish(&[vip], &[1], false), &interfaces(&[interface(1, OURS)]), ms(0));
         b.set(wish(&[vip], &[1], true), &interfaces(&[interface(1, OTHER)]), ms(20_000));
         let (log_a, log_b) = lan(&mut a, &mut b, ms(195_000));
@@ -31,14 +31,14 @@ fn the_owner_keeps_the_vip_and_the_newcomer_learns_who_has_it() {
     }
 }
 
-/// Both probe at once: who hears the other while probing steps back (RFC 5227 §2.1.1), and there
-/// are never two owners.
+/// Both probe at once: a host that sees the other's probe while probing yields (RFC 5227 §2.1.1),
+/// and there are never two owners.
 #[test]
 fn of_newcomers_that_probe_at_the_same_time_one_wins() {
     for vip in [V4, V6] {
         for seed in 43..63 {
             let mut a = announcer();
-            let mut b = Announcer::new(Config::default(), seed);
+            let mut b = Announcer::new(AnnouncerConfig::default(), seed);
             a.set(wish(&[vip], &[1], true), &interfaces(&[interface(1, OURS)]), ms(0));
             b.set(wish(&[vip], &[1], true), &interfaces(&[interface(1, OTHER)]), ms(0));
             let (log_a, log_b) = lan(&mut a, &mut b, ms(400_000));
@@ -65,8 +65,8 @@ fn lan(a: &mut Announcer, b: &mut Announcer, until: Duration) -> (Log, Log) {
     while let Some(now) =
         a.poll_timeout().into_iter().chain(b.poll_timeout()).min().filter(|now| *now <= until)
     {
-        a.poll(now);
-        b.poll(now);
+        a.handle_timeout(now);
+        b.handle_timeout(now);
         loop {
             let frames: Vec<Transmission> = a.transmissions().chain(b.transmissions()).collect();
             if frames.is_empty() {
@@ -112,8 +112,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens: every VIP that waits for something has exactly one timer, frames leave only usable interfaces and are valid,
-    /// and no address is announced that nobody wants.
+    /// Whatever happens: every VIP that waits for something has exactly one timer, frames leave
+    /// only usable interfaces and are valid, and no address is announced that nobody wants.
     #[test]
     fn no_sequence_of_events_leaves_a_trace(steps in prop::collection::vec(step(), 1..40)) {
         let vips: Vec<IpAddr> = (0..8u8).map(|n| if n % 2 == 0 { ip(&format!("192.0.2.{n}")) } else { ip(&format!("fd00::{n}")) }).collect();
@@ -149,7 +149,7 @@ proptest! {
                 }
                 Step::Wait { millis } => now += ms(millis),
             }
-            a.poll(now);
+            a.handle_timeout(now);
             let links = a.links.clone();
             for sent in a.transmissions() {
                 prop_assert!(links.contains_key(&sent.ifindex));
@@ -162,12 +162,12 @@ proptest! {
                 prop_assert!(probe || !silent.contains(&about), "a standby said something");
             }
             a.events().for_each(drop);
-            let pending = a.vips.values().filter(|vip| matches!(vip.standing, AnnounceState::Probing { .. } | AnnounceState::Refused { .. })).count();
-            prop_assert_eq!(a.timers.len(), pending + a.places.len());
+            let pending = a.vips.values().filter(|vip| vip.state.timer().is_some()).count();
+            prop_assert_eq!(a.timers.len(), pending + a.presences.len());
             let c = *a.counters();
-            prop_assert_eq!(c.received, c.malformed + c.own + c.ignored + c.answered + c.conflicts + c.contested + c.heard);
+            prop_assert_eq!(c.received, c.malformed + c.own + c.ignored + c.answered + c.conflicts + c.contested + c.observed);
         }
         a.set(BTreeMap::new(), &Interfaces::new(), now);
-        prop_assert_eq!((a.timers.len(), a.places.len(), a.vips.len()), (0, 0, 0));
+        prop_assert_eq!((a.timers.len(), a.presences.len(), a.vips.len()), (0, 0, 0));
     }
 }

@@ -1,15 +1,13 @@
 //! The interfaces on which frames can be sent.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
-use super::Announcer;
 use crate::model::Interface;
-use crate::model::mac::Mac;
+use crate::model::mac::{Mac, is_unicast};
 
-/// What frames on an interface depend on. When it changes, the network has to be told anew: of
-/// another hardware address, or that the same one is now behind another port of the switch (a bond
-/// that failed over), or may have been forgotten (a link that was away for a moment).
+/// What frames on an interface depend on. VIPs are announced again when it changes: the interface
+/// has another link-layer address, or the same one is behind another port of the switch (a bond
+/// that failed over), or switches may have forgotten it (a link that was down for a moment).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub mac: Mac,
@@ -18,26 +16,14 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// None for what cannot be used: down, loopback, without a station's address.
+    /// None for an interface that is down, a loopback, or without a unicast link-layer address.
     pub fn of(interface: &Interface) -> Option<Link> {
-        let mac = interface.mac.filter(|&mac| {
-            interface.up && !interface.loopback && crate::model::mac::is_unicast(mac)
-        })?;
+        let mac =
+            interface.mac.filter(|&mac| interface.up && !interface.loopback && is_unicast(mac))?;
         Some(Link {
             mac,
             active_ports: interface.active_ports.clone(),
             carrier_changes: interface.carrier_changes,
         })
-    }
-}
-
-impl Announcer {
-    /// The usable interfaces of a VIP.
-    pub(super) fn links_of(&self, vip: IpAddr) -> impl Iterator<Item = (u32, Mac)> + '_ {
-        let interfaces = self.vips.get(&vip).map(|known| &known.interfaces);
-        interfaces
-            .into_iter()
-            .flat_map(|set| set.iter())
-            .filter_map(|ifindex| Some((*ifindex, self.links.get(ifindex)?.mac)))
     }
 }

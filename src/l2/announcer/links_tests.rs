@@ -1,7 +1,6 @@
 //! Interfaces that come, go, change or cannot carry announcements.
 
 use super::tests::*;
-use super::*;
 use crate::model::Interface;
 
 #[test]
@@ -10,11 +9,11 @@ fn links_that_come_and_go() {
     let wanted = || wish(&[V4], &[1, 2], false);
     let up = interface(1, OURS);
     let down = Interface { up: false, ..up.clone() };
-    let question = arp_request(OTHER, "192.0.2.1", V4).to_vec();
+    let request = arp_request(OTHER, "192.0.2.1", V4).to_vec();
 
     a.set(wanted(), &interfaces(std::slice::from_ref(&down)), now);
     assert_eq!(a.poll_timeout(), None, "down: nothing to do");
-    assert!(hear(&mut a, 1, &question, now).frames.is_empty(), "down: silent");
+    assert!(hear(&mut a, 1, &request, now).frames.is_empty(), "down: silent");
 
     a.set(wanted(), &interfaces(std::slice::from_ref(&up)), now + ms(100));
     assert_eq!(
@@ -46,11 +45,11 @@ fn links_that_come_and_go() {
 
     a.set(BTreeMap::new(), &interfaces(&[up]), later + ms(6000));
     assert_eq!(
-        (a.poll_timeout(), a.timers.len(), a.places.len()),
+        (a.poll_timeout(), a.timers.len(), a.presences.len()),
         (None, 0, 0),
         "withdrawn: no memory"
     );
-    assert!(hear(&mut a, 1, &question, later + ms(6000)).frames.is_empty());
+    assert!(hear(&mut a, 1, &request, later + ms(6000)).frames.is_empty());
 }
 
 #[test]

@@ -21,23 +21,24 @@ fn probes_come_first_and_nothing_is_answered_meanwhile() {
                     || ndp::Repr::parse(&sent.frame).is_ok_and(|p| p.is_probe())
             );
         }
-        let question = if vip == V4 {
+        let request = if vip == V4 {
             arp_request(OTHER, "192.0.2.1", V4).to_vec()
         } else {
             solicitation(OTHER, "fd00::1", V6).to_vec()
         };
-        assert!(hear(&mut a, 1, &question, ms(999)).frames.is_empty(), "{vip}");
+        assert!(hear(&mut a, 1, &request, ms(999)).frames.is_empty(), "{vip}");
 
         let log = run(&mut a, ms(999), ms(1000));
         assert_eq!(log.events, [(ms(1000), AnnouncerEvent::ProbeClear { vip: ip(vip) })]);
         assert!(!log.frames.is_empty(), "announced at once");
-        assert_eq!(hear(&mut a, 1, &question, ms(1001)).frames.len(), 1);
+        assert_eq!(hear(&mut a, 1, &request, ms(1001)).frames.len(), 1);
     }
 }
 
 #[test]
 fn without_probe_time_nothing_is_probed() {
-    let mut a = Announcer::new(Config { probe_time: ms(0), ..Config::default() }, 1);
+    let mut a =
+        Announcer::new(AnnouncerConfig { probe_time: ms(0), ..AnnouncerConfig::default() }, 1);
     a.set(wish(&[V4], &[1], true), &interfaces(&[interface(1, OURS)]), ms(0));
     let log = run(&mut a, ms(0), ms(0));
     assert_eq!(arp::Repr::parse(&log.frames[0].1.frame), Ok(arp::Repr::announcement(OURS, v4(V4))));
@@ -48,7 +49,7 @@ fn who_claims_or_probes_at_the_same_time_is_a_conflict() {
     let advert = |solicited| ndp::Message::Advertisement {
         router: false,
         solicited,
-        overriding: false,
+        override_cache: false,
         link_layer: None,
     };
     let cases: Vec<(&str, &str, Vec<u8>)> = vec![
@@ -88,7 +89,7 @@ fn who_claims_or_probes_at_the_same_time_is_a_conflict() {
 }
 
 #[test]
-fn a_question_of_others_is_no_conflict() {
+fn a_request_of_others_is_no_conflict() {
     let cases = [
         (V4, arp_request(OTHER, "192.0.2.1", V4).to_vec()),
         (V4, arp::Repr::announcement(OTHER, v4("192.0.2.11")).to_vec()),

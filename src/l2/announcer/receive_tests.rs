@@ -1,11 +1,11 @@
-//! What is heard of others: questions, probes, claims, and our own frames coming back.
+//! Frames of others: requests, probes, claims, and own frames that the network loops back.
 
 use super::tests::*;
 use super::*;
 use crate::l2::ethernet;
 
 #[test]
-fn our_own_frames_coming_back_are_nothing() {
+fn looped_back_frames_are_ignored() {
     let ports = interfaces(&[interface(1, OURS), interface(2, OTHER)]);
     for vip in [V4, V6] {
         let mut a = announcer();
@@ -31,7 +31,7 @@ fn our_own_frames_coming_back_are_nothing() {
 }
 
 #[test]
-fn questions_are_answered_unicast() {
+fn requests_are_answered_unicast() {
     let (mut a, now) = settled(&[V4, V6]);
     let log = hear(&mut a, 1, &arp_request(OTHER, "192.0.2.1", V4).to_vec(), now);
     let reply = arp::Repr::parse(&log.frames[0].1.frame).unwrap();
@@ -45,8 +45,8 @@ fn questions_are_answered_unicast() {
     );
 
     for destination in [ndp::solicited_node(v6(V6)), v6(V6)] {
-        let question = ndp::Repr { destination, ..solicitation(OTHER, "fd00::1", V6) };
-        let log = hear(&mut a, 1, &question.to_vec(), now);
+        let request = ndp::Repr { destination, ..solicitation(OTHER, "fd00::1", V6) };
+        let log = hear(&mut a, 1, &request.to_vec(), now);
         let answer = ndp::Repr::parse(&log.frames[0].1.frame).unwrap();
         assert_eq!(
             (answer.destination_mac, answer.destination, answer.target),
@@ -55,7 +55,7 @@ fn questions_are_answered_unicast() {
         let expected = ndp::Message::Advertisement {
             router: false,
             solicited: true,
-            overriding: true,
+            override_cache: true,
             link_layer: Some(OURS),
         };
         assert_eq!(answer.message, expected);
@@ -125,7 +125,7 @@ fn what_is_not_ours_gets_no_answer() {
 }
 
 #[test]
-fn a_rival_is_told_of_and_answered_by_an_announcement_once_a_second() {
+fn a_rival_is_reported_and_answered_once_a_second() {
     for (vip, claim) in [
         (V4, arp::Repr::announcement(OTHER, v4(V4)).to_vec()),
         (V4, arp_request(OTHER, V4, "192.0.2.1").to_vec()),

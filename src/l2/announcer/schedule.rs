@@ -1,10 +1,25 @@
-//! When announcements are due: the burst, jitter and the limit on the rate of frames.
+//! Intervals of the announcer, jitter, and the limit on the rate of frames.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// After taking a VIP over, announcements at these times: the first few survive a lossy moment (a
-/// switch port that just came up), the later ones reach who was rebooting.
+/// How long an address in conflict is left alone before it is probed again (RFC 5227 §1.1,
+/// RATE_LIMIT_INTERVAL). Up to a quarter is added at random: otherwise two hosts that refused each
+/// other would do so forever.
+pub const CONFLICT_RETRY: Duration = Duration::from_secs(60);
+/// Minimum time between two defences of a VIP on an interface, and between two reports of them
+/// (RFC 5227 §2.4, DEFEND_INTERVAL is 10 s).
+pub const CONTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum time until a VIP is announced again after a claim that the defence interval left
+/// unanswered.
+pub const REPAIR_DELAY: Duration = Duration::from_millis(200);
+/// Minimum time between two reports of the same claim.
+pub const OBSERVED_INTERVAL: Duration = Duration::from_millis(250);
+/// Probes before the first announcement (RFC 5227 §1.1, PROBE_NUM).
+pub const PROBES: u32 = 3;
+
+/// Times of the announcements after a takeover. The first ones survive a lossy moment (a switch
+/// port that just came up); the later ones reach hosts that were rebooting.
 pub(super) const BURST: [Duration; 7] = [
     Duration::from_millis(0),
     Duration::from_millis(10),
@@ -15,11 +30,10 @@ pub(super) const BURST: [Duration; 7] = [
     Duration::from_secs(5),
 ];
 
-/// 64 frames per 2 ms: 32,000 a second, below what a small switch's control plane and a client's
-/// backlog take, and 5,000 VIPs are claimed within a third of a second. What exceeds it waits;
-/// answers to requests do not count.
+/// Maximum number of unsolicited frames per [`SLICE`]; replies do not count. 64 frames per 2 ms are
+/// 32,000 per second, less than a small switch's control plane and a client's backlog take, and
+/// enough to claim 5,000 VIPs within a third of a second.
 pub(super) const FRAMES_PER_SLICE: usize = 64;
-/// See [`FRAMES_PER_SLICE`].
 pub(super) const SLICE: Duration = Duration::from_millis(2);
 
 /// Limits unsolicited frames to [`FRAMES_PER_SLICE`] per [`SLICE`].
@@ -41,14 +55,14 @@ impl Pacer {
         self.sent += frames;
     }
 
-    /// The earliest moment at which something due at `due` may go.
+    /// The earliest time at which a frame due at `due` may be sent.
     pub fn not_before(&self, due: Duration) -> Duration {
         if self.sent < FRAMES_PER_SLICE { due } else { due.max(self.slice + SLICE) }
     }
 }
 
-/// Pseudo-random numbers (SplitMix64, Steele et al. 2014): hosts that start together must not speak
-/// together. No secret depends on it.
+/// Pseudo-random numbers (SplitMix64, Steele et al. 2014), so that hosts that start together do not
+/// send together. No secret depends on them.
 #[derive(Debug)]
 pub(super) struct Jitter {
     seed: u64,
@@ -65,12 +79,12 @@ impl Jitter {
         mix(self.state)
     }
 
-    /// Evenly in `0..limit`.
+    /// Uniform in `0..limit`.
     pub fn up_to(&mut self, limit: Duration) -> Duration {
         limit.mul_f64((self.next() >> 11) as f64 / (1u64 << 53) as f64)
     }
 
-    /// How long after `now` the next refresh is: `interval` ±10 %, on a grid of 1/64 of it, so that
+    /// Time from `now` until the next refresh: `interval` ±10 %, on a grid of 1/64 of it, so that
     /// VIPs share wakes.
     pub fn refresh(&mut self, now: Duration, interval: Duration) -> Duration {
         let wanted = now + interval.mul_f64(0.9) + self.up_to(interval.mul_f64(0.2));
@@ -79,14 +93,36 @@ impl Jitter {
         wanted - late - now
     }
 
+    /// Identifies the probes of this host. It is the same on all its interfaces, so that two of
+    /// them on one link do not take each other for another host (RFC 7527 §4.1).
+    pub fn nonce(&self, vip: IpAddr) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.digest(vip).to_be_bytes();
+        [a, b, c, d, e, f]
+    }
+
     /// A number that depends on the seed and the address only.
-    pub fn digest(&self, address: IpAddr) -> u64 {
+    fn digest(&self, address: IpAddr) -> u64 {
         let bits = match address {
             IpAddr::V4(address) => u128::from(address.to_bits()),
             IpAddr::V6(address) => address.to_bits(),
         };
         mix(mix(self.seed ^ bits as u64).wrapping_add((bits >> 64) as u64))
     }
+}
+
+/// When the next probe is due after `sent` of them, or the end of probing. Each probe falls into
+/// the first half of its third of the time, so that at least a sixth is left for a reply. A probe
+/// that waited for the rate limit delays what follows.
+pub(super) fn next_probe(
+    start: Duration,
+    sent: u32,
+    probe_time: Duration,
+    now: Duration,
+    jitter: &mut Jitter,
+) -> Duration {
+    let third = probe_time / PROBES;
+    let delay = if sent < PROBES { jitter.up_to(third / 2) } else { Duration::ZERO };
+    (start + probe_time * sent / PROBES + delay).max(now + third / 2)
 }
 
 fn mix(mut z: u64) -> u64 {

@@ -1,4 +1,4 @@
-//! Standing by, taking over, and having the last word.
+//! Standby, takeover, and repeated announcements against a rival.
 
 use super::schedule::{FRAMES_PER_SLICE, SLICE};
 use super::tests::*;
@@ -17,7 +17,7 @@ fn claim(vip: &str) -> Vec<u8> {
     }
 }
 
-fn question(vip: &str) -> Vec<u8> {
+fn request(vip: &str) -> Vec<u8> {
     match ip(vip) {
         IpAddr::V4(_) => arp_request(CLIENT, "192.0.2.77", vip).to_vec(),
         IpAddr::V6(_) => solicitation(CLIENT, "fd00::77", vip).to_vec(),
@@ -27,16 +27,16 @@ fn question(vip: &str) -> Vec<u8> {
 const CLIENT: Mac = [2, 0, 0, 0, 0, 7];
 
 #[test]
-fn a_standby_hears_and_says_nothing() {
+fn a_standby_observes_and_sends_nothing() {
     for vip in [V4, V6] {
         let mut a = announcer();
         a.set(standby(&[vip], false), &interfaces(&[interface(1, OURS)]), ms(0));
         assert!(run(&mut a, ms(0), ms(100_000)).frames.is_empty());
-        assert!(hear(&mut a, 1, &question(vip), ms(100_000)).frames.is_empty());
+        assert!(hear(&mut a, 1, &request(vip), ms(100_000)).frames.is_empty());
         let log = hear(&mut a, 1, &claim(vip), ms(100_000));
         assert_eq!(
             log.events,
-            [(ms(100_000), AnnouncerEvent::Heard { vip: ip(vip), ifindex: 1, mac: OTHER })]
+            [(ms(100_000), AnnouncerEvent::ClaimObserved { vip: ip(vip), ifindex: 1, mac: OTHER })]
         );
         assert!(log.frames.is_empty());
         assert!(hear(&mut a, 1, &claim(vip), ms(100_100)).events.is_empty(), "said a moment ago");
@@ -49,12 +49,12 @@ fn a_standby_hears_and_says_nothing() {
 }
 
 #[test]
-fn taking_over_tells_everybody_at_once_and_those_who_asked_in_person() {
+fn a_takeover_is_announced_by_broadcast_and_to_requesters_by_unicast() {
     for vip in [V4, V6] {
         let mut a = announcer();
         let links = interfaces(&[interface(1, OURS)]);
         a.set(standby(&[vip], false), &links, ms(0));
-        hear(&mut a, 1, &question(vip), ms(500));
+        hear(&mut a, 1, &request(vip), ms(500));
         a.set(wish(&[vip], &[1], false), &links, ms(1000));
         let log = run(&mut a, ms(1000), ms(1300));
         let personal: Vec<u64> = log
@@ -83,7 +83,7 @@ fn taking_over_tells_everybody_at_once_and_those_who_asked_in_person() {
         assert_eq!(personal, [1000, 1050]);
         assert_eq!(log.times()[0], 1000, "the broadcast does not wait for them");
         assert_eq!(
-            hear(&mut a, 1, &question(vip), ms(1300)).frames.len(),
+            hear(&mut a, 1, &request(vip), ms(1300)).frames.len(),
             1,
             "and answers from now on"
         );
@@ -92,7 +92,7 @@ fn taking_over_tells_everybody_at_once_and_those_who_asked_in_person() {
 
 /// Also when they never asked here; on the interface and in the family in which they are gateways.
 #[test]
-fn gateways_are_told_of_a_takeover_in_person_and_of_nothing_else() {
+fn only_takeovers_are_announced_to_gateways_by_unicast() {
     const ROUTER: Mac = [2, 0, 0, 0, 0, 8];
     let gateways = Arc::new(Gateways::from([
         (
@@ -113,7 +113,7 @@ fn gateways_are_told_of_a_takeover_in_person_and_of_nothing_else() {
         let mut a = announcer();
         a.set(standby(&[vip], false), &links, ms(0));
         a.set_gateways(gateways.clone());
-        hear(&mut a, 1, &question(vip), ms(500));
+        hear(&mut a, 1, &request(vip), ms(500));
         a.set(wish(&[vip], &[1], false), &links, ms(1000));
         let log = run(&mut a, ms(1000), ms(300_000));
         let to = |mac: Mac| log.frames.iter().filter(move |(_, sent)| sent.frame[..6] == mac);
@@ -153,11 +153,11 @@ fn gateways_are_told_of_a_takeover_in_person_and_of_nothing_else() {
 }
 
 #[test]
-fn who_becomes_a_standby_is_silent_at_once() {
+fn a_new_standby_is_silent_at_once() {
     let (mut a, now) = settled(&[V4, V6]);
     a.set(standby(&[V4, V6], false), &interfaces(&[interface(1, OURS)]), now);
     assert!(run(&mut a, now, now + ms(200_000)).frames.is_empty());
-    assert!(hear(&mut a, 1, &question(V4), now).frames.is_empty());
+    assert!(hear(&mut a, 1, &request(V4), now).frames.is_empty());
 }
 
 #[test]
@@ -198,14 +198,14 @@ fn the_last_word_is_the_owners() {
 }
 
 #[test]
-fn questions_queue_under_the_same_limit_as_all_frames() {
+fn owner_probes_obey_the_rate_limit() {
     let vips: Vec<String> = (0..4096).map(|n| format!("10.0.{}.{}", n / 256, n % 256)).collect();
     let names: Vec<&str> = vips.iter().map(String::as_str).collect();
     let links = interfaces(&[interface(1, OURS)]);
     let mut a = announcer();
     a.set(standby(&names, false), &links, ms(0));
     for at in [1000, 1001] {
-        names.iter().for_each(|vip| a.ask(ip(vip), None, ms(at)));
+        names.iter().for_each(|vip| a.request_probe(ip(vip), None, ms(at)));
         assert_eq!(a.transmissions().count(), 0, "not past the limit");
     }
     let log = run(&mut a, ms(1001), ms(2000));
@@ -216,12 +216,12 @@ fn questions_queue_under_the_same_limit_as_all_frames() {
     assert!(log.frames.iter().all(|(at, _)| burst(*at) <= FRAMES_PER_SLICE));
     assert_eq!(a.poll_timeout(), None);
 
-    a.ask(ip(names[0]), Some(OTHER), ms(3000));
+    a.request_probe(ip(names[0]), Some(OTHER), ms(3000));
     let log = run(&mut a, ms(3000), ms(3000));
-    assert_eq!((log.frames.len(), &log.frames[0].1.frame[..6]), (1, &OTHER[..]), "one station");
+    assert_eq!((log.frames.len(), &log.frames[0].1.frame[..6]), (1, &OTHER[..]), "one neighbor");
 
-    // It takes the address before the question went out: a holder that asks gives up.
-    a.ask(ip(names[0]), None, ms(4000));
+    // It takes the address before the request went out: a holder that asks gives up.
+    a.request_probe(ip(names[0]), None, ms(4000));
     a.set(wish(&names[..1], &[1], false), &links, ms(4000));
     let log = run(&mut a, ms(4000), ms(4005));
     let sender = |frame: &[u8]| arp::Repr::parse(frame).map(|packet| packet.sender);

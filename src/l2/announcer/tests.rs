@@ -1,9 +1,17 @@
 //! When announcements go out; and what the tests of the other files share.
 
+pub(super) use std::collections::{BTreeMap, BTreeSet};
+pub(super) use std::net::IpAddr;
 use std::net::{Ipv4Addr, Ipv6Addr};
+pub(super) use std::sync::Arc;
+pub(super) use std::time::Duration;
 
 use super::schedule::{BURST, FRAMES_PER_SLICE, SLICE};
 use super::*;
+pub(super) use crate::l2::{arp, ndp};
+pub(super) use crate::model::Interfaces;
+pub(super) use crate::model::gateways::Gateways;
+pub(super) use crate::model::mac::Mac;
 use crate::model::{Interface, fixtures};
 
 pub(super) const OURS: Mac = [2, 0, 0, 0, 0, 1];
@@ -61,7 +69,7 @@ pub(super) fn run(announcer: &mut Announcer, from: Duration, until: Duration) ->
     let mut log = Log::default();
     let mut now = from;
     loop {
-        announcer.poll(now);
+        announcer.handle_timeout(now);
         drain(announcer, now, &mut log);
         match announcer.poll_timeout() {
             Some(next) if next <= until => now = now.max(next),
@@ -83,7 +91,7 @@ pub(super) fn hear(announcer: &mut Announcer, ifindex: u32, frame: &[u8], now: D
 }
 
 pub(super) fn announcer() -> Announcer {
-    Announcer::new(Config::default(), 42)
+    Announcer::new(AnnouncerConfig::default(), 42)
 }
 
 /// Announces `vips` on interface 1 since long ago.
@@ -193,7 +201,7 @@ fn refreshes_share_wakes() {
     let (mut wakes, mut now) = (0, ms(70_000));
     while now < ms(130_000) {
         now = a.poll_timeout().unwrap();
-        a.poll(now);
+        a.handle_timeout(now);
         assert!(a.transmissions().count() > 0, "no wake for nothing");
         wakes += 1;
     }

@@ -1,152 +1,132 @@
-//! What goes into an announcer and what comes out.
+//! Input and output of an announcer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::mac::Mac;
 
-/// How to announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// From the first moment of probing to the first announcement; zero: do not probe.
+pub struct AnnouncerConfig {
+    /// From the start of probing to the first announcement; zero: no probes.
     pub probe_time: Duration,
-    /// Between refreshes of an announcement that stands, ±10 %. Raised to
+    /// Time between refreshes of an announcement, ±10 %. Raised to
     /// [`Config::MIN_INTERVAL`].
     pub announce_interval: Duration,
 }
 
-impl Config {
+impl AnnouncerConfig {
     /// The shortest interval between refreshes.
     pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
 }
 
-impl Default for Config {
-    fn default() -> Config {
-        Config { probe_time: Duration::from_secs(1), announce_interval: Duration::from_secs(60) }
+impl Default for AnnouncerConfig {
+    fn default() -> AnnouncerConfig {
+        AnnouncerConfig {
+            probe_time: Duration::from_secs(1),
+            announce_interval: Duration::from_secs(60),
+        }
     }
 }
 
-/// What is wanted for one VIP.
+/// Desired state of one VIP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announcement {
-    /// Indexes of the interfaces on which to answer; those that do not exist, or are down, are
+    /// Indexes of the interfaces on which to answer. Interfaces that do not exist or are down are
     /// waited for.
     pub interfaces: Arc<BTreeSet<u32>>,
-    /// Newly allocated: make sure that nobody has it before claiming it. Without effect once the
-    /// VIP is announced; turned off while probing, the VIP is claimed at once.
+    /// Newly allocated: detect address conflicts before the first announcement (RFC 5227). Without
+    /// effect once the VIP is announced; turned off while probing, the VIP is announced at once.
     pub probe: bool,
-    /// Another node answers for it: listen on the same interfaces, so as to be ready to take over,
-    /// but say nothing. Probing goes on where it is asked for.
+    /// Another node answers for it: listen on the same interfaces, ready to take over, but send
+    /// nothing. Probing goes on where it is desired.
     pub standby: bool,
-    /// Say nothing of our own accord: no probes (where they are asked for they wait), no
-    /// announcements and no defence. Questions are answered unless on standby: so a node hands
-    /// over.
+    /// Send nothing unsolicited: no announcements and no defence, and probes wait. Requests are
+    /// answered unless on standby, so that a node can hand over.
     pub quiet: bool,
 }
 
-/// The stations of the default gateways, by interface and address: through them come the questions
-/// of everybody outside the LAN.
-pub type Gateways = BTreeMap<u32, BTreeMap<IpAddr, Mac>>;
-
-/// A frame to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmission {
-    /// Where.
     pub ifindex: u32,
-    /// From the Ethernet header on, unpadded.
+    /// From the Ethernet header on, without padding.
     pub frame: Vec<u8>,
 }
 
-/// What the rest of the program should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnnouncerEvent {
-    /// Nobody answered the probes: the VIP is announced from now on, unless on standby.
-    ProbeClear {
-        /// The address.
-        vip: IpAddr,
-    },
-    /// Somebody has, or is claiming, a VIP that was being probed. It is not announced, and probed
-    /// again after [`CONFLICT_RETRY`](super::CONFLICT_RETRY).
+    /// No conflict was detected: the VIP is announced from now on, unless on standby.
+    ProbeClear { vip: IpAddr },
+    /// Another host has, or probes for, a VIP that was being probed. The VIP is not announced, and
+    /// probed again after [`CONFLICT_RETRY`](super::CONFLICT_RETRY).
     Conflict {
-        /// The address.
         vip: IpAddr,
-        /// Where it was heard.
         ifindex: u32,
-        /// Who.
+        /// Link-layer address of the other host.
         mac: Mac,
     },
-    /// Somebody else claims a VIP that we announce. It is announced again; at most one per
-    /// [`HEARD_INTERVAL`](super::HEARD_INTERVAL) for each rival, VIP and interface.
+    /// Another host claims a VIP that is announced here. It is announced again; at most one per
+    /// [`OBSERVED_INTERVAL`](super::OBSERVED_INTERVAL) for each rival, VIP and interface.
     Contested {
-        /// The address.
         vip: IpAddr,
-        /// Where it was heard.
         ifindex: u32,
-        /// Who.
+        /// Link-layer address of the other host.
         mac: Mac,
     },
-    /// On standby: somebody says that it has the VIP; at most one per
-    /// [`HEARD_INTERVAL`](super::HEARD_INTERVAL) for each VIP, interface and speaker.
-    Heard {
-        /// The address.
+    /// On standby: another host claims the VIP; at most one per
+    /// [`OBSERVED_INTERVAL`](super::OBSERVED_INTERVAL) for each VIP, interface and host.
+    ClaimObserved {
         vip: IpAddr,
-        /// Where it was heard.
         ifindex: u32,
-        /// Who.
+        /// Link-layer address of the other host.
         mac: Mac,
     },
-    /// On standby: somebody asks whether anybody has the VIP, so it has not; not limited, as nobody
-    /// asks without end.
-    Asked {
-        /// The address.
+    /// On standby: another host probes for the VIP, so it does not have it. Not limited, because
+    /// probing ends.
+    ProbeObserved {
         vip: IpAddr,
-        /// Where it was heard.
         ifindex: u32,
-        /// Who.
+        /// Link-layer address of the other host.
         mac: Mac,
     },
-    /// Somebody probed for a VIP that we announce and was told that it is taken; limited as
-    /// [`AnnouncerEvent::Contested`].
+    /// Another host probed for a VIP that is announced here and was answered; at most one per
+    /// [`CONTEST_INTERVAL`](super::CONTEST_INTERVAL) for each VIP and interface.
     Defended {
-        /// The address.
         vip: IpAddr,
-        /// Where it was heard.
         ifindex: u32,
-        /// Who.
+        /// Link-layer address of the other host.
         mac: Mac,
     },
-    /// The edge cannot listen or send on an interface where VIPs are wanted; it goes on trying.
+    /// No packet socket on an interface where VIPs are desired; retried.
     SocketFailed {
-        /// The interface.
         ifindex: u32,
-        /// Why, for a person.
+        /// For people.
         reason: Box<str>,
     },
 }
 
-/// What happened so far. `received` is the sum of `malformed` to `heard`.
+/// Totals since the start. `received` is the sum of `malformed` to `observed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnnouncerCounters {
-    /// Frames handed in.
+    /// Frames received.
     pub received: u64,
     /// Not what they claim to be.
     pub malformed: u64,
-    /// Our own, looped back by the network.
+    /// Frames of this host that the network looped back.
     pub own: u64,
-    /// About nothing of ours.
+    /// Frames about no VIP of this host.
     pub ignored: u64,
     /// ARP requests and neighbour solicitations answered (defended probes included).
     pub answered: u64,
-    /// Claims that were heard while a VIP was being probed.
+    /// Claims and probes of other hosts while a VIP was being probed.
     pub conflicts: u64,
-    /// Claims that were heard while a VIP was announced.
+    /// Claims of other hosts while a VIP was announced.
     pub contested: u64,
-    /// Claims that were heard on standby.
-    pub heard: u64,
+    /// Claims of other hosts on standby.
+    pub observed: u64,
     /// Probe frames.
     pub probes_sent: u64,
-    /// Gratuitous ARP and unsolicited advertisement frames, those to single clients included.
+    /// Gratuitous ARP and unsolicited advertisement frames, unicast ones included.
     pub announcements_sent: u64,
 }

@@ -61,7 +61,7 @@ fn arp_about_our_addresses_only() {
     for count in [1, 2, 63, 64] {
         let program = arp(CARD, &v4s(count));
         for n in 0..70 {
-            let expected = if n < count { SNAP } else { 0 };
+            let expected = if n < count { SNAP_LEN } else { 0 };
             let question = arp_wire::Repr { sender: v4(200), ..arp_wire::Repr::probe(THEM, v4(n)) };
             let answer = question.reply(US);
             for (name, frame) in [
@@ -86,7 +86,7 @@ fn neighbour_discovery_about_our_addresses_only() {
     for count in [1, 64] {
         let program = super::ndp(CARD, &v6s(count));
         for n in 0..70 {
-            let expected = if n < count { SNAP } else { 0 };
+            let expected = if n < count { SNAP_LEN } else { 0 };
             assert_eq!(
                 interpret(&program, &ndp::Repr::probe(THEM, v6(n), [0; 6]).to_vec(), 2),
                 expected,
@@ -104,10 +104,10 @@ fn neighbour_discovery_about_our_addresses_only() {
 #[test]
 fn too_many_addresses_let_everything_of_the_protocol_through() {
     let frame = arp_wire::Repr::probe(THEM, Ipv4Addr::new(10, 0, 0, 1)).to_bytes();
-    assert_eq!(interpret(&arp(CARD, &v4s(65)), &frame, 1), SNAP);
+    assert_eq!(interpret(&arp(CARD, &v4s(65)), &frame, 1), SNAP_LEN);
     assert_eq!(interpret(&arp(CARD, &v4s(64)), &frame, 1), 0);
     let frame = ndp::Repr::probe(THEM, Ipv6Addr::LOCALHOST, [0; 6]).to_vec();
-    assert_eq!(interpret(&super::ndp(CARD, &v6s(65)), &frame, 2), SNAP);
+    assert_eq!(interpret(&super::ndp(CARD, &v6s(65)), &frame, 2), SNAP_LEN);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_frame_of_a_vlan_is_not_for_the_card_below_it() {
     let solicitation =
         ndp::Repr::probe(THEM, Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0), [0; 6]).to_vec();
     for (v4, v6) in [(v4s(1), v6s(1)), (v4s(65), v6s(65))] {
-        for (ifindex, expected) in [(CARD, SNAP), (CARD + 1, 0)] {
+        for (ifindex, expected) in [(CARD, SNAP_LEN), (CARD + 1, 0)] {
             assert_eq!(interpret_at(ifindex, &arp(CARD, &v4), &question, 1), expected);
             assert_eq!(interpret_at(ifindex, &super::ndp(CARD, &v6), &solicitation, 2), expected);
         }

@@ -1,5 +1,5 @@
-//! Packet sockets of one interface, and the multicast groups that make the network deliver
-//! neighbour solicitations.
+//! Packet sockets of one interface, and the multicast groups that make the network deliver neighbor
+//! solicitations.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,16 +15,16 @@ use crate::host::classic_bpf::{Instruction, attach};
 use crate::l2::{ethernet, ndp};
 use crate::model::Family;
 
-/// Groups joined by one IPv6 socket. The kernel charges them to `net.core.optmem_max` (20 KiB at
-/// least) of the socket.
+/// Maximum number of groups joined by one IPv6 socket. The kernel charges them to
+/// `net.core.optmem_max` (20 KiB at least) of the socket.
 const GROUPS_PER_SOCKET: usize = 200;
 
 /// One interface that has VIPs.
 #[derive(Debug)]
 pub(crate) struct Port {
     ifindex: u32,
-    arp: Option<Tap>,
-    ndp: Option<Tap>,
+    arp: Option<PacketSocket>,
+    ndp: Option<PacketSocket>,
     groups: Groups,
 }
 
@@ -33,7 +33,7 @@ impl Port {
         Port { ifindex, arp: None, ndp: None, groups: Groups::default() }
     }
 
-    /// Listens for what concerns these VIPs. Returns how many multicast groups could not be joined.
+    /// Listens for frames about these VIPs. Returns how many multicast groups could not be joined.
     pub fn listen(&mut self, vips: &BTreeSet<IpAddr>) -> io::Result<u64> {
         let v4: BTreeSet<Ipv4Addr> = vips
             .iter()
@@ -43,21 +43,21 @@ impl Port {
             .iter()
             .filter_map(|vip| if let IpAddr::V6(vip) = vip { Some(*vip) } else { None })
             .collect();
-        tap(
+        update_socket(
             &mut self.arp,
             self.ifindex,
             Family::V4,
             (!v4.is_empty()).then(|| filter::arp(self.ifindex, &v4)),
         )?;
-        tap(
+        update_socket(
             &mut self.ndp,
             self.ifindex,
             Family::V6,
             (!v6.is_empty()).then(|| filter::ndp(self.ifindex, &v6)),
         )?;
         Ok(match &self.ndp {
-            Some(tap) => self.groups.set(
-                tap,
+            Some(socket) => self.groups.set(
+                socket,
                 self.ifindex,
                 v6.into_iter().map(ndp::solicited_node).collect(),
             ),
@@ -69,48 +69,47 @@ impl Port {
     }
 
     /// The open sockets.
-    pub fn taps(&self) -> impl Iterator<Item = &Tap> {
+    pub fn sockets(&self) -> impl Iterator<Item = &PacketSocket> {
         self.arp.iter().chain(&self.ndp)
     }
 
-    /// Hands a frame to the interface, without waiting.
+    /// Hands a frame to the interface. Does not block.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         let ipv6 =
             ethernet::Repr::parse(frame).is_ok_and(|header| header.ethertype == ethernet::IPV6);
         match if ipv6 { &self.ndp } else { &self.arp } {
-            Some(tap) => tap.fd.get_ref().send(frame).map(drop),
+            Some(socket) => socket.fd.get_ref().send(frame).map(drop),
             None => Ok(()),
         }
     }
 }
 
-fn tap(
-    slot: &mut Option<Tap>,
+fn update_socket(
+    slot: &mut Option<PacketSocket>,
     ifindex: u32,
     family: Family,
     program: Option<Vec<Instruction>>,
 ) -> io::Result<()> {
     match (program, slot.as_mut()) {
         (None, _) => *slot = None,
-        (Some(program), Some(tap)) => tap.refilter(program)?,
-        (Some(program), None) => *slot = Some(Tap::open(ifindex, family, program)?),
+        (Some(program), Some(socket)) => socket.refilter(program)?,
+        (Some(program), None) => *slot = Some(PacketSocket::open(ifindex, family, program)?),
     }
     Ok(())
 }
 
-/// A packet socket for one EtherType on one interface. Bound to its EtherType and not to all of
-/// them: the kernel then neither runs the filter for other traffic nor clones outgoing packets for
-/// us.
+/// A packet socket for one EtherType on one interface. Because it is bound to its EtherType, the
+/// kernel neither runs the filter for other traffic nor clones outgoing packets for it.
 #[derive(Debug)]
-pub(crate) struct Tap {
+pub(crate) struct PacketSocket {
     fd: AsyncFd<Socket>,
     program: Vec<Instruction>,
 }
 
-impl Tap {
-    /// The filter is in place before the first frame can arrive: until it is bound the socket
-    /// belongs to no protocol.
-    fn open(ifindex: u32, family: Family, program: Vec<Instruction>) -> io::Result<Tap> {
+impl PacketSocket {
+    /// Attaches the filter before the first frame can arrive: a socket that is not bound receives
+    /// nothing.
+    fn open(ifindex: u32, family: Family, program: Vec<Instruction>) -> io::Result<PacketSocket> {
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
         attach(&socket, &program)?;
         let ethertype = match family {
@@ -120,7 +119,7 @@ impl Tap {
         socket.bind(&link_address(ifindex, ethertype)?)?;
         // SAFETY: the socket owns its descriptor, and keeps it for as long as it lives.
         let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
-        Ok(Tap { fd, program })
+        Ok(PacketSocket { fd, program })
     }
 
     /// The kernel replaces a filter atomically.
@@ -136,7 +135,7 @@ impl Tap {
         &self.fd
     }
 
-    /// The next frame that waits; `WouldBlock` when there is none.
+    /// The next frame in the queue; `WouldBlock` when it is empty.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.fd.try_io(Interest::READABLE, |socket| {
             rustix::net::recv(socket, &mut *buffer, rustix::net::RecvFlags::empty())
@@ -183,25 +182,24 @@ fn link_address(ifindex: u32, ethertype: u16) -> io::Result<SockAddr> {
     Ok(address)
 }
 
-/// Solicited-node groups, joined twice: at the packet socket for the filter of the network card,
-/// and by an IPv6 socket, because that alone makes the kernel report them by MLD, without which a
-/// snooping switch does not deliver them. No address is needed for either.
+/// Solicited-node groups, joined twice: on the packet socket for the filter of the network card,
+/// and on an IPv6 socket, which alone makes the kernel report them by MLD. Without a report a
+/// snooping switch does not deliver them. Neither needs an address.
 #[derive(Debug, Default)]
 struct Groups {
-    /// Those of which the card knows.
+    /// Joined on the packet socket.
     card: BTreeSet<Ipv6Addr>,
-    /// Sockets that are there to be members, and their groups.
+    /// IPv6 sockets and the groups that each has joined.
     members: Vec<(Socket, BTreeSet<Ipv6Addr>)>,
 }
 
 impl Groups {
-    /// Joins and leaves; what could not be joined is tried again by the next call. Returns how many
-    /// failed.
-    fn set(&mut self, tap: &Tap, ifindex: u32, wanted: BTreeSet<Ipv6Addr>) -> u64 {
+    /// Joins and leaves groups. Failed joins are retried by the next call. Returns their number.
+    fn set(&mut self, packet: &PacketSocket, ifindex: u32, wanted: BTreeSet<Ipv6Addr>) -> u64 {
         let mut failed = 0;
         for group in self.card.difference(&wanted) {
             // Fails only when the interface is gone, and the group with it.
-            let _ = tap.membership(ifindex, *group, libc::PACKET_DROP_MEMBERSHIP);
+            let _ = packet.membership(ifindex, *group, libc::PACKET_DROP_MEMBERSHIP);
         }
         self.card.retain(|group| wanted.contains(group));
         for (socket, groups) in &mut self.members {
@@ -213,13 +211,13 @@ impl Groups {
         self.members.retain(|(_, groups)| !groups.is_empty());
         for group in wanted {
             if !self.card.contains(&group) {
-                match tap.membership(ifindex, group, libc::PACKET_ADD_MEMBERSHIP) {
+                match packet.membership(ifindex, group, libc::PACKET_ADD_MEMBERSHIP) {
                     Ok(()) => drop(self.card.insert(group)),
                     Err(_) => failed += 1,
                 }
             }
-            // Fails where IPv6 is switched off on the interface: then there is no MLD, and the
-            // card's filter has to do.
+            // Fails where IPv6 is disabled on the interface: without MLD only the filter of the
+            // card remains.
             if !self.members.iter().any(|(_, groups)| groups.contains(&group))
                 && self.join(ifindex, group).is_err()
             {

@@ -1,20 +1,19 @@
-//! Carries the [`Announcer`] to the wire: packet sockets on the interfaces that have VIPs, and the
-//! clock.
+//! Connects the [`Announcer`] to the network: packet sockets on the interfaces that have VIPs, and
+//! the clock.
 //!
 //! ```text
 //! engine ──watch Desired──▶ run ──frames──▶ interfaces
 //!        ◀─mpsc events────      ◀─frames───
 //! ```
 //!
-//! Latest wins on the way in; on the way out probing results are never dropped. Nothing is decided
-//! here.
+//! The latest desired state counts; results of probing are never dropped. Nothing is decided here.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use std::{io, thread};
@@ -23,130 +22,62 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
+use super::counters::{L2Counters, L2Totals};
+use super::desired::Desired;
+use super::filter;
 use super::socket::Port;
 use crate::host::liveness_fence::LivenessFence;
-use crate::l2::announcer;
-use crate::l2::announcer::{Announcement, Announcer, AnnouncerEvent, Config, Gateways};
-use crate::model::Interfaces;
-use crate::model::mac::Mac;
+use crate::l2::announcer::{Announcer, AnnouncerConfig, AnnouncerEvent};
 
-/// How often to ask whether the vigil is kept again.
-const ASLEEP: Duration = Duration::from_millis(5);
-/// Frames taken from one socket before the others, and the clock, have their turn.
+/// How often to look whether a closed fence is open again.
+const FENCE_POLL: Duration = Duration::from_millis(5);
+/// Maximum number of frames read from one socket before other sockets and timers have their turn.
 const BATCH: usize = 64;
-/// Events that wait for a slow receiver. Beyond it reports about rivals are dropped (they repeat);
-/// results of probing never are, and there is at most one per VIP and probing.
+/// Maximum number of events that wait for a slow receiver. Beyond it reports of claims are dropped,
+/// because they repeat; results of probing never are, and there is at most one per VIP.
 const EVENT_BACKLOG: usize = 1024;
-/// First and longest pause before an interface that could not be opened is tried again; doubled
-/// each time.
+/// First and maximum time before an interface whose sockets failed is opened again; doubled each
+/// time.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
-/// What is to be announced, and where we are.
-#[derive(Clone, Debug, Default)]
-pub struct Desired {
-    /// VIP → where and how.
-    pub announcements: Arc<BTreeMap<IpAddr, Announcement>>,
-    /// All interfaces of the host, as [`crate::host::links`] publishes them.
-    pub interfaces: Arc<Interfaces>,
-    /// Between refreshes; None: as configured.
-    pub interval: Option<Duration>,
-    /// Who is told of a takeover in person.
-    pub gateways: Arc<Gateways>,
-    /// The latest question about each VIP, numbered in ascending order: whose holder is to be
-    /// asked, and where.
-    pub asks: BTreeMap<IpAddr, (u64, Option<Mac>)>,
-    /// The number of the last one.
-    pub asked: u64,
-}
-
-impl Desired {
-    /// Adds questions. Of several about one VIP the latest counts.
-    pub fn ask(&mut self, asks: Vec<(IpAddr, Option<Mac>)>) {
-        for (vip, station) in asks {
-            self.asked += 1;
-            self.asks.insert(vip, (self.asked, station));
-        }
-        if self.asks.len() > self.announcements.len() {
-            self.asks.retain(|vip, _| self.announcements.contains_key(vip));
-        }
-    }
-}
-
-/// Totals since the start, to be read by other threads at any time.
-#[derive(Debug, Default)]
-pub struct L2Counters(Mutex<L2Totals>);
-
-impl L2Counters {
-    /// A consistent copy.
-    pub fn totals(&self) -> L2Totals {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn publish(&self, totals: L2Totals) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = totals;
-    }
-}
-
-/// See [`Counters`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct L2Totals {
-    /// What frames meant.
-    pub announcer: announcer::AnnouncerCounters,
-    /// Frames handed to the kernel.
-    pub sent: u64,
-    /// Frames refused because the queue of the interface was full (ENOBUFS, EAGAIN).
-    pub send_queue_full: u64,
-    /// Frames refused because the link was down or gone (ENETDOWN, ENXIO, ENODEV).
-    pub send_link_down: u64,
-    /// Frames refused for any other reason.
-    pub send_failed: u64,
-    /// Errors when receiving; a link that goes down is one on each of its sockets.
-    pub receive_failed: u64,
-    /// Multicast groups that could not be joined.
-    pub join_failed: u64,
-    /// Events dropped because nobody took them.
-    pub events_dropped: u64,
-}
-
-/// Starts [`run`] on a thread of its own, with its own runtime: an answer to ARP must not wait
-/// while the main thread compiles 5,000 services or writes a large batch to the kernel, for clients
-/// wait for it before their first packet, and rivals take silence for consent.
+/// Starts [`run`] on a thread of its own, with its own runtime: ARP replies must not wait while the
+/// main thread compiles 5,000 services or writes a large batch to the kernel. Clients wait for them
+/// before their first packet, and to a probe silence means that the address is free.
 ///
-/// The thread lives in the network namespace of the caller, and ends when the sender of `desired`
-/// is dropped.
+/// The thread runs in the network namespace of the caller and ends when the sender of `desired` is
+/// dropped.
 pub fn spawn(
     desired: watch::Receiver<Desired>,
     events: mpsc::Sender<AnnouncerEvent>,
-    config: Config,
+    config: AnnouncerConfig,
     counters: Arc<L2Counters>,
-    vigil: Arc<LivenessFence>,
+    fence: Arc<LivenessFence>,
 ) -> io::Result<thread::JoinHandle<()>> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     thread::Builder::new()
         .name("l2".to_owned())
         .stack_size(256 * 1024)
-        .spawn(move || runtime.block_on(run(desired, events, config, counters, vigil)))
+        .spawn(move || runtime.block_on(run(desired, events, config, counters, fence)))
 }
 
-/// Announces until the sender of `desired` is dropped; then simply stops: the sockets and their
-/// group memberships end with it. While the vigil is not kept it says nothing, and what it hears is
-/// too old to count.
+/// Announces until the sender of `desired` is dropped; sockets and group memberships end with it.
+/// While the fence is closed it sends nothing and discards what it receives, which is too old.
 pub async fn run(
     mut desired: watch::Receiver<Desired>,
     events: mpsc::Sender<AnnouncerEvent>,
-    config: Config,
+    config: AnnouncerConfig,
     counters: Arc<L2Counters>,
-    vigil: Arc<LivenessFence>,
+    fence: Arc<LivenessFence>,
 ) {
     let mut task = Task::new(config);
     let first = desired.borrow_and_update().clone();
     task.apply(first);
     loop {
-        let kept = vigil.is_open();
-        if kept {
+        let open = fence.is_open();
+        if open {
             task.catch_up(&mut desired);
-            task.work(&events);
+            task.run_due(&events);
         }
         counters.publish(L2Totals { announcer: *task.announcer.counters(), ..task.totals });
         let deadline = task.poll_timeout();
@@ -159,15 +90,15 @@ pub async fn run(
                 task.apply(latest);
             }
             () = task.readable() => {
-                // Asked now, for it may be long since the wait began; and what was decided meanwhile comes before any answer.
-                let kept = vigil.is_open();
-                if kept {
+                // The wait may have been long. What was decided meanwhile comes before any reply.
+                let open = fence.is_open();
+                if open {
                     task.catch_up(&mut desired);
                 }
-                task.receive(kept);
+                task.receive(open);
             }
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() && kept => {}
-            () = sleep(ASLEEP), if !kept => {}
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() && open => {}
+            () = sleep(FENCE_POLL), if !open => {}
             permit = events.reserve(), if !task.backlog.is_empty() => match permit {
                 Ok(permit) => if let Some(event) = task.backlog.pop_front() { permit.send(event) },
                 Err(_) => task.backlog.clear(),
@@ -184,20 +115,20 @@ struct Task {
     failed: BTreeMap<u32, Failure>,
     backlog: VecDeque<AnnouncerEvent>,
     totals: L2Totals,
-    /// Number of the last question that was put.
-    asked: u64,
+    /// Number of the last probe handed to the announcer.
+    probes_done: u64,
 }
 
-/// An interface that is closed for a while.
+/// An interface whose sockets failed; it is opened again later.
 struct Failure {
-    /// What was reported.
+    /// As reported.
     reason: Option<Box<str>>,
     pause: Duration,
     retry: Instant,
 }
 
 impl Task {
-    fn new(config: Config) -> Task {
+    fn new(config: AnnouncerConfig) -> Task {
         // The standard library seeds its hash tables from the system's randomness.
         let seed = RandomState::new().build_hasher().finish();
         Task {
@@ -208,7 +139,7 @@ impl Task {
             failed: BTreeMap::new(),
             backlog: VecDeque::new(),
             totals: L2Totals::default(),
-            asked: 0,
+            probes_done: 0,
         }
     }
 
@@ -216,7 +147,7 @@ impl Task {
         self.epoch.elapsed()
     }
 
-    /// Takes in a wish that has come and was not noticed yet.
+    /// Applies a desired state that is waiting.
     fn catch_up(&mut self, desired: &mut watch::Receiver<Desired>) {
         if desired.has_changed().unwrap_or(false) {
             let latest = desired.borrow_and_update().clone();
@@ -228,20 +159,19 @@ impl Task {
         self.desired = desired;
         self.announcer.set_interval(self.desired.interval, self.epoch.elapsed());
         self.announcer.set_gateways(Arc::clone(&self.desired.gateways));
-        self.open();
+        self.open_ports();
         let now = self.now();
-        for (vip, (_, station)) in
-            self.desired.asks.iter().filter(|(_, (number, _))| *number > self.asked)
-        {
-            self.announcer.ask(*vip, *station, now);
+        for (vip, (number, lladdr)) in &self.desired.probes {
+            if *number > self.probes_done {
+                self.announcer.request_probe(*vip, *lladdr, now);
+            }
         }
-        self.asked = self.desired.asked;
+        self.probes_done = self.desired.last_probe;
     }
 
-    /// Tells the announcer what is wanted. An interface without sockets is down to it: what cannot
-    /// be heard there must not pass for the silence that ends probing, and once it is open
-    /// again there is a new burst.
-    fn inform(&mut self) {
+    /// Tells the announcer what is desired. An interface without sockets counts as down: silence
+    /// there must not end probing, and a new burst follows once it is open again.
+    fn update_announcer(&mut self) {
         let now = self.now();
         let mut interfaces = Arc::clone(&self.desired.interfaces);
         if !self.failed.is_empty() {
@@ -252,22 +182,10 @@ impl Task {
         self.announcer.set(BTreeMap::clone(&self.desired.announcements), &interfaces, now);
     }
 
-    /// Sockets exist where a VIP is wanted on an interface that is up; a link that comes back gets
-    /// new ones, which join their groups anew and so tell the switch.
-    fn open(&mut self) {
-        let mut wanted: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (vip, announcement) in self.desired.announcements.iter() {
-            for ifindex in announcement.interfaces.iter() {
-                if self
-                    .desired
-                    .interfaces
-                    .get(ifindex)
-                    .is_some_and(|interface| interface.up && interface.mac.is_some())
-                {
-                    wanted.entry(*ifindex).or_default().insert(*vip);
-                }
-            }
-        }
+    /// Opens and closes sockets: they exist where a VIP is desired on an interface that is up. A
+    /// link that comes back gets new ones, which join their groups again and so tell the switch.
+    fn open_ports(&mut self) {
+        let wanted = self.wanted_ports();
         self.ports.retain(|ifindex, _| wanted.contains_key(ifindex));
         self.failed.retain(|ifindex, _| wanted.contains_key(ifindex));
         for (ifindex, vips) in wanted {
@@ -283,27 +201,42 @@ impl Task {
                     }
                     if self.failed.remove(&ifindex).is_some_and(|failure| failure.reason.is_some())
                     {
-                        info!(ifindex, "announcing on the interface works again");
+                        info!(ifindex, "packet sockets work again");
                     }
                 }
                 Err(error) => self.fail(ifindex, &error),
             }
         }
-        self.inform();
+        self.update_announcer();
     }
 
-    /// Closes interfaces whose sockets broke, to be opened anew soon. No failure to tell of: their
-    /// link went down or they are gone, and the snapshot that says so may be on its way.
+    /// VIPs by interface that is up.
+    fn wanted_ports(&self) -> BTreeMap<u32, BTreeSet<IpAddr>> {
+        let interfaces = &self.desired.interfaces;
+        let is_usable = |ifindex: &u32| {
+            interfaces.get(ifindex).is_some_and(|interface| interface.up && interface.mac.is_some())
+        };
+        let mut wanted: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (vip, announcement) in self.desired.announcements.iter() {
+            for ifindex in announcement.interfaces.iter().filter(|ifindex| is_usable(ifindex)) {
+                wanted.entry(*ifindex).or_default().insert(*vip);
+            }
+        }
+        wanted
+    }
+
+    /// Closes interfaces whose sockets failed, to be reopened soon. This is not reported: the link
+    /// went down or is gone, and the snapshot that shows it may not have arrived yet.
     fn reopen(&mut self, broken: BTreeSet<u32>) {
         for ifindex in &broken {
             self.close(*ifindex, None);
         }
         if !broken.is_empty() {
-            self.inform();
+            self.update_announcer();
         }
     }
 
-    /// Says that an interface cannot be opened, once per reason, and closes it for a while.
+    /// Reports once per reason that an interface cannot be opened, and closes it for a while.
     fn fail(&mut self, ifindex: u32, error: &io::Error) {
         let name = self.desired.interfaces.get(&ifindex).map_or("?", |interface| &interface.name);
         let reason: Box<str> = match error.kind() {
@@ -333,13 +266,19 @@ impl Task {
         announcer.into_iter().chain(self.failed.values().map(|failure| failure.retry)).min()
     }
 
-    /// What is due, and what came of it.
-    fn work(&mut self, events: &mpsc::Sender<AnnouncerEvent>) {
+    /// Does what is due, sends frames and passes events on.
+    fn run_due(&mut self, events: &mpsc::Sender<AnnouncerEvent>) {
         let now = Instant::now();
         if self.failed.values().any(|failure| failure.retry <= now) {
-            self.open();
+            self.open_ports();
         }
-        self.announcer.poll(self.epoch.elapsed());
+        self.announcer.handle_timeout(self.epoch.elapsed());
+        self.send_frames();
+        self.queue_events();
+        self.pass_events_on(events);
+    }
+
+    fn send_frames(&mut self) {
         let mut broken = BTreeSet::new();
         for transmission in self.announcer.transmissions() {
             let Some(port) = self.ports.get(&transmission.ifindex) else { continue };
@@ -357,13 +296,16 @@ impl Task {
             }
         }
         self.reopen(broken);
+    }
+
+    fn queue_events(&mut self) {
         for event in self.announcer.events() {
             let repeats = matches!(
                 event,
                 AnnouncerEvent::Contested { .. }
                     | AnnouncerEvent::Defended { .. }
-                    | AnnouncerEvent::Heard { .. }
-                    | AnnouncerEvent::Asked { .. }
+                    | AnnouncerEvent::ClaimObserved { .. }
+                    | AnnouncerEvent::ProbeObserved { .. }
             );
             if repeats && self.backlog.len() >= EVENT_BACKLOG {
                 self.totals.events_dropped += 1;
@@ -371,6 +313,9 @@ impl Task {
                 self.backlog.push_back(event);
             }
         }
+    }
+
+    fn pass_events_on(&mut self, events: &mpsc::Sender<AnnouncerEvent>) {
         while let Some(event) = self.backlog.pop_front() {
             match events.try_send(event) {
                 Ok(()) => {}
@@ -383,29 +328,29 @@ impl Task {
         }
     }
 
-    /// Ready when one of the sockets has something to read.
+    /// Ready when a socket has a frame.
     async fn readable(&self) {
         poll_fn(|context| {
             let ready = self
                 .ports
                 .values()
-                .flat_map(Port::taps)
-                .any(|tap| tap.fd().poll_read_ready(context).is_ready());
+                .flat_map(Port::sockets)
+                .any(|socket| socket.fd().poll_read_ready(context).is_ready());
             if ready { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
-    /// Reads what has come; throws it away unless it counts.
-    fn receive(&mut self, counts: bool) {
+    /// Reads the frames that have arrived, and discards them unless the fence is open.
+    fn receive(&mut self, open: bool) {
         let now = self.now();
-        let mut buffer = [0; super::filter::SNAP as usize];
+        let mut buffer = [0; filter::SNAP_LEN as usize];
         let mut broken = BTreeSet::new();
         for (&ifindex, port) in &self.ports {
-            for tap in port.taps() {
+            for socket in port.sockets() {
                 for _ in 0..BATCH {
-                    match tap.receive(&mut buffer) {
-                        Ok(_) if !counts => {}
+                    match socket.receive(&mut buffer) {
+                        Ok(_) if !open => {}
                         Ok(length) => self.announcer.receive(
                             ifindex,
                             buffer.get(..length).unwrap_or_default(),
@@ -413,9 +358,9 @@ impl Task {
                         ),
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                         Err(error) => {
-                            // ENETDOWN is also what remains when the interface is gone, and the
-                            // socket deaf for good.
-                            debug!(ifindex, %error, "packet socket is opened anew");
+                            // ENETDOWN is also the last error of a socket whose interface is gone,
+                            // and which will never receive again.
+                            debug!(ifindex, %error, "reopening packet socket");
                             self.totals.receive_failed += 1;
                             broken.insert(ifindex);
                             break;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::element::{Element, Key, class_of, classes, elements, local_endpoints, targets};
-use super::skeleton::{HashClass, Scope, SetId, class_chain, skeleton};
+use super::skeleton::{HashClass, SetId, class_chain, skeleton};
 use super::{ChainId, Table, element};
 use crate::model::Family;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
@@ -15,7 +15,6 @@ use crate::model::ruleset_changes::RulesetChanges;
 /// Knows what is in the kernel. A change is staged, carried out elsewhere, and committed when it
 /// succeeded; dropping it changes nothing.
 #[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone))]
 pub struct Compiler {
     uplinks: BTreeSet<Box<str>>,
     vips: BTreeSet<IpAddr>,
@@ -26,8 +25,6 @@ pub struct Compiler {
     /// chain until the next reset: a new chain binds the whole map of backends, and the kernel
     /// then walks all of its elements (some 3 ms at 50,000).
     classes: BTreeMap<(Family, HashClass), u32>,
-    /// Frontends in [`SetId::Resized`], and of which class their verdict is.
-    resized: BTreeMap<FrontendKey, HashClass>,
 }
 
 /// One transaction, in the order in which it is to be carried out.
@@ -62,7 +59,7 @@ impl Batch {
         let mut parts: BTreeMap<(Family, SetId), Vec<Element>> = BTreeMap::new();
         for (frontend, forwarding) in &self.loads {
             let family = Family::of(frontend.address);
-            for (set, element) in elements(frontend, forwarding, None) {
+            for (set, element) in elements(frontend, forwarding) {
                 let part = parts.entry((family, set)).or_default();
                 part.push(element);
                 if part.len() == PART {
@@ -116,53 +113,14 @@ pub struct Staged {
     changes: RulesetChanges,
     locals: Delta<IpAddr>,
     classes: Delta<(Family, HashClass)>,
-    resized: BTreeMap<FrontendKey, Option<HashClass>>,
-}
-
-/// What becomes of the verdict of a frontend that gets another number of backends.
-#[derive(Clone, Copy)]
-enum Verdicts {
-    /// It may stay for the moment.
-    Later,
-    /// It follows at once.
-    Now,
 }
 
 impl Compiler {
     /// Compiles a change against what is there.
     pub fn stage(&self, changes: RulesetChanges) -> Staged {
-        self.compile(changes, Verdicts::Later)
-    }
-
-    /// Gives up to `most` of the frontends in [`SetId::Resized`] the verdict of their number of
-    /// backends; those that have it leave the set, one call later, as packets may be under way
-    /// by the old one. No call makes more than one chain (see `classes`).
-    pub fn settle(&self, most: usize) -> Staged {
-        let mut chains = BTreeSet::new();
-        let mut forwardings = BTreeMap::new();
-        for frontend in self.resized.keys() {
-            let Some(forwarding) = self.forwardings.get(frontend) else { continue };
-            let class = class_of(frontend, &forwarding.internal, Scope::Cluster)
-                .map(|class| (Family::of(frontend.address), class));
-            chains.extend(class.filter(|class| !self.classes.contains_key(class)));
-            if chains.len() > 1 || forwardings.len() == most {
-                break;
-            }
-            forwardings.insert(*frontend, Some(forwarding.clone()));
-        }
-        self.compile(RulesetChanges { forwardings, ..RulesetChanges::default() }, Verdicts::Now)
-    }
-
-    fn compile(&self, changes: RulesetChanges, verdicts: Verdicts) -> Staged {
         let batch = Batch { reset: changes.reset, ..Batch::default() };
-        let mut staged = Staged {
-            batch,
-            changes,
-            locals: Delta::new(),
-            classes: Delta::new(),
-            resized: BTreeMap::new(),
-        };
-        let Staged { batch, changes, locals, classes: used, resized } = &mut staged;
+        let mut staged = Staged { batch, changes, locals: Delta::new(), classes: Delta::new() };
+        let Staged { batch, changes, locals, classes: used } = &mut staged;
         let empty = Compiler::default();
         let before = if changes.reset { &empty } else { self };
 
@@ -190,35 +148,28 @@ impl Compiler {
         }
         for (frontend, after) in &changes.forwardings {
             let old = before.forwardings.get(frontend);
-            let was = before.resized.get(frontend).copied();
-            let becomes = note(frontend, old.map(|old| (&**old, was)), after.as_deref(), verdicts);
             let same = match (old, after) {
                 (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
                 (None, None) => true,
                 _ => false,
             };
-            if same && was == becomes {
+            if same {
                 continue;
             }
-            if was != becomes {
-                resized.insert(*frontend, becomes);
-            }
-            for (forwarding, resized, step) in [(old, was, -1), (after.as_ref(), becomes, 1)] {
+            for (forwarding, step) in [(old, -1), (after.as_ref(), 1)] {
                 let Some(forwarding) = forwarding else { continue };
                 local_endpoints(frontend, forwarding)
                     .into_iter()
                     .for_each(|address| locals.count(address, step));
                 let family = Family::of(frontend.address);
-                classes(frontend, forwarding, resized)
-                    .for_each(|class| used.count((family, class), step));
+                classes(frontend, forwarding).for_each(|class| used.count((family, class), step));
             }
             if changes.reset {
                 batch.loads.extend(after.iter().map(|after| (*frontend, after.clone())));
                 continue;
             }
-            let old = old.map(|old| elements(frontend, old, was)).unwrap_or_default();
-            let new =
-                after.as_ref().map(|new| elements(frontend, new, becomes)).unwrap_or_default();
+            let old = old.map(|old| elements(frontend, old)).unwrap_or_default();
+            let new = after.as_ref().map(|new| elements(frontend, new)).unwrap_or_default();
             difference(Family::of(frontend.address), old, new, batch);
         }
         for (&address, turn) in locals.turns(&before.locals) {
@@ -253,7 +204,7 @@ impl Compiler {
     /// Remembers a change that succeeded. It must have been staged by this compiler, with nothing
     /// committed since.
     pub fn commit(&mut self, staged: Staged) {
-        let Staged { changes, locals, classes, resized, .. } = staged;
+        let Staged { changes, locals, classes, .. } = staged;
         if changes.reset {
             *self = Compiler::default();
         }
@@ -264,7 +215,6 @@ impl Compiler {
             self.vips = vips;
         }
         update(&mut self.forwardings, changes.forwardings);
-        update(&mut self.resized, resized);
         locals.apply(&mut self.locals);
         self.locals.retain(|_, count| *count > 0);
         classes.apply(&mut self.classes);
@@ -299,11 +249,6 @@ impl Compiler {
         if let Some(&address) = self.locals.keys().find(|address| Family::of(**address) == family) {
             samples.extend(of_local(address).map(|(set, key)| (set, Element { key, value: None })));
         }
-        if let Some(frontend) =
-            self.resized.keys().find(|frontend| Family::of(frontend.address) == family)
-        {
-            samples.insert(SetId::Resized, Element { key: Key::Frontend(*frontend), value: None });
-        }
         // A set is in want of a sample until a frontend that uses it comes by.
         let wanted = [
             SetId::Services,
@@ -326,9 +271,7 @@ impl Compiler {
                 _ => true,
             };
             if wanted.iter().any(|set| !samples.contains_key(set) && promises(set)) {
-                for (set, element) in
-                    elements(frontend, forwarding, self.resized.get(frontend).copied())
-                {
+                for (set, element) in elements(frontend, forwarding) {
                     samples.entry(set).or_insert(element);
                 }
             }
@@ -385,9 +328,7 @@ impl Compiler {
         for (frontend, forwarding) in
             self.forwardings.iter().filter(|(frontend, _)| Family::of(frontend.address) == family)
         {
-            for (set, element) in
-                elements(frontend, forwarding, self.resized.get(frontend).copied())
-            {
+            for (set, element) in elements(frontend, forwarding) {
                 sets.entry(set).or_default().push(element);
             }
         }
@@ -411,25 +352,6 @@ impl Compiler {
             .filter(|(of, _)| *of == family)
             .map(|(_, class)| class_chain(*class));
         skeleton(family).into_iter().chain(classes).collect()
-    }
-}
-
-/// The class of the verdict of a frontend that is to be in [`SetId::Resized`]; None for one that is
-/// not. `before`: what it was, and of which class its verdict was if it was in there.
-fn note(
-    frontend: &FrontendKey,
-    before: Option<(&Forwarding, Option<HashClass>)>,
-    after: Option<&Forwarding>,
-    verdicts: Verdicts,
-) -> Option<HashClass> {
-    let class = |forwarding: &Forwarding| {
-        class_of(frontend, &forwarding.internal, Scope::Cluster).filter(|class| class.resizable())
-    };
-    let (old, resized) = before?;
-    let (verdict, now) = (resized.or_else(|| class(old))?, class(after?)?);
-    match verdicts {
-        Verdicts::Later => (verdict != now || resized.is_some()).then_some(verdict),
-        Verdicts::Now => (verdict != now).then_some(now),
     }
 }
 

@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::Protocol;
 use crate::model::forwarding::Backend;
-use crate::nft::skeleton::RESIZABLE;
 use crate::nft::{Value, Verdict};
 
 /// What a kernel holds that carries batches out, and refuses what the real one refuses.
@@ -33,10 +32,7 @@ impl Kernel {
         }
         batch.each_add(|family, set, elements| {
             for Element { key, value } in elements {
-                if let Some(Value::Verdict(
-                    Verdict::Goto(ChainId::Class(class)) | Verdict::Jump(ChainId::Class(class)),
-                )) = value
-                {
+                if let Some(Value::Verdict(Verdict::Goto(ChainId::Class(class)))) = value {
                     assert!(
                         self.classes.contains(&(family, *class)),
                         "leads to a chain that is not there: {class:?}"
@@ -55,21 +51,10 @@ impl Kernel {
     fn backend(&self, frontend: FrontendKey, hash: u32) -> Option<Value> {
         let family = Family::of(frontend.address);
         let element = |set, key| self.elements.get(&(family, set, key)).copied().flatten();
-        let bucket = |class: HashClass| {
-            element(
-                SetId::Backends,
-                Key::Bucket(frontend, class.first_bucket() + hash % class.modulus),
-            )
-        };
         match element(SetId::Services, Key::Frontend(frontend))? {
-            Value::Verdict(Verdict::Goto(ChainId::Class(class))) => bucket(class),
-            Value::Verdict(Verdict::Jump(ChainId::Class(class))) => bucket(class).or_else(|| {
-                assert!(
-                    self.elements.contains_key(&(family, SetId::Resized, Key::Frontend(frontend))),
-                    "the way ends at {class:?}"
-                );
-                (1..=RESIZABLE).find_map(|modulus| bucket(HashClass { modulus, ..class }))
-            }),
+            Value::Verdict(Verdict::Goto(ChainId::Class(class))) => {
+                element(SetId::Backends, Key::Bucket(frontend, hash % class.modulus))
+            }
             _ => None,
         }
     }
@@ -109,21 +94,6 @@ fn assert_evenly_spread(kernel: &Kernel, compiler: &Compiler) {
             .collect();
         assert_eq!(connections, even, "{frontend:?}");
     }
-}
-
-/// Until there is nothing left to do.
-fn settle(compiler: &mut Compiler, kernel: &mut Kernel) {
-    for _ in 0..100 {
-        let staged = compiler.settle(usize::MAX);
-        if staged.batch.is_empty() {
-            return;
-        }
-        assert!(staged.batch.classes.len() <= 1, "every chain costs a walk");
-        kernel.carry_out(&staged.batch);
-        compiler.commit(staged);
-        assert_evenly_spread(kernel, compiler);
-    }
-    panic!("never settled");
 }
 
 fn apply(compiler: &mut Compiler, kernel: &mut Kernel, changes: RulesetChanges) {
@@ -190,52 +160,18 @@ fn changes() -> impl Strategy<Value = RulesetChanges> {
 
 proptest! {
     #[test]
-    fn any_sequence_of_changes_leads_to_what_a_fresh_load_makes(sequence in vec((changes(), 0usize..3), 1..8)) {
+    fn any_sequence_of_changes_leads_to_what_a_fresh_load_makes(sequence in vec(changes(), 1..8)) {
         let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
-        for (changes, settled) in sequence {
+        for changes in sequence {
             apply(&mut compiler, &mut kernel, changes);
             prop_assert_eq!(&kernel.elements, &Kernel::of(&compiler).elements);
             assert_evenly_spread(&kernel, &compiler);
 
-            let some = compiler.settle(settled);
-            kernel.carry_out(&some.batch);
-            compiler.commit(some);
-            assert_evenly_spread(&kernel, &compiler);
-
-            let (mut all, mut fresh) = (kernel.clone(), Kernel::default());
-            settle(&mut compiler.clone(), &mut all);
+            let mut fresh = Kernel::default();
             fresh.carry_out(&Compiler::default().stage(compiler.everything()).batch);
-            prop_assert_eq!(&all.elements, &fresh.elements);
-            prop_assert!(all.classes.is_superset(&fresh.classes));
+            prop_assert_eq!(&kernel.elements, &fresh.elements);
+            prop_assert!(kernel.classes.is_superset(&fresh.classes));
         }
-    }
-
-    #[test]
-    fn as_long_as_a_frontend_has_some_backends_its_verdict_waits(counts in vec(1u8..=18, 1..8)) {
-        let frontend = FrontendKey { address: IpAddr::from([10, 0, 0, 1]), protocol: Protocol::Tcp, port: 80 };
-        let of = |count: u8| {
-            let backend = |last| Backend { address: IpAddr::from([10, 1, 0, last]), port: 8080, local: false };
-            let forwarding = Forwarding { internal: Balancing::FlowHash((0..count).map(backend).collect()), external: None, sources: None };
-            RulesetChanges { forwardings: BTreeMap::from([(frontend, Some(Arc::new(forwarding)))]), ..RulesetChanges::default() }
-        };
-        let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
-        apply(&mut compiler, &mut kernel, of(3));
-        let mut before = 3;
-        for count in counts {
-            let staged = compiler.stage(of(count));
-            if u32::from(count.max(before)) <= RESIZABLE {
-                let verdicts = |elements: &BTreeMap<(Family, SetId), Vec<Element>>| elements.contains_key(&(Family::V4, SetId::Services));
-                prop_assert!(!verdicts(&staged.batch.adds) && !verdicts(&staged.batch.deletes) && staged.batch.classes.is_empty());
-            }
-            kernel.carry_out(&staged.batch);
-            compiler.commit(staged);
-            assert_evenly_spread(&kernel, &compiler);
-            before = count;
-        }
-        settle(&mut compiler, &mut kernel);
-        let mut fresh = Kernel::default();
-        fresh.carry_out(&Compiler::default().stage(compiler.everything()).batch);
-        prop_assert_eq!(kernel.elements, fresh.elements);
     }
 
     #[test]

@@ -224,9 +224,9 @@ fn field(family: Family, field: &Field) -> Expression<'static> {
             conntrack(if family == Family::V4 { "ip daddr" } else { "ip6 daddr" }, true)
         }
         Field::OriginalPort => conntrack("proto-dst", true),
-        Field::Hash { over, modulus, first } => Expression::Named(NamedExpression::JHash(JHash {
+        Field::Hash { over, modulus } => Expression::Named(NamedExpression::JHash(JHash {
             hash_mod: *modulus,
-            offset: (*first != 0).then_some(*first),
+            offset: None,
             expr: Box::new(fields(family, over)),
             seed: Some(SEED),
         })),

@@ -137,9 +137,8 @@ fn field(family: Family, field: &Field) -> String {
         Field::Uplink => "iifname".into(),
         Field::OriginalDestination => format!("ct original {ip} daddr"),
         Field::OriginalPort => "ct original proto-dst".into(),
-        Field::Hash { over, modulus, first } => {
-            let offset = if *first == 0 { String::new() } else { format!(" offset {first}") };
-            format!("jhash {} mod {modulus} seed {SEED:#x}{offset}", fields(family, over))
+        Field::Hash { over, modulus } => {
+            format!("jhash {} mod {modulus} seed {SEED:#x}", fields(family, over))
         }
     }
 }

@@ -102,7 +102,7 @@ fn load(m: &mut Messages, family: Family, fields: &[Field], mut at: u32) -> u32 
                 ct(m, to, if family == Family::V4 { 20 } else { 22 }, true)
             }
             Field::OriginalPort => ct(m, to, 12, true),
-            Field::Hash { over, modulus, first } => {
+            Field::Hash { over, modulus } => {
                 let end = load(m, family, over, at);
                 expression(m, "hash", |m| {
                     m.put_u32(1, register(at));
@@ -110,9 +110,6 @@ fn load(m: &mut Messages, family: Family, fields: &[Field], mut at: u32) -> u32 
                     m.put_u32(3, (end - at) * 4);
                     m.put_u32(4, *modulus);
                     m.put_u32(5, SEED);
-                    if *first != 0 {
-                        m.put_u32(6, *first);
-                    }
                     m.put_u32(7, 0); // Jenkins
                 });
             }

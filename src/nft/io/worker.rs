@@ -197,9 +197,6 @@ impl Worker {
             if loaded && now >= next_look {
                 next_look = now + DRIFT_INTERVAL;
                 self.look_for_drift();
-                if let Err(error) = self.writer.flush_deferred(STEP) {
-                    warn!(%error, "cannot bring verdicts up to date with numbers of endpoints; looking whether the rules are as they should be");
-                }
             }
         }
     }

@@ -153,20 +153,6 @@ impl RulesetWriter {
         self.commit(self.compiler.everything())
     }
 
-    /// Gives up to `most` frontends the verdict of their number of backends, where it may have
-    /// stayed for the moment ([`Compiler::settle`]). To be called now and then. After an error
-    /// the next [`Writer::intact`] looks closely.
-    pub fn flush_deferred(&mut self, most: usize) -> Result<Applied, Error> {
-        if !self.loaded {
-            return Ok(Applied::default());
-        }
-        let settled = self.carry(self.compiler.settle(most));
-        if settled.is_err() {
-            self.generation = None;
-        }
-        settled
-    }
-
     fn commit(&mut self, changes: RulesetChanges) -> Result<Applied, Error> {
         self.carry(self.compiler.stage(changes))
     }

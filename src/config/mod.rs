@@ -33,6 +33,7 @@ use crate::bfd::packet::Key;
 pub use crate::engine::uplinks::InterfacePattern;
 use crate::ipam::pool::Pool;
 use crate::model::Mode;
+use crate::model::on_exit::OnExit;
 
 /// What every variable's name begins with.
 pub const PREFIX: &str = "PINNACE_";
@@ -84,15 +85,6 @@ pub struct Settings {
     pub bfd_multiplier: u8,
     /// By which nodes know each other's packets; None: they are not authenticated.
     pub secret: Option<Key>,
-}
-
-/// What becomes of the rules when the process is asked to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnExit {
-    /// They go with it: the next node takes over.
-    Remove,
-    /// They stay until the dead man's switch disarms them: nothing is interrupted by an upgrade.
-    Keep,
 }
 
 /// How log lines look.

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use http::Uri;
 
-use super::{LogFormat, OnExit, PREFIX, Settings, bfd, values};
+use super::{LogFormat, PREFIX, Settings, bfd, values};
 use crate::bfd::packet::Key;
 use crate::engine::uplinks::InterfacePattern;
 use crate::ipam::pool::{Pool, parse_pools};
 use crate::model::Mode;
+use crate::model::on_exit::OnExit;
 
 /// One setting.
 pub struct Setting {

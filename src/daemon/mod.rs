@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
-use crate::config::{OnExit, Settings, Warning};
+use crate::config::{Settings, Warning};
 use crate::engine;
 use crate::engine::membership::PeerEvent;
 use crate::engine::plan::Plan;
@@ -52,6 +52,7 @@ use crate::l2::io::task;
 use crate::l2::io::task::Desired;
 use crate::model::Interfaces;
 use crate::model::diagnostic::Diagnostic;
+use crate::model::on_exit::OnExit;
 use crate::model::role::Role;
 use crate::nft::io::worker::{DataPlane, Origin, Report};
 use crate::nft::io::writer;

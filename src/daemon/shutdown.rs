@@ -10,12 +10,11 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::{Daemon, Inputs, answer};
-use crate::config::OnExit;
 use crate::engine::Event;
 use crate::engine::election::vip_election;
 use crate::host::systemd;
 use crate::http::server::Query;
-use crate::nft::io::worker;
+use crate::model::on_exit::OnExit;
 
 impl Daemon {
     /// Answers on until others are heard to take over, a second at most; at once where there is
@@ -43,15 +42,11 @@ impl Daemon {
         let Daemon { engine, epoch, writer, desired, announcer, data_plane, saver, keeper, .. } =
             self;
         let engine = Arc::new(engine);
-        let how = match on_exit {
-            OnExit::Remove => worker::OnExit::Remove,
-            OnExit::Keep => worker::OnExit::Keep,
-        };
         let last = engine.clone();
         let withdraw = move || {
             drop(desired);
             let _ = announcer.join();
-            data_plane.stop(how);
+            data_plane.stop(on_exit);
             saver.finish();
             if let Some(keeper) = keeper {
                 keeper.finish(last.index());

@@ -7,7 +7,7 @@ use crate::model::Protocol;
 use crate::model::forwarding::Backend;
 use crate::nft::{Value, Verdict};
 
-/// What a kernel holds that carries batches out, and refuses what the real one refuses.
+/// What a kernel holds that executes batches and refuses what the real one refuses.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Kernel {
     classes: BTreeSet<(Family, HashClass)>,
@@ -15,7 +15,7 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn carry_out(&mut self, batch: &Batch) {
+    fn execute(&mut self, batch: &Batch) {
         if batch.reset {
             *self = Kernel::default();
         }
@@ -97,8 +97,8 @@ fn assert_evenly_spread(kernel: &Kernel, compiler: &Compiler) {
 }
 
 fn apply(compiler: &mut Compiler, kernel: &mut Kernel, changes: RulesetChanges) {
-    let staged = compiler.stage(changes);
-    kernel.carry_out(&staged.batch);
+    let staged = compiler.stage(&changes);
+    kernel.execute(&staged.batch);
     compiler.commit(staged);
 }
 
@@ -168,7 +168,7 @@ proptest! {
             assert_evenly_spread(&kernel, &compiler);
 
             let mut fresh = Kernel::default();
-            fresh.carry_out(&Compiler::default().stage(compiler.everything()).batch);
+            fresh.execute(&Compiler::default().stage(&compiler.everything()).batch);
             prop_assert_eq!(&kernel.elements, &fresh.elements);
             prop_assert!(kernel.classes.is_superset(&fresh.classes));
         }
@@ -179,27 +179,28 @@ proptest! {
         let (mut tried, mut spared, mut kernel) = (Compiler::default(), Compiler::default(), Kernel::default());
         apply(&mut tried, &mut kernel, before.clone());
         apply(&mut spared, &mut Kernel::default(), before);
-        drop(tried.stage(refused));
-        prop_assert_eq!(tried.stage(after.clone()).batch, spared.stage(after).batch);
+        drop(tried.stage(&refused));
+        prop_assert_eq!(tried.stage(&after).batch, spared.stage(&after).batch);
     }
 
     #[test]
-    fn a_load_in_steps_upon_a_foundation_leads_to_what_it_makes_at_once(load in changes(), limit in 1usize..4) {
+    fn a_load_in_steps_into_empty_tables_leads_to_what_it_makes_at_once(load in changes(), limit in 1usize..4) {
         let mut load = RulesetChanges { reset: true, ..load };
         let (mut at_once, mut whole) = (Compiler::default(), Kernel::default());
         apply(&mut at_once, &mut whole, load.clone());
 
         let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
-        let foundation = compiler.foundation(&load);
-        prop_assert_eq!(&foundation.batch.room, &at_once.stage(load.clone()).batch.room);
-        kernel.carry_out(&foundation.batch);
+        let tables = compiler.stage_tables(&load);
+        prop_assert_eq!(&tables.batch.room, &at_once.stage(&load).batch.room);
+        kernel.execute(&tables.batch);
         prop_assert!(kernel.elements.is_empty());
-        compiler.commit(foundation);
+        compiler.commit(tables);
         load.reset = false;
         while !load.is_empty() {
-            let step = compiler.stage(load.step(limit));
+            let changes = load.step(limit);
+            let step = compiler.stage(&changes);
             prop_assert!(step.batch.classes.is_empty(), "every chain is there from the start");
-            kernel.carry_out(&step.batch);
+            kernel.execute(&step.batch);
             compiler.commit(step);
         }
         prop_assert_eq!(kernel, whole);

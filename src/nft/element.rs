@@ -124,7 +124,7 @@ pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, 
         out.push((SetId::External, map(verdict(external, Scope::Local))));
     }
     if let Some(sources) = &forwarding.sources {
-        out.push((SetId::Guarded, map(Verdict::Jump(ChainId::SourceRanges))));
+        out.push((SetId::SourceRestricted, map(Verdict::Jump(ChainId::SourceRanges))));
         // The kernel refuses overlapping ranges, so they are merged; the result is sorted.
         let mine: Vec<IpNet> = sources
             .iter()

@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn every_map_gets_an_element_and_every_kind_of_choice_is_made() {
-        let staged = Compiler::default().stage(probe_ruleset());
+        let changes = probe_ruleset();
+        let staged = Compiler::default().stage(&changes);
         let mut filled = BTreeSet::new();
         staged.batch.each_add(|family, set, _| _ = filled.insert((family, set)));
         for family in Family::ALL {

@@ -41,8 +41,8 @@ pub enum SetId {
     Services,
     /// Frontend → verdict, for connections from an uplink where it differs.
     External,
-    /// Frontends that admit only some sources.
-    Guarded,
+    /// Frontends that accept only some sources (loadBalancerSourceRanges).
+    SourceRestricted,
     /// Frontend and admitted source range.
     SourceRanges,
     /// Frontend and bucket → backend, of internal targets.
@@ -93,7 +93,7 @@ impl SetId {
         SetId::Vips,
         SetId::Services,
         SetId::External,
-        SetId::Guarded,
+        SetId::SourceRestricted,
         SetId::SourceRanges,
         SetId::Backends,
         SetId::LocalBackends,
@@ -110,7 +110,7 @@ impl SetId {
             SetId::Vips => "vips",
             SetId::Services => "services",
             SetId::External => "external",
-            SetId::Guarded => "guarded",
+            SetId::SourceRestricted => "source-restricted",
             SetId::SourceRanges => "source-ranges",
             SetId::Backends => "backends",
             SetId::LocalBackends => "local-backends",
@@ -127,7 +127,7 @@ impl SetId {
             SetId::Alive => &[EtherType],
             SetId::Uplinks => &[Interface],
             SetId::Vips | SetId::LocalEndpoints => &[Address],
-            SetId::Services | SetId::External | SetId::Guarded | SetId::Frontends => {
+            SetId::Services | SetId::External | SetId::SourceRestricted | SetId::Frontends => {
                 &[Address, Transport, Port]
             }
             SetId::SourceRanges => &[Address, Transport, Port, Address],
@@ -139,7 +139,7 @@ impl SetId {
     /// What it maps to.
     pub fn data(self) -> Data {
         match self {
-            SetId::Services | SetId::External | SetId::Guarded => Data::Verdict,
+            SetId::Services | SetId::External | SetId::SourceRestricted => Data::Verdict,
             SetId::Backends | SetId::LocalBackends => Data::Parts(&[Type::Address, Type::Port]),
             _ => Data::None,
         }
@@ -186,14 +186,14 @@ pub enum ChainId {
     /// Base chain: what leaves.
     Postrouting,
     /// Base chain: packets to a VIP that belong to no connection.
-    Stray,
+    Invalid,
     /// From an uplink.
     FromOutside,
     /// From pods and from the node itself.
     FromInside,
     /// No frontend matched.
     VipOnly,
-    /// Source ranges of guarded frontends.
+    /// Source ranges of source-restricted frontends.
     SourceRanges,
     /// Nothing serves.
     Refuse,
@@ -209,7 +209,7 @@ impl fmt::Display for ChainId {
             ChainId::Prerouting => "prerouting",
             ChainId::Output => "output",
             ChainId::Postrouting => "postrouting",
-            ChainId::Stray => "stray",
+            ChainId::Invalid => "invalid",
             ChainId::FromOutside => "from-outside",
             ChainId::FromInside => "from-inside",
             ChainId::VipOnly => "vip-only",
@@ -320,7 +320,7 @@ pub enum Statement {
     /// Not ICMPv6 (neighbour discovery is never tracked and must not be disturbed).
     NotIcmp6,
     /// Only what connection tracking calls invalid or does not track.
-    Stray,
+    Invalid,
     /// Only connections whose destination was translated.
     Translated,
     /// Answer by the address of the interface it came in on.
@@ -382,11 +382,11 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
     let inert = || vec![lacks(&[Field::EtherType], SetId::Alive), back()];
     let frontend = || vec![Field::Destination, Field::Transport, Field::DestinationPort];
 
-    let mut stray = vec![Statement::Stray];
+    let mut invalid = vec![Statement::Invalid];
     if family == Family::V6 {
-        stray.push(Statement::NotIcmp6);
+        invalid.push(Statement::NotIcmp6);
     }
-    stray.extend([
+    invalid.extend([
         has(&[Field::Destination], SetId::Vips),
         has(&[Field::EtherType], SetId::Alive),
         drop(),
@@ -403,7 +403,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
             Hook::Prerouting,
             vec![
                 inert(),
-                vec![Dispatch { key: frontend(), map: SetId::Guarded }],
+                vec![Dispatch { key: frontend(), map: SetId::SourceRestricted }],
                 vec![has(&[Field::Uplink], SetId::Uplinks), jump(ChainId::FromOutside)],
                 vec![goto(ChainId::FromInside)],
             ],
@@ -418,7 +418,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
                 vec![Translated, has(&ours, SetId::Frontends), goto(ChainId::ReturnPath)],
             ],
         ),
-        base(ChainId::Stray, false, Hook::Prerouting, vec![stray]),
+        base(ChainId::Invalid, false, Hook::Prerouting, vec![invalid]),
         chain(ChainId::FromOutside, vec![vec![Dispatch { key: frontend(), map: SetId::External }]]),
         chain(
             ChainId::FromInside,

@@ -1,7 +1,10 @@
 //! Who else forwards, filters or announces here: firewalls and other load balancers, recognised by
 //! processes, interfaces and chains.
 
+use libc::c_int;
+
 use super::{Chain, Finding, Host, Kernel};
+use crate::model::Family;
 
 /// Chains by which network plugins let packets to pods through whatever the policy is.
 const POD_ACCEPT_CHAINS: &[&str] = &[
@@ -94,11 +97,10 @@ pub(super) fn firewalls(host: &Host, kernel: &Kernel) -> Vec<Finding> {
 }
 
 fn shown(chain: &Chain) -> String {
-    let family = match chain.family {
-        1 => "inet",
-        2 => "ip",
-        10 => "ip6",
-        _ => "?",
+    let family = match Family::ALL.into_iter().find(|family| family.af() == chain.family) {
+        Some(family) => family.nft(),
+        None if c_int::from(chain.family) == libc::NFPROTO_INET => "inet",
+        None => "?",
     };
     format!("{family} {} {}", chain.table, chain.name)
 }

@@ -1,4 +1,4 @@
-//! The rule set in a real kernel, in throw-away network namespaces. Needs root and the nft program.
+//! The ruleset in a real kernel, in throw-away network namespaces. Needs root and the nft program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! A small rule set with rules of every kind, to find out whether a kernel takes them all.
+//! A small ruleset with rules of every kind, to find out whether a kernel takes them all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

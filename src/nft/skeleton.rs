@@ -2,8 +2,8 @@
 //! description serves the kernel, the text and the JSON.
 //!
 //! ```text
-//! nat prerouting ─ alive? ─ guarded → source-ranges ─┬─ from an uplink → from-outside: external
-//!                                                    └─ then ─────────→ from-inside: services → vip-only
+//! nat prerouting ─ alive? ─ source-restricted → source-ranges ─┬─ from an uplink → from-outside: external
+//!                                                              └─ then ─────────→ from-inside: services → vip-only
 //! nat output ───── alive? ──────────────────→ from-inside
 //! services, external → a class chain (DNAT by hash of the flow) | refuse | drop
 //! vip-only: not a VIP → pass; ping → answer; else drop
@@ -35,7 +35,7 @@ pub enum SetId {
     Alive,
     /// Interfaces on which outside traffic arrives.
     Uplinks,
-    /// Addresses that are ours alone: unclaimed ports are dropped, ping is answered.
+    /// VIPs: packets to unclaimed ports are dropped, ping is answered.
     Vips,
     /// Frontend → verdict, for everybody.
     Services,
@@ -249,7 +249,7 @@ impl ChainId {
 /// Where a rule or a map element sends the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// Silence.
+    /// Drop without an answer.
     Drop,
     /// Back to the calling chain; in a base chain: let it pass.
     Return,

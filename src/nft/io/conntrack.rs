@@ -17,10 +17,10 @@ pub enum Error {
     /// The socket or the listing failed.
     #[error("conntrack: {0}")]
     Netlink(#[from] io::Error),
-    /// Listing went well, but this many entries could not be deleted.
+    /// The listing succeeded, but entries could not be deleted.
     #[error("conntrack: {failed} stale entries could not be deleted: {source}")]
     Delete {
-        /// How many.
+        /// Number of entries that could not be deleted.
         failed: usize,
         /// The first reason.
         #[source]
@@ -143,7 +143,7 @@ fn dump(family: Family, protocol: Option<Protocol>) -> Messages {
     m
 }
 
-/// The entry, if its backend does not serve any more.
+/// The entry, if its backend no longer serves.
 fn stale(body: &[u8], serving: &BTreeMap<SocketAddr, &[SocketAddr]>) -> Option<Entry> {
     let original = find(body, CTA_TUPLE_ORIG)?;
     let to = Tuple::parse(original).filter(|tuple| tuple.protocol == Protocol::Udp.number())?;
@@ -152,7 +152,7 @@ fn stale(body: &[u8], serving: &BTreeMap<SocketAddr, &[SocketAddr]>) -> Option<E
     (!backends.contains(&reply.source)).then(|| Entry::new(original, body))
 }
 
-/// The entry, if it is a frontend's that was not translated.
+/// The entry, if it belongs to a frontend and was not translated.
 fn untranslated(body: &[u8], frontends: &BTreeSet<(SocketAddr, u8)>) -> Option<Entry> {
     let original = find(body, CTA_TUPLE_ORIG)?;
     let to = Tuple::parse(original)

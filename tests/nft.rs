@@ -1,4 +1,4 @@
-//! The rule set in a real kernel, in throw-away network namespaces. Needs root and the nft program.
+//! The ruleset in a real kernel, in throw-away network namespaces. Needs root and the nft program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -312,17 +312,12 @@ fn some_changes() -> impl proptest::strategy::Strategy<Value = RulesetChanges> {
 fn after_any_sequence_of_changes_the_kernel_holds_what_a_fresh_load_would() {
     isolated(|| {
         let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
-        let sequences = proptest::collection::vec((some_changes(), 0..3usize), 1..12);
+        let sequences = proptest::collection::vec(some_changes(), 1..12);
         let outcome = TestRunner::new(config).run(&sequences, |sequence| {
             let mut writer = RulesetWriter::open().unwrap();
             let mut all = RulesetChanges { reset: true, ..RulesetChanges::default() };
             writer.apply(&all).unwrap();
-            for (changes, settled) in sequence {
-                writer.flush_deferred(settled).unwrap();
-                assert!(
-                    looks_closely(&mut writer),
-                    "the drift check must agree with verdicts that followed"
-                );
+            for changes in sequence {
                 writer.apply(&changes).unwrap();
                 all.merge(changes);
                 assert!(
@@ -330,11 +325,6 @@ fn after_any_sequence_of_changes_the_kernel_holds_what_a_fresh_load_would() {
                     "the drift check must agree with what was applied"
                 );
             }
-            assert_eq!(sorted(writer.live().unwrap()), sorted(believed(writer.compiler())));
-            assert!(
-                (0..100).any(|_| writer.flush_deferred(usize::MAX).unwrap().bytes == 0),
-                "verdicts follow to the last"
-            );
             let changed = sorted(writer.live().unwrap());
             let mut fresh = RulesetWriter::open().unwrap();
             fresh.apply(&all).unwrap();
@@ -354,22 +344,6 @@ fn drift_is_noticed_and_repaired() {
     isolated(|| {
         let mut writer = RulesetWriter::open().unwrap();
         writer.apply(&example()).unwrap();
-        let key = frontend("192.0.2.1", Protocol::Tcp, 80);
-        let resize = |writer: &mut RulesetWriter, count| {
-            writer.apply(&only(key, Balancing::FlowHash(backends("10.42.0.", count, 1)))).unwrap()
-        };
-        resize(&mut writer, 2);
-        nft(&["flush", "set", "ip", "pinnace", "resized"]);
-        assert!(
-            writer.flush_deferred(1).is_ok() && writer.flush_deferred(1).is_err(),
-            "first the verdict, then the note, which is gone"
-        );
-        assert!(!writer.in_sync().unwrap());
-        writer.reload().unwrap();
-        resize(&mut writer, 3);
-        nft(&["flush", "set", "ip", "pinnace", "resized"]);
-        assert!(!writer.in_sync().unwrap(), "without its note a frontend leads nowhere");
-        writer.reload().unwrap();
         let loaded = sorted(writer.live().unwrap());
         nft(&["add", "table", "ip", "somebody-else"]);
         assert!(writer.in_sync().unwrap(), "what others do to their own tables is no drift");
@@ -455,33 +429,10 @@ fn one_endpoint_moves_few_elements() {
         );
         pods.pop();
         assert_eq!(
-            writer.apply(&set(Balancing::FlowHash(pods.clone()))).unwrap().elements,
+            writer.apply(&set(Balancing::FlowHash(pods))).unwrap().elements,
             3,
             "one bucket less, another class"
         );
-        assert_eq!(
-            writer.flush_deferred(usize::MAX).unwrap().elements,
-            0,
-            "so many have their verdict at once"
-        );
-
-        pods.truncate(10);
-        writer.apply(&set(Balancing::FlowHash(pods.clone()))).unwrap();
-        pods.pop();
-        assert_eq!(
-            writer.apply(&set(Balancing::FlowHash(pods.clone()))).unwrap().elements,
-            20,
-            "all buckets of a few, and a note"
-        );
-        pods.pop();
-        assert_eq!(
-            writer.apply(&set(Balancing::FlowHash(pods))).unwrap().elements,
-            17,
-            "and again, the note is there"
-        );
-        assert_eq!(writer.flush_deferred(usize::MAX).unwrap().elements, 2, "another class");
-        assert_eq!(writer.flush_deferred(usize::MAX).unwrap().elements, 1, "no note");
-        assert_eq!(writer.flush_deferred(usize::MAX).unwrap().bytes, 0);
     });
 }
 

@@ -57,7 +57,7 @@ fn unread(engine: &Engine) -> String {
 
 fn tables(changes: RulesetChanges) -> Vec<Table> {
     let mut compiler = Compiler::default();
-    let staged = compiler.stage(changes);
+    let staged = compiler.stage(&changes);
     compiler.commit(staged);
     Family::ALL.iter().map(|family| compiler.table(*family)).collect()
 }

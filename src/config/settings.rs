@@ -8,6 +8,7 @@ use crate::bfd::packet::Key;
 use crate::engine::uplinks::InterfacePattern;
 use crate::ipam::pool::Pool;
 use crate::model::Mode;
+pub use crate::model::on_exit::OnExit;
 
 /// The configuration of a node. Each field is described in [`super::TABLE`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,15 +55,6 @@ pub struct Settings {
     pub bfd_multiplier: u8,
     /// Key that authenticates BFD packets between nodes; None: they are not authenticated.
     pub secret: Option<Key>,
-}
-
-/// Ruleset handling when the process is asked to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnExit {
-    /// The ruleset is removed: the next node takes over.
-    Remove,
-    /// The ruleset stays until the dead man's switch disarms it: an upgrade interrupts nothing.
-    Keep,
 }
 
 /// Format of log lines.

@@ -339,7 +339,7 @@ impl Node {
             if let Some(interval) = interval {
                 desired.interval = interval;
             }
-            desired.ask(probes);
+            desired.request_probes(probes);
         });
     }
 

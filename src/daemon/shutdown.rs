@@ -17,7 +17,6 @@ use crate::engine::Event;
 use crate::engine::election::vip_election;
 use crate::host::systemd;
 use crate::http::server::Query;
-use crate::nft::io::worker;
 
 /// Keeps answering until peers are heard to have taken over, for [`vip_election::HANDOVER`] at
 /// most; returns at once where there is no peer.
@@ -43,10 +42,6 @@ pub(super) async fn stop(node: Node, on_exit: OnExit, mut queries: mpsc::Receive
     systemd::stopping("withdrawing");
     let Node { engine, epoch, leader, desired, announcer, data_plane, state, snapshot, .. } = node;
     let engine = Arc::new(engine);
-    let on_exit = match on_exit {
-        OnExit::Remove => worker::OnExit::Remove,
-        OnExit::Keep => worker::OnExit::Keep,
-    };
     let last = engine.clone();
     let withdraw = move || {
         drop(desired);

@@ -1,5 +1,5 @@
 //! What the data plane is asked to do with packets: the hand-over from decision ([`crate::engine`])
-//! to rule set ([`crate::nft`]).
+//! to ruleset ([`crate::nft`]).
 
 use std::net::IpAddr;
 

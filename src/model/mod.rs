@@ -8,6 +8,7 @@ pub(crate) mod fixtures;
 pub mod forwarding;
 pub mod gateways;
 pub mod mac;
+pub mod on_exit;
 pub mod role;
 pub mod ruleset_changes;
 pub mod source_update;
@@ -41,6 +42,25 @@ impl Family {
     /// The family of an address.
     pub fn of(address: IpAddr) -> Family {
         if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// The address family number of the kernel, AF_INET or AF_INET6; also NFPROTO_IPV4 or
+    /// NFPROTO_IPV6.
+    pub fn af(self) -> u8 {
+        const AF_INET: u8 = 2;
+        const AF_INET6: u8 = 10;
+        match self {
+            Family::V4 => AF_INET,
+            Family::V6 => AF_INET6,
+        }
+    }
+
+    /// The family's keyword in nft's language.
+    pub fn nft(self) -> &'static str {
+        match self {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        }
     }
 }
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use super::forwarding::{Forwarding, FrontendKey};
 
-/// A change of the rule set.
+/// A change of the ruleset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RulesetChanges {
     /// Number of the event behind it, ascending: a report names the last one that is in the
     /// kernel.
     pub generation: u64,
-    /// Forget what was there: what follows is everything.
+    /// Replace the tables: the changes are complete.
     pub reset: bool,
     /// Names of the uplinks, all of them; None: as before.
     pub uplinks: Option<BTreeSet<Box<str>>>,
@@ -28,7 +28,7 @@ impl RulesetChanges {
         !self.reset && self.uplinks.is_none() && self.vips.is_none() && self.forwardings.is_empty()
     }
 
-    /// Adds what came later: the later word about anything wins.
+    /// Merges later changes; the later change of each object wins.
     pub fn merge(&mut self, later: RulesetChanges) {
         if later.reset {
             *self = later;
@@ -40,10 +40,9 @@ impl RulesetChanges {
         self.forwardings.extend(later.forwardings);
     }
 
-    /// Takes out what one transaction is to carry: everything, where all of it must come at once or
-    /// there are no more than `limit` frontends, else the first of them. Only the last step has
-    /// the number of the event, and the addresses: packets to one of ours on a port that is not
-    /// there yet would be refused.
+    /// Takes the changes of the next transaction: everything with `reset` or with at most `limit`
+    /// frontends, otherwise the first `limit` frontends. Only the last step has the generation and
+    /// the VIPs, because packets to a VIP are refused on a port that has not been added yet.
     pub fn step(&mut self, limit: usize) -> RulesetChanges {
         let next = self.forwardings.keys().nth(limit).copied();
         let Some(next) = next.filter(|_| !self.reset) else { return std::mem::take(self) };

@@ -1,276 +1,126 @@
-//! What a change adds and deletes: memory against memory, never a listing of the kernel.
+//! What a change adds and deletes, compared with memory, never with a listing of the kernel.
+//!
+//! One change goes one way. The engine's plan holds the changes ([`RulesetChanges`]); the worker
+//! thread stages them ([`Compiler::stage`]), the kernel executes the batch ([`Staged::batch`]) as
+//! one transaction, and when the kernel has acknowledged it the worker commits
+//! ([`Compiler::commit`]). The worker stages rather than the engine, because the comparison costs
+//! CPU time that must not delay decisions, and because a change is compared with what the kernel
+//! acknowledged, not with what the engine decided.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::batch::Batch;
 use super::element::{Element, Key, class_of, classes, elements, local_endpoints, targets};
-use super::skeleton::{HashClass, Scope, SetId, class_chain, skeleton};
-use super::{ChainId, Table, element};
+use super::skeleton::{
+    Chain, ChainId, HashClass, SetId, Statement, Verdict, class_chain, skeleton,
+};
+use super::table::Table;
 use crate::model::Family;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
 use crate::model::ruleset_changes::RulesetChanges;
 
-/// Knows what is in the kernel. A change is staged, carried out elsewhere, and committed when it
-/// succeeded; dropping it changes nothing.
+/// What the kernel holds. Dropping a staged change leaves it as it was.
 #[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone))]
 pub struct Compiler {
     uplinks: BTreeSet<Box<str>>,
     vips: BTreeSet<IpAddr>,
     forwardings: BTreeMap<FrontendKey, Arc<Forwarding>>,
-    /// Backends on this node → frontends that use them.
+    /// Backends on this node → number of frontends that use them.
     locals: BTreeMap<IpAddr, u32>,
-    /// Classes → map elements that lead to them. One that nothing leads to any more keeps its
-    /// chain until the next reset: a new chain binds the whole map of backends, and the kernel
-    /// then walks all of its elements (some 3 ms at 50,000).
+    /// Hash classes → number of map elements that lead to them. An unused class keeps its chain
+    /// until the next reset: creating a chain binds the whole map of backends, and the kernel
+    /// then walks all elements of the map (some 3 ms at 50,000).
     classes: BTreeMap<(Family, HashClass), u32>,
-    /// Frontends in [`SetId::Resized`], and of which class their verdict is.
-    resized: BTreeMap<FrontendKey, HashClass>,
 }
 
-/// One transaction, in the order in which it is to be carried out.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// Replace both tables by fresh skeletons first.
-    pub reset: bool,
-    /// Elements that go (before anything is added: a changed value is a delete and an add of the
-    /// same key).
-    pub deletes: BTreeMap<(Family, SetId), Vec<Element>>,
-    /// Class chains that come.
-    pub classes: Vec<(Family, HashClass)>,
-    /// Elements that come.
-    pub adds: BTreeMap<(Family, SetId), Vec<Element>>,
-    /// Frontends all of whose elements come, in a load: made one frontend at a time, as they take
-    /// several times the room.
-    pub loads: Vec<(FrontendKey, Arc<Forwarding>)>,
-    /// With `reset`: about how many elements each set is made for; source ranges are not counted.
-    pub room: BTreeMap<(Family, SetId), usize>,
-}
-
-impl Batch {
-    /// Whether the kernel has nothing to do.
-    pub fn is_empty(&self) -> bool {
-        *self == Batch::default()
-    }
-
-    /// Hands every element that comes to `each`, in parts that may be small.
-    pub fn each_add(&self, mut each: impl FnMut(Family, SetId, &[Element])) {
-        const PART: usize = 500;
-        self.adds.iter().for_each(|((family, set), elements)| each(*family, *set, elements));
-        let mut parts: BTreeMap<(Family, SetId), Vec<Element>> = BTreeMap::new();
-        for (frontend, forwarding) in &self.loads {
-            let family = Family::of(frontend.address);
-            for (set, element) in elements(frontend, forwarding, None) {
-                let part = parts.entry((family, set)).or_default();
-                part.push(element);
-                if part.len() == PART {
-                    each(family, set, part);
-                    part.clear();
-                }
-            }
-        }
-        parts
-            .iter()
-            .filter(|(_, part)| !part.is_empty())
-            .for_each(|((family, set), part)| each(*family, *set, part));
-    }
-
-    /// Number of elements added and deleted.
-    pub fn elements(&self) -> (usize, usize) {
-        let count = |elements: &BTreeMap<_, Vec<_>>| elements.values().map(Vec::len).sum::<usize>();
-        let loads: usize = self
-            .loads
-            .iter()
-            .map(|(frontend, forwarding)| element::count(frontend, forwarding))
-            .sum();
-        (count(&self.adds) + loads, count(&self.deletes))
-    }
-
-    fn sizes(&self) -> BTreeMap<(Family, SetId), usize> {
-        let mut sizes: BTreeMap<_, usize> =
-            self.adds.iter().map(|(set, elements)| (*set, elements.len())).collect();
-        for (frontend, forwarding) in &self.loads {
-            for (set, count) in element::counts(frontend, forwarding) {
-                *sizes.entry((Family::of(frontend.address), set)).or_default() += count;
-            }
-        }
-        sizes
-    }
-
-    fn add(&mut self, family: Family, set: SetId, element: Element) {
-        self.adds.entry((family, set)).or_default().push(element);
-    }
-
-    fn delete(&mut self, family: Family, set: SetId, element: Element) {
-        self.deletes.entry((family, set)).or_default().push(element);
-    }
-}
-
-/// A change that is compiled but not yet known to have succeeded.
+/// A change that the kernel has not acknowledged yet.
 #[derive(Debug)]
-pub struct Staged {
-    /// For the kernel.
+pub struct Staged<'a> {
+    /// For the kernel to execute.
     pub batch: Batch,
-    changes: RulesetChanges,
+    /// None: the skeleton of a load that follows in steps.
+    changes: Option<&'a RulesetChanges>,
     locals: Delta<IpAddr>,
     classes: Delta<(Family, HashClass)>,
-    resized: BTreeMap<FrontendKey, Option<HashClass>>,
-}
-
-/// What becomes of the verdict of a frontend that gets another number of backends.
-#[derive(Clone, Copy)]
-enum Verdicts {
-    /// It may stay for the moment.
-    Later,
-    /// It follows at once.
-    Now,
 }
 
 impl Compiler {
-    /// Compiles a change against what is there.
-    pub fn stage(&self, changes: RulesetChanges) -> Staged {
-        self.compile(changes, Verdicts::Later)
+    /// Compares a change with what the kernel holds.
+    pub fn stage<'a>(&self, changes: &'a RulesetChanges) -> Staged<'a> {
+        self.compile(changes, changes.reset)
     }
 
-    /// Gives up to `most` of the frontends in [`SetId::Resized`] the verdict of their number of
-    /// backends; those that have it leave the set, one call later, as packets may be under way
-    /// by the old one. No call makes more than one chain (see `classes`).
-    pub fn settle(&self, most: usize) -> Staged {
-        let mut chains = BTreeSet::new();
-        let mut forwardings = BTreeMap::new();
-        for frontend in self.resized.keys() {
-            let Some(forwarding) = self.forwardings.get(frontend) else { continue };
-            let class = class_of(frontend, &forwarding.internal, Scope::Cluster)
-                .map(|class| (Family::of(frontend.address), class));
-            chains.extend(class.filter(|class| !self.classes.contains_key(class)));
-            if chains.len() > 1 || forwardings.len() == most {
-                break;
-            }
-            forwardings.insert(*frontend, Some(forwarding.clone()));
-        }
-        self.compile(RulesetChanges { forwardings, ..RulesetChanges::default() }, Verdicts::Now)
-    }
-
-    fn compile(&self, changes: RulesetChanges, verdicts: Verdicts) -> Staged {
-        let batch = Batch { reset: changes.reset, ..Batch::default() };
-        let mut staged = Staged {
-            batch,
-            changes,
-            locals: Delta::new(),
-            classes: Delta::new(),
-            resized: BTreeMap::new(),
-        };
-        let Staged { batch, changes, locals, classes: used, resized } = &mut staged;
-        let empty = Compiler::default();
-        let before = if changes.reset { &empty } else { self };
-
-        if let Some(uplinks) = &changes.uplinks {
-            for family in Family::ALL {
-                let element =
-                    |name: &str| Element { key: Key::Interface(name.into()), value: None };
-                before
-                    .uplinks
-                    .difference(uplinks)
-                    .for_each(|name| batch.delete(family, SetId::Uplinks, element(name)));
-                uplinks
-                    .difference(&before.uplinks)
-                    .for_each(|name| batch.add(family, SetId::Uplinks, element(name)));
-            }
-        }
-        if let Some(vips) = &changes.vips {
-            let element = |vip: &IpAddr| Element { key: Key::Address(*vip), value: None };
-            before
-                .vips
-                .difference(vips)
-                .for_each(|vip| batch.delete(Family::of(*vip), SetId::Vips, element(vip)));
-            vips.difference(&before.vips)
-                .for_each(|vip| batch.add(Family::of(*vip), SetId::Vips, element(vip)));
-        }
-        for (frontend, after) in &changes.forwardings {
-            let old = before.forwardings.get(frontend);
-            let was = before.resized.get(frontend).copied();
-            let becomes = note(frontend, old.map(|old| (&**old, was)), after.as_deref(), verdicts);
-            let same = match (old, after) {
-                (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
-                (None, None) => true,
-                _ => false,
-            };
-            if same && was == becomes {
-                continue;
-            }
-            if was != becomes {
-                resized.insert(*frontend, becomes);
-            }
-            for (forwarding, resized, step) in [(old, was, -1), (after.as_ref(), becomes, 1)] {
-                let Some(forwarding) = forwarding else { continue };
-                local_endpoints(frontend, forwarding)
-                    .into_iter()
-                    .for_each(|address| locals.count(address, step));
-                let family = Family::of(frontend.address);
-                classes(frontend, forwarding, resized)
-                    .for_each(|class| used.count((family, class), step));
-            }
-            if changes.reset {
-                batch.loads.extend(after.iter().map(|after| (*frontend, after.clone())));
-                continue;
-            }
-            let old = old.map(|old| elements(frontend, old, was)).unwrap_or_default();
-            let new =
-                after.as_ref().map(|new| elements(frontend, new, becomes)).unwrap_or_default();
-            difference(Family::of(frontend.address), old, new, batch);
-        }
-        for (&address, turn) in locals.turns(&before.locals) {
-            let family = Family::of(address);
-            for (set, key) in of_local(address) {
-                let element = Element { key, value: None };
-                match turn {
-                    Turn::Appears => batch.add(family, set, element),
-                    Turn::Disappears => batch.delete(family, set, element),
-                }
-            }
-        }
-        batch.classes.extend(used.0.keys().filter(|class| !before.classes.contains_key(class)));
-        if batch.reset {
-            batch.room = batch.sizes();
-        }
-        staged
-    }
-
-    /// The tables that a change will fill, without its frontends: sets with room for them, and the
-    /// chains they lead to, which would cost more later (see `classes`).
-    pub fn foundation(&self, changes: &RulesetChanges) -> Staged {
-        let mut staged = self.stage(RulesetChanges { reset: true, ..changes.clone() });
+    /// Stages the empty tables for a load that follows in steps: sets with room for all of it, and
+    /// the chains of its hash classes, which would cost more later (see `classes`).
+    pub fn stage_tables<'a>(&self, load: &'a RulesetChanges) -> Staged<'a> {
+        let mut staged = self.compile(load, true);
         staged.batch.loads.clear();
         staged.batch.adds.clear();
-        staged.changes = RulesetChanges { reset: true, ..RulesetChanges::default() };
+        staged.changes = None;
         staged.locals.0.clear();
         staged.classes.0.values_mut().for_each(|count| *count = 0);
         staged
     }
 
-    /// Remembers a change that succeeded. It must have been staged by this compiler, with nothing
-    /// committed since.
-    pub fn commit(&mut self, staged: Staged) {
-        let Staged { changes, locals, classes, resized, .. } = staged;
-        if changes.reset {
-            *self = Compiler::default();
+    fn compile<'a>(&self, changes: &'a RulesetChanges, reset: bool) -> Staged<'a> {
+        let empty = Compiler::default();
+        let before = if reset { &empty } else { self };
+        let mut staged = Staged {
+            batch: Batch { reset, ..Batch::default() },
+            changes: Some(changes),
+            locals: Delta::new(),
+            classes: Delta::new(),
+        };
+
+        if let Some(uplinks) = &changes.uplinks {
+            compile_uplinks(&before.uplinks, uplinks, &mut staged.batch);
         }
-        if let Some(uplinks) = changes.uplinks {
-            self.uplinks = uplinks;
+        if let Some(vips) = &changes.vips {
+            compile_vips(&before.vips, vips, &mut staged.batch);
         }
-        if let Some(vips) = changes.vips {
-            self.vips = vips;
+        for (frontend, after) in &changes.forwardings {
+            let old = before.forwardings.get(frontend);
+            staged.compile_frontend(frontend, old, after.as_ref());
         }
-        update(&mut self.forwardings, changes.forwardings);
-        update(&mut self.resized, resized);
-        locals.apply(&mut self.locals);
-        self.locals.retain(|_, count| *count > 0);
-        classes.apply(&mut self.classes);
+        staged.compile_locals(&before.locals);
+
+        let new = staged.classes.0.keys().filter(|class| !before.classes.contains_key(class));
+        staged.batch.classes.extend(new);
+        if reset {
+            staged.batch.room = staged.batch.sizes();
+        }
+        staged
     }
 
-    /// Everything, as one change that rebuilds it from nothing.
+    /// Remembers a staged change that the kernel acknowledged. This compiler must have staged it,
+    /// and nothing may have been committed since.
+    pub fn commit(&mut self, staged: Staged<'_>) {
+        if staged.batch.reset {
+            *self = Compiler::default();
+        }
+        if let Some(changes) = staged.changes {
+            if let Some(uplinks) = &changes.uplinks {
+                self.uplinks.clone_from(uplinks);
+            }
+            if let Some(vips) = &changes.vips {
+                self.vips.clone_from(vips);
+            }
+            for (frontend, forwarding) in &changes.forwardings {
+                match forwarding {
+                    Some(forwarding) => self.forwardings.insert(*frontend, forwarding.clone()),
+                    None => self.forwardings.remove(frontend),
+                };
+            }
+        }
+        staged.locals.apply(&mut self.locals);
+        self.locals.retain(|_, count| *count > 0);
+        staged.classes.apply(&mut self.classes);
+    }
+
+    /// Everything as one change that rebuilds the tables.
     pub fn everything(&self) -> RulesetChanges {
         RulesetChanges {
             generation: 0,
@@ -285,7 +135,7 @@ impl Compiler {
         }
     }
 
-    /// One element of each set that is not empty, for the question whether the kernel still has it.
+    /// One element of each set that is not empty: the drift check asks the kernel for them.
     pub fn samples(&self, family: Family) -> BTreeMap<SetId, Element> {
         let mut samples = BTreeMap::new();
         samples.insert(SetId::Alive, Element { key: Key::EtherType(family), value: None });
@@ -299,16 +149,11 @@ impl Compiler {
         if let Some(&address) = self.locals.keys().find(|address| Family::of(**address) == family) {
             samples.extend(of_local(address).map(|(set, key)| (set, Element { key, value: None })));
         }
-        if let Some(frontend) =
-            self.resized.keys().find(|frontend| Family::of(frontend.address) == family)
-        {
-            samples.insert(SetId::Resized, Element { key: Key::Frontend(*frontend), value: None });
-        }
-        // A set is in want of a sample until a frontend that uses it comes by.
+        // A set lacks a sample until the loop meets a frontend that uses it.
         let wanted = [
             SetId::Services,
             SetId::External,
-            SetId::Guarded,
+            SetId::SourceRestricted,
             SetId::SourceRanges,
             SetId::Backends,
             SetId::LocalBackends,
@@ -322,13 +167,11 @@ impl Compiler {
             }
             let promises = |set: &SetId| match set {
                 SetId::External | SetId::LocalBackends => forwarding.external.is_some(),
-                SetId::Guarded | SetId::SourceRanges => forwarding.sources.is_some(),
+                SetId::SourceRestricted | SetId::SourceRanges => forwarding.sources.is_some(),
                 _ => true,
             };
             if wanted.iter().any(|set| !samples.contains_key(set) && promises(set)) {
-                for (set, element) in
-                    elements(frontend, forwarding, self.resized.get(frontend).copied())
-                {
+                for (set, element) in elements(frontend, forwarding) {
                     samples.entry(set).or_insert(element);
                 }
             }
@@ -336,16 +179,13 @@ impl Compiler {
         samples
     }
 
-    /// How many rules and references each chain has: what the kernel counts as its use.
+    /// Number of rules and references of each chain, as the kernel counts them (NFTA_CHAIN_USE).
     pub fn uses(&self, family: Family) -> BTreeMap<ChainId, u32> {
         let mut uses: BTreeMap<ChainId, u32> = BTreeMap::new();
         for chain in self.chains(family) {
             *uses.entry(chain.id).or_default() += chain.rules.len() as u32;
             for statement in chain.rules.iter().flatten() {
-                if let super::skeleton::Statement::Verdict(
-                    super::Verdict::Goto(to) | super::Verdict::Jump(to),
-                ) = statement
-                {
+                if let Statement::Verdict(Verdict::Goto(to) | Verdict::Jump(to)) = statement {
                     *uses.entry(*to).or_default() += 1;
                 }
             }
@@ -369,7 +209,7 @@ impl Compiler {
         uses
     }
 
-    /// The whole table of a family, for printing: elements ascending by key.
+    /// The table of a family for printing, elements ascending by key.
     pub fn table(&self, family: Family) -> Table {
         let mut sets: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
         let mut put = |set, key| sets.entry(set).or_default().push(Element { key, value: None });
@@ -385,9 +225,7 @@ impl Compiler {
         for (frontend, forwarding) in
             self.forwardings.iter().filter(|(frontend, _)| Family::of(frontend.address) == family)
         {
-            for (set, element) in
-                elements(frontend, forwarding, self.resized.get(frontend).copied())
-            {
+            for (set, element) in elements(frontend, forwarding) {
                 sets.entry(set).or_default().push(element);
             }
         }
@@ -399,12 +237,12 @@ impl Compiler {
         Table { family, sets: sets.to_vec(), chains: self.chains(family) }
     }
 
-    /// What is forwarded.
+    /// Forwardings in the kernel.
     pub fn forwardings(&self) -> &BTreeMap<FrontendKey, Arc<Forwarding>> {
         &self.forwardings
     }
 
-    fn chains(&self, family: Family) -> Vec<super::Chain> {
+    fn chains(&self, family: Family) -> Vec<Chain> {
         let classes = self
             .classes
             .keys()
@@ -414,41 +252,90 @@ impl Compiler {
     }
 }
 
-/// The class of the verdict of a frontend that is to be in [`SetId::Resized`]; None for one that is
-/// not. `before`: what it was, and of which class its verdict was if it was in there.
-fn note(
-    frontend: &FrontendKey,
-    before: Option<(&Forwarding, Option<HashClass>)>,
-    after: Option<&Forwarding>,
-    verdicts: Verdicts,
-) -> Option<HashClass> {
-    let class = |forwarding: &Forwarding| {
-        class_of(frontend, &forwarding.internal, Scope::Cluster).filter(|class| class.resizable())
-    };
-    let (old, resized) = before?;
-    let (verdict, now) = (resized.or_else(|| class(old))?, class(after?)?);
-    match verdicts {
-        Verdicts::Later => (verdict != now || resized.is_some()).then_some(verdict),
-        Verdicts::Now => (verdict != now).then_some(now),
+impl Staged<'_> {
+    fn compile_frontend(
+        &mut self,
+        frontend: &FrontendKey,
+        old: Option<&Arc<Forwarding>>,
+        new: Option<&Arc<Forwarding>>,
+    ) {
+        let same = match (old, new) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        if let Some(old) = old {
+            self.count_uses(frontend, old, -1);
+        }
+        if let Some(new) = new {
+            self.count_uses(frontend, new, 1);
+        }
+        if self.batch.reset {
+            self.batch.loads.extend(new.map(|new| (*frontend, new.clone())));
+            return;
+        }
+        let old = old.map(|old| elements(frontend, old)).unwrap_or_default();
+        let new = new.map(|new| elements(frontend, new)).unwrap_or_default();
+        difference(Family::of(frontend.address), old, new, &mut self.batch);
+    }
+
+    /// Counts the shared elements and chains that a frontend uses.
+    fn count_uses(&mut self, frontend: &FrontendKey, forwarding: &Forwarding, step: i64) {
+        for address in local_endpoints(frontend, forwarding) {
+            self.locals.count(address, step);
+        }
+        let family = Family::of(frontend.address);
+        for class in classes(frontend, forwarding) {
+            self.classes.count((family, class), step);
+        }
+    }
+
+    fn compile_locals(&mut self, before: &BTreeMap<IpAddr, u32>) {
+        for (&address, turn) in self.locals.turns(before) {
+            let family = Family::of(address);
+            for (set, key) in of_local(address) {
+                let element = Element { key, value: None };
+                match turn {
+                    Turn::Appears => self.batch.add(family, set, element),
+                    Turn::Disappears => self.batch.delete(family, set, element),
+                }
+            }
+        }
     }
 }
 
-/// What the frontends that use a backend on this node share.
+fn compile_uplinks(before: &BTreeSet<Box<str>>, after: &BTreeSet<Box<str>>, batch: &mut Batch) {
+    let element = |name: &str| Element { key: Key::Interface(name.into()), value: None };
+    for family in Family::ALL {
+        for name in before.difference(after) {
+            batch.delete(family, SetId::Uplinks, element(name));
+        }
+        for name in after.difference(before) {
+            batch.add(family, SetId::Uplinks, element(name));
+        }
+    }
+}
+
+fn compile_vips(before: &BTreeSet<IpAddr>, after: &BTreeSet<IpAddr>, batch: &mut Batch) {
+    let element = |vip: &IpAddr| Element { key: Key::Address(*vip), value: None };
+    for vip in before.difference(after) {
+        batch.delete(Family::of(*vip), SetId::Vips, element(vip));
+    }
+    for vip in after.difference(before) {
+        batch.add(Family::of(*vip), SetId::Vips, element(vip));
+    }
+}
+
+/// The elements that frontends with the same backend on this node share.
 fn of_local(address: IpAddr) -> [(SetId, Key); 2] {
     [(SetId::LocalEndpoints, Key::Address(address)), (SetId::Hairpin, Key::Twice(address))]
 }
 
-fn update<V>(known: &mut BTreeMap<FrontendKey, V>, changed: BTreeMap<FrontendKey, Option<V>>) {
-    for (frontend, value) in changed {
-        match value {
-            Some(value) => known.insert(frontend, value),
-            None => known.remove(&frontend),
-        };
-    }
-}
-
-/// Walks two ascending lists: what only the old has goes, what only the new has comes, a changed
-/// value is both.
+/// Walks two ascending lists: deletes elements that only the old one has, adds elements that only
+/// the new one has. A changed value is both.
 fn difference(
     family: Family,
     old: Vec<(SetId, Element)>,
@@ -495,7 +382,7 @@ impl<K: Ord + Copy> Delta<K> {
         *self.0.entry(key).or_default() += step;
     }
 
-    /// What is used now and was not, or the reverse.
+    /// Keys that become used or unused.
     fn turns<'a>(&'a self, before: &'a BTreeMap<K, u32>) -> impl Iterator<Item = (&'a K, Turn)> {
         self.0.iter().filter_map(|(key, step)| {
             let old = i64::from(before.get(key).copied().unwrap_or(0));

@@ -5,10 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::Protocol;
 use crate::model::forwarding::Backend;
-use crate::nft::skeleton::RESIZABLE;
 use crate::nft::{Value, Verdict};
 
-/// What a kernel holds that carries batches out, and refuses what the real one refuses.
+/// What a kernel holds that executes batches and refuses what the real one refuses.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Kernel {
     classes: BTreeSet<(Family, HashClass)>,
@@ -16,7 +15,7 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn carry_out(&mut self, batch: &Batch) {
+    fn execute(&mut self, batch: &Batch) {
         if batch.reset {
             *self = Kernel::default();
         }
@@ -33,10 +32,7 @@ impl Kernel {
         }
         batch.each_add(|family, set, elements| {
             for Element { key, value } in elements {
-                if let Some(Value::Verdict(
-                    Verdict::Goto(ChainId::Class(class)) | Verdict::Jump(ChainId::Class(class)),
-                )) = value
-                {
+                if let Some(Value::Verdict(Verdict::Goto(ChainId::Class(class)))) = value {
                     assert!(
                         self.classes.contains(&(family, *class)),
                         "leads to a chain that is not there: {class:?}"
@@ -55,21 +51,10 @@ impl Kernel {
     fn backend(&self, frontend: FrontendKey, hash: u32) -> Option<Value> {
         let family = Family::of(frontend.address);
         let element = |set, key| self.elements.get(&(family, set, key)).copied().flatten();
-        let bucket = |class: HashClass| {
-            element(
-                SetId::Backends,
-                Key::Bucket(frontend, class.first_bucket() + hash % class.modulus),
-            )
-        };
         match element(SetId::Services, Key::Frontend(frontend))? {
-            Value::Verdict(Verdict::Goto(ChainId::Class(class))) => bucket(class),
-            Value::Verdict(Verdict::Jump(ChainId::Class(class))) => bucket(class).or_else(|| {
-                assert!(
-                    self.elements.contains_key(&(family, SetId::Resized, Key::Frontend(frontend))),
-                    "the way ends at {class:?}"
-                );
-                (1..=RESIZABLE).find_map(|modulus| bucket(HashClass { modulus, ..class }))
-            }),
+            Value::Verdict(Verdict::Goto(ChainId::Class(class))) => {
+                element(SetId::Backends, Key::Bucket(frontend, hash % class.modulus))
+            }
             _ => None,
         }
     }
@@ -111,24 +96,9 @@ fn assert_evenly_spread(kernel: &Kernel, compiler: &Compiler) {
     }
 }
 
-/// Until there is nothing left to do.
-fn settle(compiler: &mut Compiler, kernel: &mut Kernel) {
-    for _ in 0..100 {
-        let staged = compiler.settle(usize::MAX);
-        if staged.batch.is_empty() {
-            return;
-        }
-        assert!(staged.batch.classes.len() <= 1, "every chain costs a walk");
-        kernel.carry_out(&staged.batch);
-        compiler.commit(staged);
-        assert_evenly_spread(kernel, compiler);
-    }
-    panic!("never settled");
-}
-
 fn apply(compiler: &mut Compiler, kernel: &mut Kernel, changes: RulesetChanges) {
-    let staged = compiler.stage(changes);
-    kernel.carry_out(&staged.batch);
+    let staged = compiler.stage(&changes);
+    kernel.execute(&staged.batch);
     compiler.commit(staged);
 }
 
@@ -190,52 +160,18 @@ fn changes() -> impl Strategy<Value = RulesetChanges> {
 
 proptest! {
     #[test]
-    fn any_sequence_of_changes_leads_to_what_a_fresh_load_makes(sequence in vec((changes(), 0usize..3), 1..8)) {
+    fn any_sequence_of_changes_leads_to_what_a_fresh_load_makes(sequence in vec(changes(), 1..8)) {
         let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
-        for (changes, settled) in sequence {
+        for changes in sequence {
             apply(&mut compiler, &mut kernel, changes);
             prop_assert_eq!(&kernel.elements, &Kernel::of(&compiler).elements);
             assert_evenly_spread(&kernel, &compiler);
 
-            let some = compiler.settle(settled);
-            kernel.carry_out(&some.batch);
-            compiler.commit(some);
-            assert_evenly_spread(&kernel, &compiler);
-
-            let (mut all, mut fresh) = (kernel.clone(), Kernel::default());
-            settle(&mut compiler.clone(), &mut all);
-            fresh.carry_out(&Compiler::default().stage(compiler.everything()).batch);
-            prop_assert_eq!(&all.elements, &fresh.elements);
-            prop_assert!(all.classes.is_superset(&fresh.classes));
+            let mut fresh = Kernel::default();
+            fresh.execute(&Compiler::default().stage(&compiler.everything()).batch);
+            prop_assert_eq!(&kernel.elements, &fresh.elements);
+            prop_assert!(kernel.classes.is_superset(&fresh.classes));
         }
-    }
-
-    #[test]
-    fn as_long_as_a_frontend_has_some_backends_its_verdict_waits(counts in vec(1u8..=18, 1..8)) {
-        let frontend = FrontendKey { address: IpAddr::from([10, 0, 0, 1]), protocol: Protocol::Tcp, port: 80 };
-        let of = |count: u8| {
-            let backend = |last| Backend { address: IpAddr::from([10, 1, 0, last]), port: 8080, local: false };
-            let forwarding = Forwarding { internal: Balancing::FlowHash((0..count).map(backend).collect()), external: None, sources: None };
-            RulesetChanges { forwardings: BTreeMap::from([(frontend, Some(Arc::new(forwarding)))]), ..RulesetChanges::default() }
-        };
-        let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
-        apply(&mut compiler, &mut kernel, of(3));
-        let mut before = 3;
-        for count in counts {
-            let staged = compiler.stage(of(count));
-            if u32::from(count.max(before)) <= RESIZABLE {
-                let verdicts = |elements: &BTreeMap<(Family, SetId), Vec<Element>>| elements.contains_key(&(Family::V4, SetId::Services));
-                prop_assert!(!verdicts(&staged.batch.adds) && !verdicts(&staged.batch.deletes) && staged.batch.classes.is_empty());
-            }
-            kernel.carry_out(&staged.batch);
-            compiler.commit(staged);
-            assert_evenly_spread(&kernel, &compiler);
-            before = count;
-        }
-        settle(&mut compiler, &mut kernel);
-        let mut fresh = Kernel::default();
-        fresh.carry_out(&Compiler::default().stage(compiler.everything()).batch);
-        prop_assert_eq!(kernel.elements, fresh.elements);
     }
 
     #[test]
@@ -243,27 +179,28 @@ proptest! {
         let (mut tried, mut spared, mut kernel) = (Compiler::default(), Compiler::default(), Kernel::default());
         apply(&mut tried, &mut kernel, before.clone());
         apply(&mut spared, &mut Kernel::default(), before);
-        drop(tried.stage(refused));
-        prop_assert_eq!(tried.stage(after.clone()).batch, spared.stage(after).batch);
+        drop(tried.stage(&refused));
+        prop_assert_eq!(tried.stage(&after).batch, spared.stage(&after).batch);
     }
 
     #[test]
-    fn a_load_in_steps_upon_a_foundation_leads_to_what_it_makes_at_once(load in changes(), limit in 1usize..4) {
+    fn a_load_in_steps_into_empty_tables_leads_to_what_it_makes_at_once(load in changes(), limit in 1usize..4) {
         let mut load = RulesetChanges { reset: true, ..load };
         let (mut at_once, mut whole) = (Compiler::default(), Kernel::default());
         apply(&mut at_once, &mut whole, load.clone());
 
         let (mut compiler, mut kernel) = (Compiler::default(), Kernel::default());
-        let foundation = compiler.foundation(&load);
-        prop_assert_eq!(&foundation.batch.room, &at_once.stage(load.clone()).batch.room);
-        kernel.carry_out(&foundation.batch);
+        let tables = compiler.stage_tables(&load);
+        prop_assert_eq!(&tables.batch.room, &at_once.stage(&load).batch.room);
+        kernel.execute(&tables.batch);
         prop_assert!(kernel.elements.is_empty());
-        compiler.commit(foundation);
+        compiler.commit(tables);
         load.reset = false;
         while !load.is_empty() {
-            let step = compiler.stage(load.step(limit));
+            let changes = load.step(limit);
+            let step = compiler.stage(&changes);
             prop_assert!(step.batch.classes.is_empty(), "every chain is there from the start");
-            kernel.carry_out(&step.batch);
+            kernel.execute(&step.batch);
             compiler.commit(step);
         }
         prop_assert_eq!(kernel, whole);

@@ -62,7 +62,7 @@ fn buckets(frontend: &FrontendKey, target: &Balancing, scope: Scope) -> usize {
 /// How many [`elements`] there are.
 pub fn count(frontend: &FrontendKey, forwarding: &Forwarding) -> usize {
     if forwarding.sources.is_some() {
-        return elements(frontend, forwarding, None).len();
+        return elements(frontend, forwarding).len();
     }
     counts(frontend, forwarding).iter().map(|(_, count)| count).sum()
 }
@@ -98,48 +98,33 @@ pub fn local_endpoints(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<I
     addresses
 }
 
-/// The classes to which the verdicts of a frontend lead. `resized`: the one of its internal target
-/// while it is in [`SetId::Resized`], where it need not be that of its number of backends.
-pub fn classes(
-    frontend: &FrontendKey,
-    forwarding: &Forwarding,
-    resized: Option<HashClass>,
-) -> impl Iterator<Item = HashClass> {
-    targets(forwarding).filter_map(move |(target, scope)| {
-        resized.filter(|class| class.scope == scope).or_else(|| class_of(frontend, target, scope))
-    })
+/// The classes to which the verdicts of a frontend lead.
+pub fn classes(frontend: &FrontendKey, forwarding: &Forwarding) -> impl Iterator<Item = HashClass> {
+    targets(forwarding).filter_map(|(target, scope)| class_of(frontend, target, scope))
 }
 
-/// Everything a frontend puts into the maps by itself (what frontends share is counted by the
-/// compiler), ascending by set and key; `resized` as for [`classes`].
-pub fn elements(
-    frontend: &FrontendKey,
-    forwarding: &Forwarding,
-    resized: Option<HashClass>,
-) -> Vec<(SetId, Element)> {
+/// Every element that belongs to one frontend alone, ascending by set and key. The compiler counts
+/// the elements that frontends share.
+pub fn elements(frontend: &FrontendKey, forwarding: &Forwarding) -> Vec<(SetId, Element)> {
     let family = Family::of(frontend.address);
     let key = Key::Frontend(*frontend);
     let mut out = Vec::with_capacity(
         targets(forwarding).map(|(target, scope)| buckets(frontend, target, scope)).sum::<usize>()
-            + 5,
+            + 4,
     );
-    let verdict = |target: &Balancing, class: Option<HashClass>| match (target, class) {
-        (_, Some(class)) => class.verdict(),
+    let verdict = |target: &Balancing, scope| match (target, class_of(frontend, target, scope)) {
+        (_, Some(class)) => Verdict::Goto(ChainId::Class(class)),
         (Balancing::Drop, None) => Verdict::Drop,
         (_, None) => Verdict::Goto(ChainId::Refuse),
     };
     let map = |to: Verdict| Element { key: key.clone(), value: Some(Value::Verdict(to)) };
 
-    let internal = resized.or_else(|| class_of(frontend, &forwarding.internal, Scope::Cluster));
-    out.push((SetId::Services, map(verdict(&forwarding.internal, internal))));
+    out.push((SetId::Services, map(verdict(&forwarding.internal, Scope::Cluster))));
     if let Some(external) = &forwarding.external {
-        out.push((
-            SetId::External,
-            map(verdict(external, class_of(frontend, external, Scope::Local))),
-        ));
+        out.push((SetId::External, map(verdict(external, Scope::Local))));
     }
     if let Some(sources) = &forwarding.sources {
-        out.push((SetId::Guarded, map(Verdict::Jump(ChainId::SourceRanges))));
+        out.push((SetId::SourceRestricted, map(Verdict::Jump(ChainId::SourceRanges))));
         // The kernel refuses overlapping ranges, so they are merged; the result is sorted.
         let mine: Vec<IpNet> = sources
             .iter()
@@ -167,13 +152,7 @@ pub fn elements(
         translates = true;
         let mut bucket = |number: usize, backend: &Backend| {
             let value = Some(Value::Backend(backend.address, backend.port));
-            out.push((
-                set,
-                Element {
-                    key: Key::Bucket(*frontend, class.first_bucket() + number as u32),
-                    value,
-                },
-            ));
+            out.push((set, Element { key: Key::Bucket(*frontend, number as u32), value }));
         };
         if class.affinity {
             let table = maglev::table(&backends, class.modulus);
@@ -187,10 +166,7 @@ pub fn elements(
         }
     }
     if translates {
-        out.push((SetId::Frontends, Element { key: key.clone(), value: None }));
-    }
-    if resized.is_some() {
-        out.push((SetId::Resized, Element { key, value: None }));
+        out.push((SetId::Frontends, Element { key, value: None }));
     }
     out
 }

@@ -21,10 +21,10 @@ use serde_json::{Value as Json, json};
 
 use super::element::{Element, Key, Value};
 use super::skeleton::{
-    Chain, Data, Field, Hook, PRIORITY, SetId, Statement, Type, Verdict, transport_name,
+    Chain, ChainId, Data, Field, Hook, PRIORITY, SetId, Statement, Type, Verdict, transport_name,
 };
+use super::table::{SEED, TABLE, Table};
 use super::text::{type_name, types};
-use super::{SEED, TABLE, Table, keyword};
 use crate::model::Family;
 use crate::model::forwarding::FrontendKey;
 
@@ -100,7 +100,7 @@ fn map(
     let names: Vec<&str> = id.key().iter().map(|part| type_name(family, *part)).collect();
     let kind = if let [one] = names.as_slice() { json!(one) } else { json!(names) };
     let mut object =
-        json!({ "family": keyword(family), "name": id.name(), "table": TABLE, "type": kind });
+        json!({ "family": family.nft(), "name": id.name(), "table": TABLE, "type": kind });
     let mut listed = Vec::new();
     for element in elements {
         let key = serde_json::to_value(key(&element.key))?;
@@ -175,7 +175,7 @@ fn statement(family: Family, statement: &Statement) -> stmt::Statement<'static> 
             compare(payload(icmp, "type"), Operator::EQ, text("echo-request"))
         }
         Statement::NotIcmp6 => compare(meta(MetaKey::L4proto), Operator::NEQ, text("ipv6-icmp")),
-        Statement::Stray => compare(
+        Statement::Invalid => compare(
             conntrack("state", false),
             Operator::IN,
             Expression::List(vec![text("invalid"), text("untracked")]),
@@ -194,7 +194,7 @@ fn statement(family: Family, statement: &Statement) -> stmt::Statement<'static> 
 }
 
 fn verdict(verdict: &Verdict) -> stmt::Statement<'static> {
-    let target = |to: &super::ChainId| JumpTarget { target: to.to_string().into() };
+    let target = |to: &ChainId| JumpTarget { target: to.to_string().into() };
     match verdict {
         Verdict::Drop => stmt::Statement::Drop(None),
         Verdict::Return => stmt::Statement::Return(None),
@@ -211,7 +211,7 @@ fn fields(family: Family, fields: &[Field]) -> Expression<'static> {
 }
 
 fn field(family: Family, field: &Field) -> Expression<'static> {
-    let ip = keyword(family);
+    let ip = family.nft();
     match field {
         Field::Source => payload(ip, "saddr"),
         Field::Destination => payload(ip, "daddr"),
@@ -224,9 +224,9 @@ fn field(family: Family, field: &Field) -> Expression<'static> {
             conntrack(if family == Family::V4 { "ip daddr" } else { "ip6 daddr" }, true)
         }
         Field::OriginalPort => conntrack("proto-dst", true),
-        Field::Hash { over, modulus, first } => Expression::Named(NamedExpression::JHash(JHash {
+        Field::Hash { over, modulus } => Expression::Named(NamedExpression::JHash(JHash {
             hash_mod: *modulus,
-            offset: (*first != 0).then_some(*first),
+            offset: None,
             expr: Box::new(fields(family, over)),
             seed: Some(SEED),
         })),
@@ -236,7 +236,7 @@ fn field(family: Family, field: &Field) -> Expression<'static> {
 fn key(key: &Key) -> Expression<'static> {
     let text = |text: String| Expression::String(text.into());
     match key {
-        Key::EtherType(family) => text(keyword(*family).into()),
+        Key::EtherType(family) => text(family.nft().into()),
         Key::Interface(name) => text(name.to_string()),
         Key::Address(address) => text(address.to_string()),
         Key::Twice(address) => {

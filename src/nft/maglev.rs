@@ -13,15 +13,15 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::model::forwarding::Backend;
 
-/// Fixed for ever: changing them moves every sticky client in a cluster that is being upgraded.
+/// Never change the keys: a rolling upgrade would move every client with affinity.
 const KEYS: (u64, u64) = (0x7069_6e6e_6163_652d, 0x6d61_676c_6576_2d31);
 
 /// The sizes in use, with the largest number of backends each is for. Few and fixed, so that a size
-/// (a class in the rule set) changes seldom; all prime, about 32 buckets per backend or more up to
+/// (a class in the ruleset) changes seldom; all prime, about 32 buckets per backend or more up to
 /// 512, so that shares differ by 3 % at most.
 const SIZES: [(usize, u32); 4] = [(8, 251), (64, 2039), (512, 16381), (usize::MAX, 65521)];
 
-/// The number of buckets for so many backends: 251 up to 8, 2039 up to 64, 16381 up to 512, else
+/// Number of buckets for this number of backends: 251 up to 8, 2039 up to 64, 16381 up to 512, else
 /// 65521.
 pub fn size_for(backends: usize) -> u32 {
     SIZES.iter().find(|(most, _)| backends <= *most).map_or(65521, |(_, size)| *size)

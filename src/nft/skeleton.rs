@@ -2,11 +2,10 @@
 //! description serves the kernel, the text and the JSON.
 //!
 //! ```text
-//! nat prerouting ─ alive? ─ guarded → source-ranges ─┬─ from an uplink → from-outside: external
-//!                                                    └─ then ─────────→ from-inside: services → vip-only
+//! nat prerouting ─ alive? ─ source-restricted → source-ranges ─┬─ from an uplink → from-outside: external
+//!                                                              └─ then ─────────→ from-inside: services → vip-only
 //! nat output ───── alive? ──────────────────→ from-inside
 //! services, external → a class chain (DNAT by hash of the flow) | refuse | drop
-//! from-inside, when the class chain found nothing: resized? → resized (DNAT, by the number the frontend has now)
 //! vip-only: not a VIP → pass; ping → answer; else drop
 //! nat postrouting ─ alive? ─ DNATed by a frontend of ours? → return-path: hairpin or remote backend → masquerade
 //! ```
@@ -16,10 +15,7 @@
 //! connection; packets of established connections never come here.
 //!
 //! There are only two ways to `services`: the kernel walks it once for each whenever a change
-//! brings a verdict that names a chain. So that a frontend that gets one endpoint more or fewer
-//! need not wait for that, its verdict may stay for the moment: its buckets are numbered
-//! anew, the class of the former number finds nothing, and [`ChainId::Resized`] tries the numbers
-//! one after the other. The verdict follows when there is time ([`super::Compiler::settle`]).
+//! brings a verdict that names a chain.
 //!
 //! All hooks are at [`PRIORITY`]: after connection tracking (−200), ahead of kube-proxy (−110 and
 //! later).
@@ -39,14 +35,14 @@ pub enum SetId {
     Alive,
     /// Interfaces on which outside traffic arrives.
     Uplinks,
-    /// Addresses that are ours alone: unclaimed ports are dropped, ping is answered.
+    /// VIPs: packets to unclaimed ports are dropped, ping is answered.
     Vips,
     /// Frontend → verdict, for everybody.
     Services,
     /// Frontend → verdict, for connections from an uplink where it differs.
     External,
-    /// Frontends that admit only some sources.
-    Guarded,
+    /// Frontends that accept only some sources (loadBalancerSourceRanges).
+    SourceRestricted,
     /// Frontend and admitted source range.
     SourceRanges,
     /// Frontend and bucket → backend, of internal targets.
@@ -59,9 +55,6 @@ pub enum SetId {
     Hairpin,
     /// Frontends that translate: what `return-path` is asked about.
     Frontends,
-    /// Frontends whose verdict in `services` is, or was a moment ago, that of another number of
-    /// backends than they have.
-    Resized,
 }
 
 /// Type of one part of a set's key or data.
@@ -94,20 +87,19 @@ pub enum Data {
 
 impl SetId {
     /// Every set, in the order of creation.
-    pub const ALL: [SetId; 13] = [
+    pub const ALL: [SetId; 12] = [
         SetId::Alive,
         SetId::Uplinks,
         SetId::Vips,
         SetId::Services,
         SetId::External,
-        SetId::Guarded,
+        SetId::SourceRestricted,
         SetId::SourceRanges,
         SetId::Backends,
         SetId::LocalBackends,
         SetId::LocalEndpoints,
         SetId::Hairpin,
         SetId::Frontends,
-        SetId::Resized,
     ];
 
     /// Name in the kernel.
@@ -118,14 +110,13 @@ impl SetId {
             SetId::Vips => "vips",
             SetId::Services => "services",
             SetId::External => "external",
-            SetId::Guarded => "guarded",
+            SetId::SourceRestricted => "source-restricted",
             SetId::SourceRanges => "source-ranges",
             SetId::Backends => "backends",
             SetId::LocalBackends => "local-backends",
             SetId::LocalEndpoints => "local-endpoints",
             SetId::Hairpin => "hairpin",
             SetId::Frontends => "frontends",
-            SetId::Resized => "resized",
         }
     }
 
@@ -136,11 +127,9 @@ impl SetId {
             SetId::Alive => &[EtherType],
             SetId::Uplinks => &[Interface],
             SetId::Vips | SetId::LocalEndpoints => &[Address],
-            SetId::Services
-            | SetId::External
-            | SetId::Guarded
-            | SetId::Frontends
-            | SetId::Resized => &[Address, Transport, Port],
+            SetId::Services | SetId::External | SetId::SourceRestricted | SetId::Frontends => {
+                &[Address, Transport, Port]
+            }
             SetId::SourceRanges => &[Address, Transport, Port, Address],
             SetId::Backends | SetId::LocalBackends => &[Address, Transport, Port, Mark],
             SetId::Hairpin => &[Address, Address],
@@ -150,7 +139,7 @@ impl SetId {
     /// What it maps to.
     pub fn data(self) -> Data {
         match self {
-            SetId::Services | SetId::External | SetId::Guarded => Data::Verdict,
+            SetId::Services | SetId::External | SetId::SourceRestricted => Data::Verdict,
             SetId::Backends | SetId::LocalBackends => Data::Parts(&[Type::Address, Type::Port]),
             _ => Data::None,
         }
@@ -187,29 +176,6 @@ pub struct HashClass {
     pub modulus: u32,
 }
 
-/// Up to how many backends a frontend may be in [`ChainId::Resized`], which has a rule for each
-/// number.
-pub const RESIZABLE: u32 = 16;
-
-impl HashClass {
-    /// A frontend of this class may get another number of backends before its verdict says so.
-    pub fn resizable(self) -> bool {
-        self.scope == Scope::Cluster && !self.affinity && self.modulus <= RESIZABLE
-    }
-
-    /// Number of the first bucket. Where the verdict need not tell the class it is told by the
-    /// buckets: in hexadecimal, number 3 of 10 is 0xa0003.
-    pub fn first_bucket(self) -> u32 {
-        if self.resizable() { self.modulus << 16 } else { 0 }
-    }
-
-    /// What leads to its chain. From a resizable one the way goes on when there is no such bucket.
-    pub fn verdict(self) -> Verdict {
-        let chain = ChainId::Class(self);
-        if self.resizable() { Verdict::Jump(chain) } else { Verdict::Goto(chain) }
-    }
-}
-
 /// A chain of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ChainId {
@@ -220,21 +186,19 @@ pub enum ChainId {
     /// Base chain: what leaves.
     Postrouting,
     /// Base chain: packets to a VIP that belong to no connection.
-    Stray,
+    Invalid,
     /// From an uplink.
     FromOutside,
     /// From pods and from the node itself.
     FromInside,
     /// No frontend matched.
     VipOnly,
-    /// Source ranges of guarded frontends.
+    /// Source ranges of source-restricted frontends.
     SourceRanges,
     /// Nothing serves.
     Refuse,
     /// Must the reply pass here?
     ReturnPath,
-    /// DNAT by hash, whatever the number of backends.
-    Resized,
     /// DNAT by hash.
     Class(HashClass),
 }
@@ -245,14 +209,13 @@ impl fmt::Display for ChainId {
             ChainId::Prerouting => "prerouting",
             ChainId::Output => "output",
             ChainId::Postrouting => "postrouting",
-            ChainId::Stray => "stray",
+            ChainId::Invalid => "invalid",
             ChainId::FromOutside => "from-outside",
             ChainId::FromInside => "from-inside",
             ChainId::VipOnly => "vip-only",
             ChainId::SourceRanges => "source-ranges",
             ChainId::Refuse => "refuse",
             ChainId::ReturnPath => "return-path",
-            ChainId::Resized => "resized",
             ChainId::Class(class) => {
                 let kind = if class.affinity { "sticky" } else { "spread" };
                 let scope = if class.scope == Scope::Local { "local-" } else { "" };
@@ -286,7 +249,7 @@ impl ChainId {
 /// Where a rule or a map element sends the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// Silence.
+    /// Drop without an answer.
     Drop,
     /// Back to the calling chain; in a base chain: let it pass.
     Return,
@@ -323,8 +286,6 @@ pub enum Field {
         over: Vec<Field>,
         /// Number of buckets.
         modulus: u32,
-        /// Number of the first.
-        first: u32,
     },
 }
 
@@ -359,7 +320,7 @@ pub enum Statement {
     /// Not ICMPv6 (neighbour discovery is never tracked and must not be disturbed).
     NotIcmp6,
     /// Only what connection tracking calls invalid or does not track.
-    Stray,
+    Invalid,
     /// Only connections whose destination was translated.
     Translated,
     /// Answer by the address of the interface it came in on.
@@ -421,21 +382,16 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
     let inert = || vec![lacks(&[Field::EtherType], SetId::Alive), back()];
     let frontend = || vec![Field::Destination, Field::Transport, Field::DestinationPort];
 
-    let mut stray = vec![Statement::Stray];
+    let mut invalid = vec![Statement::Invalid];
     if family == Family::V6 {
-        stray.push(Statement::NotIcmp6);
+        invalid.push(Statement::NotIcmp6);
     }
-    stray.extend([
+    invalid.extend([
         has(&[Field::Destination], SetId::Vips),
         has(&[Field::EtherType], SetId::Alive),
         drop(),
     ]);
 
-    let classes = (1..=RESIZABLE).map(|modulus| HashClass {
-        scope: Scope::Cluster,
-        affinity: false,
-        modulus,
-    });
     let ours = [Field::OriginalDestination, Field::Transport, Field::OriginalPort];
     let mut source = frontend();
     source.push(Field::Source);
@@ -447,7 +403,7 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
             Hook::Prerouting,
             vec![
                 inert(),
-                vec![Dispatch { key: frontend(), map: SetId::Guarded }],
+                vec![Dispatch { key: frontend(), map: SetId::SourceRestricted }],
                 vec![has(&[Field::Uplink], SetId::Uplinks), jump(ChainId::FromOutside)],
                 vec![goto(ChainId::FromInside)],
             ],
@@ -462,13 +418,12 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
                 vec![Translated, has(&ours, SetId::Frontends), goto(ChainId::ReturnPath)],
             ],
         ),
-        base(ChainId::Stray, false, Hook::Prerouting, vec![stray]),
+        base(ChainId::Invalid, false, Hook::Prerouting, vec![invalid]),
         chain(ChainId::FromOutside, vec![vec![Dispatch { key: frontend(), map: SetId::External }]]),
         chain(
             ChainId::FromInside,
             vec![
                 vec![Dispatch { key: frontend(), map: SetId::Services }],
-                vec![has(&frontend(), SetId::Resized), goto(ChainId::Resized)],
                 vec![goto(ChainId::VipOnly)],
             ],
         ),
@@ -496,31 +451,23 @@ pub fn skeleton(family: Family) -> Vec<Chain> {
                 ],
             ],
         ),
-        chain(
-            ChainId::Resized,
-            // A packet under way while a transaction is committed may find none of the numbers.
-            classes.map(|class| vec![dnat(class)]).chain([vec![goto(ChainId::VipOnly)]]).collect(),
-        ),
     ]
 }
 
 /// The chain of a class: one rule.
 pub fn class_chain(class: HashClass) -> Chain {
-    Chain { id: ChainId::Class(class), base: None, rules: vec![vec![dnat(class)]] }
-}
-
-fn dnat(class: HashClass) -> Statement {
     let mut over = vec![Field::Source];
     if !class.affinity {
         over.push(Field::SourcePort);
     }
-    let bucket = Field::Hash { over, modulus: class.modulus, first: class.first_bucket() };
+    let bucket = Field::Hash { over, modulus: class.modulus };
     let key = vec![Field::Destination, Field::Transport, Field::DestinationPort, bucket];
     let map = match class.scope {
         Scope::Cluster => SetId::Backends,
         Scope::Local => SetId::LocalBackends,
     };
-    Statement::Dnat { key, map }
+    let rules = vec![vec![Statement::Dnat { key, map }]];
+    Chain { id: ChainId::Class(class), base: None, rules }
 }
 
 /// The IANA name of a transport as nft prints it, by its number.

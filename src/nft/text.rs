@@ -11,7 +11,7 @@ use super::element::{Element, Key, Value};
 use super::skeleton::{
     Chain, Data, Field, Hook, PRIORITY, SetId, Statement, Type, Verdict, transport_name,
 };
-use super::{SEED, TABLE, Table, keyword};
+use super::table::{SEED, TABLE, Table};
 use crate::model::Family;
 use crate::model::forwarding::FrontendKey;
 
@@ -26,7 +26,7 @@ pub fn tables(tables: &[Table], alive: std::time::Duration) -> String {
 /// Writes a whole table.
 pub fn table(table: &Table, alive: std::time::Duration, out: &mut impl Write) -> fmt::Result {
     let family = table.family;
-    writeln!(out, "table {} {TABLE} {{", keyword(family))?;
+    writeln!(out, "table {} {TABLE} {{", family.nft())?;
     for (id, elements) in &table.sets {
         set(family, *id, elements, alive, out)?;
     }
@@ -96,7 +96,7 @@ fn chain(family: Family, chain: &Chain, out: &mut impl Write) -> fmt::Result {
 }
 
 fn statement(family: Family, statement: &Statement) -> String {
-    let ip = keyword(family);
+    let ip = family.nft();
     match statement {
         Statement::Lookup { key, set, absent } => {
             format!("{} {}@{}", fields(family, key), if *absent { "!= " } else { "" }, set.name())
@@ -110,7 +110,7 @@ fn statement(family: Family, statement: &Statement) -> String {
             Family::V6 => "icmpv6 type echo-request".into(),
         },
         Statement::NotIcmp6 => "meta l4proto != ipv6-icmp".into(),
-        Statement::Stray => "ct state invalid,untracked".into(),
+        Statement::Invalid => "ct state invalid,untracked".into(),
         Statement::Translated => "ct status dnat".into(),
         Statement::Redirect => "redirect".into(),
         Statement::Masquerade => "masquerade".into(),
@@ -126,7 +126,7 @@ fn fields(family: Family, fields: &[Field]) -> String {
 }
 
 fn field(family: Family, field: &Field) -> String {
-    let ip = keyword(family);
+    let ip = family.nft();
     match field {
         Field::Source => format!("{ip} saddr"),
         Field::Destination => format!("{ip} daddr"),
@@ -137,16 +137,15 @@ fn field(family: Family, field: &Field) -> String {
         Field::Uplink => "iifname".into(),
         Field::OriginalDestination => format!("ct original {ip} daddr"),
         Field::OriginalPort => "ct original proto-dst".into(),
-        Field::Hash { over, modulus, first } => {
-            let offset = if *first == 0 { String::new() } else { format!(" offset {first}") };
-            format!("jhash {} mod {modulus} seed {SEED:#x}{offset}", fields(family, over))
+        Field::Hash { over, modulus } => {
+            format!("jhash {} mod {modulus} seed {SEED:#x}", fields(family, over))
         }
     }
 }
 
 fn key(key: &Key, out: &mut impl Write) -> fmt::Result {
     match key {
-        Key::EtherType(family) => out.write_str(keyword(*family)),
+        Key::EtherType(family) => out.write_str(family.nft()),
         Key::Interface(name) => write!(out, "\"{name}\""),
         Key::Address(address) => write!(out, "{address}"),
         Key::Twice(address) => write!(out, "{address} . {address}"),

@@ -2,14 +2,18 @@
 //! chains there are. The first two are tried in a private network namespace of a thread, which goes
 //! with the thread; the chains are listed in the host's.
 
-use rustix::io;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
-};
+use std::io;
+
+use libc::c_int;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::finding::Finding;
 use super::host::Host;
+use crate::nft::io::attr::{
+    NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_HOOK_HOOKNUM,
+};
+use crate::nft::io::netlink;
 
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -135,104 +139,34 @@ fn not_tried(check: &'static str, what: &str, reason: &str) -> Finding {
         .fix("sudo pinnace check")
 }
 
-const NFT_MSG_GETCHAIN: u16 = 0x0a04; // NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN
-const NFT_MSG_NEWCHAIN: u16 = 0x0a03;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const HEADER: usize = 16; // struct nlmsghdr
-const GENERIC: usize = 4; // struct nfgenmsg
-
-/// Lists the chains of all families (a dump of NFT_MSG_GETCHAIN), without touching them.
+/// Lists the chains of all families without changing them.
 fn list_chains() -> io::Result<Vec<ForeignChain>> {
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        Some(netlink::NETFILTER),
-    )?;
-    let mut request = Vec::with_capacity(HEADER + GENERIC);
-    request.extend(((HEADER + GENERIC) as u32).to_ne_bytes());
-    request.extend(NFT_MSG_GETCHAIN.to_ne_bytes());
-    request.extend(0x301u16.to_ne_bytes()); // NLM_F_REQUEST | NLM_F_DUMP
-    request.extend([0; 8 + GENERIC]); // sequence, port, family unspecified
-    send(&socket, &request, SendFlags::empty())?;
     let mut chains = Vec::new();
-    let mut buffer = vec![0u8; 64 * 1024];
-    loop {
-        let (length, _) = recv(&socket, &mut buffer, RecvFlags::empty())?;
-        let received = buffer.get(..length).unwrap_or_default();
-        if parse_dump(received, &mut chains)? || length == 0 {
-            return Ok(chains);
-        }
-    }
+    netlink::dump(libc::NFNL_SUBSYS_NFTABLES, libc::NFT_MSG_GETCHAIN, |family, attributes| {
+        chains.push(parse_chain(family, attributes));
+    })?;
+    Ok(chains)
 }
 
-/// Reads one datagram of a dump; true: it was the last.
-pub(super) fn parse_dump(mut bytes: &[u8], chains: &mut Vec<ForeignChain>) -> io::Result<bool> {
-    while let Some((header, _)) = bytes.split_first_chunk::<HEADER>() {
-        let [l0, l1, l2, l3, t0, t1, ..] = *header;
-        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        let Some(body) = bytes.get(HEADER..length) else { return Ok(true) };
-        match u16::from_ne_bytes([t0, t1]) {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = body.first_chunk().map_or(0, |b: &[u8; 4]| i32::from_ne_bytes(*b));
-                return if code == 0 { Ok(true) } else { Err(io::Errno::from_raw_os_error(-code)) };
-            }
-            NFT_MSG_NEWCHAIN => chains.extend(parse_chain(body)),
-            _ => {}
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
-}
-
-fn parse_chain(body: &[u8]) -> Option<ForeignChain> {
-    let (generic, attributes) = body.split_first_chunk::<GENERIC>()?;
-    let mut chain = ForeignChain {
-        family: generic[0],
-        table: String::new(),
-        name: String::new(),
-        drops_forwarded: false,
+pub(super) fn parse_chain(family: u8, attributes: &[u8]) -> ForeignChain {
+    const FORWARDING: [c_int; 3] = [libc::NFPROTO_INET, libc::NFPROTO_IPV4, libc::NFPROTO_IPV6];
+    let text = |kind| {
+        let value = netlink::find(attributes, kind).unwrap_or_default();
+        String::from_utf8_lossy(value).trim_end_matches('\0').to_string()
     };
-    let (mut forward, mut policy) = (false, None);
-    for (kind, value) in Attributes(attributes) {
-        match kind {
-            1 => chain.table = text(value),
-            3 => chain.name = text(value),
-            4 => {
-                forward =
-                    Attributes(value).any(|(kind, value)| kind == 1 && big_endian(value) == Some(2))
-            } // NF_INET_FORWARD
-            5 => policy = big_endian(value),
-            _ => {}
-        }
+    let number = |value: &[u8]| netlink::be32(value).map(|number| number as c_int);
+    let hook = netlink::find(attributes, NFTA_CHAIN_HOOK)
+        .and_then(|hook| netlink::find(hook, NFTA_HOOK_HOOKNUM))
+        .and_then(number);
+    let policy = netlink::find(attributes, NFTA_CHAIN_POLICY).and_then(number);
+    // Netdev chains number their hooks differently, and they do not filter routed packets.
+    let drops_forwarded = hook == Some(libc::NF_INET_FORWARD)
+        && policy == Some(libc::NF_DROP)
+        && FORWARDING.contains(&c_int::from(family));
+    ForeignChain {
+        family,
+        table: text(NFTA_CHAIN_TABLE),
+        name: text(NFTA_CHAIN_NAME),
+        drops_forwarded,
     }
-    // Netdev chains count their hooks differently; there 2 is none of ours, and they do not filter
-    // what is forwarded by routing.
-    chain.drops_forwarded = forward && policy == Some(0) && matches!(chain.family, 1 | 2 | 10);
-    Some(chain)
-}
-
-/// `struct nlattr` after `struct nlattr`: kind without its flags, and value.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let [l0, l1, k0, k1] = *self.0.first_chunk::<4>()?;
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = self.0.get(4..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([k0, k1]) & 0x3fff, value))
-    }
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_string()
-}
-
-fn big_endian(value: &[u8]) -> Option<u32> {
-    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }

@@ -3,6 +3,8 @@
 use super::finding::Finding;
 use super::host::Host;
 use super::kernel::{ForeignChain, Kernel};
+use crate::model::Family;
+use libc::c_int;
 
 /// Chains in which network plugins accept packets to pods, whatever the policy of the hook is.
 const POD_ACCEPT_CHAINS: &[&str] = &[
@@ -95,11 +97,10 @@ pub(super) fn firewalls(host: &Host, kernel: &Kernel) -> Vec<Finding> {
 }
 
 fn shown(chain: &ForeignChain) -> String {
-    let family = match chain.family {
-        1 => "inet",
-        2 => "ip",
-        10 => "ip6",
-        _ => "?",
+    let family = match Family::ALL.into_iter().find(|family| family.af() == chain.family) {
+        Some(family) => family.nft(),
+        None if c_int::from(chain.family) == libc::NFPROTO_INET => "inet",
+        None => "?",
     };
     format!("{family} {} {}", chain.table, chain.name)
 }

@@ -393,8 +393,8 @@ fn json_names_every_finding() {
     assert_eq!(last["fix"][0], "sysctl -w net.ipv4.ip_forward=1");
 }
 
-/// One NFT_MSG_NEWCHAIN as the kernel sends it.
-fn chain_message(family: u8, table: &str, name: &str, hook: Option<(u32, u32)>) -> Vec<u8> {
+/// The attributes of one NFT_MSG_NEWCHAIN as the kernel sends them.
+fn chain_attributes(table: &str, name: &str, hook: Option<(u32, u32)>) -> Vec<u8> {
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
@@ -402,8 +402,7 @@ fn chain_message(family: u8, table: &str, name: &str, hook: Option<(u32, u32)>) 
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
     }
-    let mut body = vec![family, 0, 0, 0];
-    body.extend(attribute(1, format!("{table}\0").as_bytes()));
+    let mut body = attribute(1, format!("{table}\0").as_bytes());
     body.extend(attribute(3, format!("{name}\0").as_bytes()));
     if let Some((number, policy)) = hook {
         let mut nested = attribute(1, &number.to_be_bytes());
@@ -411,46 +410,30 @@ fn chain_message(family: u8, table: &str, name: &str, hook: Option<(u32, u32)>) 
         body.extend(attribute(4 | 0x8000, &nested));
         body.extend(attribute(5, &policy.to_be_bytes()));
     }
-    let mut message = ((body.len() + 16) as u32).to_ne_bytes().to_vec();
-    message.extend(0x0a03u16.to_ne_bytes());
-    message.extend([0; 10]);
-    message.extend(body);
-    message
+    body
 }
 
 #[test]
 fn chains_are_read_from_the_kernel_s_messages() {
-    let mut dump = chain_message(2, "filter", "FORWARD", Some((2, 0)));
-    dump.extend(chain_message(1, "fw", "forward", Some((2, 1))));
-    dump.extend(chain_message(2, "filter", "INPUT", Some((1, 0))));
-    dump.extend(chain_message(5, "edge", "egress", Some((2, 0))));
-    dump.extend(chain_message(2, "nat", "CNI-HOSTPORT-DNAT", None));
-    let mut chains = Vec::new();
-    assert_eq!(kernel::parse_dump(&dump, &mut chains), Ok(false), "more may follow");
-    let found: Vec<(u8, &str, &str, bool)> =
-        chains.iter().map(|c| (c.family, &*c.table, &*c.name, c.drops_forwarded)).collect();
-    let expected = [
-        (2, "filter", "FORWARD", true),
-        (1, "fw", "forward", false),
-        (2, "filter", "INPUT", false),
-        (5, "edge", "egress", false),
-        (2, "nat", "CNI-HOSTPORT-DNAT", false),
-    ];
-    assert_eq!(found, expected);
-    let done = [&20u32.to_ne_bytes()[..], &3u16.to_ne_bytes(), &[0; 14]].concat();
-    assert_eq!(kernel::parse_dump(&done, &mut chains), Ok(true));
-    let refused =
-        [&36u32.to_ne_bytes()[..], &2u16.to_ne_bytes(), &[0; 10], &(-1i32).to_ne_bytes(), &[0; 16]]
-            .concat();
-    assert_eq!(kernel::parse_dump(&refused, &mut chains), Err(rustix::io::Errno::PERM));
+    for (family, table, name, hook, drops_forwarded) in [
+        (2, "filter", "FORWARD", Some((2, 0)), true),
+        (1, "fw", "forward", Some((2, 1)), false),
+        (2, "filter", "INPUT", Some((1, 0)), false),
+        (5, "edge", "egress", Some((2, 0)), false),
+        (2, "nat", "CNI-HOSTPORT-DNAT", None, false),
+    ] {
+        let chain = kernel::parse_chain(family, &chain_attributes(table, name, hook));
+        let expected =
+            ForeignChain { family, table: table.into(), name: name.into(), drops_forwarded };
+        assert_eq!(chain, expected);
+    }
 }
 
 proptest::proptest! {
     #[test]
     fn no_message_panics_or_hangs(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), cut in 0usize..200) {
-        let mut chains = Vec::new();
-        let _ = kernel::parse_dump(&bytes, &mut chains);
-        let whole = chain_message(2, "filter", "FORWARD", Some((2, 0)));
-        let _ = kernel::parse_dump(whole.get(..cut.min(whole.len())).unwrap_or_default(), &mut chains);
+        kernel::parse_chain(2, &bytes);
+        let whole = chain_attributes("filter", "FORWARD", Some((2, 0)));
+        kernel::parse_chain(2, whole.get(..cut.min(whole.len())).unwrap_or_default());
     }
 }

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::netlink::{Messages, Socket, attributes, be32, find, flag};
+use super::attr::*;
+use super::netlink::{Messages, NLA_F_NESTED, Socket, attributes, be32, find, message_type};
 use crate::model::forwarding::FrontendKey;
 use crate::model::{Family, Protocol};
 
@@ -16,33 +17,16 @@ pub enum Error {
     /// The socket or the listing failed.
     #[error("conntrack: {0}")]
     Netlink(#[from] io::Error),
-    /// Listing went well, but this many entries could not be deleted.
+    /// The listing succeeded, but entries could not be deleted.
     #[error("conntrack: {failed} stale entries could not be deleted: {source}")]
     Delete {
-        /// How many.
+        /// Number of entries that could not be deleted.
         failed: usize,
         /// The first reason.
         #[source]
         source: io::Error,
     },
 }
-
-// linux/netfilter/nfnetlink_conntrack.h
-const SUBSYSTEM: u16 = 1;
-const GET: u16 = SUBSYSTEM << 8 | 1;
-const DELETE: u16 = SUBSYSTEM << 8 | 2;
-const TUPLE_ORIGINAL: u16 = 1;
-const TUPLE_REPLY: u16 = 2;
-const STATUS: u16 = 3;
-const FILTER: u16 = 25;
-const FILTER_ORIGINAL: u16 = 1;
-const FILTER_REPLY: u16 = 2;
-const ZONE: u16 = 18;
-/// `CTA_FILTER_FLAG_CTA_PROTO_NUM`: compare the protocol.
-const FILTER_PROTOCOL: u32 = 1 << 4;
-
-/// `IPS_SEEN_REPLY` (linux/netfilter/nf_conntrack_common.h): there were packets in both directions.
-const SEEN_REPLY: u32 = 1 << 1;
 
 /// Entries deleted per datagram.
 const BATCH: usize = 256;
@@ -113,7 +97,7 @@ struct Entry {
 
 impl Entry {
     fn new(original: &[u8], body: &[u8]) -> Entry {
-        Entry { original: original.to_vec(), zone: find(body, ZONE).map(<[u8]>::to_vec) }
+        Entry { original: original.to_vec(), zone: find(body, CTA_ZONE).map(<[u8]>::to_vec) }
     }
 }
 
@@ -140,41 +124,41 @@ fn list(
 
 fn dump(family: Family, protocol: Option<Protocol>) -> Messages {
     let mut m = Messages::default();
-    m.begin(GET, flag::DUMP, number(family), 0);
+    m.begin(
+        message_type(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET),
+        libc::NLM_F_DUMP,
+        family.af(),
+        0,
+    );
     if let Some(protocol) = protocol {
-        m.nest(TUPLE_ORIGINAL, |m| m.nest(2, |m| m.put(1, &[protocol.number()])));
-        m.nest(FILTER, |m| {
-            m.put(FILTER_ORIGINAL, &FILTER_PROTOCOL.to_ne_bytes());
-            m.put(FILTER_REPLY, &0u32.to_ne_bytes());
+        m.nest(CTA_TUPLE_ORIG, |m| {
+            m.nest(CTA_TUPLE_PROTO, |m| m.put(CTA_PROTO_NUM, &[protocol.number()]));
+        });
+        m.nest(CTA_FILTER, |m| {
+            m.put(CTA_FILTER_ORIG_FLAGS, &CTA_FILTER_F_CTA_PROTO_NUM.to_ne_bytes());
+            m.put(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
         });
     }
     m.end();
     m
 }
 
-fn number(family: Family) -> u8 {
-    match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    }
-}
-
-/// The entry, if its backend does not serve any more.
+/// The entry, if its backend no longer serves.
 fn stale(body: &[u8], serving: &BTreeMap<SocketAddr, &[SocketAddr]>) -> Option<Entry> {
-    let original = find(body, TUPLE_ORIGINAL)?;
+    let original = find(body, CTA_TUPLE_ORIG)?;
     let to = Tuple::parse(original).filter(|tuple| tuple.protocol == Protocol::Udp.number())?;
     let backends = serving.get(&to.destination)?;
-    let reply = Tuple::parse(find(body, TUPLE_REPLY)?)?;
+    let reply = Tuple::parse(find(body, CTA_TUPLE_REPLY)?)?;
     (!backends.contains(&reply.source)).then(|| Entry::new(original, body))
 }
 
-/// The entry, if it is a frontend's that was not translated.
+/// The entry, if it belongs to a frontend and was not translated.
 fn untranslated(body: &[u8], frontends: &BTreeSet<(SocketAddr, u8)>) -> Option<Entry> {
-    let original = find(body, TUPLE_ORIGINAL)?;
+    let original = find(body, CTA_TUPLE_ORIG)?;
     let to = Tuple::parse(original)
         .filter(|tuple| frontends.contains(&(tuple.destination, tuple.protocol)))?;
-    let reply = Tuple::parse(find(body, TUPLE_REPLY)?)?;
-    let answered = find(body, STATUS).and_then(be32)? & SEEN_REPLY != 0;
+    let reply = Tuple::parse(find(body, CTA_TUPLE_REPLY)?)?;
+    let answered = find(body, CTA_STATUS).and_then(be32)? & IPS_SEEN_REPLY != 0;
     let connection = answered && to.protocol != Protocol::Udp.number();
     (reply.source == to.destination && !connection).then(|| Entry::new(original, body))
 }
@@ -185,10 +169,15 @@ fn delete(socket: &Socket, family: Family, entries: &[Entry]) -> Result<usize, E
     for entries in entries.chunks(BATCH) {
         let mut m = Messages::default();
         for entry in entries {
-            m.begin(DELETE, flag::ACK, number(family), 0);
-            m.put(TUPLE_ORIGINAL | 0x8000, &entry.original);
+            m.begin(
+                message_type(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE),
+                libc::NLM_F_ACK,
+                family.af(),
+                0,
+            );
+            m.put(CTA_TUPLE_ORIG | NLA_F_NESTED, &entry.original);
             if let Some(zone) = &entry.zone {
-                m.put(ZONE, zone);
+                m.put(CTA_ZONE, zone);
             }
             m.end();
         }
@@ -220,23 +209,23 @@ struct Tuple {
 impl Tuple {
     fn parse(bytes: &[u8]) -> Option<Tuple> {
         let (mut source, mut destination) = (None, None);
-        for (kind, value) in attributes(find(bytes, 1)?) {
+        for (kind, value) in attributes(find(bytes, CTA_TUPLE_IP)?) {
             match kind {
-                1 | 3 => source = address(value),
-                2 | 4 => destination = address(value),
+                CTA_IP_V4_SRC | CTA_IP_V6_SRC => source = address(value),
+                CTA_IP_V4_DST | CTA_IP_V6_DST => destination = address(value),
                 _ => {}
             }
         }
-        let transport = find(bytes, 2)?;
+        let transport = find(bytes, CTA_TUPLE_PROTO)?;
         let port = |kind| {
             find(transport, kind)
                 .and_then(|bytes| bytes.first_chunk())
                 .map(|bytes| u16::from_be_bytes(*bytes))
         };
         Some(Tuple {
-            protocol: *find(transport, 1)?.first()?,
-            source: SocketAddr::new(source?, port(2)?),
-            destination: SocketAddr::new(destination?, port(3)?),
+            protocol: *find(transport, CTA_PROTO_NUM)?.first()?,
+            source: SocketAddr::new(source?, port(CTA_PROTO_SRC_PORT)?),
+            destination: SocketAddr::new(destination?, port(CTA_PROTO_DST_PORT)?),
         })
     }
 }

@@ -1,37 +1,19 @@
-//! The rule set in netlink messages (linux/netfilter/nf_tables.h). Registers are chosen as the nft
-//! program chooses them, so that it can print what it finds.
+//! nf_tables messages: transactions, and single requests outside of transactions.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use libc::c_int;
 
+use super::attr::*;
 use super::expression::statement;
-use super::netlink::{LIST_LIMIT, Messages, flag};
+use super::netlink::{LIST_LIMIT, Messages, message_type};
+use super::value;
 use crate::model::Family;
-use crate::model::forwarding::FrontendKey;
-use crate::nft::skeleton::{Chain, Data, PRIORITY, Type, class_chain, skeleton};
-use crate::nft::{Batch, ChainId, Element, Key, SetId, TABLE, Value, Verdict};
-
-/// `NFNL_SUBSYS_NFTABLES`
-pub const SUBSYSTEM: u16 = 10;
-
-/// `NFT_MSG_*`
-pub mod kind {
-    #![allow(missing_docs)]
-    pub const NEW_TABLE: u16 = 0;
-    pub const GET_TABLE: u16 = 1;
-    pub const DELETE_TABLE: u16 = 2;
-    pub const NEW_CHAIN: u16 = 3;
-    pub const GET_CHAIN: u16 = 4;
-    pub const NEW_RULE: u16 = 6;
-    pub const NEW_SET: u16 = 9;
-    pub const NEW_ELEMENTS: u16 = 12;
-    pub const GET_ELEMENTS: u16 = 13;
-    pub const DELETE_ELEMENTS: u16 = 14;
-    pub const GET_GENERATION: u16 = 16;
-}
+use crate::nft::batch::Batch;
+use crate::nft::element::{Element, Key};
+use crate::nft::skeleton::{Chain, ChainId, Data, PRIORITY, SetId, Type, class_chain, skeleton};
+use crate::nft::table::TABLE;
 
 /// What a message of a transaction is about, for the report of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +55,7 @@ impl fmt::Display for Label {
             Object::Transaction => f.write_str("transaction")?,
         }
         match self.family {
-            Some(family) => {
-                write!(f, " of table {} {TABLE}", if family == Family::V4 { "ip" } else { "ip6" })
-            }
+            Some(family) => write!(f, " of table {} {TABLE}", family.nft()),
             None => Ok(()),
         }
     }
@@ -91,32 +71,24 @@ pub struct Transaction {
     pub labels: Vec<Label>,
 }
 
-/// `AF_INET` or `AF_INET6`, which is also the family of the table.
-pub fn number(family: Family) -> u8 {
-    match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    }
-}
-
 impl Transaction {
-    /// An open transaction.
+    /// Opens a transaction.
     pub fn begin() -> Transaction {
         let mut transaction = Transaction::default();
-        transaction.boundary("begin", 16);
+        transaction.boundary("begin", libc::NFNL_MSG_BATCH_BEGIN);
         transaction
     }
 
-    /// Closes it. The last message before the end is acknowledged: errors of all others come by
-    /// themselves, before it.
+    /// Closes the transaction and requests an acknowledgement of its last message. The kernel
+    /// reports errors of the other messages unasked, before that acknowledgement.
     pub fn finish(mut self) -> Transaction {
         self.messages.acknowledge();
-        self.boundary("end", 17);
+        self.boundary("end", libc::NFNL_MSG_BATCH_END);
         self
     }
 
-    /// Everything a batch asks for, in these families.
-    pub fn batch(batch: &Batch, families: &[Family], alive: Duration) -> Transaction {
+    /// Encodes what a batch changes in these families.
+    pub fn from_batch(batch: &Batch, families: &[Family], alive: Duration) -> Transaction {
         let mut transaction = Transaction::begin();
         if batch.reset {
             for &family in families {
@@ -124,32 +96,33 @@ impl Transaction {
                 transaction.reset(family, alive, room);
             }
         }
-        let here = |family: &Family| families.contains(family);
+        let served = |family: &Family| families.contains(family);
         for ((family, set), elements) in
-            batch.deletes.iter().filter(|((family, _), _)| here(family))
+            batch.deletes.iter().filter(|((family, _), _)| served(family))
         {
             transaction.elements(*family, *set, false, elements, None);
         }
-        for (family, class) in batch.classes.iter().filter(|(family, _)| here(family)) {
+        for (family, class) in batch.classes.iter().filter(|(family, _)| served(family)) {
             let chain = class_chain(*class);
             transaction.chain(*family, &chain);
             transaction.rules(*family, &chain);
         }
         batch.each_add(|family, set, elements| {
-            if here(&family) {
+            if served(&family) {
                 transaction.elements(family, set, true, elements, None);
             }
         });
         transaction.finish()
     }
 
-    /// Replaces the table by a fresh skeleton, whether or not there is one.
+    /// Replaces the table by an empty skeleton, whether or not the table exists.
     fn reset(&mut self, family: Family, alive: Duration, room: impl Fn(SetId) -> Option<u32>) {
         self.table(family, true);
         self.table(family, false);
         self.table(family, true);
         for (number, set) in SetId::ALL.into_iter().enumerate() {
-            self.message("add", family, Object::Set(set), kind::NEW_SET, flag::CREATE, |m| {
+            let (message, flags) = (libc::NFT_MSG_NEWSET, libc::NLM_F_CREATE);
+            self.message("add", family, Object::Set(set), message, flags, |m| {
                 self::set(m, family, set, number as u32 + 1, room(set))
             });
         }
@@ -159,7 +132,7 @@ impl Transaction {
         self.alive(family, true, alive);
     }
 
-    /// Adds (or deletes) the element without which the table does nothing.
+    /// Adds or deletes the element of the dead man's switch.
     pub fn alive(&mut self, family: Family, add: bool, timeout: Duration) {
         let element = Element { key: Key::EtherType(family), value: None };
         self.elements(family, SetId::Alive, add, &[element], add.then_some(timeout));
@@ -167,39 +140,47 @@ impl Transaction {
 
     /// Adds or deletes the table.
     pub fn table(&mut self, family: Family, add: bool) {
-        let (verb, kind, flags) = if add {
-            ("add", kind::NEW_TABLE, flag::CREATE)
+        let (verb, message, flags) = if add {
+            ("add", libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE)
         } else {
-            ("delete", kind::DELETE_TABLE, 0)
+            ("delete", libc::NFT_MSG_DELTABLE, 0)
         };
-        self.message(verb, family, Object::Table, kind, flags, |_| {});
+        self.message(verb, family, Object::Table, message, flags, |m| {
+            m.put_str(NFTA_TABLE_NAME, TABLE);
+        });
     }
 
     fn chain(&mut self, family: Family, chain: &Chain) {
-        self.message("add", family, Object::Chain(chain.id), kind::NEW_CHAIN, flag::CREATE, |m| {
-            m.put_str(3, &chain.id.to_string());
+        let (message, flags) = (libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE);
+        self.message("add", family, Object::Chain(chain.id), message, flags, |m| {
+            m.put_str(NFTA_CHAIN_TABLE, TABLE);
+            m.put_str(NFTA_CHAIN_NAME, &chain.id.to_string());
             if let Some(base) = chain.base {
-                m.nest(4, |m| {
-                    m.put_u32(1, base.hook as u32);
-                    m.put(2, &PRIORITY.to_be_bytes());
+                m.nest(NFTA_CHAIN_HOOK, |m| {
+                    m.put_u32(NFTA_HOOK_HOOKNUM, base.hook as u32);
+                    m.put_i32(NFTA_HOOK_PRIORITY, PRIORITY);
                 });
-                m.put_u32(5, 1); // policy accept
-                m.put_str(7, if base.nat { "nat" } else { "filter" });
+                m.put_i32(NFTA_CHAIN_POLICY, libc::NF_ACCEPT);
+                m.put_str(NFTA_CHAIN_TYPE, if base.nat { "nat" } else { "filter" });
             }
         });
     }
 
     fn rules(&mut self, family: Family, chain: &Chain) {
         for rule in &chain.rules {
+            let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
             self.message(
                 "add",
                 family,
                 Object::Rule(chain.id),
-                kind::NEW_RULE,
-                flag::CREATE | flag::APPEND,
+                libc::NFT_MSG_NEWRULE,
+                flags,
                 |m| {
-                    m.put_str(2, &chain.id.to_string());
-                    m.nest(4, |m| rule.iter().for_each(|one| statement(m, family, one)));
+                    m.put_str(NFTA_RULE_TABLE, TABLE);
+                    m.put_str(NFTA_RULE_CHAIN, &chain.id.to_string());
+                    m.nest(NFTA_RULE_EXPRESSIONS, |m| {
+                        rule.iter().for_each(|one| statement(m, family, one));
+                    });
                 },
             );
         }
@@ -213,19 +194,20 @@ impl Transaction {
         elements: &[Element],
         timeout: Option<Duration>,
     ) {
-        let (verb, kind, flags) = if add {
-            ("add", kind::NEW_ELEMENTS, flag::CREATE)
+        let (verb, message, flags) = if add {
+            ("add", libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE)
         } else {
-            ("delete", kind::DELETE_ELEMENTS, 0)
+            ("delete", libc::NFT_MSG_DELSETELEM, 0)
         };
         let mut elements = elements.iter().peekable();
         while elements.peek().is_some() {
-            self.message(verb, family, Object::Elements(set), kind, flags, |m| {
-                m.put_str(2, set.name());
-                let list = m.open(3);
+            self.message(verb, family, Object::Elements(set), message, flags, |m| {
+                m.put_str(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+                m.put_str(NFTA_SET_ELEM_LIST_SET, set.name());
+                let list = m.open(NFTA_SET_ELEM_LIST_ELEMENTS);
                 while m.length_since(list) < LIST_LIMIT {
                     let Some(element) = elements.next() else { break };
-                    m.nest(1, |m| self::element(m, element, add, timeout));
+                    m.nest(NFTA_LIST_ELEM, |m| value::element(m, element, add, timeout));
                 }
                 m.close(list);
             });
@@ -237,25 +219,43 @@ impl Transaction {
         verb: &'static str,
         family: Family,
         object: Object,
-        kind: u16,
-        flags: u16,
+        message: c_int,
+        flags: c_int,
         inside: impl FnOnce(&mut Messages),
     ) {
         self.labels.push(Label { verb, family: Some(family), object });
-        self.messages.begin(SUBSYSTEM << 8 | kind, flags, number(family), 0);
-        self.messages.put_str(1, TABLE);
+        let kind = message_type(libc::NFNL_SUBSYS_NFTABLES, message);
+        self.messages.begin(kind, flags, family.af(), 0);
         inside(&mut self.messages);
         self.messages.end();
     }
 
-    fn boundary(&mut self, verb: &'static str, kind: u16) {
+    fn boundary(&mut self, verb: &'static str, message: c_int) {
         self.labels.push(Label { verb, family: None, object: Object::Transaction });
-        self.messages.begin(kind, 0, 0, SUBSYSTEM);
+        let kind = message_type(libc::NFNL_SUBSYS_NONE, message);
+        self.messages.begin(kind, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u16);
         self.messages.end();
     }
 }
 
-/// Number and length in bytes of a type, as the nft program numbers and orders them.
+/// Encodes a single request outside of a transaction, about one table family or (0) about all. A
+/// request that neither lists nor asks for the generation is acknowledged.
+pub fn request(
+    message: c_int,
+    flags: c_int,
+    family: u8,
+    inside: impl FnOnce(&mut Messages),
+) -> Messages {
+    let answers_itself = flags & libc::NLM_F_DUMP != 0 || message == libc::NFT_MSG_GETGEN;
+    let flags = if answers_itself { flags } else { flags | libc::NLM_F_ACK };
+    let mut messages = Messages::default();
+    messages.begin(message_type(libc::NFNL_SUBSYS_NFTABLES, message), flags, family, 0);
+    inside(&mut messages);
+    messages.end();
+    messages
+}
+
+/// Number and length in bytes of a data type, as `enum datatypes` of the nft program has them.
 fn datatype(family: Family, part: Type) -> (u32, u32) {
     match (part, family) {
         (Type::Address, Family::V4) => (7, 4),
@@ -281,17 +281,16 @@ fn concatenation(family: Family, parts: &[Type]) -> (u32, u32) {
     }
 }
 
-/// From this number of elements on, a set is made with a size.
+/// Number of elements from which a set is created with a size.
 const LARGE: usize = 4000;
 
-/// For how many elements a set that is loaded with `count` is made: at least as many again; None
-/// without a limit.
+/// Size of a set that is loaded with `count` elements: at least twice as many. None: no limit.
 ///
-/// With a size the kernel makes the whole hash table at once (`nft_hash`,
-/// net/netfilter/nft_set_hash.c) where it would otherwise double it again and again while it fills
-/// (`nft_rhash`): half of the time that 50,000 elements take. It refuses what goes beyond with
-/// ENFILE; the writer then builds the table anew with more room, in one long transaction, which is
-/// why there is so much of it: some 20 bytes an element.
+/// With a size the kernel allocates the whole hash table at once (`nft_hash`,
+/// net/netfilter/nft_set_hash.c); without one it doubles the table repeatedly while it fills
+/// (`nft_rhash`). A size halves the time that 50,000 elements take, at some 20 bytes of memory per
+/// element. The kernel refuses further elements with ENFILE; the writer then replaces the table
+/// by a larger one in one long transaction, so the size is generous.
 fn room(set: SetId, count: usize) -> Option<u32> {
     let hashed = !set.interval() && !set.timeout();
     let room = u32::try_from(2 * count).ok()?.checked_next_power_of_two()?;
@@ -299,184 +298,60 @@ fn room(set: SetId, count: usize) -> Option<u32> {
 }
 
 fn set(m: &mut Messages, family: Family, set: SetId, id: u32, room: Option<u32>) {
-    const INTERVAL: u32 = 0x4;
-    const MAP: u32 = 0x8;
-    const TIMEOUT: u32 = 0x10;
-    const CONCATENATION: u32 = 0x80;
     let mut flags = 0;
     if set.interval() {
-        flags |= INTERVAL | CONCATENATION;
+        flags |= libc::NFT_SET_INTERVAL | NFT_SET_CONCAT;
     }
     if set.timeout() {
-        flags |= TIMEOUT;
+        flags |= libc::NFT_SET_TIMEOUT;
     }
     if set.data() != Data::None {
-        flags |= MAP;
+        flags |= libc::NFT_SET_MAP;
     }
     let (key, length) = concatenation(family, set.key());
-    m.put_str(2, set.name());
-    m.put_u32(3, flags);
-    m.put_u32(4, key);
-    m.put_u32(5, length);
+    m.put_str(NFTA_SET_TABLE, TABLE);
+    m.put_str(NFTA_SET_NAME, set.name());
+    m.put_i32(NFTA_SET_FLAGS, flags);
+    m.put_u32(NFTA_SET_KEY_TYPE, key);
+    m.put_u32(NFTA_SET_KEY_LEN, length);
     match set.data() {
         Data::None => {}
         Data::Verdict => {
-            m.put_u32(6, 0xffff_ff00);
-            m.put_u32(7, 0);
+            m.put_u32(NFTA_SET_DATA_TYPE, libc::NFT_DATA_VERDICT);
+            m.put_u32(NFTA_SET_DATA_LEN, 0);
         }
         Data::Parts(parts) => {
             let (data, length) = concatenation(family, parts);
-            m.put_u32(6, data);
-            m.put_u32(7, length);
+            m.put_u32(NFTA_SET_DATA_TYPE, data);
+            m.put_u32(NFTA_SET_DATA_LEN, length);
         }
     }
     if set.interval() {
-        // NFTA_SET_DESC_CONCAT: only the kind of set that holds ranges of concatenations wants to
-        // know the fields.
-        m.nest(9, |m| {
-            m.nest(2, |m| {
-                set.key()
-                    .iter()
-                    .for_each(|part| m.nest(1, |m| m.put_u32(1, datatype(family, *part).1)))
+        // Only the set type that holds ranges of concatenations (nft_set_pipapo) needs the fields.
+        m.nest(NFTA_SET_DESC, |m| {
+            m.nest(NFTA_SET_DESC_CONCAT, |m| {
+                for part in set.key() {
+                    let (_, length) = datatype(family, *part);
+                    m.nest(NFTA_LIST_ELEM, |m| m.put_u32(NFTA_SET_FIELD_LEN, length));
+                }
             });
         });
     }
     if let Some(room) = room {
-        m.nest(9, |m| m.put_u32(1, room)); // NFTA_SET_DESC_SIZE
+        m.nest(NFTA_SET_DESC, |m| m.put_u32(NFTA_SET_DESC_SIZE, room));
     }
-    m.put_u32(10, id);
-    // What nft keeps for itself: the byte order of a key that is not a concatenation (1 host, 2
-    // network), 0 otherwise.
+    m.put_u32(NFTA_SET_ID, id);
+    // The nft program stores the byte order of key and data in the userdata of a set: 1 host, 2
+    // network, 0 for a concatenation.
     let order: u32 = match set.key() {
         [Type::Interface | Type::Mark] => 1,
         [_] => 2,
         _ => 0,
     };
-    let mut userdata = vec![0, 4];
+    let mut userdata = vec![NFTNL_UDATA_SET_KEYBYTEORDER, 4];
     userdata.extend_from_slice(&order.to_ne_bytes());
     if set.data() != Data::None {
-        userdata.extend_from_slice(&[1, 4, 0, 0, 0, 0]);
+        userdata.extend_from_slice(&[NFTNL_UDATA_SET_DATABYTEORDER, 4, 0, 0, 0, 0]);
     }
-    m.put(13, &userdata);
-}
-
-/// An element; deletes name the key only.
-pub fn element(m: &mut Messages, element: &Element, add: bool, timeout: Option<Duration>) {
-    if let Some(timeout) = timeout {
-        m.put(4, &(timeout.as_millis() as u64).to_be_bytes());
-    }
-    let (key, end) = key(&element.key);
-    m.nest(1, |m| m.put(1, key.bytes()));
-    if let Some(end) = end {
-        m.nest(10, |m| m.put(1, end.bytes()));
-    }
-    match &element.value {
-        Some(value) if add => m.nest(2, |m| match value {
-            Value::Verdict(to) => verdict(m, to),
-            Value::Backend(address, port) => {
-                let mut data = Bytes::default();
-                data.address(*address);
-                data.part(&port.to_be_bytes());
-                m.put(1, data.bytes());
-            }
-        }),
-        _ => {}
-    }
-}
-
-/// A key is at most 40 bytes: two IPv6 addresses, protocol and port.
-#[derive(Clone, Copy)]
-struct Bytes {
-    data: [u8; 48],
-    length: usize,
-}
-
-impl Default for Bytes {
-    fn default() -> Bytes {
-        Bytes { data: [0; 48], length: 0 }
-    }
-}
-
-impl Bytes {
-    /// Appends a part, padded to four bytes.
-    fn part(&mut self, part: &[u8]) {
-        if let Some(place) = self.data.get_mut(self.length..self.length + part.len()) {
-            place.copy_from_slice(part);
-            self.length += part.len().next_multiple_of(4);
-        }
-    }
-
-    fn address(&mut self, address: IpAddr) {
-        match address {
-            IpAddr::V4(address) => self.part(&address.octets()),
-            IpAddr::V6(address) => self.part(&address.octets()),
-        }
-    }
-
-    fn frontend(&mut self, frontend: &FrontendKey) {
-        self.address(frontend.address);
-        self.part(&[frontend.protocol.number()]);
-        self.part(&frontend.port.to_be_bytes());
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.data.get(..self.length).unwrap_or_default()
-    }
-}
-
-/// The key, and the end of its range if it is one.
-fn key(key: &Key) -> (Bytes, Option<Bytes>) {
-    let mut bytes = Bytes::default();
-    match key {
-        Key::EtherType(family) => {
-            let number: u16 = if *family == Family::V4 { 0x0800 } else { 0x86dd };
-            bytes.part(&number.to_be_bytes());
-            bytes.length = 2; // alone, it is not padded
-        }
-        Key::Interface(name) => {
-            let mut padded = [0; 16];
-            name.bytes().zip(padded.iter_mut().take(15)).for_each(|(byte, place)| *place = byte);
-            bytes.part(&padded);
-        }
-        Key::Address(address) => bytes.address(*address),
-        Key::Twice(address) => {
-            bytes.address(*address);
-            bytes.address(*address);
-        }
-        Key::Frontend(frontend) => bytes.frontend(frontend),
-        Key::Bucket(frontend, bucket) => {
-            bytes.frontend(frontend);
-            bytes.part(&bucket.to_ne_bytes());
-        }
-        Key::Source(frontend, net) => {
-            bytes.frontend(frontend);
-            let mut end = bytes;
-            bytes.address(net.network());
-            if net.prefix_len() < net.max_prefix_len() {
-                end.address(last(net));
-                return (bytes, Some(end));
-            }
-        }
-    }
-    (bytes, None)
-}
-
-/// The last address of a range.
-fn last(net: &IpNet) -> IpAddr {
-    net.broadcast()
-}
-
-pub(crate) fn verdict(m: &mut Messages, verdict: &Verdict) {
-    let (code, chain) = match verdict {
-        Verdict::Drop => (0, None),
-        Verdict::Return => (-5, None),
-        Verdict::Jump(to) => (-3, Some(to)),
-        Verdict::Goto(to) => (-4, Some(to)),
-    };
-    m.nest(2, |m| {
-        m.put(1, &i32::to_be_bytes(code));
-        if let Some(chain) = chain {
-            m.put_str(2, &chain.to_string());
-        }
-    });
+    m.put(NFTA_SET_USERDATA, &userdata);
 }

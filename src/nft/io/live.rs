@@ -7,26 +7,29 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::encode::{kind, number};
-use super::netlink::{Socket, attributes, be32, find, flag, string};
-use super::writer::request;
+use super::attr::*;
+use super::encode::request;
+use super::netlink::{Socket, attributes, be32, find, string};
 use crate::model::forwarding::FrontendKey;
 use crate::model::{Family, Protocol};
-use crate::nft::skeleton::{Data, Type, class_chain, skeleton};
-use crate::nft::{ChainId, Element, Key, SetId, TABLE, Table, Value, Verdict};
+use crate::nft::element::{Element, Key, Value};
+use crate::nft::skeleton::{ChainId, Data, SetId, Type, Verdict, class_chain, skeleton};
+use crate::nft::table::{TABLE, Table};
 
-/// How often a set is listed before we give up, and the pause in between. A hash table of a million
-/// elements is doubled within some 100 ms.
+/// Maximum number of listings of a set that changes while it is listed.
 const LISTINGS: usize = 200;
+/// Pause between two listings. The kernel doubles a hash table of a million elements within some
+/// 100 ms.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The table of a family: the elements as the kernel has them; chains by their names, with the
-/// rules that chains of these names have (the drift check compares the number of rules).
+/// Reads the table of a family. Elements are the kernel's. Chains are the kernel's by name; their
+/// rules are those of the skeleton (the drift check compares the number of rules).
 pub fn table(socket: &Socket, family: Family) -> io::Result<Table> {
     let mut present = BTreeSet::new();
-    socket.query(&request(kind::GET_CHAIN, flag::DUMP, number(family), |_| {}), |body| {
-        if find(body, 1).and_then(string) == Some(TABLE) {
-            present.extend(find(body, 3).and_then(string).and_then(ChainId::parse));
+    let request = request(libc::NFT_MSG_GETCHAIN, libc::NLM_F_DUMP, family.af(), |_| {});
+    socket.query(&request, |body| {
+        if find(body, NFTA_CHAIN_TABLE).and_then(string) == Some(TABLE) {
+            present.extend(find(body, NFTA_CHAIN_NAME).and_then(string).and_then(ChainId::parse));
         }
     })?;
     let mut chains: Vec<_> =
@@ -47,20 +50,20 @@ pub fn table(socket: &Socket, family: Family) -> io::Result<Table> {
 
 /// The elements of a set, sorted.
 ///
-/// Some milliseconds after elements came the kernel may still be doubling the hash table under
-/// them, and a listing that it overtakes begins anew (`nft_rhash_walk`,
-/// net/netfilter/nft_set_hash.c): some elements come twice, and as the kernel goes on by their
-/// count from one part of the listing to the next, others may not come at all. At least as many
-/// come twice as are left out, so twice is the sign to look for.
+/// Some milliseconds after an insertion the kernel may still be resizing the hash table. It then
+/// restarts a listing from the beginning (`nft_rhash_walk`, net/netfilter/nft_set_hash.c): some
+/// elements appear twice, and others may be missing, because the kernel resumes a listing by the
+/// number of elements already listed. At least as many appear twice as are missing, so a duplicate
+/// reveals a listing that is not complete.
 fn elements(socket: &Socket, family: Family, set: SetId) -> io::Result<Vec<Element>> {
-    let request = request(kind::GET_ELEMENTS, flag::DUMP, number(family), |m| {
-        m.put_str(1, TABLE);
-        m.put_str(2, set.name());
+    let request = request(libc::NFT_MSG_GETSETELEM, libc::NLM_F_DUMP, family.af(), |m| {
+        m.put_str(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        m.put_str(NFTA_SET_ELEM_LIST_SET, set.name());
     });
     for _ in 0..LISTINGS {
         let mut elements = Vec::new();
         socket.query(&request, |body| {
-            let list = find(body, 3).unwrap_or_default();
+            let list = find(body, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
             elements.extend(attributes(list).filter_map(|(_, bytes)| element(family, set, bytes)));
         })?;
         elements.sort_unstable();
@@ -70,15 +73,16 @@ fn elements(socket: &Socket, family: Family, set: SetId) -> io::Result<Vec<Eleme
         std::thread::sleep(PAUSE);
     }
     Err(io::Error::other(format!(
-        "the {family} elements of {} never stood still while they were listed",
+        "the {family} elements of {} kept changing while they were listed",
         set.name()
     )))
 }
 
-/// One element; None when it has not the shape of the set's elements.
+/// Decodes one element; None when it does not have the key and data types of the set.
 fn element(family: Family, set: SetId, bytes: &[u8]) -> Option<Element> {
-    let mut key = Reader { family, bytes: find(find(bytes, 1)?, 1)? };
-    let end = find(bytes, 10).and_then(|end| find(end, 1));
+    let value = |kind| find(bytes, kind).and_then(|data| find(data, NFTA_DATA_VALUE));
+    let mut key = Reader { family, bytes: value(NFTA_SET_ELEM_KEY)? };
+    let end = value(NFTA_SET_ELEM_KEY_END);
     let key = match set.key() {
         [Type::EtherType] => Key::EtherType(family),
         [Type::Interface] => Key::Interface(string(key.bytes)?.into()),
@@ -100,12 +104,12 @@ fn element(family: Family, set: SetId, bytes: &[u8]) -> Option<Element> {
             Key::Source(frontend, network(first, last)?)
         }
     };
-    let data = find(bytes, 2);
+    let verdict = || find(find(bytes, NFTA_SET_ELEM_DATA)?, NFTA_DATA_VERDICT);
     let value = match set.data() {
         Data::None => None,
-        Data::Verdict => Some(Value::Verdict(verdict(find(data?, 2)?)?)),
+        Data::Verdict => Some(Value::Verdict(self::verdict(verdict()?)?)),
         Data::Parts(_) => {
-            let mut data = Reader { family, bytes: find(data?, 1)? };
+            let mut data = Reader { family, bytes: value(NFTA_SET_ELEM_DATA)? };
             Some(Value::Backend(data.address()?, data.port()?))
         }
     };
@@ -113,12 +117,12 @@ fn element(family: Family, set: SetId, bytes: &[u8]) -> Option<Element> {
 }
 
 fn verdict(bytes: &[u8]) -> Option<Verdict> {
-    let chain = || find(bytes, 2).and_then(string).and_then(ChainId::parse);
-    match be32(find(bytes, 1)?)? as i32 {
-        0 => Some(Verdict::Drop),
-        -5 => Some(Verdict::Return),
-        -3 => chain().map(Verdict::Jump),
-        -4 => chain().map(Verdict::Goto),
+    let chain = || find(bytes, NFTA_VERDICT_CHAIN).and_then(string).and_then(ChainId::parse);
+    match be32(find(bytes, NFTA_VERDICT_CODE)?)? as i32 {
+        libc::NF_DROP => Some(Verdict::Drop),
+        libc::NFT_RETURN => Some(Verdict::Return),
+        libc::NFT_JUMP => chain().map(Verdict::Jump),
+        libc::NFT_GOTO => chain().map(Verdict::Goto),
         _ => None,
     }
 }

@@ -1,10 +1,12 @@
-//! The rule set in the kernel: netlink messages, the writer of changes and the thread that owns the
+//! The ruleset in the kernel: netlink messages, the writer of changes, and the thread that owns the
 //! tables.
 
+pub mod attr;
 pub mod conntrack;
-pub(crate) mod encode;
-pub(crate) mod expression;
+mod encode;
+mod expression;
 pub mod live;
-pub(crate) mod netlink;
+pub mod netlink;
+mod value;
 pub mod worker;
 pub mod writer;

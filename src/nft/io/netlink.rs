@@ -4,34 +4,39 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use libc::c_int;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
     sockopt,
 };
 
-/// Largest length of a netlink attribute is 65,535 bytes; a list of elements is cut here.
+use super::attr::NLMSGERR_ATTR_MSG;
+
+/// Length in bytes at which a list of elements is continued in another message. A netlink attribute
+/// holds at most 65,535 bytes.
 pub const LIST_LIMIT: usize = 60_000;
 
-/// `NLM_F_*`
-pub mod flag {
-    #![allow(missing_docs)]
-    pub const REQUEST: u16 = 0x1;
-    pub const ACK: u16 = 0x4;
-    pub const DUMP: u16 = 0x300;
-    pub const CREATE: u16 = 0x400;
-    pub const APPEND: u16 = 0x800;
-}
+/// Flag of an attribute that holds attributes.
+pub const NLA_F_NESTED: u16 = libc::NLA_F_NESTED as u16;
+const NLA_TYPE_MASK: u16 = libc::NLA_TYPE_MASK as u16;
 
-const NESTED: u16 = 0x8000;
+/// Size of struct nlmsghdr.
 const HEADER: usize = 16;
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
+/// Size of struct nfgenmsg.
+const GENERIC: usize = 4;
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
+const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 
-/// For the answer to one message: a code, the header of what was asked, and a few words. On the
-/// stack, as a buffer from the heap is mapped and unmapped for each change of an endpoint.
+/// Buffer for acknowledgements: a code, the header of the request, and a few words each. It is on
+/// the stack, because a heap buffer would be mapped and unmapped for each change of an endpoint.
 const ANSWER: usize = 4 << 10;
-/// For what is listed: the kernel fills up to 32 KiB at once (NLMSG_GOODSIZE, netlink_dump).
+/// Buffer for listings: the kernel fills up to 32 KiB at once (NLMSG_GOODSIZE, netlink_dump).
 const DUMP: usize = 64 << 10;
+
+/// Type of a netfilter message: NFNL_SUBSYS_* and the message's number in it.
+pub const fn message_type(subsystem: c_int, message: c_int) -> u16 {
+    (subsystem << 8 | message) as u16
+}
 
 /// Messages being written, one after the other, in one buffer.
 #[derive(Default)]
@@ -44,14 +49,14 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Begins a message: `kind` is subsystem << 8 | type; `family` and `resource` fill the nfgenmsg
-    /// header.
-    pub fn begin(&mut self, kind: u16, flags: u16, family: u8, resource: u16) {
+    /// Begins a message of this type ([`message_type`]) with these NLM_F_* flags; `family` and
+    /// `resource` fill struct nfgenmsg.
+    pub fn begin(&mut self, kind: u16, flags: c_int, family: u8, resource: u16) {
         self.start = self.buffer.len();
         self.count += 1;
         self.buffer.extend_from_slice(&[0; 4]);
         self.buffer.extend_from_slice(&kind.to_ne_bytes());
-        self.buffer.extend_from_slice(&(flags | flag::REQUEST).to_ne_bytes());
+        self.buffer.extend_from_slice(&((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
         self.buffer.extend_from_slice(&self.count.to_ne_bytes());
         self.buffer.extend_from_slice(&[0; 4]);
         self.buffer.extend_from_slice(&[family, 0]);
@@ -77,6 +82,11 @@ impl Messages {
         self.put(kind, &value.to_be_bytes());
     }
 
+    /// A signed 32-bit attribute in network order; also for the constants of `libc`.
+    pub fn put_i32(&mut self, kind: u16, value: i32) {
+        self.put(kind, &value.to_be_bytes());
+    }
+
     /// A string attribute with its terminating zero.
     pub fn put_str(&mut self, kind: u16, value: &str) {
         let mut bytes = value.as_bytes().to_vec();
@@ -95,7 +105,7 @@ impl Messages {
     pub fn open(&mut self, kind: u16) -> usize {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(&[0, 0]);
-        self.buffer.extend_from_slice(&(kind | NESTED).to_ne_bytes());
+        self.buffer.extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         start
     }
 
@@ -113,7 +123,7 @@ impl Messages {
     /// Asks for an answer to the message begun last.
     pub fn acknowledge(&mut self) {
         if let Some(flags) = self.buffer.get_mut(self.start + 6) {
-            *flags |= flag::ACK as u8;
+            *flags |= libc::NLM_F_ACK as u8;
         }
     }
 
@@ -136,7 +146,7 @@ pub type Attribute<'a> = (u16, &'a [u8]);
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.first_chunk().copied()?));
-        let kind = u16::from_ne_bytes(*bytes.get(2..4)?.first_chunk()?) & 0x3fff;
+        let kind = u16::from_ne_bytes(*bytes.get(2..4)?.first_chunk()?) & NLA_TYPE_MASK;
         let value = bytes.get(4..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
@@ -158,14 +168,14 @@ pub fn string(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok().map(|s| s.trim_end_matches('\0'))
 }
 
-/// What the kernel says to one message.
+/// The kernel's answer to one message.
 #[derive(Clone, Debug)]
-pub struct Acks {
+pub struct Ack {
     /// Sequence number of the message.
     pub sequence: u32,
-    /// 0: done; else an errno.
+    /// 0 or an errno.
     pub error: i32,
-    /// What the kernel adds in words.
+    /// The kernel's explanation (NLMSGERR_ATTR_MSG).
     pub words: Option<String>,
 }
 
@@ -175,7 +185,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens one in the network namespace of the calling thread.
+    /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> io::Result<Socket> {
         let fd = socket_with(
             AddressFamily::NETLINK,
@@ -204,7 +214,7 @@ impl Socket {
 
     /// Sends everything as one datagram.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        // What was left unread would be taken for the answer to this.
+        // An unread message would be taken for the answer to this one.
         self.drain(&mut [0; ANSWER], |_, _, _| false)?;
         let _ = sockopt::set_socket_send_buffer_size_force(
             &self.fd,
@@ -218,38 +228,48 @@ impl Socket {
         }
     }
 
-    /// The answers to what was sent. The kernel works inside `send`, so they are all here already.
-    pub fn answers(&self) -> io::Result<Vec<Acks>> {
+    /// Reads the answers to what was sent. The kernel processes a datagram inside `send`, so all
+    /// answers are already queued.
+    pub fn answers(&self) -> io::Result<Vec<Ack>> {
         let mut answers = Vec::new();
         self.drain(&mut [0; ANSWER], |kind, sequence, body| {
-            if kind == ERROR {
+            if kind == NLMSG_ERROR {
                 answers.push(answer(sequence, body));
             }
-            kind == DONE
+            kind == NLMSG_DONE
         })?;
         Ok(answers)
     }
 
-    /// Sends one request and hands each message of its answer to `each` (without the nfgenmsg
-    /// header); an error is an error.
+    /// Sends one request and hands the attributes of each object in the answer to `each`. An error
+    /// in the answer is returned.
     pub fn query(&self, request: &Messages, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        self.send(request.bytes())?;
-        let mut error = 0;
-        self.drain(&mut vec![0; DUMP], |kind, _, body| match kind {
-            ERROR => {
-                error = body.first_chunk().map_or(0, |code| -i32::from_ne_bytes(*code));
-                true
-            }
-            DONE => true,
-            _ => {
-                each(body.get(4..).unwrap_or_default());
-                false
-            }
-        })?;
-        if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+        self.query_families(request, |_, attributes| each(attributes))
     }
 
-    /// Receives until nothing is left or `each` (type, sequence, body) says it was the last.
+    /// As [`Socket::query`]; `each` also gets the family of the object (NFPROTO_*).
+    fn query_families(
+        &self,
+        request: &Messages,
+        mut each: impl FnMut(u8, &[u8]),
+    ) -> io::Result<()> {
+        self.send(request.bytes())?;
+        let mut outcome = Ok(());
+        self.drain(&mut vec![0; DUMP], |kind, _, body| match object(kind, body) {
+            Ok(Some((family, attributes))) => {
+                each(family, attributes);
+                false
+            }
+            Ok(None) => true,
+            Err(error) => {
+                outcome = Err(error);
+                true
+            }
+        })?;
+        outcome
+    }
+
+    /// Receives until the queue is empty or `each` (type, sequence, body) returns true.
     fn drain(
         &self,
         buffer: &mut [u8],
@@ -273,6 +293,35 @@ impl Socket {
     }
 }
 
+/// Lists the objects of all families that a subsystem has, such as all chains (NFNL_SUBSYS_NFTABLES,
+/// NFT_MSG_GETCHAIN), and hands the family (NFPROTO_*) and the attributes of each to `each`.
+pub fn dump(subsystem: c_int, message: c_int, each: impl FnMut(u8, &[u8])) -> io::Result<()> {
+    let mut request = Messages::default();
+    request.begin(message_type(subsystem, message), libc::NLM_F_DUMP, 0, 0);
+    request.end();
+    Socket::open()?.query_families(&request, each)
+}
+
+/// Family and attributes of an object in an answer; None: the answer is complete.
+fn object(kind: u16, body: &[u8]) -> io::Result<Option<(u8, &[u8])>> {
+    match kind {
+        NLMSG_DONE => Ok(None),
+        NLMSG_ERROR => match error_code(body) {
+            0 => Ok(None),
+            code => Err(io::Error::from_raw_os_error(code)),
+        },
+        _ => Ok(Some((
+            body.first().copied().unwrap_or_default(),
+            body.get(GENERIC..).unwrap_or_default(),
+        ))),
+    }
+}
+
+/// The errno of an NLMSG_ERROR; 0: an acknowledgement.
+fn error_code(body: &[u8]) -> i32 {
+    body.first_chunk().map_or(0, |code| -i32::from_ne_bytes(*code))
+}
+
 /// Type, sequence number and body of the first message, and what follows it.
 fn message(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
@@ -282,13 +331,15 @@ fn message(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
     Some((kind, sequence, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-fn answer(sequence: u32, body: &[u8]) -> Acks {
-    let error = body.first_chunk().map_or(0, |code| -i32::from_ne_bytes(*code));
-    // Behind the code: the header of our message (without its payload, NETLINK_CAP_ACK), then
-    // attributes; 1 is a message in words.
-    let words =
-        body.get(4 + HEADER..).and_then(|extra| find(extra, 1)).and_then(string).map(str::to_owned);
-    Acks { sequence, error, words }
+fn answer(sequence: u32, body: &[u8]) -> Ack {
+    // The code is followed by the header of our message (without its payload, NETLINK_CAP_ACK) and
+    // by attributes.
+    let words = body
+        .get(size_of::<i32>() + HEADER..)
+        .and_then(|extra| find(extra, NLMSGERR_ATTR_MSG))
+        .and_then(string)
+        .map(str::to_owned);
+    Ack { sequence, error: error_code(body), words }
 }
 
 #[cfg(test)]
@@ -298,7 +349,7 @@ mod tests {
     #[test]
     fn nested_attributes_read_back_as_written() {
         let mut messages = Messages::default();
-        messages.begin(0x0a00, flag::CREATE, 2, 0);
+        messages.begin(0x0a00, libc::NLM_F_CREATE, 2, 0);
         messages.put_str(1, "pinnace");
         messages.nest(2, |m| m.put_u32(1, 7));
         messages.end();
@@ -306,6 +357,29 @@ mod tests {
         assert_eq!((kind, sequence, rest), (0x0a00, 1, &[][..]));
         assert_eq!(find(&body[4..], 1).and_then(string), Some("pinnace"));
         assert_eq!(find(&body[4..], 2).and_then(|nested| find(nested, 1)).and_then(be32), Some(7));
+    }
+
+    #[test]
+    fn a_listing_ends_with_done_or_with_an_error() {
+        let object = |kind, body: &[u8]| {
+            let found = object(kind, body).map(|found| found.map(|(family, _)| family));
+            found.map_err(|error| error.raw_os_error())
+        };
+        assert_eq!(object(0x0a03, &[2, 0, 0, 0]), Ok(Some(2)), "more may follow");
+        assert_eq!(object(NLMSG_DONE, &0i32.to_ne_bytes()), Ok(None));
+        assert_eq!(object(NLMSG_ERROR, &0i32.to_ne_bytes()), Ok(None), "an acknowledgement");
+        assert_eq!(object(NLMSG_ERROR, &(-1i32).to_ne_bytes()), Err(Some(libc::EPERM)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_datagram_panics_or_hangs(bytes in proptest::collection::vec(0u8.., 0..200)) {
+            let mut rest = bytes.as_slice();
+            while let Some((kind, sequence, body, next)) = message(rest) {
+                let _ = (object(kind, body).is_ok(), answer(sequence, body));
+                rest = next;
+            }
+        }
     }
 
     #[test]

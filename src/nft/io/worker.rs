@@ -1,7 +1,7 @@
-//! The thread that owns the kernel's rule set. Changes are merged while one batch is under way
-//! (latest wins per frontend), so a slow kernel neither stalls the engine nor piles up work; the
-//! dead man's switch and the look for drift live here too, because nobody else may speak to the
-//! tables.
+//! The thread that owns the tables in the kernel. Changes that arrive while one is being applied
+//! are merged (the latest wins per frontend), so a slow kernel neither stalls the engine nor builds
+//! up a queue. The thread also refreshes the dead man's switch and checks for drift, because only
+//! it accesses the tables. The steps of a change: see [`crate::nft::compiler`].
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,48 +15,48 @@ use super::writer::RulesetWriter;
 use crate::host::time_of_day::time_of_day;
 use crate::model::Protocol;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
+use crate::model::on_exit::OnExit;
 use crate::model::ruleset_changes::RulesetChanges;
 use crate::model::trigger_time::TriggerTime;
 
-/// How often somebody else's transactions are looked for: one small request, answered without a
-/// dump.
+/// Interval of the drift check: one small request while no other program commits to nftables.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
-/// The first pause after the kernel refused a batch; doubles up to [`RETRY_MAX`].
+/// First pause after a failed transaction. Doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Frontends in one transaction: some ten milliseconds in the kernel. Without preemption nothing
-/// else runs on that CPU meanwhile, neither the threads that keep BFD sessions nor anybody's
-/// packets.
+/// Maximum number of frontends in one transaction, which takes some ten milliseconds in the kernel.
+/// Without preemption nothing else runs on that CPU meanwhile: no BFD thread and no packet
+/// processing.
 const STEP: usize = 250;
 
-/// What became of a batch.
+/// Outcome of a transaction.
 #[derive(Debug)]
 pub struct Report {
-    /// None: in the kernel. Else why not, in the kernel's words; it will be tried again.
+    /// Why the transaction failed; it is retried. None: the kernel acknowledged it.
     pub error: Option<String>,
-    /// Time in the kernel and around it.
+    /// Duration of staging, transaction and commit.
     pub took: Duration,
-    /// From the oldest event in the batch to now; None for repairs.
+    /// Time since the oldest event in the transaction; None for repairs.
     pub latency: Option<Duration>,
-    /// From the oldest change of an endpoint to now, by two clocks; None where nobody says when
-    /// that was.
+    /// Time since the oldest change of an endpoint, by the wall clocks of two hosts; None without a
+    /// trigger time.
     pub since_last_change: Option<Duration>,
-    /// Set elements in the kernel now.
+    /// Number of set elements in the kernel.
     pub elements: usize,
-    /// Number of the last event whose changes were in the batch; 0 for repairs.
+    /// Generation of the last change in the transaction; 0 for repairs.
     pub generation: u64,
-    /// Somebody had changed our tables and they were written anew.
+    /// The transaction repaired drift.
     pub repaired: bool,
-    /// Conntrack entries that were deleted: of removed UDP endpoints, and after a repair of flows
-    /// that began while the rules were away.
+    /// Number of deleted conntrack entries: those of removed UDP endpoints, and after a repair those
+    /// of flows that began without rules.
     pub conntrack_deleted: usize,
 }
 
-/// Where a change began.
+/// Origin of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// When this process heard of it.
+    /// When this process received it.
     pub heard: Instant,
     /// When an endpoint changed, as its EndpointSlice says (annotation
     /// `endpoints.kubernetes.io/last-change-trigger-time`).
@@ -64,20 +64,11 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of two changes that are carried out together.
+    /// The origin of two merged changes.
     fn oldest(self, other: Origin) -> Origin {
         let last_change = self.last_change.into_iter().chain(other.last_change).min();
         Origin { heard: self.heard.min(other.heard), last_change }
     }
-}
-
-/// What to do with the tables at the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnExit {
-    /// Take them away.
-    Remove,
-    /// Leave them to the dead man's switch, or to a successor.
-    Keep,
 }
 
 #[derive(Default)]
@@ -101,8 +92,7 @@ impl Pending {
 
 impl Shared {
     fn with<T>(&self, f: impl FnOnce(&mut Pending) -> T) -> T {
-        // A poisoned lock means a panic while merging maps; what is there is still the latest of
-        // each.
+        // A poisoned lock means a panic while merging maps; each entry is still the latest.
         f(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -115,7 +105,7 @@ pub struct DataPlane {
 
 impl DataPlane {
     /// Starts the thread. `dead_man` is the timeout of the dead man's switch; `report` is called
-    /// after every batch.
+    /// after every transaction that changes frontends or repairs drift.
     pub fn spawn(
         writer: RulesetWriter,
         dead_man: Duration,
@@ -126,7 +116,7 @@ impl DataPlane {
             shared: shared.clone(),
             writer,
             refresh: dead_man / 3,
-            absences_told: 0,
+            absences_logged: 0,
             report: Box::new(report),
         };
         let thread = thread::Builder::new()
@@ -136,7 +126,7 @@ impl DataPlane {
         Ok(DataPlane { shared, thread })
     }
 
-    /// Hands over a change.
+    /// Queues a change.
     pub fn submit(&self, changes: RulesetChanges, origin: Origin) {
         self.shared.with(|pending| {
             pending.changes.merge(changes);
@@ -145,9 +135,9 @@ impl DataPlane {
         self.shared.wake.notify_one();
     }
 
-    /// Writes what is pending, then leaves the tables as `how` says and ends the thread.
-    pub fn stop(self, how: OnExit) {
-        self.shared.with(|pending| pending.stop = Some(how));
+    /// Applies pending changes, then removes or keeps the tables and ends the thread.
+    pub fn stop(self, on_exit: OnExit) {
+        self.shared.with(|pending| pending.stop = Some(on_exit));
         self.shared.wake.notify_one();
         let _ = self.thread.join();
     }
@@ -157,72 +147,71 @@ struct Worker {
     shared: Arc<Shared>,
     writer: RulesetWriter,
     refresh: Duration,
-    /// How many families that the kernel lacks have been told of.
-    absences_told: usize,
+    /// Number of families whose absence has been logged.
+    absences_logged: usize,
     report: Box<dyn Fn(Report) + Send>,
 }
 
 impl Worker {
     fn run(mut self) {
         let mut next_refresh = Instant::now() + self.refresh;
-        let mut next_look = Instant::now() + DRIFT_INTERVAL;
-        let mut retry = RETRY_MIN;
-        let mut again: Option<Instant> = None;
+        let mut next_check = Instant::now() + DRIFT_INTERVAL;
+        let mut pause = RETRY_MIN;
+        let mut retry_at: Option<Instant> = None;
         let mut loaded = false;
         loop {
             let now = Instant::now();
             let deadline =
-                if loaded { next_refresh.min(next_look) } else { now + Duration::from_secs(3600) };
-            let mut pending = self.wait(deadline.min(again.unwrap_or(deadline)), again);
+                if loaded { next_refresh.min(next_check) } else { now + Duration::from_secs(3600) };
+            let mut pending = self.wait(deadline.min(retry_at.unwrap_or(deadline)), retry_at);
             if !pending.changes.is_empty() {
                 if self.apply(&mut pending.changes, pending.origin) {
                     loaded = true;
-                    (retry, again) = (RETRY_MIN, None);
+                    pause = RETRY_MIN;
+                    retry_at = None;
                 } else {
                     self.put_back(pending.changes, pending.origin);
-                    again = Some(Instant::now() + retry);
-                    retry = (retry * 2).min(RETRY_MAX);
+                    retry_at = Some(Instant::now() + pause);
+                    pause = (pause * 2).min(RETRY_MAX);
                 }
             }
-            if let Some(how) = pending.stop {
-                return self.finish(how);
+            if let Some(on_exit) = pending.stop {
+                return self.finish(on_exit);
             }
             let now = Instant::now();
             if loaded && now >= next_refresh {
                 next_refresh = now + self.refresh;
                 if let Err(error) = self.writer.refresh_alive() {
-                    warn!(%error, "cannot refresh the dead man's switch");
-                    next_look = now;
+                    warn!(%error, "dead man's switch not refreshed, checking for drift");
+                    next_check = now;
                 }
             }
-            if loaded && now >= next_look {
-                next_look = now + DRIFT_INTERVAL;
-                self.look_for_drift();
-                if let Err(error) = self.writer.flush_deferred(STEP) {
-                    warn!(%error, "cannot bring verdicts up to date with numbers of endpoints; looking whether the rules are as they should be");
-                }
+            if loaded && now >= next_check {
+                next_check = now + DRIFT_INTERVAL;
+                self.repair_drift();
             }
         }
     }
 
-    /// Takes what is pending, waiting until `deadline` for something to be. What the kernel refused
-    /// stays until it is tried `again`; the order to stop does not wait.
-    fn wait(&self, deadline: Instant, again: Option<Instant>) -> Pending {
+    /// Waits until `deadline` for pending changes and takes them. A failed change stays until
+    /// `retry_at`; a stop does not wait.
+    fn wait(&self, deadline: Instant, retry_at: Option<Instant>) -> Pending {
         let guard = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = |p: &mut Pending| p.stop.is_none() && (p.changes.is_empty() || again.is_some());
+        let idle =
+            |p: &mut Pending| p.stop.is_none() && (p.changes.is_empty() || retry_at.is_some());
         let timeout = deadline.saturating_duration_since(Instant::now());
         let (mut guard, _) = self
             .shared
             .wake
             .wait_timeout_while(guard, timeout, idle)
             .unwrap_or_else(PoisonError::into_inner);
-        match again {
-            Some(again) if guard.stop.is_none() && Instant::now() < again => Pending::default(),
+        match retry_at {
+            Some(at) if guard.stop.is_none() && Instant::now() < at => Pending::default(),
             _ => std::mem::take(&mut *guard),
         }
     }
 
-    /// What failed goes below what came meanwhile: the later word still wins.
+    /// Puts failed changes below those that arrived meanwhile: the later change wins.
     fn put_back(&self, failed: RulesetChanges, origin: Option<Origin>) {
         self.shared.with(|pending| {
             let later = std::mem::replace(&mut pending.changes, failed);
@@ -231,20 +220,21 @@ impl Worker {
         });
     }
 
-    /// True when all of it is in the kernel; else what is not stays in `changes`.
+    /// Applies changes in transactions of up to [`STEP`] frontends. False: the rest stays in
+    /// `changes`.
     fn apply(&mut self, changes: &mut RulesetChanges, origin: Option<Origin>) -> bool {
         let mut start = Instant::now();
         if changes.reset && changes.forwardings.len() > STEP {
             match self.writer.create_tables(changes) {
-                Ok(laid) => changes.reset = !laid,
-                // The same goes wrong again below, and is told there.
-                Err(error) => debug!(%error, "cannot make empty tables"),
+                Ok(created) => changes.reset = !created,
+                // The first step fails likewise and reports it.
+                Err(error) => debug!(%error, "empty tables not created"),
             }
         }
         loop {
             let step = changes.step(STEP);
             let last = changes.is_empty();
-            if !self.transact(&step, origin.filter(|_| last), start) {
+            if !self.apply_step(&step, origin.filter(|_| last), start) {
                 let later = std::mem::replace(changes, step);
                 changes.merge(later);
                 return false;
@@ -256,7 +246,7 @@ impl Worker {
         }
     }
 
-    fn transact(
+    fn apply_step(
         &mut self,
         changes: &RulesetChanges,
         origin: Option<Origin>,
@@ -264,13 +254,8 @@ impl Worker {
     ) -> bool {
         let result = self.writer.apply(changes);
         let end = Instant::now();
-        if self.writer.absent().len() > self.absences_told {
-            self.absences_told = self.writer.absent().len();
-            for (family, reason) in self.writer.absent() {
-                warn!(%family, %reason, "the kernel has no nf_tables for this family; serving the other one");
-            }
-        }
-        let conntrack_deleted = if result.is_ok() { forget_removed(changes) } else { 0 };
+        self.log_absences();
+        let conntrack_deleted = if result.is_ok() { delete_stale(changes) } else { 0 };
         let error = result.as_ref().err().map(ToString::to_string);
         (self.report)(Report {
             error,
@@ -285,50 +270,59 @@ impl Worker {
         result.is_ok()
     }
 
-    fn look_for_drift(&mut self) {
-        match self.writer.in_sync() {
-            Ok(true) => {}
-            Ok(false) => {
-                warn!(
-                    "another program changed or removed Pinnace's nftables tables; writing them again"
-                );
-                let start = Instant::now();
-                let error = self.writer.reload().err().map(|e| e.to_string());
-                let (took, elements) = (start.elapsed(), self.writer.elements());
-                let conntrack_deleted = if error.is_none() {
-                    forget_untranslated(self.writer.compiler().forwardings().keys())
-                } else {
-                    0
-                };
-                (self.report)(Report {
-                    error,
-                    took,
-                    latency: None,
-                    since_last_change: None,
-                    elements,
-                    generation: 0,
-                    repaired: true,
-                    conntrack_deleted,
-                });
+    fn log_absences(&mut self) {
+        let absent = self.writer.absent();
+        if absent.len() > self.absences_logged {
+            self.absences_logged = absent.len();
+            for (family, reason) in absent {
+                warn!(%family, %reason, "nf_tables unsupported for this family, serving the other one");
             }
-            Err(error) => warn!(%error, "cannot ask the kernel whether the rules are still there"),
         }
     }
 
-    fn finish(mut self, how: OnExit) {
-        match how {
-            OnExit::Keep => info!("leaving the rules in place"),
+    fn repair_drift(&mut self) {
+        match self.writer.in_sync() {
+            Ok(true) => return,
+            Ok(false) => warn!("ruleset drift detected, resyncing"),
+            Err(error) => {
+                warn!(%error, "drift check failed");
+                return;
+            }
+        }
+        let start = Instant::now();
+        let error = self.writer.reload().err().map(|error| error.to_string());
+        let took = start.elapsed();
+        let conntrack_deleted = if error.is_none() {
+            delete_untranslated(self.writer.compiler().forwardings().keys())
+        } else {
+            0
+        };
+        (self.report)(Report {
+            error,
+            took,
+            latency: None,
+            since_last_change: None,
+            elements: self.writer.elements(),
+            generation: 0,
+            repaired: true,
+            conntrack_deleted,
+        });
+    }
+
+    fn finish(mut self, on_exit: OnExit) {
+        match on_exit {
+            OnExit::Keep => info!("ruleset kept"),
             OnExit::Remove => match self.writer.cleanup() {
-                Ok(()) => info!("removed the rules"),
-                Err(error) => error!(%error, "cannot remove the rules; run `pinnace cleanup`"),
+                Ok(()) => info!("ruleset removed"),
+                Err(error) => error!(%error, "ruleset not removed; run `pinnace cleanup`"),
             },
         }
     }
 }
 
-/// Deletes the conntrack entries of UDP flows whose endpoint is gone: without a connection to end,
-/// they would go on for ever.
-fn forget_removed(changes: &RulesetChanges) -> usize {
+/// Deletes the conntrack entries of UDP flows whose endpoint was removed: UDP has no connection that
+/// ends, so they would never move to another endpoint. Returns their number.
+fn delete_stale(changes: &RulesetChanges) -> usize {
     let udp: Vec<_> = changes
         .forwardings
         .iter()
@@ -339,21 +333,21 @@ fn forget_removed(changes: &RulesetChanges) -> usize {
         return 0;
     }
     conntrack::delete_stale(&udp).unwrap_or_else(|error| {
-        warn!(%error, "cannot delete conntrack entries of removed UDP endpoints; such flows end when they time out");
+        warn!(%error, "conntrack entries of removed UDP endpoints not deleted; these flows end when they time out");
         0
     })
 }
 
-/// Deletes the conntrack entries of flows that began while the rules were away: they would pass by
-/// those that are back.
-fn forget_untranslated<'a>(frontends: impl Iterator<Item = &'a FrontendKey>) -> usize {
+/// Deletes the conntrack entries of flows that began without rules: conntrack would keep them
+/// untranslated. Returns their number.
+fn delete_untranslated<'a>(frontends: impl Iterator<Item = &'a FrontendKey>) -> usize {
     conntrack::delete_untranslated(frontends.copied()).unwrap_or_else(|error| {
-        warn!(%error, "cannot delete conntrack entries made while the rules were away; such flows are served when they have timed out");
+        warn!(%error, "conntrack entries of untranslated flows not deleted; these flows are served after they time out");
         0
     })
 }
 
-/// Every backend to which a flow of this frontend may still go.
+/// Every backend that serves this frontend.
 fn serving(forwarding: &Forwarding) -> Vec<SocketAddr> {
     [Some(&forwarding.internal), forwarding.external.as_ref()]
         .into_iter()

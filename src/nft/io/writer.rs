@@ -1,26 +1,31 @@
-//! Carries the rule set of [`crate::nft`] into the kernel over raw netlink: one transaction per
-//! change, compared with memory, never with a listing. No `nft` program is involved.
+//! Brings changes of the ruleset into the kernel over raw netlink, one transaction each. No `nft`
+//! program is involved.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use super::encode::{Label, Object, SUBSYSTEM, Transaction, kind, number};
-use super::netlink::{Messages, Socket, be32, find, flag};
+use super::attr::*;
+use super::encode::{Label, Object, Transaction, request};
+use super::netlink::{Socket, be32, find};
+use super::{live, value};
 use crate::model::Family;
 use crate::model::ruleset_changes::RulesetChanges;
-use crate::nft::{Batch, Compiler, Element, SetId, Staged, TABLE, Table};
+use crate::nft::compiler::{Compiler, Staged};
+use crate::nft::element::Element;
+use crate::nft::skeleton::SetId;
+use crate::nft::table::{TABLE, Table};
 
-/// How long the rules outlive the last [`Writer::refresh_alive`].
+/// How long the rules outlive the last [`RulesetWriter::refresh_alive`].
 pub const ALIVE: Duration = Duration::from_secs(15 * 60);
 
-/// Why the kernel does not hold what it should.
+/// Why a change is not in the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket failed.
     #[error("netlink: {0}")]
     Socket(#[from] io::Error),
-    /// The kernel refused a transaction; nothing of it was carried out.
+    /// The kernel refused a transaction and executed none of it.
     #[error("nftables: cannot {label}: {source}{}{}", detail(.words), further(*.others))]
     Refused {
         /// The first object that it refused.
@@ -30,12 +35,12 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
-        /// The same in the kernel's words.
+        /// The kernel's own explanation.
         words: Option<String>,
         /// How many further messages it refused.
         others: usize,
     },
-    /// The kernel did not answer a transaction; whether it was carried out is unknown.
+    /// The kernel did not answer a transaction; whether it executed it is unknown.
     #[error("nftables: the kernel did not answer a transaction of {messages} messages")]
     Unanswered {
         /// How many messages it had.
@@ -54,28 +59,28 @@ fn further(others: usize) -> String {
     if others == 0 { String::new() } else { format!(", and {others} more messages") }
 }
 
-/// What an [`Writer::apply`] did.
+/// Effect of [`RulesetWriter::apply`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Elements added and deleted.
     pub elements: usize,
     /// Size of the transaction in bytes; 0 when there was nothing to do.
     pub bytes: usize,
-    /// The tables were built from nothing.
+    /// Both tables were replaced.
     pub reset: bool,
 }
 
-/// Owns our two tables in the network namespace in which it was opened.
+/// Owns the tables `ip pinnace` and `ip6 pinnace` of the network namespace in which it was opened.
 pub struct RulesetWriter {
     socket: Socket,
     compiler: Compiler,
-    /// What each family's table is known by in the kernel; None before the first load.
+    /// Handle of each family's table; None before the first load.
     handles: BTreeMap<Family, Option<u64>>,
-    /// Families the kernel does not offer, and why.
+    /// Families that the kernel does not support, and why.
     absent: BTreeMap<Family, Box<str>>,
-    /// The tables are there as far as we know.
+    /// The tables exist, as far as is known.
     loaded: bool,
-    /// Generation of the kernel's rule sets at which ours were known to be intact.
+    /// Generation of the kernel's ruleset at which our tables were known to be in sync.
     generation: Option<u32>,
     alive: Duration,
     /// Elements in the kernel, the dead man's switch not counted.
@@ -83,12 +88,13 @@ pub struct RulesetWriter {
 }
 
 impl RulesetWriter {
-    /// Opens the socket. Nothing is changed in the kernel until the first [`Writer::apply`].
+    /// Opens the socket. The kernel's ruleset does not change before the first
+    /// [`RulesetWriter::apply`].
     pub fn open() -> Result<RulesetWriter, Error> {
         RulesetWriter::with_timeout(ALIVE)
     }
 
-    /// As [`Writer::open`], with another time span for the dead man's switch.
+    /// As [`RulesetWriter::open`], with another timeout of the dead man's switch.
     pub fn with_timeout(alive: Duration) -> Result<RulesetWriter, Error> {
         Ok(RulesetWriter {
             socket: Socket::open()?,
@@ -102,30 +108,29 @@ impl RulesetWriter {
         })
     }
 
-    /// Families that the kernel does not offer, and why; the others are served.
+    /// Families that the kernel does not support, and why.
     pub fn absent(&self) -> &BTreeMap<Family, Box<str>> {
         &self.absent
     }
 
-    /// How many set elements the kernel holds for us.
+    /// Number of set elements in our tables.
     pub fn elements(&self) -> usize {
         self.elements
     }
 
-    /// What is in the kernel, as far as we know.
+    /// What the kernel acknowledged.
     pub fn compiler(&self) -> &Compiler {
         &self.compiler
     }
 
-    /// Carries out a change in one transaction. The first one builds the tables, over whatever a
-    /// predecessor left, and so does every change with `reset`. After an error nothing has
-    /// changed, neither in the kernel nor here, except after [`Error::Unanswered`],
-    /// when the next change rebuilds everything.
+    /// Applies a change in one transaction. The first change and every change with `reset` replace
+    /// the tables, including those of a predecessor. An error leaves the kernel and this writer
+    /// unchanged, except for [`Error::Unanswered`], after which the next change replaces
+    /// everything.
     pub fn apply(&mut self, changes: &RulesetChanges) -> Result<Applied, Error> {
         if self.loaded || changes.reset {
-            match self.commit(changes.clone()) {
-                // A set is full: it was made for fewer elements and cannot grow. The table is
-                // replaced in one transaction.
+            match self.commit(self.compiler.stage(changes)) {
+                // A set is full and cannot grow. The tables are replaced in one transaction.
                 Err(Error::Refused { source, .. })
                     if !changes.reset && source.raw_os_error() == Some(libc::ENFILE) => {}
                 other => return other,
@@ -133,60 +138,42 @@ impl RulesetWriter {
         }
         let mut all = self.compiler.everything();
         all.merge(changes.clone());
-        self.commit(all)
+        self.commit(self.compiler.stage(&all))
     }
 
-    /// Where the kernel has no tables of ours yet: makes them, empty, with room for these changes,
-    /// which can then come in steps, as there is nothing that all of them together would have
-    /// to replace. Says whether it did.
-    pub fn create_tables(&mut self, changes: &RulesetChanges) -> Result<bool, Error> {
+    /// Creates empty tables with room for this load, unless the kernel has tables of ours. The load
+    /// can then follow in steps, because there is nothing that it must replace at once. Returns
+    /// whether the tables were created.
+    pub fn create_tables(&mut self, load: &RulesetChanges) -> Result<bool, Error> {
         if self.loaded
             || Family::ALL.into_iter().any(|family| matches!(self.handle(family), Ok(Some(_))))
         {
             return Ok(false);
         }
-        self.carry(self.compiler.foundation(changes)).map(|_| true)
+        self.commit(self.compiler.stage_tables(load)).map(|_| true)
     }
 
-    /// Builds everything anew from memory: the repair after somebody flushed us.
+    /// Replaces both tables by what was committed: the repair after drift.
     pub fn reload(&mut self) -> Result<Applied, Error> {
-        self.commit(self.compiler.everything())
+        self.commit(self.compiler.stage(&self.compiler.everything()))
     }
 
-    /// Gives up to `most` frontends the verdict of their number of backends, where it may have
-    /// stayed for the moment ([`Compiler::settle`]). To be called now and then. After an error
-    /// the next [`Writer::intact`] looks closely.
-    pub fn flush_deferred(&mut self, most: usize) -> Result<Applied, Error> {
-        if !self.loaded {
-            return Ok(Applied::default());
-        }
-        let settled = self.carry(self.compiler.settle(most));
-        if settled.is_err() {
-            self.generation = None;
-        }
-        settled
-    }
-
-    fn commit(&mut self, changes: RulesetChanges) -> Result<Applied, Error> {
-        self.carry(self.compiler.stage(changes))
-    }
-
-    fn carry(&mut self, staged: Staged) -> Result<Applied, Error> {
+    /// Has the kernel execute a staged change, and remembers it when the kernel acknowledged it.
+    fn commit(&mut self, staged: Staged<'_>) -> Result<Applied, Error> {
         let batch = &staged.batch;
         if batch.is_empty() {
             self.compiler.commit(staged);
             return Ok(Applied::default());
         }
         if batch.reset {
-            // Whatever was known is replaced; should somebody else commit in between, `intact`
-            // looks closer.
+            // If another program commits in between, `in_sync` compares in full.
             self.generation = Some(self.generation()?);
         }
         let bytes = loop {
             let families = self.families();
-            match self.transact(batch, &families) {
-                // A family is absent when the kernel has no such tables or no such chains: keep
-                // serving the other.
+            let transaction = Transaction::from_batch(batch, &families, self.alive);
+            match self.send(transaction) {
+                // The kernel lacks tables or chains of this family: serve the other one.
                 Err(Error::Refused { family: Some(family), source, label, .. })
                     if batch.reset && is_absence(&source) =>
                 {
@@ -223,15 +210,15 @@ impl RulesetWriter {
         Ok(applied)
     }
 
-    /// Keeps the rules in force for another [`ALIVE`]. To be called a few times within that span.
+    /// Restarts the timeout of the dead man's switch. To be called several times within it.
     pub fn refresh_alive(&mut self) -> Result<(), Error> {
         if !self.loaded {
             return Ok(());
         }
         let mut transaction = Transaction::begin();
         for family in self.families() {
-            // The first makes sure that there is one to delete (it may have timed out); adding
-            // alone would not prolong it.
+            // An add does not prolong an existing element, and a delete fails without one (it may
+            // have timed out).
             transaction.alive(family, true, self.alive);
             transaction.alive(family, false, self.alive);
             transaction.alive(family, true, self.alive);
@@ -239,9 +226,9 @@ impl RulesetWriter {
         self.send(transaction.finish()).map(|_| ())
     }
 
-    /// Whether the kernel still has what we gave it. Cheap while nobody commits anything to
-    /// nftables but us; else it looks at tables, at the number of rules in every chain and at
-    /// one element of every set.
+    /// Whether the kernel still holds what was committed. While no other program commits to
+    /// nftables this is one request; otherwise it compares the table handles, the number of rules
+    /// in every chain and one element of every set.
     pub fn in_sync(&mut self) -> Result<bool, Error> {
         let generation = self.generation()?;
         if self.loaded && self.generation == Some(generation) {
@@ -252,7 +239,7 @@ impl RulesetWriter {
         }
         for family in self.families() {
             if self.handle(family)? != self.handles.get(&family).copied().flatten()
-                || !self.chains_intact(family)?
+                || !self.chains_in_sync(family)?
             {
                 return Ok(false);
             }
@@ -266,12 +253,12 @@ impl RulesetWriter {
         Ok(true)
     }
 
-    /// Removes both tables; no error when they are not there.
+    /// Removes both tables; no error when they do not exist.
     pub fn cleanup(&mut self) -> Result<(), Error> {
         self.loaded = false;
         for family in Family::ALL {
-            // A table that is not there has no family module to ask for, either: any refusal of the
-            // look-up means absence.
+            // Without a table the family's module may be missing too: any refusal of the look-up
+            // means absence.
             if !matches!(self.handle(family), Ok(Some(_))) {
                 continue;
             }
@@ -286,12 +273,12 @@ impl RulesetWriter {
         Ok(())
     }
 
-    /// Our tables as the kernel has them now. Objects in them that are not ours are left out.
+    /// Reads our tables from the kernel, without objects of other programs in them.
     pub fn live(&self) -> Result<Vec<Table>, Error> {
         let mut tables = Vec::new();
         for family in Family::ALL {
             if matches!(self.handle(family), Ok(Some(_))) {
-                tables.push(super::live::table(&self.socket, family)?);
+                tables.push(live::table(&self.socket, family)?);
             }
         }
         Ok(tables)
@@ -301,26 +288,21 @@ impl RulesetWriter {
         Family::ALL.into_iter().filter(|family| !self.absent.contains_key(family)).collect()
     }
 
-    fn transact(&mut self, batch: &Batch, families: &[Family]) -> Result<usize, Error> {
-        let transaction = Transaction::batch(batch, families, self.alive);
-        self.send(transaction)
-    }
-
-    /// Sends a transaction and reads what the kernel says to it.
+    /// Sends a transaction and reads the kernel's answer. Returns the number of bytes sent.
     fn send(&mut self, transaction: Transaction) -> Result<usize, Error> {
         let Transaction { messages, labels } = transaction;
         if labels.len() < 3 {
-            return Ok(0); // begin and end only
+            return Ok(0); // Only begin and end.
         }
         self.socket.send(messages.bytes())?;
         let last = messages.count.saturating_sub(1);
-        // Once it is sent the kernel has acted on it, whether or not its answers can be read.
+        // The kernel has executed a transaction that was sent, whether or not its answers arrive.
         let answers =
             self.socket.answers().map_err(|_| Error::Unanswered { messages: labels.len() })?;
         let mut refused = answers.iter().filter(|answer| answer.error != 0);
         if let Some(first) = refused.next() {
             let label = first.sequence.checked_sub(1).and_then(|at| labels.get(at as usize));
-            let unknown = Label { verb: "carry out", family: None, object: Object::Transaction };
+            let unknown = Label { verb: "execute", family: None, object: Object::Transaction };
             let label = label.copied().unwrap_or(unknown);
             return Err(Error::Refused {
                 label: label.to_string().into(),
@@ -333,16 +315,16 @@ impl RulesetWriter {
         if !answers.iter().any(|answer| answer.sequence == last) {
             return Err(Error::Unanswered { messages: labels.len() });
         }
-        // A commit counts the generation on by one; if somebody else commits too, the numbers
-        // differ and `intact` looks closer.
+        // Each commit increments the generation. If another program commits too, the numbers
+        // differ and `in_sync` compares in full.
         self.generation = self.generation.map(|generation| generation.wrapping_add(1).max(1));
         Ok(messages.bytes().len())
     }
 
     fn generation(&self) -> Result<u32, Error> {
         let mut generation = 0;
-        self.socket.query(&request(kind::GET_GENERATION, 0, 0, |_| {}), |body| {
-            generation = find(body, 1).and_then(be32).unwrap_or(0);
+        self.socket.query(&request(libc::NFT_MSG_GETGEN, 0, 0, |_| {}), |body| {
+            generation = find(body, NFTA_GEN_ID).and_then(be32).unwrap_or(0);
         })?;
         Ok(generation)
     }
@@ -350,31 +332,34 @@ impl RulesetWriter {
     /// The handle of our table; None without a table.
     fn handle(&self, family: Family) -> Result<Option<u64>, Error> {
         let mut handle = None;
-        let asked = self.socket.query(
-            &request(kind::GET_TABLE, 0, number(family), |m| m.put_str(1, TABLE)),
-            |body| {
-                handle = find(body, 4)
-                    .and_then(|bytes| bytes.first_chunk())
-                    .map(|bytes| u64::from_be_bytes(*bytes));
-            },
-        );
-        match asked {
+        let request = request(libc::NFT_MSG_GETTABLE, 0, family.af(), |m| {
+            m.put_str(NFTA_TABLE_NAME, TABLE);
+        });
+        let answer = self.socket.query(&request, |body| {
+            handle = find(body, NFTA_TABLE_HANDLE)
+                .and_then(|bytes| bytes.first_chunk())
+                .map(|bytes| u64::from_be_bytes(*bytes));
+        });
+        match answer {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             other => other.map(|()| handle).map_err(Error::from),
         }
     }
 
-    /// Whether every chain has as many rules and references as it should. Each is asked for by
-    /// name: kube-proxy has tens of thousands of its own, and a dump of them all need not be
-    /// whole while it commits.
-    fn chains_intact(&self, family: Family) -> Result<bool, Error> {
+    /// Whether every chain has the expected number of rules and references. Chains are requested
+    /// by name: kube-proxy has tens of thousands of its own, and a dump may be inconsistent while
+    /// kube-proxy commits.
+    fn chains_in_sync(&self, family: Family) -> Result<bool, Error> {
         for (chain, uses) in self.compiler.uses(family) {
-            let asked = request(kind::GET_CHAIN, 0, number(family), |m| {
-                m.put_str(1, TABLE);
-                m.put_str(3, &chain.to_string());
+            let request = request(libc::NFT_MSG_GETCHAIN, 0, family.af(), |m| {
+                m.put_str(NFTA_CHAIN_TABLE, TABLE);
+                m.put_str(NFTA_CHAIN_NAME, &chain.to_string());
             });
             let mut found = None;
-            match self.socket.query(&asked, |body| found = find(body, 6).and_then(be32)) {
+            let answer = self.socket.query(&request, |body| {
+                found = find(body, NFTA_CHAIN_USE).and_then(be32);
+            });
+            match answer {
                 Ok(()) if found == Some(uses) => {}
                 Ok(()) => return Ok(false),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
@@ -386,10 +371,12 @@ impl RulesetWriter {
 
     /// Whether the set has this element.
     fn has(&self, family: Family, set: SetId, element: &Element) -> Result<bool, Error> {
-        let request = request(kind::GET_ELEMENTS, 0, number(family), |m| {
-            m.put_str(1, TABLE);
-            m.put_str(2, set.name());
-            m.nest(3, |m| m.nest(1, |m| super::encode::element(m, element, false, None)));
+        let request = request(libc::NFT_MSG_GETSETELEM, 0, family.af(), |m| {
+            m.put_str(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+            m.put_str(NFTA_SET_ELEM_LIST_SET, set.name());
+            m.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |m| {
+                m.nest(NFTA_LIST_ELEM, |m| value::element(m, element, false, None));
+            });
         });
         match self.socket.query(&request, |_| {}) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -398,26 +385,7 @@ impl RulesetWriter {
     }
 }
 
-/// A single request outside of transactions.
-pub(super) fn request(
-    kind: u16,
-    flags: u16,
-    family: u8,
-    inside: impl FnOnce(&mut Messages),
-) -> Messages {
-    let mut messages = Messages::default();
-    let flags = if flags & flag::DUMP == 0 && kind != kind::GET_GENERATION {
-        flags | flag::ACK
-    } else {
-        flags
-    };
-    messages.begin(SUBSYSTEM << 8 | kind, flags, family, 0);
-    inside(&mut messages);
-    messages.end();
-    messages
-}
-
-/// Errors by which a kernel says that it was built or started without an address family.
+/// Whether the kernel was built or started without an address family.
 fn is_absence(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

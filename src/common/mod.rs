@@ -1,6 +1,8 @@
-//! Small pieces that several rooms use and no library gives us: no IO, no state of their own.
+//! Small pieces that several rooms use and no library provides. They do no IO.
 
+pub mod backoff;
 pub(crate) mod nearest;
 pub mod printable;
 pub(crate) mod random;
 pub mod timer_queue;
+pub mod token_bucket;

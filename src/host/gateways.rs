@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::neighbours::{SEEK, longer, station};
+use super::neighbours::{SEEK, station};
 use crate::l2::announcer::Gateways;
 use crate::model::Interfaces;
 use crate::model::mac::Mac;
@@ -90,7 +90,7 @@ async fn watch(
     subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
     found: &watch::Sender<Gateways>,
 ) {
-    let mut pause = SEEK;
+    let mut attempts = 0u32;
     loop {
         match look(handle, subnets).await {
             Ok(gateways) => {
@@ -105,8 +105,8 @@ async fn watch(
             }
             Err(error) => debug!(%error, "gateways could not be listed"),
         }
-        sleep(pause).await;
-        pause = longer(pause);
+        sleep(SEEK.delay(attempts)).await;
+        attempts = attempts.saturating_add(1);
     }
 }
 

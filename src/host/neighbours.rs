@@ -14,11 +14,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::common::backoff::Backoff;
 use crate::model::mac::Mac;
 
-/// How soon to look again while a station is not known, doubled each time (it may be switched off
-/// for days), and how often when all are.
-pub(crate) const SEEK: Duration = Duration::from_millis(500);
+/// How soon the table is read again while an address is not in it (its node may be switched off for
+/// days).
+pub(crate) const SEEK: Backoff = Backoff::new(Duration::from_millis(500), REVIEW);
+/// How often the table is read when all addresses are known.
 const REVIEW: Duration = Duration::from_secs(30);
 
 /// Reports the station of each wanted address when it becomes known and when it changes, until the
@@ -37,7 +39,7 @@ pub async fn run(
     };
     let connection = tokio::spawn(connection);
     let mut known = BTreeMap::new();
-    let mut seek = SEEK;
+    let mut attempts = 0;
     loop {
         let addresses = wanted.borrow_and_update().clone();
         known.retain(|address, _| addresses.contains(address));
@@ -56,30 +58,26 @@ pub async fn run(
             }
         }
         let looked = Instant::now();
-        match timeout(pause(addresses.len(), known.len(), seek), wanted.changed()).await {
+        match timeout(pause(addresses.len(), known.len(), attempts), wanted.changed()).await {
             Ok(Err(_)) => return connection.abort(),
             Ok(Ok(())) => {
-                seek = SEEK;
+                attempts = 0;
                 sleep(if addresses.is_empty() {
                     Duration::ZERO
                 } else {
-                    SEEK.saturating_sub(looked.elapsed())
+                    SEEK.min.saturating_sub(looked.elapsed())
                 })
                 .await;
             }
-            Err(_) => seek = longer(seek),
+            Err(_) => attempts = attempts.saturating_add(1),
         }
     }
 }
 
-pub(crate) fn longer(seek: Duration) -> Duration {
-    (seek * 2).min(REVIEW)
-}
-
-fn pause(wanted: usize, known: usize, seek: Duration) -> Duration {
+fn pause(wanted: usize, known: usize, attempts: u32) -> Duration {
     match (wanted, known < wanted) {
         (0, _) => Duration::MAX,
-        (_, true) => seek,
+        (_, true) => SEEK.delay(attempts),
         (_, false) => REVIEW,
     }
 }
@@ -128,13 +126,8 @@ mod tests {
 
     #[test]
     fn one_that_stays_away_is_looked_for_less_and_less_often() {
-        let mut seek = SEEK;
-        let mut pauses = Vec::new();
-        for _ in 0..9 {
-            pauses.push(pause(2, 1, seek).as_millis());
-            seek = longer(seek);
-        }
+        let pauses: Vec<u128> = (0..9).map(|attempts| pause(2, 1, attempts).as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
-        assert_eq!((pause(2, 2, SEEK), pause(0, 0, SEEK)), (REVIEW, Duration::MAX));
+        assert_eq!((pause(2, 2, 0), pause(0, 0, 0)), (REVIEW, Duration::MAX));
     }
 }

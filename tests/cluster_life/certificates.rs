@@ -128,7 +128,7 @@ pub fn a_certificate_that_ends_is_named_and_its_successor_used(
         "{status}"
     );
     eventually("it leaves the writing to others", PATIENCE, || {
-        let here = running.pinnace().status()?.0["writer"]["here"].clone();
+        let here = running.pinnace().status()?.0["leader"]["here"].clone();
         ensure(here == false, || here.to_string())
     });
 

@@ -20,8 +20,6 @@ mod socket;
 mod task;
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -35,6 +33,7 @@ use task::Task;
 use thiserror::Error;
 
 use super::{Config, Event, Peer, PeerKey, SessionStatus};
+use crate::common::random;
 use crate::host::liveness_fence::LivenessFence;
 
 /// Low among the real-time priorities (1 to 99): ahead of everything ordinary, behind what the host
@@ -111,11 +110,9 @@ pub fn spawn(
     );
     let counters = Arc::new(BfdCounters::default());
     let (commands, inbox) = mpsc::channel();
-    // The standard library seeds its hash tables from the system's randomness.
-    let seed = RandomState::new().build_hasher().finish();
     let task = Task::new(
         options,
-        seed,
+        random::seed(),
         sockets,
         inbox,
         Arc::clone(&wake),

@@ -32,9 +32,11 @@ use tower::util::BoxCloneService;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use tracing::{info, warn};
 
+use super::authorization::Authorization;
 use super::credentials::{Credentials, Loaded, stamps};
 use super::failure::Failure;
-use super::{credentials, failure};
+use super::user::User;
+use super::{credentials, failure, tls};
 
 /// For TCP and TLS together: a server that is frozen accepts connections all the same.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -146,9 +148,9 @@ impl Connection {
 
     /// What is wrong with the dates of our client certificate, if we have one.
     fn dates(&self) -> Option<String> {
-        let tls = self.shared.state().loaded.config.rustls_client_config().ok()?;
-        let chain = tls.client_auth_cert_resolver.resolve(&[], &[])?;
-        failure::dates(chain.cert.first()?, UnixTime::now())
+        let user = User::of(&self.shared.state().loaded.config.auth_info).ok()?;
+        let (chain, _) = user.identity().ok()??;
+        failure::dates(chain.first()?, UnixTime::now())
     }
 
     /// The namespace of the credentials: in a pod, the pod's own.
@@ -313,8 +315,9 @@ fn transport(config: &Config, server: &Uri) -> Result<Transport, BoxError> {
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(3 * PING));
     tcp.set_tcp_user_timeout(Some(3 * PING));
+    let user = User::of(&config.auth_info)?;
     let mut tls = HttpsConnectorBuilder::new()
-        .with_tls_config(config.rustls_client_config()?)
+        .with_tls_config(tls::client_config(&config, &user)?)
         .https_or_http();
     if let Some(name) = &config.tls_server_name {
         tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name.clone().try_into()?));
@@ -328,9 +331,10 @@ fn transport(config: &Config, server: &Uri) -> Result<Transport, BoxError> {
     http.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
     http.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PING);
     http.http2_initial_stream_window_size(AHEAD.0).http2_initial_connection_window_size(AHEAD.1);
+    let authorization = Authorization::of(&user)?;
     let stack = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
+        .map_request(move |request| authorization.apply(request))
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(http.build::<_, Body>(connector));

@@ -128,8 +128,8 @@ async fn kubeconfig(path: &Path) -> Result<Loaded, String> {
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| error.to_string())?;
     let mut files = vec![path.to_path_buf()];
     if let Some((cluster, user)) = current(&kubeconfig) {
-        if user.exec.is_some() || user.auth_provider.is_some() {
-            return Err("it runs a program to log in, which Pinnace does not; use a token or a client certificate".into());
+        if let Some(plugin) = plugin(user) {
+            return Err(plugin_refusal(&kubeconfig, &plugin));
         }
         let named = [
             &cluster.certificate_authority,
@@ -145,6 +145,33 @@ async fn kubeconfig(path: &Path) -> Result<Loaded, String> {
     // Other clusters of the file may be other clusters indeed, even under the same authority: they
     // must neither see this one's token nor replace its objects.
     Ok(Loaded { servers: vec![config.cluster_url.clone()], config, files })
+}
+
+/// The program that the user logs in by, if any.
+fn plugin(user: &AuthInfo) -> Option<String> {
+    let exec = user
+        .exec
+        .as_ref()
+        .map(|exec| format!("exec plugin {:?}", exec.command.as_deref().unwrap_or_default()));
+    exec.or_else(|| {
+        user.auth_provider.as_ref().map(|provider| format!("auth provider {:?}", provider.name))
+    })
+}
+
+/// A sentence's end: which user has to change, and how.
+fn plugin_refusal(kubeconfig: &Kubeconfig, plugin: &str) -> String {
+    let context = kubeconfig.current_context.as_deref().unwrap_or_default();
+    let user = kubeconfig
+        .contexts
+        .iter()
+        .find(|named| named.name == context)
+        .and_then(|named| named.context.as_ref()?.user.as_deref())
+        .unwrap_or_default();
+    format!(
+        "user {user:?} of its context {context:?} logs in by the {plugin}, and Pinnace starts no programs; \
+         give that user a token, a tokenFile or a client-certificate with its client-key \
+         (kubectl create token makes a token of a ServiceAccount)"
+    )
 }
 
 /// Cluster and user of the current context.

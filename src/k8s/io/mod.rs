@@ -1,5 +1,6 @@
 //! The API server: connection, watches, Lease, patches and Events.
 
+mod authorization;
 pub mod client;
 pub mod credentials;
 pub mod event_sink;
@@ -8,4 +9,6 @@ pub mod leader;
 pub mod lease;
 pub mod patcher;
 pub mod permissions;
+mod tls;
+mod user;
 pub mod watch;

@@ -12,7 +12,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use futures_util::{StreamExt, pin_mut};
@@ -28,6 +27,8 @@ use tracing::{debug, info};
 
 use super::client::Connection;
 use super::failure::Failure;
+use crate::common::backoff::Backoff;
+use crate::common::random;
 use crate::host::trigger_time::TriggerTime;
 use crate::k8s::convert;
 use crate::k8s::convert::SERVICE_NAME_LABEL;
@@ -50,6 +51,10 @@ const LIST_SILENCE: Duration = Duration::from_secs(20);
 /// A watch that lived shorter than this counts as failed: no tight loop against a server that ends
 /// them at once.
 const SHORT: Duration = Duration::from_secs(1);
+/// Delays between attempts: half of each is random, so that the nodes of a cluster do not keep in
+/// step.
+const RETRY: Backoff =
+    Backoff { min: Duration::from_millis(250), max: Duration::from_secs(10), jitter: 0.5 };
 /// On a bookmark: the streamed list is complete.
 const END_OF_LIST: &str = "k8s.io/initial-events-end";
 /// Objects with problems that are told; more are counted.
@@ -205,7 +210,8 @@ struct Follower<K> {
     version: Option<String>,
     streaming: bool,
     healthy: bool,
-    pause: Pause,
+    /// Failures in a row.
+    failures: u32,
 }
 
 impl<K: Watched> Follower<K> {
@@ -218,7 +224,7 @@ impl<K: Watched> Follower<K> {
             version: None,
             streaming: true,
             healthy: false,
-            pause: Pause::default(),
+            failures: 0,
         }
     }
 
@@ -252,10 +258,11 @@ impl<K: Watched> Follower<K> {
                 }
                 Err(failure) => Some(failure),
             };
-            if since.elapsed() > 2 * Pause::LONGEST {
-                self.pause = Pause::default();
+            if since.elapsed() > 2 * RETRY.max {
+                self.failures = 0;
             }
-            let mut pause = self.pause.next();
+            let mut pause = RETRY.delay(self.failures);
+            self.failures = self.failures.saturating_add(1);
             if let Some(failure) = failure {
                 let sentence = self.connection.sentence(&failure, K::NAME);
                 debug!(kind = K::NAME, %sentence, ?pause, "trying again");
@@ -275,7 +282,7 @@ impl<K: Watched> Follower<K> {
     /// Follows changes until the server ends the watch. With `listing`, everything that is there
     /// comes first.
     async fn watch(&mut self, mut listing: bool, version: &str) -> Result<(), Failure> {
-        let time = WATCH_TIME.0 + (random() % u64::from(WATCH_TIME.1)) as u32;
+        let time = WATCH_TIME.0 + (random::seed() % u64::from(WATCH_TIME.1)) as u32;
         let labels = K::LABELS.map(str::to_string);
         let params = WatchParams {
             label_selector: labels,
@@ -324,7 +331,7 @@ impl<K: Watched> Follower<K> {
                             .await;
                     }
                     if !listing {
-                        self.pause = Pause::default();
+                        self.failures = 0;
                     }
                 }
                 Ok(WatchEvent::Error(status)) => {
@@ -536,30 +543,6 @@ fn index(kind: Kind) -> usize {
         Kind::EndpointSlice => 1,
         Kind::Node => 2,
     }
-}
-
-/// Pauses between attempts: doubling, with half of each left to chance so that the nodes of a
-/// cluster do not come in step.
-#[derive(Default)]
-struct Pause {
-    attempts: u32,
-}
-
-impl Pause {
-    const FIRST: Duration = Duration::from_millis(250);
-    const LONGEST: Duration = Duration::from_secs(10);
-
-    fn next(&mut self) -> Duration {
-        let whole = Self::FIRST.saturating_mul(1 << self.attempts.min(16)).min(Self::LONGEST);
-        self.attempts += 1;
-        let half = whole / 2;
-        half + Duration::from_millis(random() % u64::try_from(half.as_millis()).unwrap_or(1).max(1))
-    }
-}
-
-/// Good enough to keep nodes out of step; the standard library seeds it from the kernel.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@ use crate::k8s::io::credentials::Credentials;
 use crate::model::ObjectKey;
 
 async fn collector() -> (Collector, mpsc::Receiver<ApiUpdate>, watch::Receiver<bool>) {
-    let path =
-        std::env::temp_dir().join(format!("pinnace-collector-{}-{}", std::process::id(), random()));
+    let path = std::env::temp_dir().join(format!(
+        "pinnace-collector-{}-{}",
+        std::process::id(),
+        random::seed()
+    ));
     let text = "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}],
         clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: a, user: {token: t}}]}";
     std::fs::write(&path, text).unwrap();
@@ -17,13 +20,9 @@ async fn collector() -> (Collector, mpsc::Receiver<ApiUpdate>, watch::Receiver<b
 
 #[test]
 fn pauses_grow_to_a_limit_and_differ() {
-    let mut pause = Pause::default();
-    let pauses: Vec<Duration> = (0..40).map(|_| pause.next()).collect();
-    assert!(pauses[0] >= Pause::FIRST / 2 && pauses[0] <= Pause::FIRST, "{pauses:?}");
-    assert!(
-        pauses[20..].iter().all(|p| *p >= Pause::LONGEST / 2 && *p <= Pause::LONGEST),
-        "{pauses:?}"
-    );
+    let pauses: Vec<Duration> = (0..40).map(|failures| RETRY.delay(failures)).collect();
+    assert!(pauses[0] >= RETRY.min / 2 && pauses[0] <= RETRY.min, "{pauses:?}");
+    assert!(pauses[20..].iter().all(|p| *p >= RETRY.max / 2 && *p <= RETRY.max), "{pauses:?}");
     assert!(pauses[20..].windows(2).any(|pair| pair[0] != pair[1]), "no jitter: {pauses:?}");
 }
 

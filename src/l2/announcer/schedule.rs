@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::common::random::{Random, mix};
+
 /// After taking a VIP over, announcements at these times: the first few survive a lossy moment (a
 /// switch port that just came up), the later ones reach who was rebooting.
 pub(super) const BURST: [Duration; 7] = [
@@ -47,27 +49,22 @@ impl Pacer {
     }
 }
 
-/// Pseudo-random numbers (SplitMix64, Steele et al. 2014): hosts that start together must not speak
-/// together. No secret depends on it.
+/// Spreads announcements at random: hosts that start together must not announce together. No secret
+/// depends on it.
 #[derive(Debug)]
 pub(super) struct Jitter {
     seed: u64,
-    state: u64,
+    random: Random,
 }
 
 impl Jitter {
     pub fn new(seed: u64) -> Jitter {
-        Jitter { seed, state: seed }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.state)
+        Jitter { seed, random: Random::new(seed) }
     }
 
     /// Evenly in `0..limit`.
     pub fn up_to(&mut self, limit: Duration) -> Duration {
-        limit.mul_f64((self.next() >> 11) as f64 / (1u64 << 53) as f64)
+        limit.mul_f64(self.random.unit())
     }
 
     /// How long after `now` the next refresh is: `interval` ±10 %, on a grid of 1/64 of it, so that
@@ -87,10 +84,4 @@ impl Jitter {
         };
         mix(mix(self.seed ^ bits as u64).wrapping_add((bits >> 64) as u64))
     }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -9,10 +9,8 @@
 //! Latest wins on the way in; on the way out probing results are never dropped. Nothing is decided
 //! here.
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
-use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -24,6 +22,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::socket::Port;
+use crate::common::backoff::Backoff;
+use crate::common::random;
 use crate::host::liveness_fence::LivenessFence;
 use crate::l2::announcer;
 use crate::l2::announcer::{Announcement, Announcer, AnnouncerEvent, Config, Gateways};
@@ -37,9 +37,8 @@ const BATCH: usize = 64;
 /// Events that wait for a slow receiver. Beyond it reports about rivals are dropped (they repeat);
 /// results of probing never are, and there is at most one per VIP and probing.
 const EVENT_BACKLOG: usize = 1024;
-/// First and longest pause before an interface that could not be opened is tried again; doubled
-/// each time.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Delays before an interface that could not be opened is tried again.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 /// What is to be announced, and where we are.
 #[derive(Clone, Debug, Default)]
@@ -192,16 +191,15 @@ struct Task {
 struct Failure {
     /// What was reported.
     reason: Option<Box<str>>,
-    pause: Duration,
+    /// How often it was tried again in vain.
+    attempts: u32,
     retry: Instant,
 }
 
 impl Task {
     fn new(config: Config) -> Task {
-        // The standard library seeds its hash tables from the system's randomness.
-        let seed = RandomState::new().build_hasher().finish();
         Task {
-            announcer: Announcer::new(config, seed),
+            announcer: Announcer::new(config, random::seed()),
             epoch: Instant::now(),
             desired: Desired::default(),
             ports: BTreeMap::new(),
@@ -323,9 +321,9 @@ impl Task {
 
     fn close(&mut self, ifindex: u32, reason: Option<Box<str>>) {
         self.ports.remove(&ifindex);
-        let pause =
-            self.failed.get(&ifindex).map_or(RETRY.0, |failure| (failure.pause * 2).min(RETRY.1));
-        self.failed.insert(ifindex, Failure { reason, pause, retry: Instant::now() + pause });
+        let attempts = self.failed.get(&ifindex).map_or(0, |failure| failure.attempts + 1);
+        let retry = Instant::now() + RETRY.delay(attempts);
+        self.failed.insert(ifindex, Failure { reason, attempts, retry });
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

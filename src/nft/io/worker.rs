@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::conntrack;
 use super::writer::RulesetWriter;
+use crate::common::backoff::Backoff;
 use crate::host::trigger_time::TriggerTime;
 use crate::model::Protocol;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
@@ -20,9 +21,8 @@ use crate::model::ruleset_changes::RulesetChanges;
 /// How often somebody else's transactions are looked for: one small request, answered without a
 /// dump.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
-/// The first pause after the kernel refused a batch; doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Delays before a batch that the kernel refused is sent again.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
 
 /// Frontends in one transaction: some ten milliseconds in the kernel. Without preemption nothing
 /// else runs on that CPU meanwhile, neither the threads that keep BFD sessions nor anybody's
@@ -165,7 +165,7 @@ impl Worker {
     fn run(mut self) {
         let mut next_refresh = Instant::now() + self.refresh;
         let mut next_look = Instant::now() + DRIFT_INTERVAL;
-        let mut retry = RETRY_MIN;
+        let mut failures = 0;
         let mut again: Option<Instant> = None;
         let mut loaded = false;
         loop {
@@ -176,11 +176,12 @@ impl Worker {
             if !pending.changes.is_empty() {
                 if self.apply(&mut pending.changes, pending.origin) {
                     loaded = true;
-                    (retry, again) = (RETRY_MIN, None);
+                    failures = 0;
+                    again = None;
                 } else {
                     self.put_back(pending.changes, pending.origin);
-                    again = Some(Instant::now() + retry);
-                    retry = (retry * 2).min(RETRY_MAX);
+                    again = Some(Instant::now() + RETRY.delay(failures));
+                    failures = failures.saturating_add(1);
                 }
             }
             if let Some(how) = pending.stop {

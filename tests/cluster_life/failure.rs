@@ -42,10 +42,10 @@ fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_pa
             "frozen" => plane.freeze(Component::Etcd),
             _ => plane.stop(Component::Etcd),
         }
-        running.complains("the Lease pinnace");
+        running.complains("failed to renew lease pinnace");
         served(&lab, vip);
         assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "it is announced");
-        eventually("nobody is sure to be the writer", TAKEOVER, || {
+        eventually("nobody is sure to be the leader", TAKEOVER, || {
             let status = running.pinnace().status()?.0;
             ensure(status["leader"]["here"] == false, || status.to_string())
         });

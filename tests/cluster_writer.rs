@@ -147,7 +147,7 @@ fn a_service_made_with_kubectl_gets_an_address_and_a_client_is_served() {
     plane.node_of(&lab.node);
     plane.pod_of("node-1", &lab.pods[0], "web");
     let running = start(&lab, &plane, &lab.node, false);
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
     let since = Instant::now();
     plane.apply(&plain("web"));
     let vip = addresses(&plane, "web", PATIENCE)[0];
@@ -289,7 +289,7 @@ fn no_address_is_given_twice_whatever_becomes_of_the_writer() {
     plane.node_of(&lab.node);
     plane.node_of(node2);
     let mut first = start(&lab, &plane, &lab.node, false);
-    first.wait_log("gives addresses to Services");
+    first.wait_log("became leader");
     let second = start(&lab, &plane, node2, true);
     let mut made = 0;
     let mut make = || {
@@ -311,8 +311,8 @@ fn no_address_is_given_twice_whatever_becomes_of_the_writer() {
     thread::sleep(Duration::from_secs(3));
     distinct(&plane);
     assert_eq!(addresses(&plane, &a, PATIENCE), taken);
-    second.wait_log("gives addresses to Services");
-    first.wait_log("no longer gives addresses to Services");
+    second.wait_log("became leader");
+    first.wait_log("lost leadership");
 
     // Cut off from the API server: the first takes over again.
     plane.faults("freeze");
@@ -381,7 +381,7 @@ fn what_is_refused_for_one_service_stops_nothing_else() {
         "spec": {"policyName": "barred", "validationActions": ["Deny"]}});
     plane.apply(&format!("{policy}\n---\n{binding}"));
     let running = start(&lab, &plane, &lab.node, false);
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
 
     // The API server takes its time to obey a new policy.
     let mut number = 0;
@@ -453,7 +453,7 @@ fn one_that_may_not_write_leaves_it_to_others() {
     ]});
     plane.apply(&role.to_string());
     let running = start(&lab, &plane, &lab.node, false);
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
     plane.apply(&plain("web"));
     running.wait_log("may not write the status of Services");
     eventually("the Lease is released", PATIENCE, || {
@@ -570,7 +570,7 @@ fn a_thousand_services_and_a_hundred_addresses_leave_nine_hundred_with_a_reason_
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
     let running = start_with(&lab, &plane, &lab.node, false, "lan=10.88.0.120-10.88.0.219");
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
     let (mark, begin) = (plane.mark(), Instant::now());
     storm(&lab, &plane, COUNT);
     let served = eventually("all addresses are given", Duration::from_secs(60), || {

@@ -1,7 +1,6 @@
-//! The daemon's end of the writer: competes for the Lease where the source is the API server, and
-//! is nothing where it is a directory.
+//! Leader election as the daemon sees it: this node competes for the Lease where the source is the
+//! API server. Without one there is nothing to elect.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::info;
@@ -15,31 +14,28 @@ use crate::k8s::io::client::Connection;
 use crate::k8s::io::event_sink::QueuedEvent;
 use crate::k8s::io::leader;
 use crate::k8s::io::lease::Leadership;
-use crate::k8s::io::patcher::FailedPatch;
-use crate::k8s::status::StatusPatch;
-use crate::model::ObjectKey;
+use crate::k8s::patch_queue::{FailedPatch, StatusPatches};
 use crate::model::diagnostic::Diagnostic;
 use crate::model::role::Role;
 
-/// Where the Lease is when nobody says anything: in pods and on hosts alike, or each of them would
-/// have a writer.
+/// The default namespace of the Lease. It is the same in pods and on hosts, or both would have a
+/// leader.
 const NAMESPACE: &str = "kube-system";
-/// How long a stop may take for the sake of others, who would otherwise wait until the Lease has
-/// expired.
-const RELEASE: Duration = Duration::from_secs(1);
+/// How long a stop waits for the release of the Lease; without it the others wait until the Lease
+/// has expired.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where the Lease is: where the settings say, else in [`NAMESPACE`].
+/// The namespace of the Lease.
 pub(crate) fn lease_namespace(settings: &Settings) -> String {
     settings.namespace.as_deref().unwrap_or(NAMESPACE).to_owned()
 }
 
-/// None: before it is started, and with manifests, where every node decides for itself.
+/// None before it is started, and with manifests, where every node decides for itself.
 #[derive(Default)]
 pub(super) struct Leader(Option<leader::LeaderTasks>);
 
 impl Leader {
-    /// Begins to compete for the Lease, once there is a connection; nothing happens when it has
-    /// begun already.
+    /// Begins to compete for the Lease once there is a connection. Later calls have no effect.
     pub fn start(
         &mut self,
         connection: Option<&Connection>,
@@ -57,59 +53,63 @@ impl Leader {
         }
     }
 
-    /// What the engine must know next. Cancel safe.
+    /// The next events for the engine. Cancel safe.
     pub async fn next(&mut self) -> Vec<Event> {
-        let Some(writer) = &mut self.0 else { return std::future::pending().await };
+        let Some(tasks) = &mut self.0 else { return std::future::pending().await };
         tokio::select! {
-            Some(Leadership { writer, holder, trouble }) = writer.tenures.recv() => {
-                let role = if writer { Role::Leader } else { Role::Follower };
-                vec![Event::Leader(holder), Event::Role(role), Event::LeaderHealth(trouble.map_or(Ok(()), Err))]
+            Some(Leadership { leader, holder, trouble }) = tasks.leadership.recv() => {
+                let role = if leader { Role::Leader } else { Role::Follower };
+                let health = Event::LeaderHealth(trouble.map_or(Ok(()), Err));
+                vec![Event::Leader(holder), Event::Role(role), health]
             }
-            Some(FailedPatch { key, resource_version, refusal }) = writer.losses.recv() => vec![Event::PatchFailed { key, resource_version, refusal }],
+            Some(FailedPatch { key, resource_version, refusal }) = tasks.failed.recv() => {
+                vec![Event::PatchFailed { key, resource_version, refusal }]
+            }
             else => std::future::pending().await,
         }
     }
 
-    /// What the engine wants written.
-    pub fn publish(&self, publications: BTreeMap<ObjectKey, StatusPatch>) {
-        if let Some(writer) = self.0.as_ref().filter(|_| !publications.is_empty()) {
-            // Nobody reads it any more: the process is about to end.
-            drop(writer.publications.send(publications));
+    /// Writes the patches to the status of Services.
+    pub fn publish(&self, patches: StatusPatches) {
+        if let Some(tasks) = self.0.as_ref().filter(|_| !patches.is_empty()) {
+            // The patcher has ended when the process is about to end.
+            drop(tasks.patches.send(patches));
         }
     }
 
-    /// Sends a notice as an Event, where this node is the one to do so.
-    pub fn tell(&self, notice: Diagnostic, engine: &Engine, node: &str) {
-        let Some(writer) = self.0.as_ref().filter(|_| events::reported_by(&notice, engine.role()))
+    /// Sends the diagnostic as an Event, where this node is the one to report it.
+    pub fn tell(&self, diagnostic: Diagnostic, engine: &Engine, node: &str) {
+        let Some(tasks) =
+            self.0.as_ref().filter(|_| events::reported_by(&diagnostic, engine.role()))
         else {
             return;
         };
-        let subject = match notice.service {
+        let subject = match diagnostic.service {
             Some(key) => {
                 let record = engine.index().service(&key).and_then(|service| service.api.as_ref());
                 Subject::Service(key, record.map(|record| record.uid.clone()))
             }
-            None => Subject::Node(notice.node.unwrap_or_else(|| node.into())),
+            None => Subject::Node(diagnostic.node.unwrap_or_else(|| node.into())),
         };
-        let told = QueuedEvent {
+        let event = QueuedEvent {
             subject,
-            warning: notice.warning,
-            reason: notice.reason,
-            message: notice.message,
+            warning: diagnostic.warning,
+            reason: diagnostic.reason,
+            message: diagnostic.message,
         };
-        // One too many is in the log all the same.
-        if writer.events.try_send(told).is_err() {
-            writer.dropped.inc();
+        // A dropped Event is in the log all the same.
+        if tasks.events.try_send(event).is_err() {
+            tasks.dropped.inc();
         }
     }
 
-    /// Releases the Lease, unless the API server lets us wait for long.
+    /// Releases the Lease, unless the API server takes too long.
     pub async fn stop(self) {
-        if let Some(writer) = self.0
-            && tokio::time::timeout(RELEASE, writer.stop()).await.is_err()
+        if let Some(tasks) = self.0
+            && tokio::time::timeout(RELEASE_TIMEOUT, tasks.stop()).await.is_err()
         {
             info!(
-                "the Lease could not be released in time: another node takes it over when it has expired"
+                "failed to release lease in time: another node becomes leader when it has expired"
             );
         }
     }

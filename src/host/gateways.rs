@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::neighbours::{MIN_INTERVAL, back_off, lladdr_of};
+use super::neighbours::{RETRY, lladdr_of};
 use crate::model::Interfaces;
 use crate::model::gateways::Gateways;
 use crate::model::mac::Mac;
@@ -91,7 +91,7 @@ async fn poll_gateways(
     subnets: &BTreeMap<u32, (u32, BTreeSet<IpNet>)>,
     found: &watch::Sender<Gateways>,
 ) {
-    let mut pause = MIN_INTERVAL;
+    let mut attempts = 0u32;
     loop {
         match dump(handle, subnets).await {
             Ok(gateways) => {
@@ -106,8 +106,8 @@ async fn poll_gateways(
             }
             Err(error) => debug!(%error, "cannot list gateways"),
         }
-        sleep(pause).await;
-        pause = back_off(pause);
+        sleep(RETRY.delay(attempts)).await;
+        attempts = attempts.saturating_add(1);
     }
 }
 

@@ -14,16 +14,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::common::backoff::Backoff;
 use crate::model::mac::Mac;
 
-/// First interval between dumps while an address is unresolved, doubled each time (its host may be
-/// off for days), and the interval while all are resolved, which is also the maximum.
-pub(crate) const MIN_INTERVAL: Duration = Duration::from_millis(500);
+/// Intervals between dumps while an address is unresolved: its host may be off for days.
+pub(crate) const RETRY: Backoff = Backoff::new(Duration::from_millis(500), MAX_INTERVAL);
+/// Interval between dumps while all addresses are resolved.
 const MAX_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Reports the link-layer address of each wanted address when it is resolved and when it changes,
 /// until the receiver is gone. A notification of `wanted`, with or without a change, causes a dump,
-/// at most one per [`SEEK`]. One dump of the table costs some microseconds per neighbour.
+/// at most one per [`RETRY`]. One dump of the table costs some microseconds per neighbour.
 pub async fn run(
     mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
     found: mpsc::UnboundedSender<(IpAddr, Mac)>,
@@ -37,7 +38,7 @@ pub async fn run(
     };
     let connection = tokio::spawn(connection);
     let mut known = BTreeMap::new();
-    let mut interval = MIN_INTERVAL;
+    let mut attempts = 0;
     loop {
         let addresses = wanted.borrow_and_update().clone();
         known.retain(|address, _| addresses.contains(address));
@@ -56,30 +57,26 @@ pub async fn run(
             }
         }
         let dumped = Instant::now();
-        match timeout(pause(addresses.len(), known.len(), interval), wanted.changed()).await {
+        match timeout(pause(addresses.len(), known.len(), attempts), wanted.changed()).await {
             Ok(Err(_)) => return connection.abort(),
             Ok(Ok(())) => {
-                interval = MIN_INTERVAL;
+                attempts = 0;
                 sleep(if addresses.is_empty() {
                     Duration::ZERO
                 } else {
-                    MIN_INTERVAL.saturating_sub(dumped.elapsed())
+                    RETRY.min.saturating_sub(dumped.elapsed())
                 })
                 .await;
             }
-            Err(_) => interval = back_off(interval),
+            Err(_) => attempts = attempts.saturating_add(1),
         }
     }
 }
 
-pub(crate) fn back_off(interval: Duration) -> Duration {
-    (interval * 2).min(MAX_INTERVAL)
-}
-
-fn pause(wanted: usize, known: usize, interval: Duration) -> Duration {
+fn pause(wanted: usize, known: usize, attempts: u32) -> Duration {
     match (wanted, known < wanted) {
         (0, _) => Duration::MAX,
-        (_, true) => interval,
+        (_, true) => RETRY.delay(attempts),
         (_, false) => MAX_INTERVAL,
     }
 }
@@ -128,16 +125,8 @@ mod tests {
 
     #[test]
     fn one_that_stays_away_is_looked_for_less_and_less_often() {
-        let mut interval = MIN_INTERVAL;
-        let mut pauses = Vec::new();
-        for _ in 0..9 {
-            pauses.push(pause(2, 1, interval).as_millis());
-            interval = back_off(interval);
-        }
+        let pauses: Vec<u128> = (0..9).map(|attempts| pause(2, 1, attempts).as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
-        assert_eq!(
-            (pause(2, 2, MIN_INTERVAL), pause(0, 0, MIN_INTERVAL)),
-            (MAX_INTERVAL, Duration::MAX)
-        );
+        assert_eq!((pause(2, 2, 0), pause(0, 0, 0)), (MAX_INTERVAL, Duration::MAX));
     }
 }

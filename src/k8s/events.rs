@@ -1,30 +1,29 @@
-//! Notices on their way to the API server as Events: what is said again is counted and not sent
-//! again, and whoever says too much is not heard for a while. Pure: the time is handed in, the
-//! sending is done in [`super::io::event_sink`].
+//! The queue of Events on their way to the API server. A repeated Event is counted and not created
+//! again; an object with too many Events has the rest of them dropped. Sans-IO;
+//! [`super::io::event_sink`] sends them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::token_bucket::{RateLimit, TokenBucket};
 use crate::model::ObjectKey;
 use crate::model::diagnostic::{Diagnostic, INVALID_OBJECT};
 use crate::model::role::Role;
 
-/// Between two updates of the count of one Event.
+/// Minimum time between two updates of the count of one Event.
 const UPDATE: Duration = Duration::from_secs(60);
-/// Events live for an hour in the API server unless it was told otherwise: what is said again later
-/// begins anew.
+/// How long an Event lives in the API server by default. A repetition after that creates a new one.
 const LIFE: Duration = Duration::from_secs(3600);
-/// New Events about one object: so many at once, then one in so much time, as others limit
-/// themselves.
-const OBJECT: Bucket = Bucket { burst: 25, refill: Duration::from_secs(60) };
+/// New Events about one object.
+static OBJECT: RateLimit = RateLimit { burst: 25, refill: Duration::from_secs(60) };
 /// Requests of this node.
-const ALL: Bucket = Bucket { burst: 50, refill: Duration::from_millis(200) };
-/// What may wait to be sent.
+static ALL: RateLimit = RateLimit { burst: 50, refill: Duration::from_millis(200) };
+/// Maximum number of Events that wait to be sent.
 const QUEUE: usize = 1000;
-/// What is remembered, so that it is not sent again.
+/// Maximum number of Events that are remembered in order to count repetitions.
 const MEMORY: usize = 4000;
-/// `message` of an Event, in bytes.
+/// Maximum length of `message` of an Event, in bytes.
 const MESSAGE: usize = 1024;
 
 /// The object an Event is about.
@@ -36,77 +35,44 @@ pub enum Subject {
     Node(Box<str>),
 }
 
-/// Who sends it: the writer about Services and Node objects, so that each is told once, and what
-/// only one node can see that node, on itself or the Service.
-pub fn reported_by(notice: &Diagnostic, role: Role) -> bool {
-    match &notice.service {
-        _ if notice.node.is_some() => role == Role::Leader,
-        Some(_) => role == Role::Leader || notice.reason == "AddressConflict",
-        // Every node sees the same objects; their problems are in each one's log and status.
-        None => notice.warning && notice.reason != INVALID_OBJECT,
+/// Whether a node with this role sends the diagnostic as an Event. The leader reports on Services and
+/// Node objects, so that each Event is sent once. What only one node can see is reported by that
+/// node, about itself or the Service.
+pub fn reported_by(diagnostic: &Diagnostic, role: Role) -> bool {
+    match &diagnostic.service {
+        _ if diagnostic.node.is_some() => role == Role::Leader,
+        Some(_) => role == Role::Leader || diagnostic.reason == "AddressConflict",
+        // All nodes see the same objects; their problems are in the log and status of each node.
+        None => diagnostic.warning && diagnostic.reason != INVALID_OBJECT,
     }
 }
 
 /// What makes two Events the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Identity {
-    /// About what.
     pub subject: Subject,
-    /// CamelCase.
+    /// `reason` of the Event, in CamelCase.
     pub reason: &'static str,
-    /// A sentence.
+    /// A sentence for people.
     pub message: String,
 }
 
 /// An Event to create, or to count up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Send {
-    /// What it says.
     pub identity: Identity,
     /// Type Warning, else Normal.
     pub warning: bool,
     /// Different for every Event that is created; the same when it is updated.
     pub number: u64,
-    /// It exists: only `count` and `last` change.
+    /// The Event exists: only `count` and `last` change.
     pub update: bool,
-    /// How often it was said.
+    /// Number of occurrences.
     pub count: u32,
-    /// When it was said first and last, by the monotonic clock.
+    /// Time of the first occurrence, by the monotonic clock.
     pub first: Duration,
-    /// See `first`.
+    /// Time of the last occurrence.
     pub last: Duration,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    burst: u32,
-    refill: Duration,
-}
-
-#[derive(Debug)]
-struct Tokens {
-    left: u32,
-    since: Duration,
-}
-
-impl Tokens {
-    /// When there will be one.
-    fn ready(&self, bucket: Bucket) -> Duration {
-        if self.left > 0 { Duration::ZERO } else { self.since + bucket.refill }
-    }
-
-    fn take(&mut self, bucket: Bucket, now: Duration) -> bool {
-        let more = now.saturating_sub(self.since).as_millis() / bucket.refill.as_millis().max(1);
-        let more = u32::try_from(more).unwrap_or(u32::MAX);
-        if more > 0 {
-            self.left = self.left.saturating_add(more).min(bucket.burst);
-            self.since =
-                if self.left == bucket.burst { now } else { self.since + bucket.refill * more };
-        }
-        let taken = self.left > 0;
-        self.left -= u32::from(taken);
-        taken
-    }
 }
 
 #[derive(Debug)]
@@ -116,19 +82,19 @@ struct EventRecord {
     count: u32,
     first: Duration,
     last: Duration,
-    /// When it was written last; None: it does not exist yet.
+    /// When it was last written; None: it does not exist yet.
     written: Option<Duration>,
     queued: bool,
 }
 
-/// See the head of this file.
+/// See the module.
 #[derive(Debug)]
 pub struct EventQueue {
     records: BTreeMap<Identity, EventRecord>,
-    objects: BTreeMap<Subject, Tokens>,
-    all: Tokens,
-    /// To be created or updated, each once, in the order in which they are due. In a storm the
-    /// warnings, which come first in this array, do not wait behind what went well.
+    objects: BTreeMap<Subject, TokenBucket>,
+    all: TokenBucket,
+    /// Events to create or update, each once, in the order in which they are due: the warnings, then
+    /// the others. In a storm warnings do not wait behind what went well.
     queues: [VecDeque<(Duration, Identity)>; 2],
     number: u64,
     dropped: u64,
@@ -136,11 +102,10 @@ pub struct EventQueue {
 
 impl Default for EventQueue {
     fn default() -> EventQueue {
-        let all = Tokens { left: ALL.burst, since: Duration::ZERO };
         EventQueue {
             records: BTreeMap::new(),
             objects: BTreeMap::new(),
-            all,
+            all: TokenBucket::new(&ALL, Duration::ZERO),
             queues: Default::default(),
             number: 0,
             dropped: 0,
@@ -149,7 +114,7 @@ impl Default for EventQueue {
 }
 
 impl EventQueue {
-    /// Something is to be said.
+    /// Adds an occurrence of an Event.
     pub fn push(
         &mut self,
         subject: Subject,
@@ -184,8 +149,8 @@ impl EventQueue {
         let tokens = self
             .objects
             .entry(identity.subject.clone())
-            .or_insert(Tokens { left: OBJECT.burst, since: now });
-        if !tokens.take(OBJECT, now) || !self.room(warning) {
+            .or_insert_with(|| TokenBucket::new(&OBJECT, now));
+        if !tokens.take(now) || !self.room(warning) {
             self.dropped += 1;
             return;
         }
@@ -203,7 +168,7 @@ impl EventQueue {
         self.enqueue(now, warning, identity);
     }
 
-    /// Whether one more may wait. For a warning, the last of those that went well makes room.
+    /// Whether one more Event may wait. A warning displaces the last Event that is none.
     fn room(&mut self, warning: bool) -> bool {
         if self.queues.iter().map(VecDeque::len).sum::<usize>() < QUEUE {
             return true;
@@ -222,7 +187,7 @@ impl EventQueue {
         queue.insert(at, (due, identity));
     }
 
-    /// Makes room, and does not keep for ever what was said once.
+    /// Makes room among what is remembered: expired Events go first, then the oldest.
     fn forget(&mut self, now: Duration) {
         if self.records.len() >= MEMORY {
             self.records.retain(|_, record| record.queued || now < record.last + LIFE);
@@ -237,24 +202,24 @@ impl EventQueue {
             self.records.remove(&identity);
         }
         if self.objects.len() >= MEMORY {
-            self.objects.retain(|_, tokens| now < tokens.since + OBJECT.refill * OBJECT.burst);
+            self.objects.retain(|_, tokens| !tokens.is_full(now));
         }
     }
 
-    /// When [`Events::next`] will have something; None: not before something is told.
+    /// When [`EventQueue::next`] will return an Event; None: not before one is pushed.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let due = self.queues.iter().filter_map(|queue| queue.front()).map(|(due, _)| *due).min();
-        due.map(|due| due.max(self.all.ready(ALL)))
+        due.map(|due| due.max(self.all.poll_timeout()))
     }
 
-    /// What to send now. What became of it must be told by [`Events::sent`] or [`Events::failed`]
-    /// before the next one.
+    /// The Event to send now. Its outcome must be given to [`EventQueue::sent`] or
+    /// [`EventQueue::failed`] before the next one is asked for.
     pub fn next(&mut self, now: Duration) -> Option<Send> {
         let due = |queue: &VecDeque<(Duration, Identity)>| {
             queue.front().is_some_and(|(due, _)| *due <= now)
         };
         let at = self.queues.iter().position(due)?;
-        if !self.all.take(ALL, now) {
+        if !self.all.take(now) {
             return None;
         }
         let (_, identity) = self.queues[at].pop_front()?;
@@ -272,20 +237,21 @@ impl EventQueue {
         })
     }
 
-    /// It is in the API server.
+    /// The API server has it.
     pub fn sent(&mut self, send: &Send, now: Duration) {
         if let Some(record) = self.records.get_mut(&send.identity) {
             record.written = Some(now);
         }
     }
 
-    /// It is not, and may be tried again after `pause`; `absent`: the one to update is gone, so a
-    /// new one is made.
+    /// The API server does not have it: it is sent again after `pause`. With `absent` the Event to
+    /// update is gone, and a new one is created.
     pub fn failed(&mut self, send: &Send, absent: bool, pause: Duration, now: Duration) {
         let Some(record) = self.records.get_mut(&send.identity) else { return };
         if absent {
             self.number += 1;
-            (record.written, record.number) = (None, self.number);
+            record.written = None;
+            record.number = self.number;
         }
         if !record.queued {
             record.queued = true;
@@ -293,14 +259,14 @@ impl EventQueue {
         }
     }
 
-    /// Nothing can be sent: what waits is dropped.
+    /// Drops all Events that wait, because none can be sent.
     pub fn clear(&mut self) {
         self.dropped += self.queues.iter().map(|queue| queue.len() as u64).sum::<u64>();
         self.queues = Default::default();
         self.records.clear();
     }
 
-    /// How many were never sent.
+    /// Number of Events that were never sent.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -337,12 +303,12 @@ mod tests {
             );
             sent.extend(drain(&mut events, seconds(second)));
         }
-        let told: Vec<_> = sent
+        let updates: Vec<_> = sent
             .iter()
             .map(|send| (send.update, send.count, send.number, send.last.as_secs()))
             .collect();
         assert_eq!(
-            told,
+            updates,
             [
                 (false, 1, 1, 0),
                 (true, 61, 1, 60),
@@ -363,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_talks_too_much_does_not_keep_others_from_being_heard() {
+    fn an_object_with_too_many_events_takes_no_room_from_others() {
         let mut events = EventQueue::default();
         for number in 0..1000 {
             events.push(
@@ -441,22 +407,25 @@ mod tests {
     }
 
     #[test]
-    fn each_notice_is_told_by_one_node() {
-        let mut notice = Diagnostic {
+    fn each_diagnostic_is_reported_by_one_node() {
+        let mut diagnostic = Diagnostic {
             warning: false,
             service: Some(ObjectKey::new("a", "b")),
             node: None,
             reason: "EnsuredLoadBalancer",
             message: "".into(),
         };
-        assert!(reported_by(&notice, Role::Leader) && !reported_by(&notice, Role::Follower));
-        notice.reason = "AddressConflict";
-        assert!(reported_by(&notice, Role::Follower));
-        (notice.service, notice.reason) = (None, "Stalled");
-        assert!(!reported_by(&notice, Role::Leader));
-        notice.warning = true;
-        assert!(reported_by(&notice, Role::Follower));
-        notice.reason = INVALID_OBJECT;
-        assert!(!reported_by(&notice, Role::Follower));
+        assert!(
+            reported_by(&diagnostic, Role::Leader) && !reported_by(&diagnostic, Role::Follower)
+        );
+        diagnostic.reason = "AddressConflict";
+        assert!(reported_by(&diagnostic, Role::Follower));
+        diagnostic.service = None;
+        diagnostic.reason = "Stalled";
+        assert!(!reported_by(&diagnostic, Role::Leader));
+        diagnostic.warning = true;
+        assert!(reported_by(&diagnostic, Role::Follower));
+        diagnostic.reason = INVALID_OBJECT;
+        assert!(!reported_by(&diagnostic, Role::Follower));
     }
 }

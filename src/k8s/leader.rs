@@ -1,26 +1,26 @@
-//! The Lease that says who writes: a machine that is told what was read or answered, and says what
-//! to do next.
+//! Leader election by one Lease, sans-IO: the elector takes what was read or answered and returns
+//! the next request.
 //!
-//! Its own clock is the only one it trusts. Another holder's Lease has expired when *this* process
-//! saw no change in it for its whole duration, however the times in it read: clocks of nodes differ
-//! and are set. Our own right to write ends [`WRITE_FOR`] after the *start* of the last renewal
-//! that succeeded, well before [`DURATION`], which is what everybody else waits for after they saw
-//! that renewal. A request begun within the right ends within [`REQUEST_TIMEOUT`] = DURATION −
-//! WRITE_FOR, so no request of an old holder is under way when a new one begins, except where the
-//! process is stopped in between: see [`super::status`] for what then holds.
+//! It trusts no clock but its own, which is monotonic. Another holder's Lease has expired when
+//! *this* process saw no change in it for its whole duration; the times in the Lease do not count,
+//! because clocks of nodes differ and are set. The leader may begin a write until [`WRITE_FOR`] after
+//! the *start* of its last successful renewal. That is well before [`DURATION`], the time that the
+//! others wait after they saw that renewal. A request that began in time ends within
+//! [`REQUEST_TIMEOUT`] = DURATION − WRITE_FOR, so no request of an old leader is under way when a new
+//! one begins. The exception is a process that was stopped in between: see [`super::status`].
 
 use std::time::Duration;
 
-/// `spec.leaseDurationSeconds`: how long others wait after the last change they saw.
+/// `spec.leaseDurationSeconds`: how long the others wait after the last change that they saw.
 pub const DURATION: Duration = Duration::from_secs(20);
 /// Time between renewals: one write in seven seconds for the whole cluster.
 pub const RENEW: Duration = Duration::from_secs(7);
-/// How long after the start of a successful renewal its holder may begin to write.
+/// How long after the start of a successful renewal the leader may begin a write.
 pub const WRITE_FOR: Duration = Duration::from_secs(14);
-/// For every request of the writer.
+/// Timeout of every request of the leader.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
-/// Between attempts after a failure, and between looks at a Lease that another node holds: plus up
-/// to as much again by chance.
+/// Delay after a failure, and between two reads of a Lease that another node holds. Up to as much
+/// again is added at random.
 pub const RETRY: Duration = Duration::from_secs(2);
 
 /// The Lease as it was read or answered.
@@ -28,46 +28,45 @@ pub const RETRY: Duration = Duration::from_secs(2);
 pub struct Observed {
     /// `metadata.resourceVersion`.
     pub version: Box<str>,
-    /// `spec.holderIdentity`; empty: released.
+    /// `spec.holderIdentity`; empty when released.
     pub holder: Box<str>,
-    /// `spec.leaseDurationSeconds`, in force for whoever waits.
+    /// `spec.leaseDurationSeconds`: how long the others wait.
     pub duration: Duration,
     /// `spec.leaseTransitions`.
     pub transitions: i32,
 }
 
-/// What to send.
+/// A request to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Read it.
     Get,
-    /// It does not exist: create it with us as holder.
+    /// Create the Lease with this process as holder: it does not exist.
     Create,
-    /// Replace the version that is named, and only that.
+    /// Replace this version of the Lease, and no other.
     Update {
         /// `metadata.resourceVersion` that must still be the newest.
         version: Box<str>,
-        /// What it becomes; `version` of it has no meaning.
+        /// The new `spec.holderIdentity`.
         holder: Box<str>,
-        /// What it becomes.
+        /// The new `spec.leaseTransitions`.
         transitions: i32,
-        /// `acquireTime` is set anew.
+        /// Whether `spec.acquireTime` is set to now.
         acquired: bool,
     },
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseResponse {
     /// The Lease as it is now.
     Found(Observed),
-    /// There is none.
+    /// The Lease does not exist.
     NotFound,
-    /// Somebody else was quicker.
+    /// The Lease has another version by now.
     Conflict,
-    /// We may not.
+    /// The credentials have no permission.
     Forbidden,
-    /// No answer, or one that says nothing about the Lease.
+    /// No answer, or an answer that says nothing about the Lease.
     Failed,
 }
 
@@ -77,11 +76,11 @@ struct HeldLease {
     renewed: Duration,
 }
 
-/// See the head of this file.
+/// A candidate for leadership. See the module.
 #[derive(Debug)]
 pub struct LeaderElector {
     identity: Box<str>,
-    /// What was read last, and when it was first seen so.
+    /// The Lease as it was last read, and when it was first seen so.
     seen: Option<(Observed, Duration)>,
     absent: bool,
     held: Option<HeldLease>,
@@ -91,8 +90,8 @@ pub struct LeaderElector {
 }
 
 impl LeaderElector {
-    /// A candidate. `identity` is written into the Lease: unique for each run, or a restarted
-    /// process would take itself for the holder.
+    /// `identity` is written into the Lease. It is unique for each run, or a restarted process would
+    /// take itself for the holder.
     pub fn new(identity: &str) -> LeaderElector {
         LeaderElector {
             identity: identity.into(),
@@ -109,22 +108,23 @@ impl LeaderElector {
         self.writes_until().is_some_and(|until| now < until)
     }
 
-    /// Until when this process may begin to write, unless it renews.
+    /// Until when this process may begin a write, unless it renews the Lease.
     pub fn writes_until(&self) -> Option<Duration> {
         self.held.as_ref().map(|held| held.renewed + WRITE_FOR)
     }
 
-    /// Who holds it, as was seen last.
+    /// The identity of the holder, as it was last seen.
     pub fn holder(&self) -> Option<&str> {
         self.seen.as_ref().map(|(seen, _)| &*seen.holder).filter(|holder| !holder.is_empty())
     }
 
-    /// When [`Machine::request`] will have something, unless a request is under way.
+    /// When [`LeaderElector::request`] will return a request, unless one is under way.
     pub fn poll_timeout(&self) -> Duration {
         self.next
     }
 
-    /// What to send now. Its outcome must be told before the next one is asked for.
+    /// The request to send now. Its outcome must be given to [`LeaderElector::outcome`] before the
+    /// next one is asked for.
     pub fn request(&mut self, now: Duration) -> Option<Request> {
         if self.asked.is_some() || now < self.next {
             return None;
@@ -151,7 +151,7 @@ impl LeaderElector {
         Some(Request::Get)
     }
 
-    /// Takes in what came of the request. `chance` is in 0..1.
+    /// Takes in the outcome of a request. `chance` is a random number in 0..1.
     pub fn outcome(&mut self, sent: &Request, outcome: LeaseResponse, now: Duration, chance: f64) {
         let asked = self.asked.take().unwrap_or(now);
         let retry = now + RETRY + RETRY.mul_f64(chance.clamp(0.0, 1.0));
@@ -176,15 +176,23 @@ impl LeaderElector {
                 }
             }
             LeaseResponse::NotFound => {
-                (self.seen, self.held, self.next) = (None, None, now);
-                // Absent after an update: deleted under us.
+                // After an update this means that somebody has deleted it.
+                self.seen = None;
+                self.held = None;
                 self.absent = true;
+                self.next = now;
             }
             LeaseResponse::Conflict => {
-                // Somebody wrote: what that was must be read before anything else.
-                (self.seen, self.absent, self.next) = (None, false, now);
+                // Another write came first and must be read before anything else.
+                self.seen = None;
+                self.absent = false;
+                self.next = now;
             }
-            LeaseResponse::Forbidden => (self.held, self.seen, self.next) = (None, None, retry),
+            LeaseResponse::Forbidden => {
+                self.seen = None;
+                self.held = None;
+                self.next = retry;
+            }
             LeaseResponse::Failed => self.next = retry,
         }
         if self.held.as_ref().is_some_and(|held| now >= held.renewed + DURATION) {
@@ -192,7 +200,8 @@ impl LeaderElector {
         }
     }
 
-    /// The last word at a planned end: others need not wait. None: it is not ours.
+    /// The request that releases the Lease at a planned end, so that the others need not wait. None
+    /// when this process does not hold it.
     pub fn release(&mut self) -> Option<Request> {
         self.held.take()?;
         let (seen, _) = self.seen.take().filter(|(seen, _)| seen.holder == self.identity)?;
@@ -265,7 +274,7 @@ mod tests {
             }
             assert!(
                 machines.iter().filter(|m| m.may_write(now)).count() <= 1,
-                "two writers at {now:?}"
+                "two leaders at {now:?}"
             );
         }
         let end = Duration::from_secs(seconds.end);
@@ -284,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn one_writes_a_lost_one_stops_and_another_takes_over() {
+    fn one_leads_a_lost_one_stops_and_another_takes_over() {
         let (mut store, mut machines) = (free(), ["a", "b", "c"].map(LeaderElector::new));
         assert_eq!(run(&mut machines, &mut store, 0..60, |_, _| true), [true, false, false]);
         assert!(store.writes <= 10, "{} writes in a minute", store.writes);

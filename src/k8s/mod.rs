@@ -1,5 +1,5 @@
-//! Kubernetes: the API server as source of objects, and from the API's types to the compact ones of
-//! [`crate::model`].
+//! Kubernetes: the API server as source of objects, and the conversion of the API's types to those
+//! of [`crate::model`].
 
 pub mod annotations;
 pub mod convert;
@@ -9,5 +9,6 @@ pub mod events;
 pub mod io;
 pub mod leader;
 pub(crate) mod objects;
+pub mod patch_queue;
 pub(crate) mod problems;
 pub mod status;

@@ -1,70 +1,68 @@
-//! What the writer puts into `status.loadBalancer.ingress`, and when it must stop: somebody else
-//! may be writing the same field.
+//! The reconciler of `status.loadBalancer.ingress`: what the leader writes, and when it backs off
+//! because somebody else writes the same field.
 //!
-//! Why two writers for a moment do no lasting harm. A Lease says who writes, and its holder stops
-//! before the Lease can have another one (see [`super::leader`]). That alone does not bind a
-//! process that was stopped between its decision and its request. So each write carries the uid and
-//! resourceVersion it was decided for, and the API server refuses it once anybody has written to
-//! that Service. What is left is one address in the statuses of two Services, given by an old
-//! writer to one and by its successor to the other. Every node settles that alike: the older
-//! Service has it ([`crate::ipam`]), and the writer gives the other one a new address.
+//! Two leaders for a moment do no lasting harm. A Lease elects the leader, and the old one stops
+//! before the Lease can have another holder (see [`super::leader`]). That alone does not bind a
+//! process that was stopped between its decision and its request. Therefore each patch carries the
+//! uid and resourceVersion it was decided for, and the API server refuses it once anybody has written
+//! to that Service. What remains is one address in the statuses of two Services, allocated by an old
+//! leader to one and by its successor to the other. All nodes resolve that alike: the older Service
+//! keeps it ([`crate::ipam`]), and the leader allocates a new address to the other one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::backoff::Backoff;
 use crate::model::{ApiMetadata, Ingress, IngressPort, ObjectKey, Service, ServicePort};
 
-/// What the writer wants the API server to keep about a Service. It is written only onto the
-/// version it was decided for: an answer to an older one is refused there, and the newer one is
-/// decided about when the watch brings it.
+/// A change of a Service by the leader. It applies only to the version it was decided for: the API
+/// server refuses it for any other, and the newer version is decided about when the watch brings it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusPatch {
-    /// `metadata.uid` and `metadata.resourceVersion` it was decided for.
+    /// `metadata.uid` it was decided for.
     pub uid: Arc<str>,
-    /// See `uid`.
+    /// `metadata.resourceVersion` it was decided for.
     pub resource_version: Arc<str>,
-    /// All of `status.loadBalancer.ingress`; None: as it is.
+    /// The whole of `status.loadBalancer.ingress`; None leaves it as it is.
     pub ingress: Option<Arc<[Ingress]>>,
-    /// Take the finalizer `service.kubernetes.io/load-balancer-cleanup` away.
+    /// Remove the finalizer `service.kubernetes.io/load-balancer-cleanup`.
     pub remove_finalizer: bool,
 }
 
-/// In what time replacements are counted.
+/// The time in which replacements and writes are counted.
 const WINDOW: Duration = Duration::from_secs(60);
-/// So often somebody may replace what we wrote, in [`WINDOW`].
+/// Maximum number of times in [`WINDOW`] that somebody else replaces what the leader wrote.
 const REPLACED: u8 = 3;
-/// So often the same may be written, in [`WINDOW`]: somebody may be quicker than our watch.
+/// Maximum number of times in [`WINDOW`] that the same is written: somebody else may be quicker than
+/// the watch.
 const REPEATED: u8 = 6;
-/// For how long a status is left alone after that; doubled each time, up to [`LONGEST_TRUCE`].
-const BACKOFF: Duration = Duration::from_secs(60);
-const MAX_BACKOFF: Duration = Duration::from_secs(3600);
-/// After a publication that was refused or did not go out; doubled each time, up to
-/// [`LONGEST_RETRY`].
-const RETRY: Duration = Duration::from_secs(1);
-const MAX_RETRY: Duration = Duration::from_secs(120);
+/// How long a status is left alone after that.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
+/// Delays after a patch that was refused or not sent.
+const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(120));
 
-/// The error of a port that leads nowhere, as `status.loadBalancer.ingress[].ports[]` wants it
-/// (KEP-1435): with our domain.
+/// `status.loadBalancer.ingress[].ports[].error` of a port without endpoints, prefixed with a domain
+/// as KEP-1435 asks for.
 const UNMATCHED: &str = "pinnace.dev/PortWithoutEndpoints";
-/// What to do about ServiceLB.
+/// How to stop ServiceLB.
 const SERVICELB_OFF: &str = "start every K3s server with --disable=servicelb";
 
-/// Somebody else writes the status of a Service of ours.
+/// Somebody else writes the status of a Service that this class handles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatusConflict {
-    /// It was replaced and is put right; what stood there.
+    /// The status was replaced by this one and is written again.
     Corrected(Arc<[Ingress]>),
-    /// It is replaced again and again and left alone for this long; what stood there.
+    /// The status is replaced again and again, last by this one, and left alone for this long.
     LeftAlone(Arc<[Ingress]>, Duration),
-    /// The finalizer of the standard service controllers was put on it while we looked on: one of
-    /// them is at work.
+    /// The finalizer of the standard service controllers was added while the Service was watched: one
+    /// of them is running.
     Claimed,
 }
 
 impl StatusConflict {
-    /// A sentence that says what to do. `nodes` are the addresses of the nodes.
+    /// A sentence that says how to resolve it. `nodes` are the addresses of the nodes.
     pub fn sentence(&self, nodes: &BTreeSet<IpAddr>) -> String {
         match self {
             StatusConflict::Corrected(stood) => {
@@ -77,16 +75,18 @@ impl StatusConflict {
                 "another load balancer has claimed this Service: it has just set the finalizer service.kubernetes.io/load-balancer-cleanup; if this \
                  is K3s, ServiceLB is enabled: {SERVICELB_OFF}; else stop the other one, or give the Service a spec.loadBalancerClass"
             ),
-            StatusConflict::LeftAlone(stood, truce) => {
-                // Services of a foreign class it empties, those without a class it gives the
-                // addresses of nodes.
+            StatusConflict::LeftAlone(stood, backoff) => {
+                // ServiceLB empties Services of a foreign class, and writes the addresses of nodes to
+                // those without a class.
                 let servicelb =
                     stood.iter().all(|entry| entry.ip.is_some_and(|ip| nodes.contains(&ip)));
-                let advice = match servicelb {
-                    true => format!("this looks like K3s ServiceLB: {SERVICELB_OFF}"),
-                    false => "find the other load balancer and stop it, or give the Service a spec.loadBalancerClass".to_owned(),
+                let advice = if servicelb {
+                    format!("this looks like K3s ServiceLB: {SERVICELB_OFF}")
+                } else {
+                    "find the other load balancer and stop it, or give the Service a spec.loadBalancerClass".to_owned()
                 };
-                let (stood, seconds) = (entries(stood), truce.as_secs());
+                let stood = entries(stood);
+                let seconds = backoff.as_secs();
                 format!(
                     "someone else keeps changing status.loadBalancer to [{stood}]: left alone for {seconds} s; {advice}"
                 )
@@ -105,8 +105,8 @@ fn entries(ingress: &[Ingress]) -> String {
 }
 
 /// The whole of `status.loadBalancer.ingress` for a Service that is served on these addresses.
-/// `ipMode` is VIP (KEP-1860) because packets reach the nodes with the address as destination, so
-/// that kube-proxy may short-cut traffic from pods. `unmatched` ports have an error.
+/// `ipMode` is VIP (KEP-1860): packets reach the nodes with the address as destination, and
+/// kube-proxy may short-cut traffic from pods. `unmatched` ports have an error.
 pub fn ingress(
     service: &Service,
     addresses: &[IpAddr],
@@ -125,8 +125,8 @@ pub fn ingress(
         .collect()
 }
 
-/// Whether this is what we wrote. API servers before 1.30 do not know `ipMode` and leave it out,
-/// which means VIP: nobody has changed anything then.
+/// Whether the status is the wanted one. API servers before 1.30 do not know `ipMode` and leave it
+/// out, which means VIP: nobody has changed the status then.
 fn stands(ingress: &[Ingress], wanted: &[Ingress]) -> bool {
     let equal = |(stood, wanted): (&Ingress, &Ingress)| match (stood.vip, wanted.vip) {
         (None, Some(true)) => Ingress { vip: wanted.vip, ..stood.clone() } == *wanted,
@@ -135,27 +135,28 @@ fn stands(ingress: &[Ingress], wanted: &[Ingress]) -> bool {
     ingress.len() == wanted.len() && ingress.iter().zip(wanted).all(equal)
 }
 
-/// What is remembered about the status of one Service.
+/// What is known about the status of one Service.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Belongs to this object.
+    /// `metadata.uid` of the object.
     uid: Option<Arc<str>>,
-    /// What should stand there.
     wanted: Option<Arc<[Ingress]>>,
-    /// It stood there when we looked last.
+    /// The status was the wanted one when it was last seen.
     stood: bool,
-    /// The finalizer of the service controllers was not there at first: whoever sets it now is at
-    /// work, and not one who left it long ago.
+    /// The finalizer of the service controllers was absent: if it comes now, one of them is running
+    /// and has not left it long ago.
     unclaimed: bool,
-    /// The version that was last written to: it is written to once.
+    /// The version that was last written to. Each version is written to once.
     written_to: Option<Arc<str>>,
     replaced: Recent,
     written: Recent,
-    truce: Duration,
+    /// How often in a row the status was left alone.
+    backoffs: u32,
+    /// Until when the status is left alone.
     until: Option<Duration>,
 }
 
-/// How often something happened in one [`WINDOW`], which begins with the first time.
+/// Number of occurrences in one [`WINDOW`], which begins with the first one.
 #[derive(Debug, Default)]
 struct Recent {
     since: Duration,
@@ -173,52 +174,52 @@ impl Recent {
         *self = Recent { since, times: times.saturating_add(1) };
     }
 
-    /// The last time did not come to anything.
+    /// The last occurrence had no effect.
     fn take_back(&mut self) {
         self.times = self.times.saturating_sub(1);
     }
 }
 
-/// The writer's memory: what it wrote, and who wrote over it.
+/// The leader's record of what it wrote, and of what others wrote over it.
 #[derive(Debug, Default)]
 pub struct StatusReconciler {
-    // Boxed, as the engine's large values are.
+    // Boxed to keep the map's nodes small.
     memory: BTreeMap<ObjectKey, Box<Memory>>,
     retries: BTreeMap<ObjectKey, Retry>,
     withdrawals: BTreeMap<ObjectKey, Withdrawal>,
 }
 
-/// A Service that is to be ignored from now on, with addresses of ours in its status.
+/// A Service that is no longer handled, with addresses of this cluster's pools in its status.
 #[derive(Debug)]
 struct Withdrawal {
-    /// What is to be taken out of it.
+    /// The status that is to be removed.
     stood: Arc<[Ingress]>,
-    /// The version that it was taken out of, as far as is known.
+    /// The version from which it was removed, as far as is known.
     written_to: Option<Arc<str>>,
 }
 
-/// A publication came to nothing.
+/// A patch was lost.
 #[derive(Debug, Default)]
 struct Retry {
-    /// The version it was decided for: a newer one need not wait.
+    /// The version it was decided for. A newer version need not wait.
     version: Option<Arc<str>>,
-    /// So many in a row.
+    /// Lost patches in a row.
     failures: u32,
-    /// When the Service is looked at again; None: it has been.
+    /// When the Service is reconciled again; None once it has been.
     due: Option<Duration>,
 }
 
-/// What follows from one look at a Service.
+/// The result of one comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// To be written.
+    /// The patch to write.
     pub publication: Option<StatusPatch>,
-    /// To be said.
+    /// The conflict to report.
     pub interference: Option<StatusConflict>,
 }
 
 impl StatusReconciler {
-    /// Compares what stands with what should; `wanted` None: nothing can be said about it yet.
+    /// Compares the status of a Service with the wanted one; None: it is not known yet.
     pub fn decide(
         &mut self,
         key: &ObjectKey,
@@ -230,7 +231,8 @@ impl StatusReconciler {
         if memory.uid.as_ref() != Some(&record.uid) {
             **memory = Memory::default();
         }
-        memory.uid = Some(record.uid.clone()); // of the newest record, for the one before goes
+        // The newest record shares the string, the one before is dropped.
+        memory.uid = Some(record.uid.clone());
         let claimed = memory.unclaimed && record.cleanup_finalizer;
         memory.unclaimed = !record.cleanup_finalizer;
         let decision =
@@ -249,7 +251,7 @@ impl StatusReconciler {
     ) -> Decision {
         let Some(wanted) = wanted else { return Decision::default() };
         if memory.wanted.as_ref() != Some(&wanted) {
-            // A new wish of ours is no quarrel with anybody.
+            // A new wanted status is no conflict.
             memory.wanted = Some(wanted.clone());
             memory.stood = false;
             memory.written = Recent::default();
@@ -276,11 +278,14 @@ impl StatusReconciler {
         }
         memory.stood = false;
         if memory.replaced.times(now) > REPLACED || memory.written.times(now) >= REPEATED {
-            let calm = memory.until.is_none_or(|until| until + memory.truce <= now);
-            memory.truce = if calm { BACKOFF } else { (memory.truce * 2).min(MAX_BACKOFF) };
-            memory.until = Some(now + memory.truce);
-            (memory.replaced, memory.written) = Default::default();
-            let interference = StatusConflict::LeftAlone(record.ingress.clone(), memory.truce);
+            let last = BACKOFF.delay(memory.backoffs.saturating_sub(1));
+            let calm = memory.until.is_none_or(|until| until + last <= now);
+            let backoff = BACKOFF.delay(if calm { 0 } else { memory.backoffs });
+            memory.backoffs = if calm { 1 } else { memory.backoffs.saturating_add(1) };
+            memory.until = Some(now + backoff);
+            memory.replaced = Recent::default();
+            memory.written = Recent::default();
+            let interference = StatusConflict::LeftAlone(record.ingress.clone(), backoff);
             return Decision { publication: None, interference: Some(interference) };
         }
         memory.written.note(now);
@@ -291,27 +296,26 @@ impl StatusReconciler {
         }
     }
 
-    /// Whether what is wanted for the Service stood in its status before: then anything else there
-    /// is not ours.
+    /// Whether the status of the Service was the wanted one before. Then anything else in it was
+    /// written by somebody else.
     pub fn stood(&self, key: &ObjectKey) -> bool {
         self.memory.get(key).is_some_and(|memory| memory.stood)
     }
 
-    /// For how long the status of the Service is left alone.
+    /// How long the status of the Service is still left alone.
     pub fn backoff(&self, key: &ObjectKey, now: Duration) -> Option<Duration> {
         self.memory.get(key)?.until?.checked_sub(now).filter(|left| !left.is_zero())
     }
 
-    /// The Services whose truce is over.
+    /// The Services whose backoff is over.
     pub fn expired(&mut self, now: Duration) -> Vec<ObjectKey> {
         let over = |memory: &Memory| {
-            memory.until.is_some_and(|until| until <= now && until + BACKOFF * 2 > now)
+            memory.until.is_some_and(|until| until <= now && until + BACKOFF.min * 2 > now)
         };
         self.memory.iter().filter(|(_, memory)| over(memory)).map(|(key, _)| key.clone()).collect()
     }
 
-    /// The Service is no longer ours to publish; `gone`: nor is there anything else to write about
-    /// it.
+    /// The status of the Service is no longer written; with `gone` nothing else of it is, either.
     pub fn forget(&mut self, key: &ObjectKey, gone: bool) {
         self.memory.remove(key);
         if gone {
@@ -319,8 +323,8 @@ impl StatusReconciler {
         }
     }
 
-    /// A publication did not go out, or was refused, and will not be tried again unless it is
-    /// decided anew. True when it is the first in a row.
+    /// A patch was refused or not sent, and is not tried again unless it is decided anew. Returns
+    /// true for the first one in a row.
     pub fn lost(&mut self, key: &ObjectKey, version: &str, now: Duration) -> bool {
         if let Some(memory) =
             self.memory.get_mut(key).filter(|memory| memory.written_to.as_deref() == Some(version))
@@ -337,20 +341,20 @@ impl StatusReconciler {
         }
         let retry = self.retries.entry(key.clone()).or_default();
         retry.version = Some(version.into());
-        retry.due = Some(now + (RETRY * (1 << retry.failures.min(16))).min(MAX_RETRY));
+        retry.due = Some(now + RETRY.delay(retry.failures));
         retry.failures = retry.failures.saturating_add(1);
         retry.failures == 1
     }
 
-    /// The Service is to be ignored from now on. What stands in its status is ours and must not
-    /// stay: another Service may be given the addresses.
+    /// The Service is no longer handled. The addresses in its status are removed: they may be
+    /// allocated to another Service.
     pub fn withdraw(&mut self, key: &ObjectKey, record: &ApiMetadata) {
         self.withdrawals
             .insert(key.clone(), Withdrawal { stood: record.ingress.clone(), written_to: None });
     }
 
-    /// Whether it still stands there. This is over with the first status that is anything else:
-    /// what comes then is another's.
+    /// Whether they are still there. The first status that is anything else ends this: somebody else
+    /// has written it.
     pub fn withdraws(&mut self, key: &ObjectKey, record: &ApiMetadata) -> bool {
         let Some(withdrawal) = self.withdrawals.get(key) else { return false };
         let stands = withdrawal.stood == record.ingress;
@@ -360,8 +364,8 @@ impl StatusReconciler {
         stands
     }
 
-    /// What takes it out, unless that is under way or its time has not come. Until it is known to
-    /// be lost nothing more is written: the same in a later version may be another's.
+    /// The patch that removes them, unless it is under way or has to wait. Until it is known to be
+    /// lost nothing more is written: the same status of a later version may be somebody else's.
     pub fn withdrawal(&mut self, key: &ObjectKey, record: &ApiMetadata) -> Option<StatusPatch> {
         let withdrawal = self.withdrawals.get_mut(key)?;
         if withdrawal.written_to.is_some() || waits(&self.retries, key, record) {
@@ -371,17 +375,17 @@ impl StatusReconciler {
         Some(status_patch(record, Some(Arc::default()), false))
     }
 
-    /// The Service is not to be ignored, or gone.
+    /// The Service is handled again, or gone.
     pub fn keep(&mut self, key: &ObjectKey) {
         self.withdrawals.remove(key);
     }
 
-    /// When a Service is to be looked at again because a publication was lost.
+    /// When a Service is to be reconciled again because a patch was lost.
     pub fn poll_timeout(&self) -> Option<Duration> {
         self.retries.values().filter_map(|retry| retry.due).min()
     }
 
-    /// The Services whose time it is.
+    /// The Services to reconcile again now.
     pub fn retries(&mut self, now: Duration) -> Vec<ObjectKey> {
         let due = |(key, retry): (&ObjectKey, &mut Retry)| {
             retry.due.take_if(|due| *due <= now).map(|_| key.clone())
@@ -389,31 +393,30 @@ impl StatusReconciler {
         self.retries.iter_mut().filter_map(due).collect()
     }
 
-    /// This node no longer writes: what others write from now on is no quarrel.
+    /// This node is no longer the leader: what others write from now on is no conflict.
     pub fn clear(&mut self) {
         self.memory.clear();
         self.retries.clear();
-        // The next writer has seen the same and takes them back, be it another node or this one
-        // again.
+        // The next leader, another node or this one again, has seen the same and removes them.
         self.withdrawals.values_mut().for_each(|withdrawal| withdrawal.written_to = None);
     }
 }
 
-/// Whether a publication for this version was lost and its time has not come.
+/// Whether a patch for this version was lost and has to wait.
 fn waits(retries: &BTreeMap<ObjectKey, Retry>, key: &ObjectKey, record: &ApiMetadata) -> bool {
     retries.get(key).is_some_and(|retry| {
         retry.version.as_ref() == Some(&record.resource_version) && retry.due.is_some()
     })
 }
 
-/// For a Service of ours that is being deleted or is no load balancer any more: the standard
-/// service controllers leave a finalizer that nobody else would take away. We add none ourselves:
+/// The patch for a Service that is being deleted or is no longer of type LoadBalancer: the standard
+/// service controllers leave a finalizer that nobody else removes. Pinnace adds none itself, because
 /// nothing outside the cluster is left behind when a Service goes.
 pub fn release_status(record: &ApiMetadata) -> Option<StatusPatch> {
     record.cleanup_finalizer.then(|| status_patch(record, None, true))
 }
 
-/// What is to be written onto this version of a Service.
+/// A patch for this version of a Service.
 pub fn status_patch(
     record: &ApiMetadata,
     ingress: Option<Arc<[Ingress]>>,
@@ -443,15 +446,15 @@ mod tests {
     }
 
     #[test]
-    fn a_change_by_hand_is_put_right_and_a_fight_is_left() {
+    fn a_change_by_hand_is_corrected_and_a_conflict_left_alone() {
         let service = service("web");
         let ours = ingress(&service, &["10.88.0.200".parse().unwrap()], &[]);
         assert_eq!((ours[0].vip, ours[0].ports[0].port), (Some(true), 80));
-        let mut publisher = StatusReconciler::default();
+        let mut reconciler = StatusReconciler::default();
         let mut version = 0;
         let mut look = |stands: &[Ingress], at: u64| {
             version += 1;
-            publisher.decide(
+            reconciler.decide(
                 &service.key,
                 &record(version, stands),
                 Some(ours.clone()),
@@ -471,26 +474,27 @@ mod tests {
         }
         look(&ours, 5);
         let left = look(&[], 6);
-        let Some(why @ StatusConflict::LeftAlone(_, BACKOFF)) = &left.interference else {
+        let Some(why @ StatusConflict::LeftAlone(_, backoff)) = &left.interference else {
             panic!("{left:?}")
         };
+        assert_eq!(*backoff, BACKOFF.min);
         assert!(
             left.publication.is_none()
                 && why.sentence(&BTreeSet::new()).contains("--disable=servicelb")
         );
-        assert_eq!(look(&[], 60), Decision::default(), "the truce holds");
+        assert_eq!(look(&[], 60), Decision::default(), "the backoff is not over");
         assert!(look(&[], 66).publication.is_some(), "and ends");
     }
 
     #[test]
-    fn wishes_that_change_often_are_no_quarrel() {
+    fn a_wanted_status_that_changes_often_is_no_conflict() {
         let service = service("web");
-        let mut publisher = StatusReconciler::default();
+        let mut reconciler = StatusReconciler::default();
         for number in 0..100u8 {
             let wanted = ingress(&service, &[[10, 88, 0, number].into()], &[]);
             let stands = ingress(&service, &[[10, 88, 0, number.wrapping_sub(1)].into()], &[]);
             let now = Duration::from_millis(100 * u64::from(number));
-            let decision = publisher.decide(
+            let decision = reconciler.decide(
                 &service.key,
                 &record(u64::from(number), &stands),
                 Some(wanted),
@@ -511,9 +515,9 @@ mod tests {
             cleanup_finalizer: true,
             ..record(version, wanted.as_ref().unwrap())
         };
-        let mut publisher = StatusReconciler::default();
+        let mut reconciler = StatusReconciler::default();
         let mut look = |record: &ApiMetadata| {
-            publisher.decide(&service.key, record, wanted.clone(), Duration::ZERO).interference
+            reconciler.decide(&service.key, record, wanted.clone(), Duration::ZERO).interference
         };
         assert_eq!(look(&claimed(1)), None, "from before");
         assert_eq!(look(&record(2, wanted.as_ref().unwrap())), None);
@@ -526,43 +530,43 @@ mod tests {
     fn what_was_lost_is_written_again_later_and_later() {
         let service = service("web");
         let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
-        let mut publisher = StatusReconciler::default();
+        let mut reconciler = StatusReconciler::default();
         let mut written = Vec::new();
         for second in 0..1000 {
             let now = Duration::from_secs(second);
-            publisher.retries(now);
-            let decision = publisher.decide(&service.key, &record(1, &[]), wanted.clone(), now);
+            reconciler.retries(now);
+            let decision = reconciler.decide(&service.key, &record(1, &[]), wanted.clone(), now);
             assert_eq!(decision.interference, None, "nobody else wrote");
             if decision.publication.is_some() {
-                assert_eq!(publisher.lost(&service.key, "1", now), written.is_empty());
+                assert_eq!(reconciler.lost(&service.key, "1", now), written.is_empty());
                 written.push(second);
             }
         }
         assert_eq!(written[..9], [0, 1, 3, 7, 15, 31, 63, 127, 247]);
         assert!(
-            publisher
+            reconciler
                 .decide(&service.key, &record(2, &[]), wanted.clone(), Duration::from_secs(1000))
                 .publication
                 .is_some(),
             "new version"
         );
-        publisher.decide(
+        reconciler.decide(
             &service.key,
             &record(3, &wanted.clone().unwrap()),
             wanted,
             Duration::from_secs(1001),
         );
-        assert_eq!(publisher.poll_timeout(), None);
+        assert_eq!(reconciler.poll_timeout(), None);
     }
 
     #[test]
-    fn a_server_that_leaves_the_mode_of_an_address_out_is_no_quarrel() {
+    fn a_server_without_ip_mode_is_no_conflict() {
         let service = service("web");
         let wanted =
             ingress(&service, &["10.88.0.200".parse().unwrap(), "fd00::1".parse().unwrap()], &[]);
-        let mut publisher = StatusReconciler::default();
+        let mut reconciler = StatusReconciler::default();
         let mut look = |version: u64, stands: &[Ingress]| {
-            publisher.decide(
+            reconciler.decide(
                 &service.key,
                 &record(version, stands),
                 Some(wanted.clone()),
@@ -587,15 +591,15 @@ mod tests {
     fn one_version_is_written_to_once() {
         let service = service("web");
         let wanted = Some(ingress(&service, &["10.88.0.200".parse().unwrap()], &[]));
-        let mut publisher = StatusReconciler::default();
+        let mut reconciler = StatusReconciler::default();
         assert!(
-            publisher
+            reconciler
                 .decide(&service.key, &record(1, &[]), wanted.clone(), Duration::ZERO)
                 .publication
                 .is_some()
         );
         assert!(
-            publisher
+            reconciler
                 .decide(&service.key, &record(1, &[]), wanted, Duration::ZERO)
                 .publication
                 .is_none()

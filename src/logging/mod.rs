@@ -20,29 +20,31 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::common::printable::printable;
 use crate::config::{LogFormat, Settings};
 
-/// How long the end of the program waits for its last lines to be read.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the end of the program waits until its last lines are read.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Logging goes on without it; when it is dropped, what was logged is written.
+/// Writes the lines that still wait when it is dropped. Logging continues without it.
 #[must_use]
 #[derive(Debug)]
 pub struct Guard(Queue);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.flush(LAST_WORDS);
+        self.0.flush(FLUSH_TIMEOUT);
     }
 }
 
-/// Starts logging, and a thread that writes. A second call changes nothing: the first one's
-/// settings stand. Fails when there can be no thread.
+/// Starts logging, and a thread that writes. Later calls have no effect.
+///
+/// # Errors
+/// The thread cannot be started.
 pub fn init_logging(settings: &Settings) -> std::io::Result<Guard> {
-    // Checked when the settings were read; without a filter everything would be printed.
+    // The filter was checked with the settings; without one everything would be printed.
     let filter: Targets =
         settings.log.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     let registry = tracing_subscriber::registry().with(filter);
-    let told = |lines| tracing::warn!(lines, "log lines were lost: they were not read fast enough");
-    let queue = Queue::start(std::io::stderr(), told)?;
+    let dropped = |lines: u64| tracing::warn!("{lines} log lines dropped (slow reader)");
+    let queue = Queue::start(std::io::stderr(), dropped)?;
     let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone());
     let _ = match settings.log_format {
         LogFormat::Json => registry
@@ -55,11 +57,10 @@ pub fn init_logging(settings: &Settings) -> std::io::Result<Guard> {
     Ok(Guard(queue))
 }
 
-/// How a line for people begins.
+/// The beginning of a line for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Style {
-    /// The journal knows time and priority: only `<6>`, which it takes as the priority
-    /// (sd-daemon(3)).
+    /// Only the priority, as `<6>` (sd-daemon(3)): the journal adds the time.
     Journal,
     /// Time and level in colour.
     Terminal,
@@ -124,7 +125,7 @@ where
     }
 }
 
-/// Syslog priority; debug and trace are one to it.
+/// Syslog priority, which does not tell debug from trace.
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -144,8 +145,8 @@ fn colour(level: Level) -> u8 {
     }
 }
 
-/// The message, and the fields behind it. Values come from manifests and the network: what acts on
-/// a terminal is escaped, so that nobody can forge a line.
+/// The message and the fields behind it. Values come from manifests and the network: control
+/// characters are escaped, so that nobody can forge a line.
 #[derive(Default)]
 struct Text {
     message: String,

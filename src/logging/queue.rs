@@ -1,6 +1,5 @@
-//! Lines on their way to standard error. Who logs must not wait for whoever reads: a journal that
-//! stands still, or a pipe that nobody empties, would stop the node with its addresses in its
-//! hands.
+//! Lines on their way to standard error. Logging never waits for the reader: a journal that hangs,
+//! or a pipe that nobody empties, would stop the node while it owns addresses.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,56 +8,56 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What may wait, in bytes: the lines of a start with ten thousand Services. Lines beyond it are
-/// lost, counted and told of.
+/// Maximum number of bytes that wait: the lines of a start with ten thousand Services. Further lines
+/// are dropped and counted.
 const CAPACITY: usize = 4 << 20;
-/// Pause before a reader that takes nothing at the moment is tried again.
+/// Pause before a reader that is not ready is tried again.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// One end is [`MakeWriter`], the other a thread.
+/// A queue of lines: [`MakeWriter`] puts them in, a thread takes them out.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<QueueState>,
-    /// Something waits.
+    /// Notified when lines wait.
     filled: Condvar,
-    /// Nothing waits any more.
+    /// Notified when all lines are written.
     empty: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct QueueState {
     waiting: Vec<u8>,
-    /// The thread has lines in its hands.
+    /// The thread is writing lines.
     writing: bool,
-    lost: u64,
+    dropped: u64,
 }
 
 impl Queue {
-    /// Starts the thread. `told` is called on it with the number of lines that were lost, once
-    /// there is room again.
+    /// Starts the thread. It calls `dropped` with the number of dropped lines once there is room
+    /// again.
     pub fn start(
         out: impl Write + Send + 'static,
-        told: impl Fn(u64) + Send + 'static,
+        dropped: impl Fn(u64) + Send + 'static,
     ) -> io::Result<Queue> {
         let queue = Queue::default();
         let reader = queue.clone();
         thread::Builder::new()
             .name("log".into())
             .stack_size(128 * 1024)
-            .spawn(move || reader.run(out, told))?;
+            .spawn(move || reader.run(out, dropped))?;
         Ok(queue)
     }
 
-    /// Waits until everything is written, or for so long.
-    pub fn flush(&self, patience: Duration) {
+    /// Waits until everything is written, at most for `limit`.
+    pub fn flush(&self, limit: Duration) {
         let busy = |state: &mut QueueState| state.writing || !state.waiting.is_empty();
         drop(
             self.0
                 .empty
-                .wait_timeout_while(self.state(), patience, busy)
+                .wait_timeout_while(self.state(), limit, busy)
                 .unwrap_or_else(PoisonError::into_inner),
         );
     }
@@ -67,7 +66,7 @@ impl Queue {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, mut out: impl Write, told: impl Fn(u64)) {
+    fn run(&self, mut out: impl Write, report_dropped: impl Fn(u64)) {
         loop {
             let nothing = |state: &mut QueueState| state.waiting.is_empty();
             let mut state = self
@@ -75,14 +74,14 @@ impl Queue {
                 .filled
                 .wait_while(self.state(), nothing)
                 .unwrap_or_else(PoisonError::into_inner);
-            // Nothing of it is kept for later: a storm's memory goes with the storm.
+            // The buffer is not reused: the memory of a storm of lines is freed after it.
             let lines = std::mem::take(&mut state.waiting);
-            let lost = std::mem::take(&mut state.lost);
+            let dropped = std::mem::take(&mut state.dropped);
             state.writing = true;
             drop(state);
             write_all(&mut out, &lines);
-            if lost > 0 {
-                told(lost);
+            if dropped > 0 {
+                report_dropped(dropped);
             }
             let mut state = self.state();
             state.writing = false;
@@ -93,7 +92,8 @@ impl Queue {
     }
 }
 
-/// As `write_all`, but a reader that is not ready is waited for; one that is gone is not.
+/// As [`Write::write_all`], but it waits for a reader that is not ready, and gives up when there is
+/// none.
 fn write_all(out: &mut impl Write, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         match out.write(bytes) {
@@ -114,14 +114,14 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// Takes one line.
+/// Puts one line into the queue.
 pub(super) struct Line<'a>(&'a Queue);
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut state = self.0.state();
         if state.waiting.len() + line.len() > CAPACITY {
-            state.lost += 1;
+            state.dropped += 1;
         } else {
             state.waiting.extend_from_slice(line);
             drop(state);
@@ -157,17 +157,17 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_reader_and_what_was_lost_is_told() {
+    fn nobody_waits_for_a_reader_and_dropped_lines_are_reported() {
         let (open, gate) = mpsc::channel();
         let (taken, written) = mpsc::channel();
         let (say, said) = mpsc::channel();
-        let told = move |lost| {
-            let _ = say.send(lost);
+        let dropped = move |lines| {
+            let _ = say.send(lines);
         };
-        let queue = Queue::start(Gate(gate, taken), told).unwrap();
+        let queue = Queue::start(Gate(gate, taken), dropped).unwrap();
         let line = [b'x'; 1024];
         let put = || assert_eq!(queue.make_writer().write(&line).unwrap(), line.len());
-        // This one is in the thread's hands, and takes no room.
+        // The thread is writing this one, so it takes no room.
         put();
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         while !queue.state().writing {
@@ -183,6 +183,6 @@ mod tests {
             written.try_iter().map(|bytes| bytes.len()).sum::<usize>(),
             line.len() + CAPACITY
         );
-        assert_eq!(said.try_iter().sum::<u64>(), 10, "lines that were lost");
+        assert_eq!(said.try_iter().sum::<u64>(), 10, "dropped lines");
     }
 }

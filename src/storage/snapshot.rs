@@ -1,45 +1,45 @@
-//! What the API server last said, on disk: a node that starts while the API is away serves what it
-//! served before.
+//! The snapshot of the API server's objects on disk: a node that starts while the API server is
+//! away serves what it served before.
 //!
-//! `snapshot.jsonl` in the state directory: a header line (version, time), one JSON line per
-//! object, and a last line with their number and checksum, so that a file cut off or altered
-//! anywhere is recognised before any of it is believed. It is set aside then under another name,
-//! and said; it is never fatal. Replaced whole: written beside, made durable, renamed.
+//! `snapshot.jsonl` in the state directory consists of a header line (version, time), one JSON line
+//! per object, and a last line with their number and checksum. A file that was cut off or altered
+//! anywhere is recognised before any of it is used.
 //!
-//! It is written a piece at a time, straight from the index and between events: no second copy of
-//! the cluster, no long pause. Objects that change meanwhile may be in it in either version, as in
-//! any watch. The disk belongs to a thread.
+//! The snapshot is serialised a piece at a time, from the index and between events: it needs no
+//! second copy of the cluster and no long pause. An object that changes meanwhile may be in it in
+//! either version, as in any watch. A thread of its own writes to the disk.
 
-use std::fs::{self, File, OpenOptions};
-use std::hash::Hasher;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use siphasher::sip::SipHasher13;
 use tracing::{debug, warn};
 
+use super::atomic_file::{
+    AtomicFile, Checksum, WRONG_CHECKSUM, read_header, seconds_since_epoch, unreadable,
+};
 use crate::engine::index::{Index, Names};
 use crate::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
-/// Of the format, and of the objects in it: to be raised when one of the model's types changes.
+/// Version of the format and of the objects in it. It is raised when one of the model's types
+/// changes.
 const VERSION: u32 = 1;
 const FILE: &str = "snapshot.jsonl";
 /// Bytes serialised at once, between two events.
 const PIECE: usize = 64 << 10;
-/// Pieces that may wait for the disk.
+/// Maximum number of pieces that wait for the disk.
 const WAITING: usize = 4;
-/// A changed cluster is written this long after the last time, at least.
+/// Minimum time between two snapshots.
 const SHORTEST: Duration = Duration::from_secs(10);
-/// And at the latest after this long.
+/// Maximum time between two snapshots of a cluster that changes.
 const LONGEST: Duration = Duration::from_secs(600);
-/// In between, the pause grows with the size: however restless the cluster is, flash takes this
-/// many bytes per second on average.
+/// Bytes written per second on average, however often the cluster changes: flash wears out. The time
+/// between two snapshots grows with their size.
 const WEAR: u64 = 16 << 10;
 
 #[derive(Serialize, Deserialize)]
@@ -70,29 +70,22 @@ enum Read {
 pub struct Snapshot {
     /// When it was written, RFC 3339.
     pub taken: String,
-    /// Everything, as one listing of each kind.
+    /// All objects, as one list of each kind.
     pub changes: Vec<SourceChange>,
 }
 
-/// Reads what was saved in this directory. None when there is nothing. What cannot be trusted is
-/// set aside.
+/// Reads the snapshot in this directory; None when there is none. One that cannot be trusted is set
+/// aside.
 ///
 /// # Errors
 /// A sentence about what was wrong with it.
 pub fn load(directory: &Path) -> Result<Option<Snapshot>, String> {
-    let path = directory.join(FILE);
-    let file = match File::open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other,
-    };
-    file.map_err(|error| format!("cannot be read ({error})")).and_then(read).map(Some).map_err(
-        |why| {
-            let now = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-            // Not being able to set it aside is no reason not to start: it will be overwritten.
-            let _ = fs::rename(&path, directory.join(format!("{FILE}.damaged-{now}")));
-            format!("{} {why}; starting without it", path.display())
-        },
-    )
+    let file = AtomicFile::new(directory, FILE);
+    let loaded = file.open().and_then(|open| open.map(read).transpose());
+    loaded.map_err(|defect| {
+        file.set_aside();
+        file.problem(&defect)
+    })
 }
 
 fn read(file: File) -> Result<Snapshot, String> {
@@ -103,23 +96,16 @@ fn read(file: File) -> Result<Snapshot, String> {
         match lines.read_until(b'\n', line) {
             Ok(_) if line.pop() == Some(b'\n') => Ok(()),
             Ok(_) => Err("is cut off".into()),
-            Err(error) => Err(format!("cannot be read ({error})")),
+            Err(error) => Err(unreadable(&error)),
         }
     };
     next(&mut line)?;
-    let header: Header =
-        serde_json::from_slice(&line).map_err(|_| "has a damaged header".to_string())?;
-    if header.version != VERSION {
-        return Err(format!(
-            "is of version {}, this program reads version {VERSION}",
-            header.version
-        ));
-    }
+    let header: Header = read_header(&line, VERSION)?;
     let mut digest = Digest::new(&line);
     let mut changes: Vec<SourceChange> =
         [Kind::Service, Kind::EndpointSlice, Kind::Node].map(SourceChange::ListStart).into();
-    // All objects are in memory before the first of them is used: only the end of the file tells
-    // whether it is whole.
+    // All objects are read before the first one is used: only the end of the file tells whether the
+    // file is complete.
     let mut names = Names::default();
     loop {
         next(&mut line)?;
@@ -139,11 +125,11 @@ fn read(file: File) -> Result<Snapshot, String> {
             }
             Read::Node(node) => changes.push(SourceChange::Node(node.name.clone(), Some(node))),
             Read::End { objects, checksum }
-                if objects == digest.lines && checksum == digest.shown() =>
+                if objects == digest.lines && checksum == digest.checksum.text() =>
             {
                 break;
             }
-            Read::End { .. } => return Err("is damaged (its checksum is wrong)".into()),
+            Read::End { .. } => return Err(WRONG_CHECKSUM.into()),
         }
         digest.line(&line);
     }
@@ -159,38 +145,32 @@ fn read(file: File) -> Result<Snapshot, String> {
     })
 }
 
-/// Guards against damage, not against malice: who may write here may do anything.
+/// Number of the object lines and checksum of all lines before the last.
 struct Digest {
-    hasher: SipHasher13,
+    checksum: Checksum,
     lines: u64,
 }
 
 impl Digest {
     fn new(header: &[u8]) -> Digest {
-        let mut hasher = SipHasher13::new();
-        hasher.write(header);
-        Digest { hasher, lines: 0 }
+        Digest { checksum: Checksum::of(header), lines: 0 }
     }
 
     fn line(&mut self, line: &[u8]) {
         self.lines += 1;
-        self.hasher.write(line);
-        self.hasher.write_u8(b'\n');
-    }
-
-    fn shown(&self) -> String {
-        format!("{:016x}", self.hasher.finish())
+        self.checksum.add(line);
+        self.checksum.add(b"\n");
     }
 }
 
 /// Decides when a snapshot is written, and writes it.
 pub struct SnapshotWriter {
     directory: PathBuf,
-    /// Something changed since the snapshot on disk, or the one being written, was begun.
+    /// Something changed since the newest snapshot, on disk or under way, was begun.
     changed: bool,
-    /// See [`Keeper::seen`].
+    /// The revision of the index that was seen last.
     revision: u64,
-    /// Not before.
+    /// Earliest time of the next snapshot.
     due: Instant,
     job: Option<Job>,
     closing: Option<JoinHandle<io::Result<u64>>>,
@@ -205,7 +185,7 @@ struct Job {
     thread: JoinHandle<io::Result<u64>>,
 }
 
-/// What comes next; inside, the last one that was written.
+/// What is written next; inside, the last object that was written.
 enum Cursor {
     Nodes(Option<Box<str>>),
     Services(Option<ObjectKey>),
@@ -228,13 +208,14 @@ impl SnapshotWriter {
         }
     }
 
-    /// What there is to save is of this revision.
+    /// The index now has this revision.
     pub fn seen(&mut self, revision: u64) {
         self.changed |= revision != self.revision;
         self.revision = revision;
     }
 
-    /// How long until [`Keeper::step`] has something to do; None: not before the next change.
+    /// How long until [`SnapshotWriter::step`] has something to do; None: not before the next
+    /// change.
     pub fn wait(&self) -> Option<Duration> {
         if self.job.is_some() || self.closing.is_some() {
             return Some(Duration::from_millis(2));
@@ -242,7 +223,7 @@ impl SnapshotWriter {
         self.changed.then(|| self.due.saturating_duration_since(Instant::now()))
     }
 
-    /// A little of the work: at most a piece is serialised, and nothing waits for the disk.
+    /// Serialises at most one piece. It never waits for the disk.
     pub fn step(&mut self, index: &Index) {
         if let Some(thread) = self.closing.take_if(|thread| thread.is_finished()) {
             self.written(thread);
@@ -263,9 +244,9 @@ impl SnapshotWriter {
         }
     }
 
-    /// Writes everything now and waits for the disk: the process is about to end.
+    /// Writes the snapshot now and waits for the disk: the process is about to end.
     pub fn finish(mut self, index: &Index) {
-        // One that is under way misses what changed since it began: begun anew, unless nothing did.
+        // A snapshot that is under way misses later changes: it is given up for a new one.
         if self.changed
             && let Some(job) = self.job.take()
         {
@@ -299,7 +280,7 @@ impl SnapshotWriter {
     fn written(&mut self, thread: JoinHandle<io::Result<u64>>) {
         match thread.join() {
             Ok(Ok(bytes)) => {
-                debug!(bytes, "the snapshot was written");
+                debug!(bytes, "snapshot written");
                 self.due =
                     Instant::now() + Duration::from_secs(bytes / WEAR).clamp(SHORTEST, LONGEST);
             }
@@ -309,53 +290,30 @@ impl SnapshotWriter {
     }
 
     fn failed(&mut self, error: &io::Error) {
-        warn!(%error, directory = %self.directory.display(), "cannot write the snapshot: a start without the API server would not know the newest state");
-        (self.changed, self.due) = (true, Instant::now() + LONGEST);
+        warn!(%error, directory = %self.directory.display(), "snapshot cannot be written: a start without the API server would serve an older state");
+        self.changed = true;
+        self.due = Instant::now() + LONGEST;
     }
 }
 
 enum Progress {
     More,
     Complete,
-    /// The disk has given up.
+    /// The thread that writes has ended with an error.
     Broken,
 }
 
 impl Job {
     fn begin(directory: &Path) -> io::Result<Job> {
-        let taken = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let taken = seconds_since_epoch();
         let header = serde_json::to_vec(&Header { version: VERSION, taken })?;
         let digest = Digest::new(&header);
         let (disk, pieces) = sync_channel::<Vec<u8>>(WAITING);
-        let directory = directory.to_path_buf();
+        let file = AtomicFile::new(directory, FILE);
         let thread = std::thread::Builder::new()
             .name("snapshot".into())
             .stack_size(256 << 10)
-            .spawn(move || {
-                let (path, beside) = (directory.join(FILE), directory.join(format!(".{FILE}.new")));
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&beside)?;
-                let mut out = BufWriter::new(file);
-                let mut bytes = 0;
-                let mut whole = false;
-                for piece in pieces {
-                    // An empty piece is the end: without it, whoever was writing has given up.
-                    whole |= piece.is_empty();
-                    bytes += piece.len() as u64;
-                    out.write_all(&piece)?;
-                }
-                if !whole {
-                    return fs::remove_file(&beside).and(Err(io::ErrorKind::Interrupted.into()));
-                }
-                out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-                fs::rename(&beside, &path)?;
-                File::open(&directory)?.sync_all()?;
-                Ok(bytes)
-            })?;
+            .spawn(move || write_pieces(&file, &pieces))?;
         let first = [&header[..], b"\n"].concat();
         Ok(Job { cursor: Cursor::Nodes(None), digest, pending: Some(first), disk, thread })
     }
@@ -383,7 +341,7 @@ impl Job {
         }
     }
 
-    /// The next lines; empty: that was all.
+    /// The next lines; empty at the end.
     fn piece(&mut self, index: &Index) -> serde_json::Result<Vec<u8>> {
         let mut piece = Vec::with_capacity(PIECE + PIECE / 4);
         loop {
@@ -413,8 +371,10 @@ impl Job {
                         Cursor::Slices(Some(key.clone()))
                     }
                     None => {
-                        let end =
-                            Line::End { objects: self.digest.lines, checksum: self.digest.shown() };
+                        let end = Line::End {
+                            objects: self.digest.lines,
+                            checksum: self.digest.checksum.text(),
+                        };
                         serde_json::to_writer(&mut piece, &end)?;
                         piece.push(b'\n');
                         self.cursor = Cursor::End;
@@ -425,6 +385,24 @@ impl Job {
             };
         }
     }
+}
+
+/// Writes what arrives to the disk; returns the number of bytes.
+fn write_pieces(file: &AtomicFile, pieces: &Receiver<Vec<u8>>) -> io::Result<u64> {
+    let mut replacement = file.replace()?;
+    let mut bytes = 0;
+    let mut complete = false;
+    for piece in pieces {
+        // An empty piece is the end: without it the snapshot was given up.
+        complete |= piece.is_empty();
+        bytes += piece.len() as u64;
+        replacement.write_all(&piece)?;
+    }
+    if !complete {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    replacement.commit()?;
+    Ok(bytes)
 }
 
 fn write_line(piece: &mut Vec<u8>, digest: &mut Digest, line: &Line<'_>) -> serde_json::Result<()> {

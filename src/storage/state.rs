@@ -1,12 +1,7 @@
-//! The state directory: what must survive a restart and a power cut, in one file that is replaced
-//! whole.
-//!
-//! `state.json` is a header line (version, length and checksum of the rest) and the value as JSON.
-//! Whatever is wrong with it, it is set aside under another name and said; it is never trusted and
-//! never fatal. `pinnace.lock` keeps a second process out.
+//! The state directory and its file `state.json`: a header line (version, length and checksum of
+//! the rest) and the value as JSON. `pinnace.lock` keeps a second process out.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::hash::Hasher;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,9 +11,10 @@ use std::thread::{self, JoinHandle};
 use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use siphasher::sip::SipHasher13;
 
-/// Of the file's format.
+use super::atomic_file::{AtomicFile, Checksum, WRONG_CHECKSUM, read_header, unreadable};
+
+/// Version of the format of `state.json`.
 const VERSION: u32 = 1;
 const STATE: &str = "state.json";
 const LOCK: &str = "pinnace.lock";
@@ -26,31 +22,26 @@ const LOCK: &str = "pinnace.lock";
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// It cannot be made or opened.
+    /// The directory cannot be created or opened.
     #[error(
         "cannot use the state directory {path}: {source}; set PINNACE_STATE_DIR to a directory that can be written"
     )]
     Directory {
-        /// Which.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// Somebody else does.
+    /// Another process has locked the directory.
     #[error("another pinnace{} uses the state directory {path}; stop it, or set PINNACE_STATE_DIR to another", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Locked {
-        /// Which.
         path: PathBuf,
-        /// Who.
+        /// The process, where the lock file names it.
         pid: Option<u32>,
     },
-    /// The file cannot be written. The one that was there is as it was.
+    /// The file cannot be written. The old one is unchanged.
     #[error("cannot write {path}: {source}")]
     Write {
-        /// Which.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
@@ -61,7 +52,7 @@ pub enum StateError {
 pub struct Loaded<T> {
     /// None at the first start, and after damage.
     pub value: Option<T>,
-    /// What was wrong, in a sentence.
+    /// A sentence about what was wrong.
     pub problem: Option<String>,
 }
 
@@ -76,14 +67,14 @@ struct Header {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    /// Digest of what the file holds now: what did not change is not written.
+    /// Checksum of what the file holds now: an unchanged value is not written.
     written: Option<u64>,
     /// Holds the lock for as long as it is open.
     _lock: File,
 }
 
 impl StateDir {
-    /// Opens or makes the directory and locks it.
+    /// Opens the directory, creates it where it does not exist, and locks it.
     pub fn open(path: &Path) -> Result<StateDir, StateError> {
         let failed = |source| StateError::Directory { path: path.into(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
@@ -113,52 +104,43 @@ impl StateDir {
     pub fn load<T: DeserializeOwned>(&mut self) -> Loaded<T> {
         let loaded = read(&self.path);
         if loaded.problem.is_some() {
-            let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-            // Not being able to set it aside is no reason not to start: it will be overwritten.
-            let _ =
-                fs::rename(self.path.join(STATE), self.path.join(format!("{STATE}.damaged-{now}")));
+            AtomicFile::new(&self.path, STATE).set_aside();
         }
         loaded
     }
 
-    /// Replaces what was saved: written beside, made durable, renamed. Writes nothing when nothing
-    /// changed.
+    /// Replaces what was saved. Writes nothing when nothing changed.
+    ///
+    /// # Errors
+    /// The old contents stay.
     pub fn save<T: Serialize>(&mut self, value: &T) -> Result<(), StateError> {
-        let path = self.path.join(STATE);
-        let failed = |source| StateError::Write { path: path.clone(), source };
+        let file = AtomicFile::new(&self.path, STATE);
+        let failed = |source| StateError::Write { path: file.path(), source };
         let body = serde_json::to_vec(value).map_err(|e| failed(e.into()))?;
-        let digest = digest(&body);
-        if self.written == Some(digest) {
+        let checksum = Checksum::of(&body);
+        if self.written == Some(checksum.value()) {
             return Ok(());
         }
+
         self.written = None;
-        let header =
-            Header { version: VERSION, length: body.len(), checksum: format!("{digest:016x}") };
+        let header = Header { version: VERSION, length: body.len(), checksum: checksum.text() };
         let mut header = serde_json::to_vec(&header).map_err(|e| failed(e.into()))?;
         header.push(b'\n');
-        let beside = self.path.join(format!(".{STATE}.new"));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)
-            .map_err(failed)?;
-        file.write_all(&header)
-            .and_then(|()| file.write_all(&body))
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
-        fs::rename(&beside, &path)
-            .and_then(|()| File::open(&self.path)?.sync_all())
-            .map_err(failed)?;
-        self.written = Some(digest);
+        write(&file, &header, &body).map_err(failed)?;
+        self.written = Some(checksum.value());
         Ok(())
     }
 }
 
-/// Saves on a thread of its own: a slow disk takes half a second to make anything durable, and
-/// nobody is to wait for it. What is saved is the latest value; those that a newer one overtook are
-/// not written.
+fn write(file: &AtomicFile, header: &[u8], body: &[u8]) -> io::Result<()> {
+    let mut replacement = file.replace()?;
+    replacement.write_all(header)?;
+    replacement.write_all(body)?;
+    replacement.commit()
+}
+
+/// Saves on a thread of its own: a slow disk takes half a second to make anything durable, and the
+/// engine must not wait for it. Only the latest value is written.
 pub struct StateWriter<T> {
     slot: Arc<(Mutex<Slot<T>>, Condvar)>,
     thread: JoinHandle<()>,
@@ -170,7 +152,7 @@ struct Slot<T> {
 }
 
 impl<T: Serialize + Send + 'static> StateWriter<T> {
-    /// Starts the thread; `failed` is told what could not be written.
+    /// Starts the thread; it calls `failed` when a value cannot be written.
     pub fn spawn(
         mut directory: StateDir,
         failed: impl Fn(StateError) + Send + 'static,
@@ -196,15 +178,15 @@ impl<T: Serialize + Send + 'static> StateWriter<T> {
         Ok(StateWriter { slot, thread })
     }
 
-    /// To be saved soon.
+    /// Saves `value` soon, in the place of one that still waits.
     pub fn save(&self, value: T) {
         self.with(|slot| slot.value = Some(value));
     }
 
-    /// Returns when everything is saved.
+    /// Waits until everything is saved, and ends the thread.
     pub fn finish(self) {
         self.with(|slot| slot.ended = true);
-        // A panic there has been printed already.
+        // A panic of the thread has been printed already.
         let _ = self.thread.join();
     }
 
@@ -216,41 +198,33 @@ impl<T: Serialize + Send + 'static> StateWriter<T> {
 
 /// Reads what a process saved in this directory, without locking it.
 pub fn read<T: DeserializeOwned>(directory: &Path) -> Loaded<T> {
-    let path = directory.join(STATE);
-    let aside = |why: String| Loaded {
-        value: None,
-        problem: Some(format!("{} {why}; starting without it", path.display())),
-    };
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Loaded { value: None, problem: None };
-        }
-        Err(error) => return aside(format!("cannot be read ({error})")),
-    };
-    let Some(end) = text.iter().position(|byte| *byte == b'\n') else {
-        return aside("has no header".into());
-    };
-    let (header, body) = (&text[..end], &text[end + 1..]);
-    let Ok(header) = serde_json::from_slice::<Header>(header) else {
-        return aside("has a damaged header".into());
-    };
-    if header.version != VERSION {
-        return aside(format!(
-            "is of version {}, this program reads version {VERSION}",
-            header.version
-        ));
-    }
-    if header.length != body.len() || header.checksum != format!("{:016x}", digest(body)) {
-        return aside("is damaged (its checksum is wrong)".into());
-    }
-    match serde_json::from_slice(body) {
-        Ok(value) => Loaded { value: Some(value), problem: None },
-        Err(error) => aside(format!("cannot be understood ({error})")),
+    let file = AtomicFile::new(directory, STATE);
+    match read_file(&file) {
+        Ok(value) => Loaded { value, problem: None },
+        Err(defect) => Loaded { value: None, problem: Some(file.problem(&defect)) },
     }
 }
 
-/// The process that uses this directory now, if one does.
+/// The saved value; None when there is no file.
+fn read_file<T: DeserializeOwned>(file: &AtomicFile) -> Result<Option<T>, String> {
+    let Some(mut open) = file.open()? else { return Ok(None) };
+    let mut text = Vec::new();
+    open.read_to_end(&mut text).map_err(|error| unreadable(&error))?;
+    let Some(end) = text.iter().position(|byte| *byte == b'\n') else {
+        return Err("has no header".into());
+    };
+
+    let body = &text[end + 1..];
+    let header: Header = read_header(&text[..end], VERSION)?;
+    if header.length != body.len() || header.checksum != Checksum::of(body).text() {
+        return Err(WRONG_CHECKSUM.into());
+    }
+    serde_json::from_slice(body)
+        .map(Some)
+        .map_err(|error| format!("cannot be understood ({error})"))
+}
+
+/// The process that has locked this directory, if one has; 0 where the lock file does not name it.
 pub fn locked_by(directory: &Path) -> Option<u32> {
     let path = directory.join(LOCK);
     let lock = File::open(&path).ok()?;
@@ -266,15 +240,10 @@ fn read_pid(path: &Path) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Guards against damage, not against malice: who may write here may do anything.
-fn digest(bytes: &[u8]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// A directory that goes away with the test.

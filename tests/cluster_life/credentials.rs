@@ -193,7 +193,7 @@ fn a_pod_and_a_host_share_one_lease(lab: &Lab, plane: &ControlPlane, mut pod: Ru
 
     // A pod that ends gives the Lease back; nobody waits until it has expired.
     assert!(pod.terminate().success());
-    host.wait_log("gives addresses to Services");
+    host.wait_log("became leader");
     assert_eq!(writer(&host).expect("a status"), json!({"node": "node-2", "here": true}));
     plane.apply(&web("handed-on").with_pods(&lab.pods));
     address(plane, "handed-on", PATIENCE);

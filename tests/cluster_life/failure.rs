@@ -32,7 +32,7 @@ fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_pa
     let mut plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
     let mut running = pinnace(&lab, &plane).start_ready();
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
     plane.apply(&web("web").with_pods(&lab.pods));
     let vip = address(&plane, "web", PATIENCE);
     served(&lab, vip);
@@ -42,10 +42,10 @@ fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_pa
             "frozen" => plane.freeze(Component::Etcd),
             _ => plane.stop(Component::Etcd),
         }
-        running.complains("the Lease pinnace");
+        running.complains("failed to renew lease pinnace");
         served(&lab, vip);
         assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "it is announced");
-        eventually("nobody is sure to be the writer", TAKEOVER, || {
+        eventually("nobody is sure to be the leader", TAKEOVER, || {
             let status = running.pinnace().status()?.0;
             ensure(status["leader"]["here"] == false, || status.to_string())
         });
@@ -64,10 +64,10 @@ fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_pa
     plane.apply(&web("slow").with_pods(&lab.pods));
     served(&lab, address(&plane, "slow", TAKEOVER));
     // Long enough for renewals that take so long.
-    let lost = running.log().matches("no longer gives addresses").count();
+    let lost = running.log().matches("lost leadership").count();
     thread::sleep(DURATION);
     assert_eq!(
-        running.log().matches("no longer gives addresses").count(),
+        running.log().matches("lost leadership").count(),
         lost,
         "the Lease is kept by slow renewals"
     );
@@ -119,6 +119,6 @@ fn clocks_that_are_a_day_off_neither_take_the_lease_nor_keep_it(lab: &Lab, plane
         "it was given the time it asked for: {:?}",
         since.elapsed()
     );
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
     assert!(lab.client.tcp(running.address("default/web", Family::V4), 80).is_ok());
 }

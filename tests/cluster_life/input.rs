@@ -57,7 +57,7 @@ impl Cluster {
             .set("PINNACE_CONFIG", file.display())
             .set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display());
         let running = pinnace.start_ready();
-        running.wait_log("gives addresses to Services");
+        running.wait_log("became leader");
         Cluster { running, plane, lab }
     }
 
@@ -340,7 +340,7 @@ fn classes_of_others(cluster: &mut Cluster) {
         .set("PINNACE_CLASS", "example.com/x")
         .set("PINNACE_DEFAULT_CLASS", "false");
     cluster.running = pinnace.start_ready();
-    cluster.running.wait_log("gives addresses to Services");
+    cluster.running.wait_log("became leader");
     let classed = |service: Service, class: &str| {
         service.spec(&format!("loadBalancerClass: {class}")).with_pods(cluster.pods())
     };

@@ -51,7 +51,7 @@ fn servicelb_and_others_are_named_and_no_status_is_fought_over() {
         .clone()
         .set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display())
         .start_ready();
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
     plane.apply(&(web("web").with_pods(&lab.pods) + &web("other").with_pods(&lab.pods)));
     let (vip, other) = (address(&plane, "web", PATIENCE), address(&plane, "other", PATIENCE));
     let served = |vip: IpAddr| {

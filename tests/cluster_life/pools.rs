@@ -39,7 +39,7 @@ fn a_pool_of_one_namespace_serves_its_services_and_others_are_told_why_not() {
         .set("PINNACE_NAMESPACE", "pinnace");
     let running =
         pinnace.set("PINNACE_KUBECONFIG", plane.kubeconfig("pinnace").display()).start_ready();
-    running.wait_log("gives addresses to Services");
+    running.wait_log("became leader");
     plane.kubectl(&["create", "namespace", "shop"]);
 
     // First the one that may not, so that every address of the pool is free for it.

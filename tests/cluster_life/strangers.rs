@@ -54,7 +54,7 @@ impl Cluster {
                 .set("PINNACE_NAMESPACE", "pinnace");
             let running = pinnace.start_ready();
             if node == 0 {
-                running.wait_log("gives addresses to Services");
+                running.wait_log("became leader");
             }
             self.running.push(running);
         }

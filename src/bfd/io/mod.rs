@@ -23,8 +23,6 @@ mod socket;
 mod task;
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -40,6 +38,7 @@ use socket::Sockets;
 use task::Task;
 
 use super::{Event, Peer, PeerKey, SessionStatus};
+use crate::common::random;
 
 /// SCHED_FIFO priority (1 to 99): ahead of ordinary threads, behind what the host itself depends
 /// on.
@@ -71,11 +70,9 @@ pub fn spawn(
     );
     let counters = Arc::new(BfdCounters::default());
     let (commands, inbox) = mpsc::channel();
-    // The standard library seeds its hash tables from the system's randomness.
-    let seed = RandomState::new().build_hasher().finish();
     let task = Task::new(
         options,
-        seed,
+        random::seed(),
         sockets,
         inbox,
         Arc::clone(&wake),

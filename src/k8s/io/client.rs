@@ -1,15 +1,15 @@
-//! The connection to the API server: one for the life of the process, whatever becomes of
-//! credentials and servers underneath.
+//! The connection to the API server. It lives as long as the process, while credentials and servers
+//! below it are replaced.
 //!
-//! A [`kube::Client`] made by [`Connection::client`] stays valid: below it a switch sends every
-//! request over the transport in force. The transport is replaced when the credentials on disk are
-//! (a kubeconfig rewritten by certificate rotation, a token renewed by the kubelet), and when a
-//! server does not answer, or only fails, and there is another. Requests under way end on the
-//! transport they began on; watches begin anew at another server.
+//! A [`kube::Client`] of [`Connection::client`] stays valid: every request goes over the current
+//! transport. The transport is replaced when the credentials on disk change (a kubeconfig rewritten
+//! by certificate rotation, a token renewed by the kubelet), and when a server does not answer, or
+//! only fails, and there is another one. Requests under way end on the transport on which they
+//! began; watches begin anew at another server.
 //!
-//! HTTP/2, so that all watches share one TCP connection and its pings tell within seconds when the
-//! far side has frozen: a stopped process keeps its TCP connections alive, and bookmarks come only
-//! once a minute. Timers are monotonic: stepping the clock changes nothing.
+//! It speaks HTTP/2: all watches share one TCP connection, and pings detect a frozen server within
+//! seconds. A stopped process keeps its TCP connections alive, and bookmarks come only once a minute.
+//! Timers are monotonic and do not depend on the system clock.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,36 +32,37 @@ use tower::util::BoxCloneService;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use tracing::{info, warn};
 
+use super::authorization::Authorization;
 use super::credentials::{Credentials, Loaded, stamps};
 use super::failure::Failure;
-use super::{credentials, failure};
+use super::user::User;
+use super::{credentials, failure, tls};
 
-/// For TCP and TLS together: a server that is frozen accepts connections all the same.
-const CONNECT: Duration = Duration::from_secs(5);
-/// For the head of an answer, on top of what pings notice: a server that is merely slow takes
-/// seconds, not this long.
-const ANSWER: Duration = Duration::from_secs(30);
-/// Whoever drops a request after this long has given it up; sooner, it may have been for another
-/// reason.
+/// Timeout of the TCP and TLS handshakes together: a frozen server still accepts connections.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of the head of an answer. Pings detect a dead server earlier; a slow one takes seconds, not
+/// this long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A request that is dropped after this long counts as unanswered; sooner, it may have been dropped
+/// for another reason.
 const SLOW_REQUEST: Duration = Duration::from_secs(5);
-/// A ping goes out when nothing was heard for this long, and is waited for as long: a frozen server
-/// is noticed within twice this time.
+/// Idle time before a ping, and its timeout: a frozen server is detected within twice this time.
 const PING: Duration = Duration::from_secs(5);
-/// Over HTTP/1.1 (a proxy in between) there are no pings; bookmarks come each minute.
+/// Timeout of reads and writes. Over HTTP/1.1 (a proxy in between) there are no pings, and bookmarks
+/// come each minute.
 const SILENCE: Duration = Duration::from_secs(90);
-/// How often the files behind the credentials are looked at: a few `stat` calls.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the files of the credentials are checked, by a few `stat` calls.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How far a server may run ahead of whoever reads, in bytes, for one answer and for all: with the
-/// defaults of some megabytes, a first list would wait here in full size for an engine that takes
-/// its compact form.
-const AHEAD: (u32, u32) = (256 << 10, 512 << 10);
-/// So many 500 in a row are the server's fault; one may be that of the object it is about.
-const ERRORS: u32 = 5;
+/// HTTP/2 flow-control windows of one answer and of the connection, in bytes. With the defaults of
+/// some megabytes a whole list would wait here for the engine, which takes its compact form.
+const WINDOWS: (u32, u32) = (256 << 10, 512 << 10);
+/// Number of 500 in a row that count as a failure of the server; a single one may be about an object.
+const MAX_ERRORS: u32 = 5;
 
 type Transport = BoxCloneService<Request<Body>, Response<Incoming>, BoxError>;
 
-/// See the head of this file. Clones are the same connection.
+/// See the module. Clones are the same connection.
 #[derive(Clone)]
 pub struct Connection {
     shared: Arc<Shared>,
@@ -69,12 +70,12 @@ pub struct Connection {
 
 struct Shared {
     credentials: Credentials,
-    /// Addresses that replace what the credentials say.
+    /// Addresses that replace the server's in the credentials, unless empty.
     overriding: Vec<Uri>,
     state: Mutex<ConnectionState>,
-    /// Number of the transport that came with the newest credentials.
+    /// Number of the transport that began with the newest credentials.
     renewed: watch::Sender<u64>,
-    /// Number of the transport that came with another server.
+    /// Number of the transport that began with another server.
     switched: watch::Sender<u64>,
 }
 
@@ -115,7 +116,7 @@ impl Connection {
         Client::new(self.clone(), namespace)
     }
 
-    /// The server that is asked now, for messages.
+    /// The current server, for messages.
     pub fn server(&self) -> String {
         let state = self.shared.state();
         state
@@ -126,12 +127,12 @@ impl Connection {
             .unwrap_or_default()
     }
 
-    /// Where the credentials come from, for messages.
+    /// The source of the credentials, for messages.
     pub fn credentials(&self) -> &Credentials {
         &self.shared.credentials
     }
 
-    /// A sentence about a request about `what` that failed.
+    /// A sentence about a failed request for the resource `what`.
     pub fn sentence(&self, failure: &Failure, what: &str) -> String {
         let own = (*failure == Failure::Unauthorized)
             .then(|| self.dates())
@@ -144,11 +145,11 @@ impl Connection {
         )
     }
 
-    /// What is wrong with the dates of our client certificate, if we have one.
+    /// What is wrong with the dates of the client certificate, if there is one.
     fn dates(&self) -> Option<String> {
-        let tls = self.shared.state().loaded.config.rustls_client_config().ok()?;
-        let chain = tls.client_auth_cert_resolver.resolve(&[], &[])?;
-        failure::dates(chain.cert.first()?, UnixTime::now())
+        let user = User::of(&self.shared.state().loaded.config.auth_info).ok()?;
+        let (chain, _) = user.identity().ok()??;
+        failure::dates(chain.first()?, UnixTime::now())
     }
 
     /// The namespace of the credentials: in a pod, the pod's own.
@@ -156,25 +157,25 @@ impl Connection {
         self.shared.state().loaded.config.default_namespace.clone()
     }
 
-    /// Changes whenever the credentials were replaced: worth an attempt before the time for it.
+    /// Changes whenever the credentials are replaced: a failed request may be retried at once.
     pub fn renewals(&self) -> watch::Receiver<u64> {
         self.shared.renewed.subscribe()
     }
 
-    /// Changes whenever another server is asked from now on: what still hangs on the one before may
-    /// wait in vain.
+    /// Changes whenever another server becomes the current one: a watch at the one before may wait in
+    /// vain.
     pub fn switches(&self) -> watch::Receiver<u64> {
         self.shared.switched.subscribe()
     }
 
-    /// Watches the files behind the credentials; never returns. A replacement that cannot be used
-    /// leaves the old one in force.
+    /// Watches the files of the credentials; never returns. Credentials that cannot be used leave the
+    /// old ones in use.
     pub async fn follow_credentials(&self) {
         let files = || self.shared.state().loaded.files.clone();
         let mut seen: (Vec<PathBuf>, _) = (files(), stamps(&files()));
         let mut complained: Option<String> = None;
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let now = (files(), stamps(&files()));
             if now == seen {
                 continue;
@@ -188,7 +189,7 @@ impl Connection {
                         seen.1 = stamps(&seen.0);
                     }
                 }
-                // It may be half written: it is tried again until it is right.
+                // The file may be half written: it is read again until it can be used.
                 Err(error) if complained.as_ref() != Some(&error) => {
                     warn!("{error}; going on with the credentials from before");
                     complained = Some(error);
@@ -218,8 +219,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An answer came over the transport with this number. It may say that the server, or what
-    /// stands before it, cannot work now.
+    /// The transport with this number brought an answer. Its status may mean that the server, or a
+    /// proxy before it, is out of order.
     fn answered(&self, number: u64, status: StatusCode) {
         let mut state = self.state();
         if state.number == number && is_server_error(status, &mut state.errors) {
@@ -228,8 +229,8 @@ impl Shared {
         }
     }
 
-    /// The transport with this number did not bring an answer that is any use: the next server's
-    /// turn, where there is one.
+    /// The transport with this number brought no usable answer: the next server becomes the current
+    /// one, where there is one.
     fn failed(&self, number: u64, why: &str) {
         let mut state = self.state();
         let servers = state.loaded.servers.len();
@@ -240,8 +241,10 @@ impl Shared {
         match transport(&state.loaded.config, &state.loaded.servers[next]) {
             Ok(transport) => {
                 warn!(server = %state.loaded.servers[state.current], next = %state.loaded.servers[next], "the API server {why}; trying the next one");
-                (state.current, state.transport, state.number, state.errors) =
-                    (next, transport, number + 1, 0);
+                state.current = next;
+                state.transport = transport;
+                state.number = number + 1;
+                state.errors = 0;
                 self.switched.send_replace(number + 1);
             }
             Err(error) => warn!(%error, "cannot switch to another API server"),
@@ -264,15 +267,16 @@ impl Service<Request<Body>> for Connection {
             let state = shared.state();
             (state.transport.clone(), state.number)
         };
-        let mut question = InflightRequest { shared, number, asked: Instant::now(), over: false };
+        let mut inflight = InflightRequest { shared, number, asked: Instant::now(), over: false };
         Box::pin(async move {
-            let answer = tokio::time::timeout(ANSWER, transport.oneshot(request)).await;
-            let answer = answer
-                .unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs()).into()));
-            question.over = true;
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, transport.oneshot(request)).await;
+            let answer = answer.unwrap_or_else(|_| {
+                Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()).into())
+            });
+            inflight.over = true;
             match &answer {
-                Ok(answer) => question.shared.answered(number, answer.status()),
-                Err(_) => question.shared.failed(number, NO_ANSWER),
+                Ok(answer) => inflight.shared.answered(number, answer.status()),
+                Err(_) => inflight.shared.failed(number, NO_ANSWER),
             }
             answer
         })
@@ -281,8 +285,8 @@ impl Service<Request<Body>> for Connection {
 
 const NO_ANSWER: &str = "does not answer";
 
-/// A request under way. Who asks for the Lease, or writes a status, has less patience than
-/// [`ANSWER`] and drops it.
+/// A request under way. Requests about the Lease and of the patcher have a shorter timeout than
+/// [`ANSWER_TIMEOUT`] and are dropped then.
 struct InflightRequest {
     shared: Arc<Shared>,
     number: u64,
@@ -298,11 +302,11 @@ impl Drop for InflightRequest {
     }
 }
 
-/// 502, 503 and 504 are what gateways, and servers that start or end, answer. `errors` counts the
-/// 500 in a row.
+/// Whether the server is out of order: gateways, and servers that start or end, answer 502, 503 and
+/// 504. `errors` counts the 500 in a row.
 fn is_server_error(status: StatusCode, errors: &mut u32) -> bool {
     *errors = if status == StatusCode::INTERNAL_SERVER_ERROR { *errors + 1 } else { 0 };
-    matches!(status.as_u16(), 502..=504) || *errors >= ERRORS
+    matches!(status.as_u16(), 502..=504) || *errors >= MAX_ERRORS
 }
 
 fn transport(config: &Config, server: &Uri) -> Result<Transport, BoxError> {
@@ -313,24 +317,27 @@ fn transport(config: &Config, server: &Uri) -> Result<Transport, BoxError> {
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(3 * PING));
     tcp.set_tcp_user_timeout(Some(3 * PING));
+    let user = User::of(&config.auth_info)?;
     let mut tls = HttpsConnectorBuilder::new()
-        .with_tls_config(config.rustls_client_config()?)
+        .with_tls_config(tls::client_config(&config, &user)?)
         .https_or_http();
     if let Some(name) = &config.tls_server_name {
         tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name.clone().try_into()?));
     }
     let mut connector =
         TimeoutConnector::new(tls.enable_http1().enable_http2().wrap_connector(tcp));
-    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_read_timeout(Some(SILENCE));
     connector.set_write_timeout(Some(SILENCE));
     let mut http = legacy::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
     http.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PING);
-    http.http2_initial_stream_window_size(AHEAD.0).http2_initial_connection_window_size(AHEAD.1);
+    http.http2_initial_stream_window_size(WINDOWS.0)
+        .http2_initial_connection_window_size(WINDOWS.1);
+    let authorization = Authorization::of(&user)?;
     let stack = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
+        .map_request(move |request| authorization.apply(request))
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(http.build::<_, Body>(connector));

@@ -1,4 +1,4 @@
-//! Who we are to the API server: which credentials are used, where they lie, and when they were
+//! The credentials for the API server: which ones are used, where they are, and whether they were
 //! replaced.
 
 use std::os::unix::fs::MetadataExt;
@@ -9,8 +9,8 @@ use http::Uri;
 use kube::Config;
 use kube::config::{AuthInfo, Cluster, KubeConfigOptions, Kubeconfig};
 
-/// Where K3s keeps credentials: a server's administrator, and on every node what kube-proxy uses,
-/// which may only read.
+/// Where K3s keeps credentials: those of the administrator on a server, and on every node those of
+/// kube-proxy, which may only read.
 pub const K3S_KUBECONFIGS: [&str; 2] =
     ["/etc/rancher/k3s/k3s.yaml", "/var/lib/rancher/k3s/agent/kubeproxy.kubeconfig"];
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -20,9 +20,9 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 pub enum Credentials {
     /// `PINNACE_KUBECONFIG`.
     Kubeconfig(PathBuf),
-    /// The service account of the pod we run in.
+    /// The service account of this pod.
     ServiceAccount,
-    /// Found on a K3s host without being named.
+    /// Found on a K3s host; no setting names them.
     Found(PathBuf),
 }
 
@@ -37,24 +37,24 @@ impl fmt::Display for Credentials {
     }
 }
 
-/// Nothing to serve from.
+/// There is neither an API server nor a directory of manifests to serve from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "nothing to serve from: set PINNACE_KUBECONFIG to a kubeconfig, or run in a pod with a service account, or on a K3s host as root ({}{}), \
+    "no service source configured: set PINNACE_KUBECONFIG to a kubeconfig, or run in a pod with a service account, or on a K3s host as root ({}{}), \
      or set PINNACE_MANIFESTS to a directory of manifests",
     K3S_KUBECONFIGS.join(", "),
     unreadable.as_ref().map(|path| format!("; {} is here but cannot be read", path.display())).unwrap_or_default()
 )]
 pub struct NoCredentials {
-    /// A file that would do.
+    /// A kubeconfig that exists but cannot be read.
     pub unreadable: Option<PathBuf>,
 }
 
-/// Chooses: what was named, else the pod's service account, else what K3s keeps below `root`
-/// (normally `/`).
+/// Chooses the kubeconfig that a setting names, else the pod's service account, else what K3s keeps
+/// below `root` (`/` but for tests).
 ///
 /// # Errors
-/// When there is none of them.
+/// There is none of them.
 pub fn choose(
     kubeconfig: Option<&Path>,
     in_pod: bool,
@@ -78,26 +78,25 @@ pub fn choose(
     Err(NoCredentials { unreadable })
 }
 
-/// The kubelet tells every pod where the API server is, and mounts the account's token unless told
-/// not to.
+/// Whether this is a pod with a service account: the kubelet sets the variable in every pod, and
+/// mounts the account's token unless automountServiceAccountToken is off.
 pub fn in_pod() -> bool {
     env::var_os("KUBERNETES_SERVICE_HOST").is_some()
         && Path::new(SERVICE_ACCOUNT).join("token").exists()
 }
 
-/// Credentials as read, ready to connect with.
+/// Credentials as read.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// For the first of `servers`.
     pub config: Config,
-    /// Addresses of API servers, tried in turn; at least one.
+    /// Addresses of API servers, tried in turn. There is at least one.
     pub servers: Vec<Uri>,
-    /// Everything that was read: when one of them changes, all are read again.
+    /// All files that were read. When one of them changes, all are read again.
     pub files: Vec<PathBuf>,
 }
 
-/// Reads the credentials. `servers` replaces what they say about the server's address, unless it is
-/// empty.
+/// Reads the credentials. `servers` replaces the server's address in them, unless it is empty.
 ///
 /// # Errors
 /// A sentence that names the file and what is wrong with it.
@@ -128,8 +127,8 @@ async fn kubeconfig(path: &Path) -> Result<Loaded, String> {
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| error.to_string())?;
     let mut files = vec![path.to_path_buf()];
     if let Some((cluster, user)) = current(&kubeconfig) {
-        if user.exec.is_some() || user.auth_provider.is_some() {
-            return Err("it runs a program to log in, which Pinnace does not; use a token or a client certificate".into());
+        if let Some(plugin) = plugin(user) {
+            return Err(plugin_refusal(&kubeconfig, &plugin));
         }
         let named = [
             &cluster.certificate_authority,
@@ -142,9 +141,36 @@ async fn kubeconfig(path: &Path) -> Result<Loaded, String> {
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|error| error.to_string())?;
-    // Other clusters of the file may be other clusters indeed, even under the same authority: they
-    // must neither see this one's token nor replace its objects.
+    // The file's other clusters are not used as further servers, even under the same authority: they
+    // must neither see this cluster's token nor replace its objects.
     Ok(Loaded { servers: vec![config.cluster_url.clone()], config, files })
+}
+
+/// The program that the user logs in by, if any.
+fn plugin(user: &AuthInfo) -> Option<String> {
+    let exec = user
+        .exec
+        .as_ref()
+        .map(|exec| format!("exec plugin {:?}", exec.command.as_deref().unwrap_or_default()));
+    exec.or_else(|| {
+        user.auth_provider.as_ref().map(|provider| format!("auth provider {:?}", provider.name))
+    })
+}
+
+/// A sentence's end: which user has to change, and how.
+fn plugin_refusal(kubeconfig: &Kubeconfig, plugin: &str) -> String {
+    let context = kubeconfig.current_context.as_deref().unwrap_or_default();
+    let user = kubeconfig
+        .contexts
+        .iter()
+        .find(|named| named.name == context)
+        .and_then(|named| named.context.as_ref()?.user.as_deref())
+        .unwrap_or_default();
+    format!(
+        "user {user:?} of its context {context:?} logs in by the {plugin}, and Pinnace starts no programs; \
+         give that user a token, a tokenFile or a client-certificate with its client-key \
+         (kubectl create token makes a token of a ServiceAccount)"
+    )
 }
 
 /// Cluster and user of the current context.
@@ -163,11 +189,11 @@ fn current(kubeconfig: &Kubeconfig) -> Option<(&Cluster, &AuthInfo)> {
     Some((cluster, user))
 }
 
-/// What tells one version of a file from the next without reading it; None while it is not there.
-/// Follows links, as mounted Secrets are.
+/// Inode, length and time of modification (seconds, nanoseconds) of a file, which tell its versions
+/// apart; None while it does not exist. Links are followed: mounted Secrets are links.
 pub type Stamp = Option<(u64, u64, i64, i64)>;
 
-/// Stamps of files, in their order.
+/// The stamps of `files`, in their order.
 pub fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
     let stamp = |path: &PathBuf| {
         fs::metadata(path).ok().map(|m| (m.ino(), m.len(), m.mtime(), m.mtime_nsec()))

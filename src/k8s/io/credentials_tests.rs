@@ -85,7 +85,11 @@ async fn a_kubeconfig_that_cannot_be_used_is_named_with_the_reason() {
         ("clusters: [", "cannot be used"),
         (
             &*TWO_CLUSTERS.replace("{token: secret}", "{exec: {command: aws, apiVersion: v1}}"),
-            "runs a program",
+            "user \"me\" of its context \"here\" logs in by the exec plugin \"aws\", and Pinnace starts no programs; give that user a token",
+        ),
+        (
+            &*TWO_CLUSTERS.replace("{token: secret}", "{auth-provider: {name: gcp, config: {}}}"),
+            "user \"me\" of its context \"here\" logs in by the auth provider \"gcp\"",
         ),
         ("apiVersion: v1\nkind: Config\n", "current context"),
     ] {

@@ -1,10 +1,9 @@
-//! Sends notices as Events, as [`crate::k8s::events`] says.
+//! Sends the Events of [`crate::k8s::events`] to the API server.
 //!
-//! Of the two APIs to the same objects it is core/v1: `count`, `firstTimestamp` and `lastTimestamp`
-//! are what `kubectl describe` and `kubectl get events` show, and a count can be patched alone.
-//! events.k8s.io/v1 would make us keep a series and shows people less.
+//! Of the two APIs to these objects it uses core/v1: `kubectl describe` and `kubectl get events`
+//! show its `count`, `firstTimestamp` and `lastTimestamp`, and a count can be patched alone. With
+//! events.k8s.io/v1 a series would have to be kept, and people would see less.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -20,113 +19,156 @@ use tracing::{debug, info};
 
 use super::failure::Failure;
 use super::permissions::Permissions;
+use crate::common::random;
 use crate::k8s::events::{EventQueue, Send, Subject};
 
-/// Notices that may wait for the task; more are dropped, for they are in the log.
+/// Maximum number of Events that wait for the task. More are dropped; they are in the log.
 const QUEUE: usize = 2048;
-/// For one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// After a failure.
+/// Delay after a failure.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How often credentials that may not create Events are tried again.
+/// How long before credentials without permission to create Events are tried again.
 const FORBIDDEN_RETRY: Duration = Duration::from_secs(600);
-/// Events about Nodes, which have no namespace, are in this one.
+/// The namespace of Events about Nodes, which have none.
 const NODE_NAMESPACE: &str = "default";
 /// Characters of the object's name in the Event's.
 const NAME: usize = 200;
 
-/// A notice, addressed.
+/// An occurrence of an Event.
 #[derive(Debug)]
 pub struct QueuedEvent {
-    /// About what.
     pub subject: Subject,
     /// Type Warning, else Normal.
     pub warning: bool,
-    /// CamelCase.
+    /// `reason` of the Event, in CamelCase.
     pub reason: &'static str,
-    /// A sentence.
+    /// A sentence for people.
     pub message: String,
 }
 
-/// Starts the task that sends, on behalf of `node`; `dropped` counts what it never sends. To be
-/// called within a runtime. It ends when the channel is closed.
+/// Starts the task that sends Events on behalf of `node`. It ends when the channel is closed;
+/// `dropped` counts what it never sends. To be called within a runtime.
 pub fn start(client: Client, node: &str, dropped: Counter) -> mpsc::Sender<QueuedEvent> {
-    let (told, inbox) = mpsc::channel(QUEUE);
-    tokio::spawn(run(client, node.to_owned(), inbox, dropped));
-    told
+    let (sender, inbox) = mpsc::channel(QUEUE);
+    tokio::spawn(EventSink::new(client, node.to_owned(), dropped).run(inbox));
+    sender
 }
 
-async fn run(
+struct EventSink {
     client: Client,
     node: String,
-    mut inbox: mpsc::Receiver<QueuedEvent>,
+    /// Part of the names of this run's Events, so that they differ from those of earlier runs.
+    run: u64,
+    epoch: Instant,
+    queue: EventQueue,
+    permissions: Permissions,
     dropped: Counter,
-) {
-    let epoch = Instant::now();
-    // Events of an earlier run must not be in the way.
-    let run = RandomState::new().build_hasher().finish();
-    let mut events = EventQueue::default();
-    let permissions = Permissions::new(client.clone(), ("create", "events", ""));
-    let (mut barred, mut complained, mut counted) = (None::<Instant>, false, 0);
-    loop {
-        dropped.inc_by(events.dropped() - counted);
-        counted = events.dropped();
-        let until = events.poll_timeout().map(|due| (epoch + due).max(barred.unwrap_or(epoch)));
-        tokio::select! {
-            told = inbox.recv() => match told {
-                Some(QueuedEvent { subject, warning, reason, message }) => {
-                    if barred.is_none_or(|until| Instant::now() >= until) {
-                        events.push(subject, warning, reason, message, epoch.elapsed());
-                    } else {
-                        dropped.inc();
-                    }
-                    continue;
-                }
-                None => return,
-            },
-            () = sleep(until.unwrap_or(epoch).saturating_duration_since(Instant::now())), if until.is_some() => {}
+    /// Dropped Events of the queue that are in `dropped`.
+    counted: u64,
+    /// No request before this time, because the credentials have no permission.
+    forbidden_until: Option<Instant>,
+    /// The missing permission was logged.
+    forbidden_logged: bool,
+}
+
+impl EventSink {
+    fn new(client: Client, node: String, dropped: Counter) -> EventSink {
+        EventSink {
+            permissions: Permissions::new(client.clone(), ("create", "events", "")),
+            client,
+            node,
+            run: random::seed(),
+            epoch: Instant::now(),
+            queue: EventQueue::default(),
+            dropped,
+            counted: 0,
+            forbidden_until: None,
+            forbidden_logged: false,
         }
-        let Some(event) = events.next(epoch.elapsed()) else { continue };
-        let answer = timeout(REQUEST_TIMEOUT, send(&client, &node, run, epoch, &event)).await;
-        let now = epoch.elapsed();
-        match answer.map(|sent| sent.map_err(|error| Failure::of(&error))) {
-            Ok(Ok(())) => events.sent(&event, now),
-            Ok(Err(Failure::Forbidden(why)))
-                if permissions.denied(namespace(&event.identity.subject)).await =>
+    }
+
+    async fn run(mut self, mut inbox: mpsc::Receiver<QueuedEvent>) {
+        loop {
+            self.count_dropped();
+            let wake = self.poll_timeout();
+            let pause = wake.unwrap_or(self.epoch).saturating_duration_since(Instant::now());
+            tokio::select! {
+                event = inbox.recv() => match event {
+                    Some(event) => self.push(event),
+                    None => return,
+                },
+                () = sleep(pause), if wake.is_some() => self.send_next().await,
+            }
+        }
+    }
+
+    fn count_dropped(&mut self) {
+        self.dropped.inc_by(self.queue.dropped() - self.counted);
+        self.counted = self.queue.dropped();
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let due = self.epoch + self.queue.poll_timeout()?;
+        Some(self.forbidden_until.map_or(due, |until| due.max(until)))
+    }
+
+    fn push(&mut self, event: QueuedEvent) {
+        if self.forbidden_until.is_some_and(|until| Instant::now() < until) {
+            self.dropped.inc();
+            return;
+        }
+        let QueuedEvent { subject, warning, reason, message } = event;
+        self.queue.push(subject, warning, reason, message, self.epoch.elapsed());
+    }
+
+    async fn send_next(&mut self) {
+        let Some(event) = self.queue.next(self.epoch.elapsed()) else { return };
+        let request = send(&self.client, &self.node, self.run, self.epoch, &event);
+        let answer = timeout(REQUEST_TIMEOUT, request).await;
+        let now = self.epoch.elapsed();
+        match answer {
+            Ok(Ok(())) => self.queue.sent(&event, now),
+            Ok(Err(error)) => self.on_failure(&event, Failure::of(&error), now).await,
+            Err(_) => self.queue.failed(&event, false, PAUSE, now),
+        }
+    }
+
+    async fn on_failure(&mut self, event: &Send, failure: Failure, now: Duration) {
+        match failure {
+            Failure::Forbidden(why)
+                if self.permissions.denied(namespace(&event.identity.subject)).await =>
             {
-                if !std::mem::replace(&mut complained, true) {
-                    info!(
-                        "the credentials may not create Events, so they are only in the log: {why}"
-                    );
-                }
-                barred = Some(Instant::now() + FORBIDDEN_RETRY);
-                events.clear();
+                self.on_forbidden(&why);
             }
-            Ok(Err(Failure::Status(404, _))) if event.update => {
-                events.failed(&event, true, Duration::ZERO, now)
+            Failure::Status(404, _) if event.update => {
+                self.queue.failed(event, true, Duration::ZERO, now);
             }
-            // In a namespace that is being deleted, or not to a policy's liking: it is in the log.
-            Ok(Err(Failure::Forbidden(why))) => debug!(why, "an Event was refused"),
-            Ok(Err(Failure::Status(code, why))) if code < 500 => {
-                debug!(code, why, "an Event was refused")
-            }
-            Ok(Err(failure)) => {
-                debug!(?failure, "an Event was not sent");
-                let pause = if let Failure::TooManyRequests(pause) = failure {
-                    pause.max(PAUSE)
-                } else {
-                    PAUSE
+            // Its namespace is being deleted, or an admission policy refuses it: it is in the log.
+            Failure::Forbidden(why) => debug!(why, "Event refused"),
+            Failure::Status(code, why) if code < 500 => debug!(code, why, "Event refused"),
+            failure => {
+                debug!(?failure, "Event not sent");
+                let pause = match failure {
+                    Failure::TooManyRequests(pause) => pause.max(PAUSE),
+                    _ => PAUSE,
                 };
-                events.failed(&event, false, pause, now);
-                // The others would meet the same.
+                self.queue.failed(event, false, pause, now);
+                // The other Events would fail as well.
                 sleep(pause).await;
             }
-            Err(_) => events.failed(&event, false, PAUSE, now),
         }
+    }
+
+    fn on_forbidden(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.forbidden_logged, true) {
+            info!("no permission to create Events: they are only in the log: {why}");
+        }
+        self.forbidden_until = Some(Instant::now() + FORBIDDEN_RETRY);
+        self.queue.clear();
     }
 }
 
-/// Where an Event about it is.
+/// The namespace of an Event about the object.
 fn namespace(subject: &Subject) -> &str {
     match subject {
         Subject::Service(key, _) => &key.namespace,
@@ -196,7 +238,7 @@ fn reference(name: String, uid: Option<&str>) -> ObjectReference {
     }
 }
 
-/// Monotonic time on the clock on the wall, as it is set now.
+/// Monotonic time as time of day, by the system clock as it is set now.
 fn wall(epoch: Instant, at: Duration) -> Time {
     let ago = epoch.elapsed().saturating_sub(at);
     Time(

@@ -13,31 +13,31 @@ use rustls::{AlertDescription, CertificateError, RootCertStore};
 
 const RENEW: &str = "renew it, it is read again by itself";
 
-/// What went wrong with a request.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// No answer: refused, unreachable, timed out, or the connection broke.
     Unreachable(String),
     /// The server's certificate cannot be trusted.
     Certificate(String),
-    /// Ours is not accepted because of its dates; what is wrong with them.
+    /// The client certificate is not accepted because of its dates; what is wrong with them.
     OwnCertificate(String),
     /// 401
     Unauthorized,
     /// 403, with the server's words.
     Forbidden(String),
-    /// 410: what we knew is too old to go on from.
+    /// 410: the resourceVersion is too old.
     Gone,
     /// 429, with the time the server asks for.
     TooManyRequests(Duration),
     /// Any other status.
     Status(u16, String),
-    /// An answer that is not what the API promises.
+    /// An answer that does not conform to the API.
     InvalidResponse(String),
 }
 
 impl Failure {
-    /// Sorts an error.
+    /// Classifies an error.
     pub fn of(error: &Error) -> Failure {
         match error {
             Error::Api(status) => match status.code {
@@ -63,7 +63,7 @@ impl Failure {
         }
     }
 
-    /// A sentence about it. `server` is the address asked, `credentials` where they come from,
+    /// A sentence for people. `server` is the address of the API server, `credentials` their source,
     /// `what` the resource.
     pub fn sentence(&self, server: &str, credentials: &str, what: &str) -> String {
         match self {
@@ -87,26 +87,25 @@ impl Failure {
                 "the credentials in {credentials} may not read {what} (403: {reason}); grant get, list and watch on services, nodes and \
                  endpointslices.discovery.k8s.io by a ClusterRole"
             ),
-            Failure::Gone => format!(
-                "the API server {server} has forgotten what was read of {what} (410); reading it anew"
-            ),
+            Failure::Gone => {
+                format!("watch of {what} expired at the API server {server} (410 Gone), relisting")
+            }
             Failure::TooManyRequests(_) => format!("the API server {server} is overloaded (429)"),
             Failure::Status(code, reason) => {
                 format!("the API server {server} fails (HTTP {code}: {reason})")
             }
-            Failure::InvalidResponse(reason) => format!(
-                "the API server {server} gives answers about {what} that cannot be read: {reason}"
-            ),
+            Failure::InvalidResponse(reason) => {
+                format!("the API server {server} sends invalid answers about {what}: {reason}")
+            }
         }
     }
 }
 
-/// What is wrong with the dates of our certificate, and what to do; None when it is valid at that
-/// time. The API server says no more than 401.
+/// What is wrong with the dates of the client certificate, and what to do; None when it is valid at
+/// this time. The API server itself answers 401 without a reason.
 pub fn dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
     let certificate = ParsedCertificate::try_from(certificate).ok()?;
-    // Dates come first (webpki looks at them before it looks for an authority), so it need not be
-    // known who has issued it, or for what.
+    // webpki checks the dates before it looks for the issuer, so none has to be known here.
     let verdict = verify_server_cert_signed_by_trust_anchor(
         &certificate,
         &RootCertStore::empty(),
@@ -157,7 +156,7 @@ fn innermost(error: &Error) -> String {
 fn certificate(error: &Error) -> Option<Failure> {
     let found = chain(error).into_iter().find_map(|error| error.downcast_ref::<rustls::Error>())?;
     let reason = match found {
-        // A server says so about one that is not valid yet, too.
+        // Servers send this alert about a certificate that is not valid yet, too.
         rustls::Error::AlertReceived(AlertDescription::CertificateExpired) => {
             return Some(Failure::OwnCertificate(format!("it has expired; {RENEW}")));
         }

@@ -1,4 +1,5 @@
-//! Starts what a node needs to become the writer: one task for the Lease, one for the statuses.
+//! Starts the tasks of a candidate for leadership: one for the Lease, one for the patches, one for
+//! the Events.
 
 use std::sync::Arc;
 
@@ -10,23 +11,24 @@ use tracing::warn;
 use super::client::Connection;
 use super::event_sink::QueuedEvent;
 use super::lease::{Leadership, LeaseChannels};
-use super::patcher::{FailedPatch, StatusPatches};
+use super::patcher::{PatchWriter, PatcherChannels};
 use super::{event_sink, lease, patcher};
+use crate::k8s::patch_queue::{FailedPatch, StatusPatches};
 
-/// The ends of the channels, for whoever runs the engine.
+/// The ends of the channels, for the owner of the engine.
 pub struct LeaderTasks {
-    /// Who writes, whenever that changes.
-    pub tenures: mpsc::Receiver<Leadership>,
-    /// What the engine publishes.
-    pub publications: mpsc::UnboundedSender<StatusPatches>,
-    /// For people, as Events.
+    /// The leadership, whenever it changes.
+    pub leadership: mpsc::Receiver<Leadership>,
+    /// To be written.
+    pub patches: mpsc::UnboundedSender<StatusPatches>,
+    /// To be sent as Events.
     pub events: mpsc::Sender<QueuedEvent>,
     /// Counts the Events that were never sent.
     pub dropped: Counter,
-    /// What was not written.
-    pub losses: mpsc::UnboundedReceiver<FailedPatch>,
+    /// Patches that were not written.
+    pub failed: mpsc::UnboundedReceiver<FailedPatch>,
     stop: oneshot::Sender<()>,
-    lease: JoinHandle<std::io::Result<()>>,
+    lease: JoinHandle<()>,
 }
 
 impl LeaderTasks {
@@ -38,44 +40,39 @@ impl LeaderTasks {
         node: String,
         dropped: Counter,
     ) -> LeaderTasks {
-        let (tenures_in, tenures) = mpsc::channel(4);
-        // Unbounded, but a plan names each Service once and the engine publishes only once for each
-        // version of it.
-        let (publications, wanted) = mpsc::unbounded_channel();
-        let (right_in, right) = watch::channel(None);
-        let (stop, stopped) = oneshot::channel();
-        let (losses_in, losses) = mpsc::unbounded_channel();
+        // Unbounded, but a plan names each Service once, and the engine decides once about each of
+        // its versions.
+        let (patches_in, patches) = mpsc::unbounded_channel();
+        let (failed_in, failed) = mpsc::unbounded_channel();
+        let (leadership_in, leadership) = mpsc::channel(4);
+        let (deadline_in, deadline) = watch::channel(None);
         let (forbidden_in, forbidden) = mpsc::channel(1);
+        let (stop, stopped) = oneshot::channel();
+
         let client = connection.client();
-        let writing = Arc::new(RwLock::new(()));
+        let in_flight = Arc::new(RwLock::new(()));
         tokio::spawn(patcher::run(
-            client.clone(),
-            wanted,
-            right,
-            writing.clone(),
-            losses_in,
-            forbidden_in,
+            PatchWriter::new(client.clone(), deadline, in_flight.clone()),
+            PatcherChannels { patches, failed: failed_in, forbidden: forbidden_in },
         ));
-        let events = event_sink::start(client.clone(), &node, dropped.clone());
-        let ends = LeaseChannels {
-            tenures: tenures_in,
-            right: right_in,
-            writing,
+        let events = event_sink::start(client, &node, dropped.clone());
+        let channels = LeaseChannels {
+            leadership: leadership_in,
+            deadline: deadline_in,
+            in_flight,
             forbidden,
             renewals: connection.renewals(),
             stop: stopped,
         };
-        let lease = tokio::spawn(lease::run(connection.clone(), namespace, node, ends));
-        LeaderTasks { tenures, publications, events, dropped, losses, stop, lease }
+        let lease = tokio::spawn(lease::run(connection.clone(), namespace, node, channels));
+        LeaderTasks { leadership, patches: patches_in, events, dropped, failed, stop, lease }
     }
 
     /// Releases the Lease, so that nobody has to wait until it expires.
     pub async fn stop(self) {
-        drop((self.stop, self.tenures));
-        match self.lease.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "the Lease could not be kept"),
-            Err(error) => warn!(%error, "the task of the Lease had ended"),
+        drop((self.stop, self.leadership));
+        if let Err(error) = self.lease.await {
+            warn!(%error, "the task of the Lease had ended");
         }
     }
 }

@@ -1,8 +1,6 @@
-//! Holds the Lease `pinnace`: carries the requests of [`crate::k8s::leader`] to the API server and
-//! tells who may write, and until when.
+//! Carries the requests of [`crate::k8s::leader`] about the Lease `pinnace` to the API server, and
+//! reports who the leader is and until when this process may write.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,45 +14,44 @@ use tracing::{debug, info, warn};
 
 use super::client::Connection;
 use super::failure::Failure;
+use crate::common::random;
 use crate::k8s::leader::{
     DURATION, LeaderElector, LeaseResponse, Observed, REQUEST_TIMEOUT, Request,
 };
 
-/// Its name in its namespace.
+/// `metadata.name` of the Lease.
 pub const NAME: &str = "pinnace";
-/// How often credentials that may not write are tried again: somebody may have given them the
-/// right.
+/// How long before credentials without permission are tried again: somebody may have granted it.
 const FORBIDDEN_RETRY: Duration = Duration::from_secs(600);
-
-/// One request about the Lease may fail; so many in a row are told.
+/// Number of failed requests in a row that are reported as trouble; a single one is not.
 const FAILURES: u32 = 2;
 
-/// What the engine is told.
+/// The state of the leader election, for the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
-    /// This process is the writer.
-    pub writer: bool,
-    /// The holder's node, as far as is known.
+    /// This process is the leader.
+    pub leader: bool,
+    /// The node that holds the Lease, as far as is known.
     pub holder: Option<Box<str>>,
-    /// Why nothing can be said about the Lease, again and again: nobody can write while its store
+    /// Why several requests in a row about the Lease have failed: there is no leader while its store
     /// does not answer.
     pub trouble: Option<String>,
 }
 
-/// Until when a write may begin; None: this process is not the writer.
+/// Until when a write may begin; None: this process is not the leader.
 pub type WriteDeadline = Option<Instant>;
 
-/// The ends of the channels to the rest of the writer.
+/// The ends of the channels to the engine and to the patcher.
 pub struct LeaseChannels {
-    /// For the engine.
-    pub tenures: mpsc::Sender<Leadership>,
-    /// For those who write.
-    pub right: watch::Sender<WriteDeadline>,
-    /// Held for reading by those who write, as long as a request is under way.
-    pub writing: Arc<RwLock<()>>,
-    /// From those who write: the credentials do not let them, in the API server's words.
+    /// To the engine.
+    pub leadership: mpsc::Sender<Leadership>,
+    /// To the patcher.
+    pub deadline: watch::Sender<WriteDeadline>,
+    /// The patcher holds it for reading while a request is under way.
+    pub in_flight: Arc<RwLock<()>>,
+    /// From the patcher: the credentials have no permission; the API server's message.
     pub forbidden: mpsc::Receiver<String>,
-    /// Changes when the credentials are replaced: they may let us write now.
+    /// Changes when the credentials are replaced: they may have the permission now.
     pub renewals: watch::Receiver<u64>,
     /// To release the Lease and end; dropped means the same.
     pub stop: oneshot::Receiver<()>,
@@ -78,149 +75,211 @@ impl LeaseChannels {
         }
     }
 
-    /// Nobody may begin to write any more, and those who have begun are waited for: their requests
-    /// must not arrive after the next writer's.
-    async fn settle(&self) {
-        self.right.send_replace(None);
+    /// Ends the permission to begin a write, and waits for the requests under way: they must not
+    /// arrive after those of the next leader.
+    async fn end_writes(&self) {
+        self.deadline.send_replace(None);
         // A request ends by itself within this time.
-        drop(timeout(REQUEST_TIMEOUT, self.writing.write()).await);
+        drop(timeout(REQUEST_TIMEOUT, self.in_flight.write()).await);
     }
 }
 
-/// Holds or awaits the Lease until it is told to stop, then releases it.
-pub async fn run(
+/// Competes for the Lease until it is stopped, then releases it.
+pub async fn run(connection: Connection, namespace: String, node: String, channels: LeaseChannels) {
+    Candidate::new(connection, namespace, &node, channels).run().await;
+}
+
+/// This process as a candidate for the Lease.
+struct Candidate {
     connection: Connection,
     namespace: String,
-    node: String,
-    mut ends: LeaseChannels,
-) -> io::Result<()> {
-    let api: Api<Lease> = Api::namespaced(connection.client(), &namespace);
-    let epoch = Instant::now();
-    // A restarted process must not take itself for the holder it was: its view may be older than
-    // what it wrote.
-    let identity = format!("{node}_{}", random());
-    let mut machine = LeaderElector::new(&identity);
-    let mut told = Leadership::default();
-    // Until when credentials that may not write are not tried again; what was said about them.
-    let (mut barred, mut complained) = (None::<Instant>, false);
-    let (mut trouble, mut failures) = (None::<String>, 0u32);
-    // The Lease as it was read or answered last.
-    let mut read = None;
-    loop {
-        // The right ends by itself while a request is under way or the next one is waited for.
-        ends.right.send_replace(machine.writes_until().map(|until| epoch + until));
-        let tenure = Leadership {
-            writer: machine.may_write(epoch.elapsed()),
-            holder: machine
-                .holder()
-                .map(|holder| holder.rsplit_once('_').map_or(holder, |(node, _)| node).into()),
-            trouble: trouble.clone().filter(|_| failures >= FAILURES),
-        };
-        if tenure != told {
-            match (tenure.writer, told.writer) {
-                (true, false) => {
-                    info!("this node gives addresses to Services and writes their status")
+    api: Api<Lease>,
+    identity: String,
+    channels: LeaseChannels,
+    epoch: Instant,
+    elector: LeaderElector,
+    /// As the engine knows it.
+    emitted: Leadership,
+    /// The Lease as it was last read or answered.
+    read: Option<Lease>,
+    /// No request before this time, because the credentials have no permission.
+    forbidden_until: Option<Instant>,
+    /// The missing permission was logged.
+    forbidden_logged: bool,
+    /// Why the last request failed.
+    trouble: Option<String>,
+    /// Failed requests in a row.
+    failures: u32,
+}
+
+impl Candidate {
+    fn new(
+        connection: Connection,
+        namespace: String,
+        node: &str,
+        channels: LeaseChannels,
+    ) -> Candidate {
+        // A restarted process must not take itself for the holder it was: its view may be older than
+        // what it wrote.
+        let identity = format!("{node}_{}", random::seed());
+        Candidate {
+            api: Api::namespaced(connection.client(), &namespace),
+            connection,
+            namespace,
+            elector: LeaderElector::new(&identity),
+            identity,
+            channels,
+            epoch: Instant::now(),
+            emitted: Leadership::default(),
+            read: None,
+            forbidden_until: None,
+            forbidden_logged: false,
+            trouble: None,
+            failures: 0,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            if self.emit_leadership().await.is_err() {
+                return;
+            }
+            let until = self.forbidden_until.unwrap_or_else(|| self.poll_timeout());
+            match self.channels.wait(until).await {
+                Woken::Stopped => break,
+                Woken::Forbidden(why) => self.on_forbidden_patch(&why).await,
+                Woken::ByTime | Woken::ByRenewal => {
+                    self.forbidden_until = None;
+                    self.request().await;
                 }
-                (false, true) => info!("this node no longer gives addresses to Services"),
-                _ => {}
-            }
-            match (&tenure.trouble, &told.trouble) {
-                (Some(why), None) => warn!("{why}"),
-                (None, Some(_)) => info!("the API server answers again about the Lease {NAME}"),
-                _ => {}
-            }
-            told = tenure.clone();
-            if ends.tenures.send(tenure).await.is_err() {
-                return Ok(());
             }
         }
-        let mut wake = epoch + machine.poll_timeout();
-        if let Some(until) = machine
-            .writes_until()
-            .map(|until| epoch + until)
-            .filter(|until| told.writer && *until < wake)
-        {
-            wake = until;
+        self.release().await;
+    }
+
+    /// Reports the leadership where it has changed.
+    ///
+    /// # Errors
+    /// The engine does not listen any more.
+    async fn emit_leadership(&mut self) -> Result<(), mpsc::error::SendError<Leadership>> {
+        // The deadline passes by itself while a request is under way or the next one is waited for.
+        self.channels.deadline.send_replace(self.write_deadline());
+        let leadership = Leadership {
+            leader: self.elector.may_write(self.epoch.elapsed()),
+            holder: self.elector.holder().map(|holder| node_of(holder).into()),
+            trouble: self.trouble.clone().filter(|_| self.failures >= FAILURES),
+        };
+        if leadership == self.emitted {
+            return Ok(());
         }
-        match ends.wait(barred.unwrap_or(wake)).await {
-            Woken::Stopped => break,
-            Woken::Forbidden(why) => {
-                // Somebody else may be allowed to. We go on serving.
-                complain(&mut complained, "the status of Services", &why);
-                ends.settle().await;
-                release(&api, &mut machine, &identity, &mut read).await;
-                barred = Some(Instant::now() + FORBIDDEN_RETRY);
-                continue;
-            }
-            Woken::ByTime | Woken::ByRenewal => barred = None,
+
+        log_change(&self.emitted, &leadership);
+        self.emitted = leadership.clone();
+        self.channels.leadership.send(leadership).await
+    }
+
+    fn write_deadline(&self) -> WriteDeadline {
+        self.elector.writes_until().map(|until| self.epoch + until)
+    }
+
+    /// The next request, or the end of the leadership if that comes first.
+    fn poll_timeout(&self) -> Instant {
+        let request = self.epoch + self.elector.poll_timeout();
+        match self.write_deadline().filter(|_| self.emitted.leader) {
+            Some(deadline) => request.min(deadline),
+            None => request,
         }
-        let Some(request) = machine.request(epoch.elapsed()) else { continue };
-        let outcome = match send(&api, &request, &identity, &mut read).await {
-            Ok(outcome) => {
-                trouble = (outcome == LeaseResponse::Failed).then(|| {
+    }
+
+    /// Another node may have the permission. This one continues to serve.
+    async fn on_forbidden_patch(&mut self, why: &str) {
+        self.log_forbidden("services/status", why);
+        self.release().await;
+        self.forbidden_until = Some(Instant::now() + FORBIDDEN_RETRY);
+    }
+
+    /// Sends the elector's next request, if it has one.
+    async fn request(&mut self) {
+        let Some(request) = self.elector.request(self.epoch.elapsed()) else { return };
+        let response = match send(&self.api, &request, &self.identity, &mut self.read).await {
+            Ok(response) => {
+                self.trouble = (response == LeaseResponse::Failed).then(|| {
                     unanswered(&format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))
                 });
-                outcome
+                response
             }
-            Err(Failure::Forbidden(why)) => {
-                let advice = "grant create, get and update there, or name another namespace in PINNACE_NAMESPACE, the same on every node";
-                complain(
-                    &mut complained,
-                    &format!("Leases in namespace {namespace} ({advice})"),
-                    &why,
-                );
-                barred = Some(Instant::now() + FORBIDDEN_RETRY);
-                LeaseResponse::Forbidden
-            }
-            Err(failure) => {
-                debug!(?failure, "no answer about the Lease");
-                trouble = Some(match failure {
-                    Failure::Unauthorized
-                    | Failure::OwnCertificate(_)
-                    | Failure::Certificate(_) => connection.sentence(&failure, "leases"),
-                    failure => unanswered(&format!("{failure:?}")),
-                });
-                LeaseResponse::Failed
-            }
+            Err(failure) => self.on_failure(failure),
         };
-        failures = if outcome == LeaseResponse::Failed { failures + 1 } else { 0 };
-        let chance = random() as f64 / u64::MAX as f64;
-        machine.outcome(&request, outcome, epoch.elapsed(), chance);
+        self.failures =
+            if response == LeaseResponse::Failed { self.failures.saturating_add(1) } else { 0 };
+        self.elector.outcome(&request, response, self.epoch.elapsed(), random::unit());
     }
-    ends.settle().await;
-    release(&api, &mut machine, &identity, &mut read).await;
-    Ok(())
+
+    fn on_failure(&mut self, failure: Failure) -> LeaseResponse {
+        debug!(?failure, "request about the Lease failed");
+        match failure {
+            Failure::Forbidden(why) => {
+                let what = format!(
+                    "leases in namespace {} (grant create, get and update there, or set PINNACE_NAMESPACE to the same other namespace on every node)",
+                    self.namespace
+                );
+                self.log_forbidden(&what, &why);
+                self.forbidden_until = Some(Instant::now() + FORBIDDEN_RETRY);
+                return LeaseResponse::Forbidden;
+            }
+            Failure::Unauthorized | Failure::OwnCertificate(_) | Failure::Certificate(_) => {
+                self.trouble = Some(self.connection.sentence(&failure, "leases"));
+            }
+            failure => self.trouble = Some(unanswered(&format!("{failure:?}"))),
+        }
+        LeaseResponse::Failed
+    }
+
+    /// Logs once that the credentials have no permission.
+    fn log_forbidden(&mut self, what: &str, why: &str) {
+        if !std::mem::replace(&mut self.forbidden_logged, true) {
+            info!("no permission to update {what}: running as follower only: {why}");
+        }
+    }
+
+    async fn release(&mut self) {
+        self.channels.end_writes().await;
+        let Some(request) = self.elector.release() else { return };
+        if let Err(failure) = send(&self.api, &request, &self.identity, &mut self.read).await {
+            warn!(
+                ?failure,
+                "failed to release lease: another node becomes leader when it has expired"
+            );
+        }
+    }
+}
+
+/// The node in `spec.holderIdentity`.
+fn node_of(holder: &str) -> &str {
+    holder.rsplit_once('_').map_or(holder, |(node, _)| node)
+}
+
+fn log_change(before: &Leadership, after: &Leadership) {
+    if after.leader && !before.leader {
+        info!("became leader: this node allocates addresses and writes the status of Services");
+    } else if before.leader && !after.leader {
+        info!("lost leadership: another node allocates addresses");
+    }
+    match (&before.trouble, &after.trouble) {
+        (None, Some(why)) => warn!("{why}"),
+        (Some(_), None) => info!("the API server answers again about the Lease {NAME}"),
+        _ => {}
+    }
 }
 
 fn unanswered(why: &str) -> String {
     format!(
-        "the API server does not keep the Lease {NAME} ({why}): its store (etcd) may be down; no address is given and no status written meanwhile"
+        "failed to renew lease {NAME} ({why}): the store of the API server (etcd) may be down; no address is allocated and no status written meanwhile"
     )
 }
 
-fn complain(complained: &mut bool, what: &str, why: &str) {
-    if !std::mem::replace(complained, true) {
-        info!(
-            "the credentials may not write {what}, so this node serves what another one decides: {why}"
-        );
-    }
-}
-
-async fn release(
-    api: &Api<Lease>,
-    machine: &mut LeaderElector,
-    identity: &str,
-    read: &mut Option<Lease>,
-) {
-    if let Some(release) = machine.release()
-        && let Err(failure) = send(api, &release, identity, read).await
-    {
-        warn!(?failure, "cannot release the Lease: another node takes it over when it has expired");
-    }
-}
-
-/// `read` is the Lease as it was read or answered last. One request each: an API server that takes
-/// seconds must not take twice as many.
+/// One request each: an API server that takes seconds must not take twice as many. `read` is the
+/// Lease as it was last read or answered.
 async fn send(
     api: &Api<Lease>,
     request: &Request,
@@ -233,12 +292,8 @@ async fn send(
             Request::Get => api.get(NAME).await,
             Request::Create => api.create(&parameters, &lease(None, None, identity, 0, true)).await,
             Request::Update { version, holder, transitions, acquired } => {
-                api.replace(
-                    NAME,
-                    &parameters,
-                    &lease(read.as_ref(), Some(version), holder, *transitions, *acquired),
-                )
-                .await
+                let lease = lease(read.as_ref(), Some(version), holder, *transitions, *acquired);
+                api.replace(NAME, &parameters, &lease).await
             }
         }
     };
@@ -256,8 +311,8 @@ async fn send(
     }
 }
 
-/// What to write over `version` of it. What others keep in it stays as it was read: labels,
-/// annotations, owners; and when it was acquired.
+/// The object that replaces `version` of the Lease. Labels, annotations, owners and the time of
+/// acquisition stay as they were read.
 fn lease(
     read: Option<&Lease>,
     version: Option<&str>,
@@ -271,7 +326,7 @@ fn lease(
     let mut lease = read.filter(same).cloned().unwrap_or_default();
     lease.metadata.name = Some(NAME.into());
     lease.metadata.resource_version = version.map(Into::into);
-    // The API server's own record of who set what; without it, it goes on with what it has.
+    // Without them the API server keeps its own record of who set what.
     lease.metadata.managed_fields = None;
     let spec = lease.spec.get_or_insert_default();
     spec.holder_identity = Some(holder.into());
@@ -293,17 +348,12 @@ fn observed(lease: Lease) -> Observed {
     Observed {
         version: lease.metadata.resource_version.unwrap_or_default().into(),
         holder: spec.holder_identity.unwrap_or_default().into(),
-        // A duration nobody would choose must not keep everybody waiting, or hurry anybody.
+        // An absurd duration, set by hand, must neither delay nor hurry an election.
         duration: seconds
             .map_or(DURATION, |seconds| Duration::from_secs(seconds.min(3600)))
             .max(DURATION),
         transitions: spec.lease_transitions.unwrap_or_default(),
     }
-}
-
-/// Not secret, only different: the standard library seeds it from the kernel.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]
@@ -339,21 +389,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_right_ends_first_and_what_is_under_way_is_waited_for() {
-        let (tenures, _tenures) = mpsc::channel(1);
-        let (right, seen) = watch::channel(Some(Instant::now() + DURATION));
+    async fn writes_end_first_and_requests_under_way_are_waited_for() {
+        let (leadership, _leadership) = mpsc::channel(1);
+        let (deadline, seen) = watch::channel(Some(Instant::now() + DURATION));
         let (_forbidden, forbidden) = mpsc::channel(1);
         let (_renewals, renewals) = watch::channel(0);
         let (_stop, stop) = oneshot::channel();
-        let ends =
-            LeaseChannels { tenures, right, writing: Arc::default(), forbidden, renewals, stop };
-        let under_way = ends.writing.clone().read_owned().await;
-        let settled = tokio::spawn(async move { ends.settle().await });
+        let channels = LeaseChannels {
+            leadership,
+            deadline,
+            in_flight: Arc::default(),
+            forbidden,
+            renewals,
+            stop,
+        };
+        let under_way = channels.in_flight.clone().read_owned().await;
+        let ended = tokio::spawn(async move { channels.end_writes().await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(*seen.borrow(), None, "nobody begins any more");
-        assert!(!settled.is_finished(), "while a request is under way");
+        assert!(!ended.is_finished(), "while a request is under way");
         drop(under_way);
-        timeout(REQUEST_TIMEOUT / 2, settled)
+        timeout(REQUEST_TIMEOUT / 2, ended)
             .await
             .expect("it ends with the request")
             .expect("no panic");

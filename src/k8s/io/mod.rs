@@ -1,5 +1,6 @@
 //! The API server: connection, watches, Lease, patches and Events.
 
+mod authorization;
 mod batch;
 pub mod client;
 pub mod credentials;
@@ -9,5 +10,7 @@ pub mod leader;
 pub mod lease;
 pub mod patcher;
 pub mod permissions;
+mod tls;
+mod user;
 pub mod watch;
 mod watched;

@@ -1,10 +1,9 @@
-//! Writes what the engine publishes to the status of Services: the latest word about each, a few at
-//! a time, and only while this process holds the Lease. A write that came too late is refused by
-//! the API server and given back to the engine, which decides again.
+//! Writes the status of Services: the patches of [`crate::k8s::patch_queue`], and only while this
+//! process is the leader. A patch that came too late is refused by the API server and goes back to
+//! the engine, which decides anew.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
@@ -20,320 +19,206 @@ use super::lease::WriteDeadline;
 use super::permissions::Permissions;
 use crate::k8s::convert::CLEANUP_FINALIZER;
 use crate::k8s::leader::REQUEST_TIMEOUT;
+use crate::k8s::patch_queue::{FailedPatch, PatchOutcome, PatchQueue, RETRY, StatusPatches};
 use crate::k8s::status::StatusPatch;
-use crate::model::{Ingress, ObjectKey};
+use crate::model::{Ingress, IngressPort, ObjectKey};
 
-/// Requests under way at once.
-const CONCURRENT: usize = 8;
-/// Requests per second, after a [`BURST`].
-const RATE: f64 = 50.0;
-const BURST: f64 = 100.0;
-/// After a failure that passes; doubled up to [`LONGEST_WAIT`].
-const WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-
-/// What the engine wants written; replaces earlier words about the same Services.
-pub type StatusPatches = BTreeMap<ObjectKey, StatusPatch>;
-
-/// A publication that did not come to stand: the engine decides what to do.
-#[derive(Clone, Debug)]
-pub struct FailedPatch {
-    /// About which Service.
-    pub key: ObjectKey,
-    /// The version it was decided for.
-    pub resource_version: Arc<str>,
-    /// The API server's words, if it will never take it.
-    pub refusal: Option<String>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum PatchResult {
-    Written,
-    /// Not for this version any more, or gone.
-    Dropped(String),
-    /// Never, whatever the version.
-    Refused(String),
-    /// The API server does not answer, or asks everybody to wait for this long.
-    Unanswered(Duration, String),
-    /// It fails, with this Service at least.
-    Failed(String),
-    Forbidden(String),
-}
-
-/// When what failed is tried again.
-#[derive(Debug)]
-struct Pause {
-    wait: Duration,
-    until: Option<Instant>,
-}
-
-impl Default for Pause {
-    fn default() -> Pause {
-        Pause { wait: WAIT, until: None }
-    }
-}
-
-impl Pause {
-    fn over(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| until <= now)
-    }
-
-    fn lengthen(&mut self, at_least: Duration, now: Instant) {
-        self.until = Some(now + self.wait.max(at_least));
-        self.wait = (self.wait * 2).min(LONGEST_WAIT);
-    }
-}
-
-/// A Service whose write fails (a webhook that is away, say) waits alone; an API server that does
-/// not answer is left alone by all.
-#[derive(Debug, Default)]
-struct Pauses {
-    all: Pause,
-    each: BTreeMap<ObjectKey, Pause>,
-}
-
-impl Pauses {
-    fn over(&self, key: &ObjectKey, now: Instant) -> bool {
-        self.all.over(now) && self.each.get(key).is_none_or(|pause| pause.over(now))
-    }
-
-    /// How long until one of them is over.
-    fn next(&self, now: Instant) -> Option<Duration> {
-        let left =
-            |pause: &Pause| pause.until.filter(|until| *until > now).map(|until| until - now);
-        left(&self.all).or_else(|| self.each.values().filter_map(left).min())
-    }
-
-    fn answered(&mut self, key: &ObjectKey) {
-        self.all.wait = WAIT;
-        self.each.remove(key);
-    }
-
-    fn failed(&mut self, key: &ObjectKey, now: Instant) {
-        self.each.entry(key.clone()).or_default().lengthen(WAIT, now);
-    }
-
-    fn unanswered(&mut self, key: &ObjectKey, at_least: Duration, now: Instant) {
-        self.all.lengthen(at_least, now);
-        self.failed(key, now);
-    }
-}
-
-/// Writes until `wanted` is closed. What is not written is told to `losses`; that the credentials
-/// may not write at all, to `forbidden`. `writing` is held for reading as long as a request is
-/// under way.
-pub async fn run(
+/// Everything a request needs; clones share it.
+#[derive(Clone)]
+pub struct PatchWriter {
     client: Client,
-    mut wanted: mpsc::UnboundedReceiver<StatusPatches>,
-    mut right: watch::Receiver<WriteDeadline>,
-    writing: Arc<RwLock<()>>,
-    losses: mpsc::UnboundedSender<FailedPatch>,
-    forbidden: mpsc::Sender<String>,
-) {
-    let lost = |key: ObjectKey, publication: StatusPatch, refusal: Option<String>| {
-        // Nobody listens any more when the process is about to end.
-        drop(losses.send(FailedPatch {
-            key,
-            resource_version: publication.resource_version,
-            refusal,
-        }));
-    };
-    let mut queue = StatusPatches::new();
-    let mut busy = BTreeSet::<ObjectKey>::new();
-    let mut requests = JoinSet::new();
-    let (mut tokens, mut refilled) = (BURST, Instant::now());
-    let mut pauses = Pauses::default();
-    let permissions = Arc::new(Permissions::new(client.clone(), ("patch", "services", "status")));
+    deadline: watch::Receiver<WriteDeadline>,
+    /// Held for reading while a request is under way.
+    in_flight: Arc<RwLock<()>>,
+    permissions: Arc<Permissions>,
+}
+
+/// The ends of the channels to the engine and to the Lease.
+pub struct PatcherChannels {
+    pub patches: mpsc::UnboundedReceiver<StatusPatches>,
+    /// Patches that were not written.
+    pub failed: mpsc::UnboundedSender<FailedPatch>,
+    /// The credentials may not write at all; the API server's message.
+    pub forbidden: mpsc::Sender<String>,
+}
+
+type Request = (ObjectKey, StatusPatch, PatchOutcome);
+
+/// Writes patches until one of the channels is closed.
+pub async fn run(mut writer: PatchWriter, mut channels: PatcherChannels) {
+    let epoch = Instant::now();
+    let mut queue = PatchQueue::new(epoch.elapsed());
+    let mut requests: JoinSet<Request> = JoinSet::new();
     loop {
-        let now = Instant::now();
-        tokens = BURST.min(tokens + RATE * (now - refilled).as_secs_f64());
-        refilled = now;
-        let may_write = right.borrow_and_update().is_some_and(|until| now < until);
+        let may_write = writer.deadline.borrow_and_update().is_some_and(|end| Instant::now() < end);
         if !may_write {
-            std::mem::take(&mut queue)
-                .into_iter()
-                .for_each(|(key, publication)| lost(key, publication, None));
-            pauses.each.clear();
+            queue.clear().into_iter().for_each(|failed| channels.give_back(failed));
         }
-        while requests.len() < CONCURRENT && tokens >= 1.0 {
-            let Some(key) =
-                queue.keys().find(|key| !busy.contains(*key) && pauses.over(key, now)).cloned()
-            else {
-                break;
-            };
-            let Some(publication) = queue.remove(&key) else { break };
-            tokens -= 1.0;
-            busy.insert(key.clone());
-            let (client, right, writing, permissions) =
-                (client.clone(), right.clone(), writing.clone(), permissions.clone());
-            requests.spawn(async move {
-                let answer = write(client, &key, &publication, &right, &writing).await;
-                let answer = match answer {
-                    PatchResult::Forbidden(why) => {
-                        forbidden_answer(why, permissions.denied("").await)
-                    }
-                    answer => answer,
-                };
-                (key, publication, answer)
-            });
+        while let Some((key, patch)) = queue.next(epoch.elapsed()) {
+            requests.spawn(writer.clone().request(key, patch));
         }
-        let pause = pauses
-            .next(now)
-            .filter(|_| tokens >= 1.0)
-            .unwrap_or_default()
-            .max(Duration::from_millis(20));
+
+        let wake = queue.poll_timeout();
+        let pause = wake.unwrap_or_default().saturating_sub(epoch.elapsed());
         tokio::select! {
-            publications = wanted.recv() => match publications {
-                Some(publications) => queue.extend(publications),
+            patches = channels.patches.recv() => match patches {
+                Some(patches) => queue.push(patches),
                 None => return,
             },
-            changed = right.changed() => if changed.is_err() { return },
+            changed = writer.deadline.changed() => if changed.is_err() { return },
             Some(done) = requests.join_next() => {
-                let Ok((key, publication, answer)) = done else { continue };
-                busy.remove(&key);
-                match &answer {
-                    PatchResult::Unanswered(at_least, _) => pauses.unanswered(&key, *at_least, Instant::now()),
-                    PatchResult::Failed(_) => pauses.failed(&key, Instant::now()),
-                    _ => pauses.answered(&key),
-                }
-                match answer {
-                    PatchResult::Written => {}
-                    PatchResult::Dropped(why) => {
-                        debug!(service = %key, "not written: {why}");
-                        lost(key, publication, None);
-                    }
-                    PatchResult::Refused(why) => lost(key, publication, Some(why)),
-                    PatchResult::Unanswered(_, why) | PatchResult::Failed(why) => {
-                        warn!(service = %key, "cannot write the status: {why}; trying again");
-                        queue.entry(key).or_insert(publication);
-                    }
-                    PatchResult::Forbidden(why) => {
-                        lost(key, publication, None);
-                        // Full: it has been told already.
-                        drop(forbidden.try_send(why));
-                    }
-                }
+                let Ok((key, patch, outcome)) = done else { continue };
+                report(&key, &outcome);
+                let failed = queue.handle_outcome(key, patch, &outcome, epoch.elapsed());
+                channels.finish(failed, outcome);
             }
-            () = sleep(pause), if !queue.is_empty() && requests.len() < CONCURRENT => {}
+            () = sleep(pause), if wake.is_some() => {}
         }
     }
 }
 
-async fn write(
-    client: Client,
-    key: &ObjectKey,
-    publication: &StatusPatch,
-    right: &watch::Receiver<WriteDeadline>,
-    writing: &RwLock<()>,
-) -> PatchResult {
-    let _writing = writing.read().await;
-    let api: Api<Service> = Api::namespaced(client, &key.namespace);
-    let patch = patch(publication);
-    // Directly before it is sent: this process may have been stopped since the decision.
-    if !right.borrow().is_some_and(|until| Instant::now() < until) {
-        return PatchResult::Dropped("this node is no longer the writer".into());
+impl PatcherChannels {
+    /// The engine does not listen any more when the process is about to end.
+    fn give_back(&self, failed: FailedPatch) {
+        drop(self.failed.send(failed));
     }
-    let parameters =
-        PatchParams { field_manager: Some("pinnace".into()), ..PatchParams::default() };
-    match timeout(
-        REQUEST_TIMEOUT,
-        api.patch_status(&key.name, &parameters, &Patch::Strategic(patch)),
-    )
-    .await
-    {
-        Err(_) => PatchResult::Unanswered(WAIT, "no answer in time".into()),
-        Ok(Ok(_)) => PatchResult::Written,
-        Ok(Err(error)) => match Failure::of(&error) {
-            Failure::Forbidden(why) => PatchResult::Forbidden(why),
-            Failure::TooManyRequests(time) => {
-                PatchResult::Unanswered(time, "too many requests".into())
-            }
-            Failure::Status(code @ (404 | 409), why) => {
-                PatchResult::Dropped(format!("{why} ({code})"))
-            }
-            Failure::Status(code, why) if code < 500 => {
-                PatchResult::Refused(format!("{why} ({code})"))
-            }
-            failure @ (Failure::Status(..) | Failure::Gone | Failure::InvalidResponse(_)) => {
-                PatchResult::Failed(format!("{failure:?}"))
-            }
-            failure => PatchResult::Unanswered(WAIT, format!("{failure:?}")),
-        },
+
+    fn finish(&self, failed: Option<FailedPatch>, outcome: PatchOutcome) {
+        if let Some(failed) = failed {
+            self.give_back(failed);
+        }
+        if let PatchOutcome::Forbidden(why) = outcome {
+            // A full channel says the same already.
+            drop(self.forbidden.try_send(why));
+        }
     }
 }
 
-/// Of a 403: credentials without the right can write nothing; with it, somebody (an admission
-/// policy) has something against this one Service.
-fn forbidden_answer(why: String, denied: bool) -> PatchResult {
-    if denied { PatchResult::Forbidden(why) } else { PatchResult::Refused(format!("{why} (403)")) }
+fn report(service: &ObjectKey, outcome: &PatchOutcome) {
+    match outcome {
+        PatchOutcome::Dropped(why) => debug!(%service, "status not written: {why}"),
+        PatchOutcome::Unanswered(_, why) | PatchOutcome::Failed(why) => {
+            warn!(%service, "status not written: {why}; retrying");
+        }
+        PatchOutcome::Written | PatchOutcome::Refused(_) | PatchOutcome::Forbidden(_) => {}
+    }
+}
+
+impl PatchWriter {
+    /// Writes while `deadline` allows it.
+    pub fn new(
+        client: Client,
+        deadline: watch::Receiver<WriteDeadline>,
+        in_flight: Arc<RwLock<()>>,
+    ) -> PatchWriter {
+        let permissions = Permissions::new(client.clone(), ("patch", "services", "status"));
+        PatchWriter { client, deadline, in_flight, permissions: Arc::new(permissions) }
+    }
+
+    async fn request(self, key: ObjectKey, patch: StatusPatch) -> Request {
+        let outcome = match self.write(&key, &patch).await {
+            PatchOutcome::Forbidden(why) => {
+                forbidden_outcome(why, self.permissions.denied("").await)
+            }
+            outcome => outcome,
+        };
+        (key, patch, outcome)
+    }
+
+    async fn write(&self, key: &ObjectKey, status_patch: &StatusPatch) -> PatchOutcome {
+        let _in_flight = self.in_flight.read().await;
+        let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
+        let body = Patch::Strategic(patch(status_patch));
+        let parameters =
+            PatchParams { field_manager: Some("pinnace".into()), ..PatchParams::default() };
+
+        // Directly before it is sent: this process may have been stopped since the decision.
+        if !self.deadline.borrow().is_some_and(|end| Instant::now() < end) {
+            return PatchOutcome::Dropped("this node is no longer the leader".into());
+        }
+        match timeout(REQUEST_TIMEOUT, api.patch_status(&key.name, &parameters, &body)).await {
+            Err(_) => PatchOutcome::Unanswered(RETRY.min, "no answer in time".into()),
+            Ok(Ok(_)) => PatchOutcome::Written,
+            Ok(Err(error)) => outcome_of(Failure::of(&error)),
+        }
+    }
+}
+
+fn outcome_of(failure: Failure) -> PatchOutcome {
+    match failure {
+        Failure::Forbidden(why) => PatchOutcome::Forbidden(why),
+        Failure::TooManyRequests(time) => {
+            PatchOutcome::Unanswered(time, "too many requests".into())
+        }
+        Failure::Status(code @ (404 | 409), why) => {
+            PatchOutcome::Dropped(format!("{why} ({code})"))
+        }
+        Failure::Status(code, why) if code < 500 => {
+            PatchOutcome::Refused(format!("{why} ({code})"))
+        }
+        failure @ (Failure::Status(..) | Failure::Gone | Failure::InvalidResponse(_)) => {
+            PatchOutcome::Failed(format!("{failure:?}"))
+        }
+        failure => PatchOutcome::Unanswered(RETRY.min, format!("{failure:?}")),
+    }
+}
+
+/// A 403 means that the credentials have no permission, or else that something (an admission policy)
+/// refuses this one Service.
+fn forbidden_outcome(why: String, denied: bool) -> PatchOutcome {
+    if denied {
+        PatchOutcome::Forbidden(why)
+    } else {
+        PatchOutcome::Refused(format!("{why} (403)"))
+    }
 }
 
 /// uid and resourceVersion bind the write to the version it was decided for. `ingress` is an atomic
-/// list, the finalizer is taken out of its list by name: other finalizers and conditions are left
-/// alone.
-fn patch(publication: &StatusPatch) -> Value {
-    let mut patch = json!({ "metadata": { "uid": publication.uid, "resourceVersion": publication.resource_version } });
-    if let Some(ingress) = &publication.ingress {
+/// list; the finalizer is taken out of its list by name. Other finalizers and conditions stay.
+fn patch(status_patch: &StatusPatch) -> Value {
+    let mut patch = json!({ "metadata": {
+        "uid": status_patch.uid,
+        "resourceVersion": status_patch.resource_version,
+    } });
+    if let Some(ingress) = &status_patch.ingress {
         let entries: Vec<Value> = ingress.iter().map(entry).collect();
         // An empty list would be merged away; null removes.
-        patch["status"] = json!({ "loadBalancer": { "ingress": if entries.is_empty() { Value::Null } else { entries.into() } } });
+        let entries = if entries.is_empty() { Value::Null } else { entries.into() };
+        patch["status"] = json!({ "loadBalancer": { "ingress": entries } });
     }
-    if publication.remove_finalizer {
+    if status_patch.remove_finalizer {
         patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!([CLEANUP_FINALIZER]);
     }
     patch
 }
 
 fn entry(ingress: &Ingress) -> Value {
-    let port = |port: &crate::model::IngressPort| {
-        let mut value = json!({ "port": port.port, "protocol": port.protocol });
-        if let Some(error) = &port.error {
-            value["error"] = json!(error);
-        }
-        value
-    };
-    json!({ "ip": ingress.ip, "ipMode": "VIP", "ports": ingress.ports.iter().map(port).collect::<Vec<_>>() })
+    let ports: Vec<Value> = ingress.ports.iter().map(port).collect();
+    json!({ "ip": ingress.ip, "ipMode": "VIP", "ports": ports })
+}
+
+fn port(port: &IngressPort) -> Value {
+    let mut value = json!({ "port": port.port, "protocol": port.protocol });
+    if let Some(error) = &port.error {
+        value["error"] = json!(error);
+    }
+    value
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IngressPort, Protocol};
+    use crate::model::Protocol;
 
     #[test]
-    fn one_service_that_fails_delays_no_other() {
-        let (bad, good) = (ObjectKey::new("a", "bad"), ObjectKey::new("a", "good"));
-        let (mut pauses, start) = (Pauses::default(), Instant::now());
-        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
-        for _ in 0..10 {
-            pauses.failed(&bad, start);
-        }
-        assert!(
-            pauses.over(&good, start)
-                && !pauses.over(&bad, at(29.9))
-                && pauses.over(&bad, at(30.1))
-        );
-        assert_eq!(pauses.next(at(10.0)), Some(Duration::from_secs(20)));
-        pauses.unanswered(&good, Duration::from_secs(5), start);
-        assert!(
-            !pauses.over(&ObjectKey::new("a", "another"), at(4.9)),
-            "nobody asks while the server asks all to wait"
-        );
-        assert!(pauses.over(&good, at(5.1)) && !pauses.over(&bad, at(5.1)));
-        assert_eq!(pauses.next(at(1.0)), Some(Duration::from_secs(4)));
-        pauses.answered(&bad);
-        assert!(pauses.over(&bad, at(5.1)));
-    }
-
-    #[test]
-    fn only_missing_rights_end_the_writing() {
+    fn only_missing_permissions_end_the_writing() {
         assert_eq!(
-            forbidden_answer("a policy".into(), false),
-            PatchResult::Refused("a policy (403)".into())
+            forbidden_outcome("a policy".into(), false),
+            PatchOutcome::Refused("a policy (403)".into())
         );
         assert_eq!(
-            forbidden_answer("no right".into(), true),
-            PatchResult::Forbidden("no right".into())
+            forbidden_outcome("no right".into(), true),
+            PatchOutcome::Forbidden("no right".into())
         );
     }
 

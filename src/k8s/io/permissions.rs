@@ -1,5 +1,5 @@
-//! Whether a 403 means these credentials, or one object: admission policies and a namespace that is
-//! being deleted answer 403 as well.
+//! Tells a 403 that is about the credentials from one that is about a single object: admission
+//! policies and a namespace that is being deleted answer 403 as well.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,40 +13,38 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
 
-/// For one question.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer counts: a policy that refuses many objects costs one question in this time.
-const KEPT: Duration = Duration::from_secs(5);
+/// How long an answer is used: a policy that refuses many objects costs one review in this time.
+const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// A right these credentials may have: verb, resource of the core group, and subresource or "".
+/// A permission: verb, resource of the core group, and subresource or "".
 pub type AccessCheck = (&'static str, &'static str, &'static str);
 
-/// Asks the API server about one right, and remembers what it said.
+/// Asks the API server about one permission, and remembers its answers for [`MAX_AGE`].
 pub struct Permissions {
     reviews: Api<SelfSubjectAccessReview>,
-    right: AccessCheck,
+    check: AccessCheck,
     /// By namespace, "" for all of them.
     answers: Mutex<BTreeMap<String, (Instant, bool)>>,
 }
 
 impl Permissions {
-    /// About `right`.
-    pub fn new(client: Client, right: AccessCheck) -> Permissions {
-        Permissions { reviews: Api::all(client), right, answers: Mutex::default() }
+    pub fn new(client: Client, check: AccessCheck) -> Permissions {
+        Permissions { reviews: Api::all(client), check, answers: Mutex::default() }
     }
 
-    /// Whether the API server says that the credentials do not have the right in `namespace` ("":
-    /// in all of them). False without an answer.
+    /// Whether the API server denies the permission in `namespace` ("" for all namespaces). False
+    /// without an answer.
     pub async fn denied(&self, namespace: &str) -> bool {
-        // Held while it asks: whoever else was refused meanwhile takes the same answer.
+        // Locked during the request: other tasks wait for the same answer.
         let mut answers = self.answers.lock().await;
-        answers.retain(|_, (at, _)| at.elapsed() < KEPT);
+        answers.retain(|_, (at, _)| at.elapsed() < MAX_AGE);
         if let Some((_, denied)) = answers.get(namespace) {
             return *denied;
         }
         let answer = timeout(
             REQUEST_TIMEOUT,
-            self.reviews.create(&PostParams::default(), &review(self.right, namespace)),
+            self.reviews.create(&PostParams::default(), &review(self.check, namespace)),
         )
         .await;
         match answer.map(|answer| answer.map(|review| review.status)) {
@@ -55,14 +53,14 @@ impl Permissions {
                 !status.allowed
             }
             other => {
-                debug!(answer = ?other, "the API server does not say what the credentials may do");
+                debug!(answer = ?other, "access review without an answer");
                 false
             }
         }
     }
 }
 
-/// The question. All namespaces: without one.
+/// For all namespaces none is named.
 fn review((verb, resource, subresource): AccessCheck, namespace: &str) -> SelfSubjectAccessReview {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let resource_attributes = ResourceAttributes {

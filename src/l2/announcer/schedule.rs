@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::common::random::{Random, mix};
+
 /// How long an address in conflict is left alone before it is probed again (RFC 5227 §1.1,
 /// RATE_LIMIT_INTERVAL). Up to a quarter is added at random: otherwise two hosts that refused each
 /// other would do so forever.
@@ -66,22 +68,17 @@ impl Pacer {
 #[derive(Debug)]
 pub(super) struct Jitter {
     seed: u64,
-    state: u64,
+    random: Random,
 }
 
 impl Jitter {
     pub fn new(seed: u64) -> Jitter {
-        Jitter { seed, state: seed }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.state)
+        Jitter { seed, random: Random::new(seed) }
     }
 
     /// Uniform in `0..limit`.
     pub fn up_to(&mut self, limit: Duration) -> Duration {
-        limit.mul_f64((self.next() >> 11) as f64 / (1u64 << 53) as f64)
+        limit.mul_f64(self.random.unit())
     }
 
     /// Time from `now` until the next refresh: `interval` ±10 %, on a grid of 1/64 of it, so that
@@ -123,10 +120,4 @@ pub(super) fn next_probe(
     let third = probe_time / PROBES;
     let delay = if sent < PROBES { jitter.up_to(third / 2) } else { Duration::ZERO };
     (start + probe_time * sent / PROBES + delay).max(now + third / 2)
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -8,10 +8,8 @@
 //!
 //! The latest desired state counts; results of probing are never dropped. Nothing is decided here.
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
-use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
@@ -26,6 +24,8 @@ use super::counters::{L2Counters, L2Totals};
 use super::desired::Desired;
 use super::filter;
 use super::socket::Port;
+use crate::common::backoff::Backoff;
+use crate::common::random;
 use crate::host::liveness_fence::LivenessFence;
 use crate::l2::announcer::{Announcer, AnnouncerConfig, AnnouncerEvent};
 
@@ -36,9 +36,8 @@ const BATCH: usize = 64;
 /// Maximum number of events that wait for a slow receiver. Beyond it reports of claims are dropped,
 /// because they repeat; results of probing never are, and there is at most one per VIP.
 const EVENT_BACKLOG: usize = 1024;
-/// First and maximum time before an interface whose sockets failed is opened again; doubled each
-/// time.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Delays before an interface that could not be opened is tried again.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 /// Starts [`run`] on a thread of its own, with its own runtime: ARP replies must not wait while the
 /// main thread compiles 5,000 services or writes a large batch to the kernel. Clients wait for them
@@ -123,16 +122,15 @@ struct Task {
 struct Failure {
     /// As reported.
     reason: Option<Box<str>>,
-    pause: Duration,
+    /// How often it was tried again in vain.
+    attempts: u32,
     retry: Instant,
 }
 
 impl Task {
     fn new(config: AnnouncerConfig) -> Task {
-        // The standard library seeds its hash tables from the system's randomness.
-        let seed = RandomState::new().build_hasher().finish();
         Task {
-            announcer: Announcer::new(config, seed),
+            announcer: Announcer::new(config, random::seed()),
             epoch: Instant::now(),
             desired: Desired::default(),
             ports: BTreeMap::new(),
@@ -256,9 +254,9 @@ impl Task {
 
     fn close(&mut self, ifindex: u32, reason: Option<Box<str>>) {
         self.ports.remove(&ifindex);
-        let pause =
-            self.failed.get(&ifindex).map_or(RETRY.0, |failure| (failure.pause * 2).min(RETRY.1));
-        self.failed.insert(ifindex, Failure { reason, pause, retry: Instant::now() + pause });
+        let attempts = self.failed.get(&ifindex).map_or(0, |failure| failure.attempts + 1);
+        let retry = Instant::now() + RETRY.delay(attempts);
+        self.failed.insert(ifindex, Failure { reason, attempts, retry });
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::conntrack;
 use super::writer::RulesetWriter;
+use crate::common::backoff::Backoff;
 use crate::host::time_of_day::time_of_day;
 use crate::model::Protocol;
 use crate::model::forwarding::{Balancing, Forwarding, FrontendKey};
@@ -21,9 +22,8 @@ use crate::model::trigger_time::TriggerTime;
 
 /// Interval of the drift check: one small request while no other program commits to nftables.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
-/// First pause after a failed transaction. Doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Delays before a batch that the kernel refused is sent again.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
 
 /// Maximum number of frontends in one transaction, which takes some ten milliseconds in the kernel.
 /// Without preemption nothing else runs on that CPU meanwhile: no BFD thread and no packet
@@ -156,7 +156,7 @@ impl Worker {
     fn run(mut self) {
         let mut next_refresh = Instant::now() + self.refresh;
         let mut next_check = Instant::now() + DRIFT_INTERVAL;
-        let mut pause = RETRY_MIN;
+        let mut failures = 0;
         let mut retry_at: Option<Instant> = None;
         let mut loaded = false;
         loop {
@@ -167,12 +167,12 @@ impl Worker {
             if !pending.changes.is_empty() {
                 if self.apply(&mut pending.changes, pending.origin) {
                     loaded = true;
-                    pause = RETRY_MIN;
+                    failures = 0;
                     retry_at = None;
                 } else {
                     self.put_back(pending.changes, pending.origin);
-                    retry_at = Some(Instant::now() + pause);
-                    pause = (pause * 2).min(RETRY_MAX);
+                    retry_at = Some(Instant::now() + RETRY.delay(failures));
+                    failures = failures.saturating_add(1);
                 }
             }
             if let Some(on_exit) = pending.stop {

@@ -64,6 +64,17 @@ build_release() {
 	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/release/pinnace"
 }
 
+# A binary for the demonstration, quicker to build than that of users. Its path is in $PINNACE_BIN afterwards; one that is named there already is taken.
+build_demo() {
+	[ -z "${PINNACE_BIN:-}" ] || { [ -x "$PINNACE_BIN" ] || die "PINNACE_BIN=$PINNACE_BIN: there is no such program"; return 0; }
+	install_target
+	install_packages cc=gcc /usr/include/stdio.h=libc6-dev clang=clang
+	say "building Pinnace: up to 5 minutes on 2 processors the first time, seconds later (PINNACE_BIN=/path/of/pinnace takes a built one)"
+	cargo build --locked --profile demo --target "$target" --bin pinnace || { give_back; die "the build failed"; }
+	give_back
+	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/demo/pinnace"
+}
+
 # Any Go since 1.21 fetches by itself the version a go.mod asks for; an older one (Debian 12) is made to fetch a newer one as a module.
 find_go() {
 	local home minor toolchain=golang.org/toolchain@v0.0.1-go1.24.9.linux-amd64

@@ -84,9 +84,9 @@ impl World {
         host.process = None;
         host.life += 1;
         (host.frozen, host.suspended) = (false, None);
-        host.woken = Duration::MAX;
+        host.scheduled = Duration::MAX;
         host.backlog.clear();
-        host.untold.clear();
+        host.undelivered.clear();
         self.up.retain(|(a, _)| *a != node);
         self.recheck();
     }
@@ -143,7 +143,7 @@ impl World {
         for frame in std::mem::take(&mut self.hosts[node].backlog) {
             self.frame(node, &frame);
         }
-        for event in std::mem::take(&mut self.hosts[node].untold) {
+        for event in std::mem::take(&mut self.hosts[node].undelivered) {
             self.tell(node, Some(event));
         }
         // Not before the sessions were heard, or have ended, which is told of at two addresses.

@@ -78,7 +78,8 @@ fn connections_through_a_dead_node_are_reset_and_all_others_go_on() {
         let preferred = &cluster.trio.nodes[node].name;
         service(name).annotation("pinnace.dev/prefer-nodes", preferred).port("http", "TCP", 80)
     };
-    let (through_victim, through_other) = (prefers("struck", victim), prefers("spared", other));
+    let (through_victim, through_other) =
+        (prefers("affected", victim), prefers("unaffected", other));
     // In one file: with manifests every node gives addresses by itself, in the order in which it
     // learns of Services.
     let texts = [&through_victim, &through_other]
@@ -100,23 +101,23 @@ fn connections_through_a_dead_node_are_reset_and_all_others_go_on() {
             [(); 6].map(|()| eventually("a connection", Duration::from_secs(5), connect))
         })
     };
-    let (struck, spared) = (open(&through_victim, victim), open(&through_other, other));
+    let (affected, unaffected) = (open(&through_victim, victim), open(&through_other, other));
 
     let begin = cluster.inject(victim, Fault::PowerLoss);
-    for (vip, mut connection, pod) in spared.into_iter().flatten() {
+    for (vip, mut connection, pod) in unaffected.into_iter().flatten() {
         assert_eq!(
             connection.ask().map(|reply| reply.pod),
             Ok(pod),
             "{vip}: a connection through a node that lives"
         );
     }
-    for (vip, ..) in struck.iter().flatten() {
+    for (vip, ..) in affected.iter().flatten() {
         eventually("another owner", Duration::from_secs(2), || {
             cluster.owner(*vip, &others(victim))
         });
     }
     println!("other owners after {:?}", begin.elapsed());
-    for (vip, mut connection, pod) in struck.into_iter().flatten() {
+    for (vip, mut connection, pod) in affected.into_iter().flatten() {
         let asked = Instant::now();
         let answer = connection.ask();
         let reset = matches!(&answer, Err(Failure::Other(why)) if why.contains("reset"));

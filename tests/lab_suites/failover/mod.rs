@@ -26,7 +26,7 @@ use crate::lab::{Trace, ensure, eventually, patient};
 
 const ALL: [usize; NODES] = [0, 1, 2];
 
-/// What a client saw when the owner of an address was struck.
+/// What a client saw when the owner of an address failed.
 struct Seen {
     family: Family,
     victim: usize,
@@ -34,8 +34,8 @@ struct Seen {
     trace: Trace,
 }
 
-/// Strikes the owner of each address in turn, each time from a quiet state.
-fn struck(blow: Fault, mut judge: impl FnMut(&Cluster, Seen)) {
+/// Injects the fault into the owner of each address in turn, each time once the cluster has settled.
+fn observe_fault(fault: Fault, mut judge: impl FnMut(&Cluster, Seen)) {
     let mut cluster = Cluster::start(&[]);
     for target in Family::ALL {
         cluster.settle();
@@ -48,13 +48,13 @@ fn struck(blow: Fault, mut judge: impl FnMut(&Cluster, Seen)) {
             )
         });
         thread::sleep(Duration::from_millis(300));
-        let begin = cluster.inject(victim, blow);
+        let begin = cluster.inject(victim, fault);
         thread::sleep(Duration::from_millis(2500));
         for (family, owner, prober) in probers {
             let trace = prober.stop();
             if owner == victim {
                 println!(
-                    "{blow:?}, {family}: {:?} without an answer, {} of {} lost",
+                    "{fault:?}, {family}: {:?} without an answer, {} of {} lost",
                     trace.gap(),
                     trace.lost(),
                     trace.probes.len()
@@ -62,7 +62,7 @@ fn struck(blow: Fault, mut judge: impl FnMut(&Cluster, Seen)) {
                 judge(&cluster, Seen { family, victim, begin, trace });
             }
         }
-        cluster.heal(victim, blow);
+        cluster.heal(victim, fault);
     }
 }
 
@@ -79,13 +79,13 @@ fn with_pods_on(cluster: &Cluster, service: &Service, nodes: &[usize]) -> String
 }
 
 /// Somebody else answers within the bound, and to the end.
-fn taken_over(blow: Fault, bound: Duration) {
-    struck(blow, |cluster, Seen { family, victim, begin, trace }| {
+fn taken_over(fault: Fault, bound: Duration) {
+    observe_fault(fault, |cluster, Seen { family, victim, begin, trace }| {
         assert!(trace.gap() <= patient(bound), "{family}: {:?} without an answer", trace.gap());
         let through = trace.since(begin + patient(bound)).by(|reply| cluster.trio.through(reply));
         assert!(
             !through.is_empty() && !through.contains_key(&victim),
-            "{family}: answers through {through:?}, struck: {victim}"
+            "{family}: answers through {through:?}, victim: {victim}"
         );
         cluster.owner(cluster.vip(family), &others(victim)).expect("the others agree");
     });
@@ -137,7 +137,7 @@ fn pods_of_a_dead_node_are_not_asked_any_more() {
 
 #[test]
 fn a_planned_stop_loses_nothing() {
-    struck(Fault::Terminated, |cluster, Seen { family, victim, begin, trace }| {
+    observe_fault(Fault::Terminated, |cluster, Seen { family, victim, begin, trace }| {
         assert!(
             trace.gap() <= patient(Duration::from_millis(100)),
             "{family}: {:?} without an answer",

@@ -80,7 +80,7 @@ impl Cluster {
     /// Nobody is sent anywhere, and nobody answers there for it.
     fn refused(&self, name: &str, text: &str) {
         self.told(name, FAILED, text);
-        self.running.wait_phase(&format!("default/{name}"), "Refused");
+        self.running.wait_phase(&format!("default/{name}"), "Failed");
         assert_eq!(published(&self.plane, name), Vec::<IpAddr>::new(), "{name}");
     }
 

@@ -55,7 +55,7 @@ fn a_pool_of_one_namespace_serves_its_services_and_others_are_told_why_not() {
         (&json!("Warning"), &json!("default")),
         "{told}"
     );
-    running.wait_phase("default/web", "Refused");
+    running.wait_phase("default/web", "Failed");
 
     // Its own, and two that share one address: by protocol, each with pods of its own.
     let (tcp, udp) =

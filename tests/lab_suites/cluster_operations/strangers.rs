@@ -167,7 +167,7 @@ fn an_address_that_a_stranger_has_is_left_to_it_and_an_event_names_the_stranger(
                 (&json!("Warning"), &json!("Service"))
             );
         });
-        cluster.running[0].wait_phase(&format!("default/{service}"), "Refused");
+        cluster.running[0].wait_phase(&format!("default/{service}"), "Failed");
         cluster.running[0].wait_reason(&format!("default/{service}"), &mac);
         assert_eq!(published(&cluster.plane, &service), Vec::<IpAddr>::new());
     }

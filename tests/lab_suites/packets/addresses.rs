@@ -32,7 +32,7 @@ fn a_requested_address_outside_the_pools_is_refused() {
     );
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/other");
-    running.wait_phase("default/web", "Refused");
+    running.wait_phase("default/web", "Failed");
     running.wait_reason("default/web", "10.88.0.50");
     for family in Family::ALL {
         assert_eq!(
@@ -74,7 +74,7 @@ fn an_address_is_not_shared_without_consent() {
     );
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/first");
-    running.wait_phase("default/second", "Refused");
+    running.wait_phase("default/second", "Failed");
     running.wait_reason("default/second", "default/first");
 }
 
@@ -93,7 +93,7 @@ fn an_exhausted_pool_is_said() {
     eventually("two serve, one is refused and says why", PATIENCE, || {
         let status = running.pinnace().status()?;
         let serving = names.iter().filter(|name| status.phase(name) == "Serving").count();
-        let refused = names.iter().find(|name| status.phase(name) == "Refused");
+        let refused = names.iter().find(|name| status.phase(name) == "Failed");
         let said =
             refused.is_some_and(|name| status.reasons(name).to_lowercase().contains("exhausted"));
         ensure(serving == 2 && said, || status.0.to_string())
@@ -174,7 +174,7 @@ fn a_smaller_pool_withdraws_what_left_it() {
         .pinnace()
         .set("PINNACE_POOLS", "10.88.0.200-10.88.0.210,fd88::200-fd88::210")
         .start_ready();
-    running.wait_phase("default/web", "Refused");
+    running.wait_phase("default/web", "Failed");
     running.wait_reason("default/web", "10.88.0.213");
     for family in Family::ALL {
         assert_eq!(lab.client.neighbour(lab::lan(family, 213)), None);
@@ -204,7 +204,7 @@ fn pools_change_while_everything_goes_on() {
     assert_from(&lab.client.tcp(lab::lan(Family::V4, 213), 80), &["pod-1"]);
     settings("pools: 10.88.0.200-10.88.0.210,fd88::200-fd88::210");
     running.signal(Signal::HUP);
-    running.wait_phase("default/web", "Refused");
+    running.wait_phase("default/web", "Failed");
     running.wait_reason("default/web", "10.88.0.213");
     running.wait_serving("default/other");
     for family in Family::ALL {
@@ -315,7 +315,7 @@ fn a_contested_node_port_is_whose_it_was_before_a_restart() {
         drop(running);
         running = lab.pinnace().start_ready();
         running.wait_serving("default/zeta");
-        running.wait_phase("default/alpha", "Refused");
+        running.wait_phase("default/alpha", "Failed");
         running.wait_reason("default/alpha", "default/zeta on nodes node-1, node-2");
         for family in Family::ALL {
             assert_from(&lab.client.tcp(lab.node.address(family), 80), &["pod-1"]);
@@ -404,7 +404,7 @@ fn addresses_that_old_devices_refuse_are_given_unless_told_otherwise() {
     let only: IpAddr = "10.89.2.1".parse().expect("an address");
     assert_eq!(running.address("default/one", Family::V4), only);
     assert_from(&lab.client.tcp(only, 80), &["pod-1"]);
-    running.wait_phase("default/two", "Refused");
+    running.wait_phase("default/two", "Failed");
     running.wait_reason("default/two", "xhausted");
 }
 

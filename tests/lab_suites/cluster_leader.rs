@@ -280,7 +280,7 @@ fn every_annotation_of_the_table_does_what_it_says() {
 }
 
 #[test]
-fn no_address_is_given_twice_whatever_becomes_of_the_writer() {
+fn no_address_is_allocated_twice_whatever_happens_to_the_leader() {
     let lab = Lab::new(1, 1);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     let node2 = lab.node2.as_ref().expect("a lab with far pods has a second node");
@@ -332,7 +332,7 @@ fn no_address_is_given_twice_whatever_becomes_of_the_writer() {
 }
 
 #[test]
-fn fifty_services_at_rest_cost_one_write_in_five_seconds_at_most() {
+fn fifty_idle_services_cost_at_most_one_write_in_five_seconds() {
     let lab = Lab::new(0, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
@@ -366,7 +366,7 @@ fn fifty_services_at_rest_cost_one_write_in_five_seconds_at_most() {
 /// 403 is also what admission policies say about one Service, and every namespace that is being
 /// deleted about its Events.
 #[test]
-fn what_is_refused_for_one_service_stops_nothing_else() {
+fn a_write_refused_for_one_service_affects_no_other() {
     let lab = Lab::new(0, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
@@ -441,7 +441,7 @@ fn what_is_refused_for_one_service_stops_nothing_else() {
 }
 
 #[test]
-fn one_that_may_not_write_leaves_it_to_others() {
+fn a_node_without_write_permission_remains_a_follower() {
     let lab = Lab::new(0, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);
@@ -511,7 +511,7 @@ fn versions(plane: &ControlPlane) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn a_thousand_services_made_at_once_are_each_written_once_and_disturb_nobody() {
+fn a_thousand_new_services_are_each_written_once() {
     const COUNT: u32 = 1000;
     let lab = Lab::new(0, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());

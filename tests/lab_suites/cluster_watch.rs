@@ -213,7 +213,7 @@ fn a_damaged_snapshot_is_set_aside() {
 }
 
 #[test]
-fn servers_that_fail_are_named_with_how_and_recovery_needs_nobody() {
+fn failing_api_servers_are_reported_and_recovery_is_automatic() {
     let (lab, api) = cluster();
     let running = pinnace_with(&lab, &api.kubeconfig_with_faults("pinnace")).start_ready();
     running.wait_serving("default/web");
@@ -242,7 +242,7 @@ fn servers_that_fail_are_named_with_how_and_recovery_needs_nobody() {
 }
 
 #[test]
-fn a_connection_that_is_cut_is_made_again_and_nothing_is_missed() {
+fn a_lost_connection_is_restored_and_no_event_is_missed() {
     let (lab, api) = cluster();
     let running = pinnace_with(&lab, &api.kubeconfig_with_faults("pinnace")).start_ready();
     running.wait_serving("default/web");
@@ -257,7 +257,7 @@ fn a_connection_that_is_cut_is_made_again_and_nothing_is_missed() {
 /// The connection lives, the other watches bring what they should: a gateway, or the server, has
 /// lost this one.
 #[test]
-fn a_watch_that_alone_says_nothing_any_more_is_resumed() {
+fn a_stalled_watch_is_resumed() {
     let (lab, api) = cluster();
     let running = pinnace_with(&lab, &api.kubeconfig_with_faults("pinnace")).start_ready();
     running.wait_serving("default/web");
@@ -279,7 +279,7 @@ fn a_watch_that_alone_says_nothing_any_more_is_resumed() {
 }
 
 #[test]
-fn a_slow_server_is_waited_for() {
+fn a_slow_api_server_is_tolerated() {
     let (lab, api) = cluster();
     api.faults("delay 1");
     let running = pinnace_with(&lab, &api.kubeconfig_with_faults("pinnace")).start();
@@ -294,7 +294,7 @@ fn a_slow_server_is_waited_for() {
 }
 
 #[test]
-fn another_server_is_asked_when_one_does_not_answer() {
+fn the_next_api_server_is_used_when_one_does_not_answer() {
     let (lab, mut api) = cluster();
     let servers = format!("https://{}:1,{}", lab.client2.address(Family::V4), api.url());
     let running = pinnace(&lab, &api).set("PINNACE_API_SERVERS", servers).start_ready();
@@ -365,7 +365,7 @@ fn with_file(path: &str, text: &str) {
 }
 
 #[test]
-fn on_a_k3s_host_its_credentials_are_found_and_named() {
+fn credentials_of_a_k3s_host_are_found_and_logged() {
     const SERVER: &str = "/etc/rancher/k3s/k3s.yaml";
     const AGENT: &str = "/var/lib/rancher/k3s/agent/kubeproxy.kubeconfig";
     let (lab, api) = cluster();
@@ -404,7 +404,7 @@ fn on_a_k3s_host_its_credentials_are_found_and_named() {
 }
 
 #[test]
-fn credentials_that_may_not_read_are_told_what_is_missing() {
+fn missing_read_permissions_are_reported() {
     let (lab, api) = cluster();
     let file = changing(&lab, &with_token(&api, "nobody", "unknown"));
     let running = pinnace_with(&lab, &file).start();
@@ -430,7 +430,7 @@ fn credentials_that_may_not_read_are_told_what_is_missing() {
 }
 
 #[test]
-fn a_kubeconfig_replaced_on_disk_is_used_and_a_broken_one_is_not() {
+fn a_replaced_kubeconfig_is_used_and_a_broken_one_is_ignored() {
     let (lab, mut api) = cluster();
     let good = fs::read_to_string(api.kubeconfig("pinnace")).expect("a kubeconfig");
     let file = changing(&lab, &good);
@@ -465,7 +465,7 @@ fn a_kubeconfig_replaced_on_disk_is_used_and_a_broken_one_is_not() {
 }
 
 #[test]
-fn what_the_server_has_forgotten_is_read_anew() {
+fn an_expired_watch_lists_again() {
     let (lab, mut api) = cluster();
     api.apply(&web("doomed").with_pods(&lab.pods));
     record(&api, "doomed", 201);
@@ -489,7 +489,7 @@ fn what_the_server_has_forgotten_is_read_anew() {
 }
 
 #[test]
-fn without_a_source_or_with_two_it_says_what_to_set() {
+fn no_service_source_and_two_sources_are_configuration_errors() {
     let lab = Lab::new(1, 0);
     let output = lab.pinnace().unset("PINNACE_MANIFESTS").run(&["run"]);
     let complaint = String::from_utf8_lossy(&output.stderr);

@@ -155,7 +155,7 @@ fn at_most_linear(what: &str, small: Work, large: Work) {
 }
 
 #[test]
-fn giving_addresses_to_all_services() {
+fn allocating_addresses_to_all_services() {
     at_most_linear(
         "1,250 and 5,000 Services at the start",
         least(|| started(1250).1),

@@ -106,7 +106,7 @@ fn the_dead_mans_switch_turns_the_rules_off() {
 }
 
 #[test]
-fn rules_that_somebody_flushed_come_back() {
+fn flushed_rules_are_restored() {
     let lab = serving();
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/web");
@@ -168,7 +168,7 @@ fn flows_that_began_while_the_rules_were_flushed_are_served_once_they_are_back()
 }
 
 #[test]
-fn wrong_settings_are_all_named_at_once_and_nothing_is_touched() {
+fn all_invalid_settings_are_reported_at_once_and_nothing_is_touched() {
     let lab = serving();
     let pinnace = lab
         .pinnace()
@@ -200,7 +200,7 @@ fn without_any_source_the_process_ends_at_once_and_names_the_setting() {
 }
 
 #[test]
-fn systemd_is_told_when_it_is_ready_and_that_it_lives() {
+fn systemd_gets_ready_and_watchdog_notifications() {
     let lab = serving();
     let path = lab.directory().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -273,7 +273,7 @@ fn health_endpoints_say_what_a_client_may_expect() {
 }
 
 #[test]
-fn the_printed_rules_are_those_of_the_kernel_and_the_planned_ones_too() {
+fn printed_and_planned_rules_equal_those_of_the_kernel() {
     let lab = serving();
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/web");
@@ -294,7 +294,7 @@ fn the_printed_rules_are_those_of_the_kernel_and_the_planned_ones_too() {
 }
 
 #[test]
-fn an_endpoint_fewer_breaks_no_connection_and_verdicts_follow() {
+fn a_removed_endpoint_breaks_no_connection_and_verdicts_follow() {
     let lab = serving();
     let running = lab.pinnace().start_ready();
     running.wait_serving("default/web");
@@ -315,7 +315,7 @@ fn an_endpoint_fewer_breaks_no_connection_and_verdicts_follow() {
 /// Of the start, of work, of trouble and of the end; with words in it that somebody outside has
 /// chosen.
 #[test]
-fn every_line_of_a_log_in_json_is_one_object() {
+fn every_json_log_line_is_one_object() {
     let lab = serving();
     let settings = lab
         .pinnace()
@@ -373,7 +373,7 @@ fn every_line_of_a_log_in_json_is_one_object() {
 /// So that a switch does not forget where they are: every second where that is asked, and not for a
 /// minute where it is not.
 #[test]
-fn addresses_are_announced_again_as_often_as_the_setting_says() {
+fn addresses_are_announced_at_the_configured_interval() {
     const WINDOW: Duration = Duration::from_secs(6);
     let lab = serving();
     // Where another node is missed they are announced more often.

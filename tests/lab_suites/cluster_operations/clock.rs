@@ -67,7 +67,7 @@ fn off(time: Timestamp, days: i64) -> SignedDuration {
 }
 
 #[test]
-fn a_wall_clock_that_is_stepped_moves_no_lease_and_stops_no_packet() {
+fn a_wall_clock_step_moves_no_lease_and_stops_no_packet() {
     let lab = Lab::new(1, 1);
     let node2 = lab.node2.as_ref().expect("a lab with far pods has a second node");
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());

@@ -120,7 +120,7 @@ fn in_pod(lab: &Lab, plane: &ControlPlane, account: &Account) -> Pinnace {
 }
 
 #[test]
-fn tokens_of_a_pod_are_rotated_and_a_broken_kubeconfig_keeps_no_node_from_serving() {
+fn rotated_tokens_are_used_and_a_broken_kubeconfig_stops_no_node() {
     let lab = Lab::new(2, 1);
     let authority = Authority::new(&lab);
     let options = Options::on(&lab.client2).without_controllers();

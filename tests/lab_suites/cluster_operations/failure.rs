@@ -27,7 +27,7 @@ fn served(lab: &Lab, address: std::net::IpAddr) {
 }
 
 #[test]
-fn a_store_that_stands_still_or_is_gone_and_answers_that_take_seconds_stop_no_packet() {
+fn packets_flow_with_etcd_frozen_or_gone_and_a_slow_api_server() {
     let lab = Lab::new(1, 0);
     let mut plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);

@@ -107,7 +107,7 @@ impl Cluster {
 }
 
 #[test]
-fn each_is_told_about_its_own_mistake_and_the_neighbours_clients_notice_nothing() {
+fn invalid_input_is_reported_and_affects_no_other_service() {
     let mut cluster = Cluster::start();
     let healthy = service("healthy").only(Family::V4).port("dns", "UDP", 53);
     cluster.plane.apply(&healthy.with_pods(&cluster.lab.pods[..1]));

@@ -101,7 +101,7 @@ impl Cluster {
 }
 
 #[test]
-fn addresses_of_nodes_are_published_as_servicelb_does_while_nodes_change_come_and_go() {
+fn node_addresses_are_published_as_servicelb_does_while_nodes_change() {
     let cluster = Cluster::start();
     let (plane, client) = (&cluster.plane, &cluster.trio.client);
     plane.apply(&web("web").node_mode().yaml());
@@ -154,7 +154,7 @@ fn addresses_of_nodes_are_published_as_servicelb_does_while_nodes_change_come_an
 /// each other at Services' addresses all the same, so each knows what is wrong and says it about
 /// itself, where administrators look.
 #[test]
-fn a_firewall_that_drops_bfd_between_the_nodes_is_named_with_its_port_in_an_event_and_in_status() {
+fn blocked_bfd_is_reported_with_its_port_in_an_event_and_in_status() {
     let cluster = Cluster::start();
     let (plane, trio) = (&cluster.plane, &cluster.trio);
     plane.apply(&web("web").yaml());

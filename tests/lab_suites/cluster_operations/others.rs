@@ -38,7 +38,7 @@ fn fight(plane: &ControlPlane, running: &Running, name: &str, ours: IpAddr, thei
 }
 
 #[test]
-fn servicelb_and_others_are_named_and_no_status_is_fought_over() {
+fn servicelb_and_others_are_reported_and_status_conflicts_back_off() {
     let lab = Lab::new(1, 0);
     let plane = ControlPlane::start(Options::on(&lab.client2).without_controllers());
     plane.node_of(&lab.node);

@@ -145,7 +145,7 @@ fn name(what: &str, family: Family, node: usize) -> String {
 
 /// In both families, whichever node is to answer for it.
 #[test]
-fn an_address_that_a_stranger_has_is_left_to_it_and_an_event_names_the_stranger() {
+fn an_address_of_a_foreign_machine_is_left_to_it_and_reported() {
     let mut cluster = Cluster::start(&[FIRST, ASKED, ASKED + 1]);
     let mac = cluster.stranger().mac();
     let cases: Vec<(Family, usize)> =

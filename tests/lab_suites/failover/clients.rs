@@ -27,7 +27,7 @@ pub fn addresses(cluster: &Cluster, service: &Service) -> [IpAddr; 2] {
 /// ClientIP affinity: the nodes have nothing to tell each other, and name the same pod for the same
 /// client.
 #[test]
-fn a_client_with_affinity_finds_its_pod_again_behind_another_node() {
+fn client_ip_affinity_survives_failover() {
     let mut cluster = Cluster::start(&[]);
     cluster.settle();
     let sticky = service("sticky").sticky().port("http", "TCP", 80);
@@ -70,7 +70,7 @@ fn a_client_with_affinity_finds_its_pod_again_behind_another_node() {
 /// go on, though their pod lives; their clients are told at once, where silence would keep them
 /// waiting for minutes. Nobody else notices.
 #[test]
-fn connections_through_a_dead_node_are_reset_and_all_others_go_on() {
+fn connections_through_a_failed_node_are_reset_and_others_survive() {
     let mut cluster = Cluster::start(&[]);
     cluster.settle();
     let (victim, other, third) = (0, 1, 2);

@@ -19,7 +19,7 @@ const LONG: Duration = Duration::from_secs(2);
 /// Clients ask on and are answered, nobody takes anybody for dead, and what nodes are told after a
 /// step they serve.
 #[test]
-fn a_wall_clock_that_is_stepped_by_a_day_harms_nobody() {
+fn a_wall_clock_step_of_a_day_changes_nothing() {
     let cluster = Cluster::start_with(&[], |_, pinnace| pinnace.with_clock());
     cluster.settle();
     let victim = cluster.owner(cluster.vip(Family::V4), &ALL).expect("an owner");

@@ -12,8 +12,7 @@ use crate::lab::{Capture, ensure, eventually};
 
 /// The client is the router, and never asks for the address itself.
 #[test]
-fn a_standby_knows_the_gateway_and_the_nodes_before_it_takes_over_and_tells_the_gateway_in_person()
-{
+fn a_standby_resolves_gateway_and_nodes_in_advance_and_announces_to_the_gateway() {
     let trio = Trio::new();
     for node in &trio.nodes {
         node.ns.ip(&[

@@ -65,7 +65,7 @@ fn a_node_that_stops_says_so_until_it_is_gone() {
 /// externalTrafficPolicy Local: the last pod on the owner goes, and the address with it, to where
 /// there is one; pods see who asks all the while.
 #[test]
-fn an_address_of_policy_local_follows_the_pods_and_the_client_stays_visible() {
+fn a_local_address_follows_its_pods_and_keeps_the_client_source() {
     let cluster = Cluster::start(&[]);
     eventually("every node sees the others", Duration::from_secs(10), || cluster.sessions());
     let local = service("local").local().port("udp", "UDP", 53);

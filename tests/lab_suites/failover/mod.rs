@@ -109,7 +109,7 @@ fn a_lost_carrier() {
 /// Connections to pods of a node that lost power end with the detection, though the API server
 /// would need 40 s to say so.
 #[test]
-fn pods_of_a_dead_node_are_not_asked_any_more() {
+fn endpoints_of_a_failed_node_get_no_traffic() {
     let mut cluster = Cluster::start(&[]);
     cluster.settle();
     let owners =
@@ -136,7 +136,7 @@ fn pods_of_a_dead_node_are_not_asked_any_more() {
 }
 
 #[test]
-fn a_planned_stop_loses_nothing() {
+fn a_planned_stop_loses_no_request() {
     observe_fault(Fault::Terminated, |cluster, Seen { family, victim, begin, trace }| {
         assert!(
             trace.gap() <= patient(Duration::from_millis(100)),
@@ -154,7 +154,7 @@ fn a_planned_stop_loses_nothing() {
 }
 
 #[test]
-fn after_a_split_there_is_one_owner_again() {
+fn one_owner_remains_after_a_partition() {
     let cluster = Cluster::start(&[]);
     cluster.settle();
     let vips = Family::ALL.map(|family| cluster.vip(family));
@@ -194,7 +194,7 @@ fn after_a_split_there_is_one_owner_again() {
 
 /// Each way round, and both: the owner does not hear the others, the others do not hear it.
 #[test]
-fn where_bfd_is_blocked_there_is_one_owner() {
+fn one_owner_remains_with_bfd_blocked() {
     for hooks in [&["input"] as &[_], &["output"], &["input", "output"]] {
         let cluster = Cluster::start(&[]);
         cluster.settle();
@@ -241,7 +241,7 @@ fn where_bfd_is_blocked_there_is_one_owner() {
 /// A client that keeps its port is remembered by the kernels on the way, and would be sent to the
 /// dead pod for as long as it asks.
 #[test]
-fn a_udp_client_of_a_dead_pod_is_answered_by_another() {
+fn a_udp_client_of_a_failed_pod_reaches_another() {
     let mut cluster = Cluster::start(&[]);
     cluster.settle();
     let owners =

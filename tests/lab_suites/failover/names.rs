@@ -15,7 +15,7 @@ fn vips(cluster: &Cluster) -> [std::net::IpAddr; 2] {
 
 /// A fourth and a fifth machine run under the name of another.
 #[test]
-fn a_machine_under_the_name_of_another_answers_for_nothing_and_says_why() {
+fn a_duplicate_node_name_owns_nothing_and_is_reported() {
     let cluster = Cluster::of(5, &[], |node, pinnace| {
         if node >= 3 { pinnace.set("PINNACE_NODE_NAME", "node-1") } else { pinnace }
     });
@@ -58,7 +58,7 @@ fn a_machine_under_the_name_of_another_answers_for_nothing_and_says_why() {
 /// Packets for the two reach now one, now the other, so their sessions come and go. Nobody can say
 /// which is the right one: neither answers, and the rest of the cluster goes on.
 #[test]
-fn a_copied_machine_is_named_and_the_others_go_on() {
+fn a_cloned_machine_is_reported_and_others_are_unaffected() {
     let mut cluster = Cluster::of(4, &[], |_, pinnace| pinnace);
     cluster.settle();
     let vips = vips(&cluster);

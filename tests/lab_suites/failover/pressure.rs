@@ -124,7 +124,7 @@ impl Drop for Temporary {
 
 /// Every node logs at the finest level to pipes that nobody empties.
 #[test]
-fn a_log_storm_that_nobody_reads_costs_no_session() {
+fn unread_logs_cost_no_session() {
     let mut cluster =
         Cluster::start_with(&[("PINNACE_LOG", "debug")], |_, pinnace| pinnace.unread());
     cluster.settle();

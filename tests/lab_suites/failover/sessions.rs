@@ -24,7 +24,7 @@ fn refused(cluster: &Cluster, node: usize, reason: &str) -> u64 {
 
 /// Two nodes have one secret, a third another, a fourth none.
 #[test]
-fn nodes_with_one_secret_watch_each_other_and_take_no_packets_from_others() {
+fn nodes_with_a_shared_secret_reject_packets_of_others() {
     let trio = Trio::of(4);
     let secret = |name: &str, text: &str| -> PathBuf {
         let path = trio.directory().join(name);
@@ -138,7 +138,7 @@ fn nodes_with_one_secret_watch_each_other_and_take_no_packets_from_others() {
 /// Where it is permitted the thread that watches is ahead of ordinary processes. Where it is not,
 /// that is said, and it watches all the same.
 #[test]
-fn a_node_that_may_not_be_ahead_of_other_processes_says_so_and_watches_all_the_same() {
+fn without_realtime_scheduling_bfd_runs_and_reports_it() {
     const FIFO: &str = "1";
     let cluster =
         Cluster::start_with(
@@ -238,7 +238,7 @@ fn watched(cluster: &Cluster, addresses: &[String; 2]) -> Result<(), String> {
 /// lives, and two may answer; a client outside is never without an answer for longer than when a
 /// node dies, and soon all is as before.
 #[test]
-fn a_node_that_gets_another_address_is_watched_there_and_the_others_go_on() {
+fn sessions_follow_a_changed_node_address() {
     const BOUND: Duration = Duration::from_secs(1);
     let cluster = Cluster::start(&[]);
     cluster.settle();

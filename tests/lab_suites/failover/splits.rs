@@ -19,7 +19,7 @@ const JOIN: Duration = Duration::from_secs(1);
 /// In every shape: the client with few or with many, with or without the owner. Each comes while
 /// the nodes that were away before still count as fresh.
 #[test]
-fn every_side_of_a_split_has_one_owner_and_the_whole_has_one_again() {
+fn each_partition_has_one_owner_and_the_merged_lan_has_one() {
     let cluster = Cluster::of(ALL.len(), &[], |_, pinnace| pinnace);
     cluster.settle();
     let vips = Family::ALL.map(|family| cluster.vip(family));
@@ -66,7 +66,7 @@ fn every_side_of_a_split_has_one_owner_and_the_whole_has_one_again() {
 /// Between two nodes, in one direction, for good: the owner is not heard by the other, or does not
 /// hear it. The third hears both.
 #[test]
-fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
+fn one_way_frame_loss_leaves_one_owner() {
     let cluster = Cluster::start(&[]);
     for owner_is_heard in [false, true] {
         cluster.settle();

@@ -20,13 +20,13 @@ const BEFORE: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(4);
 
 #[test]
-fn a_node_that_stood_still_harms_nobody() {
+fn a_stalled_node_resumes_without_conflict() {
     harms_nobody(Duration::from_secs(6));
 }
 
 /// Long after everybody else has settled with the new owner.
 #[test]
-fn a_node_that_stood_still_for_half_a_minute_harms_nobody() {
+fn a_node_stalled_for_half_a_minute_resumes_without_conflict() {
     harms_nobody(Duration::from_secs(30));
 }
 
@@ -118,7 +118,7 @@ fn harms_nobody(time: Duration) {
 /// A thread that is kept from running, by a debugger or by others of a higher priority, cannot say
 /// so itself.
 #[test]
-fn a_node_that_does_not_watch_the_others_says_so_and_answers_for_nothing() {
+fn a_node_without_bfd_reports_it_and_owns_nothing() {
     let cluster = Cluster::start(&[]);
     cluster.settle();
     let vip = cluster.vip(Family::V4);

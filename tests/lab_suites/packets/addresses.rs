@@ -15,7 +15,7 @@ fn requesting(name: &str, host: u16) -> Service {
 }
 
 #[test]
-fn a_requested_address_is_given() {
+fn a_requested_address_is_allocated() {
     let (lab, running) = serving(1, 0, in_front_of_all(requesting("web", 213)));
     for family in Family::ALL {
         assert_eq!(running.address("default/web", family), lab::lan(family, 213));
@@ -79,7 +79,7 @@ fn an_address_is_not_shared_without_consent() {
 }
 
 #[test]
-fn an_exhausted_pool_is_said() {
+fn an_exhausted_pool_is_reported() {
     let lab = Lab::new(1, 0);
     lab.apply(
         "services.yaml",
@@ -125,7 +125,7 @@ fn an_address_in_use_is_refused_and_its_holder_named() {
 }
 
 #[test]
-fn a_deleted_service_leaves_nobody_at_its_address() {
+fn the_address_of_a_deleted_service_is_not_answered() {
     let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
     let vips = Family::ALL.map(|family| running.address("default/web", family));
     for vip in vips {
@@ -301,7 +301,7 @@ fn two_services_have_one_port_in_two_pools_of_nodes() {
 }
 
 #[test]
-fn a_contested_node_port_is_whose_it_was_before_a_restart() {
+fn a_contested_node_port_keeps_its_holder_across_a_restart() {
     let lab = Lab::new(2, 0);
     lab.apply("first.yaml", &web("zeta").node_mode().with_pods(&lab.pods[..1]));
     let mut running = lab.pinnace().start_ready();
@@ -329,7 +329,7 @@ fn a_contested_node_port_is_whose_it_was_before_a_restart() {
 }
 
 #[test]
-fn addresses_of_a_pool_that_are_never_given_out_are_said_and_not_counted() {
+fn reserved_addresses_of_a_pool_are_reported_and_not_counted() {
     let lab = Lab::new(1, 0);
     lab.apply(
         "services.yaml",
@@ -356,7 +356,7 @@ fn addresses_of_a_pool_that_are_never_given_out_are_said_and_not_counted() {
 }
 
 #[test]
-fn a_node_address_on_an_interface_that_is_no_uplink_is_said() {
+fn a_node_address_on_no_uplink_is_reported() {
     let lab = Lab::new(1, 0);
     lab.node.ns.ip(&[
         "link add wg0 type bridge",
@@ -379,7 +379,7 @@ fn a_node_address_on_an_interface_that_is_no_uplink_is_said() {
 /// A pool in the middle of nothing, which a router sends to the node: there .0 and .255 are no ends
 /// of a subnet.
 #[test]
-fn addresses_that_old_devices_refuse_are_given_unless_told_otherwise() {
+fn buggy_ips_are_allocated_unless_avoided() {
     let lab = Lab::new(1, 0);
     let text = ["one", "two"].map(|name| web(name).only(Family::V4).with_pods(&lab.pods)).concat();
     lab.apply("services.yaml", &text);
@@ -409,7 +409,7 @@ fn addresses_that_old_devices_refuse_are_given_unless_told_otherwise() {
 }
 
 #[test]
-fn the_mode_of_services_that_ask_for_none_is_a_setting() {
+fn the_default_mode_is_a_setting() {
     let lab = Lab::new(1, 0);
     let at_vip = service("at-vip").port("http", "TCP", 81).annotation("pinnace.dev/mode", "vip");
     lab.apply("services.yaml", &(web("web").with_pods(&lab.pods) + &at_vip.with_pods(&lab.pods)));

@@ -56,7 +56,7 @@ fn an_endpoint_in_two_slices_counts_once() {
 }
 
 #[test]
-fn a_pod_that_is_not_ready_gets_nothing() {
+fn a_pod_that_is_not_ready_gets_no_traffic() {
     let (lab, running) = serving(2, 0, |lab| {
         let endpoints = [Endpoint::ready(&lab.pods[0]), Endpoint::unready(&lab.pods[1])];
         (web("web"), web("web").yaml() + &slices("web", &HTTP, &endpoints))
@@ -71,7 +71,7 @@ fn a_pod_that_is_not_ready_gets_nothing() {
 }
 
 #[test]
-fn terminating_pods_serve_only_when_nobody_else_does() {
+fn terminating_pods_serve_only_without_ready_pods() {
     let (lab, running) = serving(2, 0, |lab| {
         let endpoints = [Endpoint::ready(&lab.pods[0]), Endpoint::terminating(&lab.pods[1])];
         (web("web"), web("web").yaml() + &slices("web", &HTTP, &endpoints))

@@ -92,7 +92,7 @@ fn files_that_are_no_manifests_do_not_disturb_others() {
 }
 
 #[test]
-fn addresses_of_the_wrong_family_are_said_and_the_rest_serves() {
+fn addresses_of_the_wrong_family_are_reported_and_the_rest_serve() {
     let (lab, running) = serving(1, 0, in_front_of_all(web("web")));
     let manifest =
         web("bad").with_pods(&lab.pods).replace("addressType: IPv6", "addressType: IPv4");

@@ -61,7 +61,7 @@ fn local_without_a_local_pod_is_silent_at_a_vip() {
 }
 
 #[test]
-fn nobody_there_refuses() {
+fn a_service_without_endpoints_refuses_connections() {
     let lab = Lab::new(1, 0);
     let (at_vip, at_node) =
         (web("web").port("dns", "UDP", 53), service("at-node").port("http", "TCP", 81).node_mode());
@@ -94,7 +94,7 @@ fn nobody_there_refuses() {
 }
 
 #[test]
-fn source_ranges_let_in_whom_they_name() {
+fn source_ranges_admit_only_listed_clients() {
     let (lab, running) = serving(
         1,
         0,

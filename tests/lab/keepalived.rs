@@ -16,7 +16,7 @@ use super::{POD_PORTS, Prober, ensure, eventually, lan};
 /// Where it writes the numbers of its processes: the parent's and that of the child which speaks
 /// VRRP.
 const PID_FILES: [&str; PROCESSES] = ["pid", "vrrp"];
-/// So many it has.
+/// How many processes it has.
 const PROCESSES: usize = 2;
 
 /// The three nodes with keepalived.

@@ -14,8 +14,8 @@
 //! gone when the lab is dropped; what a killed test left is removed by the next one. No program but
 //! `ip` is needed (and `nft` where a test looks at the kernel).
 
-// Each test crate compiles this module for itself and uses a part of it.
-#![allow(dead_code, missing_docs, unused_imports)]
+// The test suites and the benchmark compile this module for themselves; the benchmark uses a part.
+#![allow(dead_code, unused_imports)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};

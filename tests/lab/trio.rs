@@ -48,7 +48,7 @@ pub struct Trio {
     directory: PathBuf,
 }
 
-/// What befalls a node.
+/// A fault of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// All its links are cut at once and what runs on it stands still.
@@ -270,7 +270,7 @@ impl Cluster {
         })
     }
 
-    /// Who answers for an address, if these nodes agree about it and that one says so itself.
+    /// The owner of an address, if these nodes agree about it and the owner says so itself.
     pub fn owner(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
         let views = self.views(address, among)?;
         let owner = one(address, &views)?;

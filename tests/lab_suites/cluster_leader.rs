@@ -1,5 +1,5 @@
-//! The writer against a real control plane: who gives addresses, what is written to Services, and
-//! how little.
+//! The leader against a real control plane: who allocates addresses, what is written to Services,
+//! and how little.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -73,7 +73,7 @@ fn served_by(lab: &Lab, running: &Running, pod: usize) {
     });
 }
 
-/// Whoever has forgotten where the addresses are is told so again.
+/// Pinnace answers for its addresses: a client resolves them to the node.
 fn announced(lab: &Lab, running: &Running) {
     for vip in Family::ALL.map(|family| running.address("default/web", family)) {
         assert_eq!(lab.client.neighbour(vip), Some(lab.node.mac()), "{vip} is answered for");

@@ -1,4 +1,4 @@
-//! What deciding costs must grow with the number of Services no faster than the number does.
+//! The cost of a decision grows at most linearly with the number of Services.
 //! Counted in allocations, which are the same in every run, and in CPU time of the thread, which a
 //! busy machine hardly changes; never in time by the clock on the wall.
 

@@ -1,5 +1,4 @@
-//! Hosts that lack something: IPv4 is served where IPv6 is off, whoever switched it off and how,
-//! and the user is told once.
+//! Hosts without IPv6: IPv4 is served however IPv6 was disabled, and the log says so once.
 
 use std::thread;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The life of a process, as its neighbours see it: start, replacement, stop, sudden death, and
-//! what it leaves.
+//! The lifecycle of the process as clients see it: start, replacement, stop, crash, and what it
+//! leaves behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,5 @@
-//! What befalls the nodes: links and packets that fail, objects that change, processes that end,
-//! stand still and begin again.
+//! Faults: links and packets that fail, objects that change, processes that end, stall and
+//! restart.
 
 use super::*;
 

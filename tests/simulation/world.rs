@@ -459,7 +459,7 @@ pub fn client_mac(client: usize) -> Mac {
     [2, 0, 0, 0, 2, client as u8]
 }
 
-/// Who says that it has an address.
+/// The address that a frame claims, and the MAC that claims it.
 fn claim(frame: &[u8]) -> Option<(IpAddr, Mac)> {
     if let Ok(packet) = arp::Repr::parse(frame) {
         return (!packet.sender.is_unspecified())

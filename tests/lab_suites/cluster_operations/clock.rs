@@ -46,7 +46,7 @@ fn served_throughout(trace: &Trace) {
     assert!(trace.gap() <= patient(Duration::from_secs(1)), "{:?} without an answer", trace.gap());
 }
 
-/// Who holds the Lease, since when, after how many others; and when it was renewed, by the holder's
+/// The holder of the Lease, since when, after how many others; and when it was renewed, by the holder's
 /// clock.
 fn lease(plane: &ControlPlane) -> ([String; 3], Timestamp) {
     let lease = plane.get_json(&["-n", "pinnace", "lease", "pinnace"]);

@@ -18,7 +18,7 @@ const ADDRESSES: &str = "pinnace.dev/addresses";
 const FAILED: &str = "SyncLoadBalancerFailed";
 /// The first address of the pool: of the Service whose clients ask all along.
 const HEALTHY: u16 = 200;
-/// So long the neighbour's client may be without an answer, however busy the machine is.
+/// How long the client of another Service may be without an answer, however busy the machine is.
 const GAP: Duration = Duration::from_secs(1);
 /// The last address of the pool once it has shrunk.
 const END: u16 = 209;

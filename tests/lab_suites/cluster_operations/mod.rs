@@ -1,5 +1,5 @@
-//! A real cluster as it is lived in: nodes that come and go, other load balancers, a store that
-//! stands still, credentials that change.
+//! A real cluster in operation: nodes that come and go, other load balancers, a stalled etcd,
+//! credentials that change.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -12,12 +12,12 @@ use crate::lab::control_plane::{ControlPlane, Options};
 use crate::lab::manifests::web;
 use crate::lab::{Lab, Running, ensure, eventually};
 
-/// So often Pinnace may put a status right in a minute before it leaves it alone, and once it gave
-/// the address.
+/// Maximum number of writes of a status: three corrections in a minute before Pinnace backs off, and
+/// the allocation.
 const WRITES: usize = 4;
 
-/// Writes what another load balancer would, whenever Pinnace has put it right, until it is left
-/// alone. How often that was.
+/// Overwrites the status, as another load balancer would, whenever Pinnace has corrected it, until
+/// Pinnace backs off. Returns how often.
 fn fight(plane: &ControlPlane, running: &Running, name: &str, ours: IpAddr, theirs: &str) -> usize {
     let (deadline, mut writes) = (Instant::now() + PATIENCE, 0);
     let status = json!({"loadBalancer": {"ingress": [{"ip": theirs}]}});

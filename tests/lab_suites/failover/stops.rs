@@ -14,8 +14,7 @@ use crate::lab::{Capture, Heard, Prober, ensure, eventually, patient, question};
 
 /// Between two questions for an address.
 const PACE: Duration = Duration::from_millis(10);
-/// For so long before it runs again questions are left for it to find, and for so long after that
-/// more of them come.
+/// How long before it resumes requests are left queued for it, and how long after that more arrive.
 const BEFORE: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(4);
 

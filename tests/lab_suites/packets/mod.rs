@@ -54,7 +54,7 @@ fn in_front_of_all(service: Service) -> impl FnOnce(&Lab) -> (Service, String) {
     }
 }
 
-/// Who answered how often.
+/// Number of answers per pod.
 fn tally(replies: &[Reply]) -> BTreeMap<&str, usize> {
     let mut tally = BTreeMap::new();
     for reply in replies {

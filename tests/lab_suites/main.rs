@@ -8,6 +8,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod bfd;
 mod cluster_leader;
 mod cluster_operations;
 mod cluster_watch;
@@ -16,6 +17,9 @@ mod control_plane;
 mod failover;
 mod growth;
 mod hosts;
+mod l2;
 mod lifecycle;
+mod nft;
+mod nft_traffic;
 mod packets;
 mod uplinks;

@@ -2,9 +2,6 @@
 //! namespace of its own, and Pinnace itself. Needs root. What is asserted is what the other side
 //! believes, and what our events say.
 
-#[path = "../lab/mod.rs"]
-mod lab;
-
 mod interoperation;
 mod load;
 mod others;
@@ -16,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::Namespace;
+use crate::lab::Namespace;
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -8,8 +8,8 @@ use pinnace::bfd::io::{Handle, Options};
 use pinnace::bfd::packet::{AuthenticationType, Key, SessionState};
 use pinnace::bfd::{Authentication, Cause, Config, Event, Peer, PeerEvent, PeerKey, io};
 
-use super::lab::Namespace;
 use super::{DETECTION, ENDS, Link, eventually, ip};
+use crate::lab::Namespace;
 
 pub struct Speaker {
     pub handle: Handle,

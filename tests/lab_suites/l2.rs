@@ -17,9 +17,7 @@ use pinnace::l2::io::task;
 use pinnace::model::{Interface, Interfaces};
 use tokio::sync::{mpsc, watch};
 
-#[path = "lab/patience.rs"]
-mod patience;
-use patience::patient;
+use crate::lab::patient;
 
 const V4: &str = "192.0.2.10";
 const V6: &str = "fd00:1::10";
@@ -61,14 +59,7 @@ fn inside<T: Send + 'static>(
 }
 
 fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = attempt() {
-            return value;
-        }
-        assert!(start.elapsed() < patient(PATIENCE), "not within {PATIENCE:?}: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
+    crate::lab::eventually(what, PATIENCE, || attempt().ok_or_else(|| "not yet".to_owned()))
 }
 
 /// Namespaces `lan` (a bridge), `node` and `client`.

@@ -9,10 +9,10 @@ use pinnace::bfd::packet::{Diagnostic, SessionState};
 use pinnace::bfd::{Cause, Config, Discard, Event, Peer, PeerKey, io};
 use rustix::process::Signal;
 
-use super::lab::Namespace;
 use super::others::{Bird, Frr};
 use super::speaker::{Speaker, both, secret};
 use super::{ENDS, Link, SLACK, eventually, ip};
+use crate::lab::Namespace;
 
 fn frr_up(frr: &Frr) {
     for (ours, _) in ENDS {

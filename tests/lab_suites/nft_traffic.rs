@@ -15,9 +15,7 @@ use pinnace::nft::SetId;
 use pinnace::nft::io::conntrack;
 use pinnace::nft::io::writer::RulesetWriter;
 
-#[path = "lab/patience.rs"]
-mod patience;
-use patience::patient;
+use crate::lab::patient;
 
 const PATIENCE: Duration = Duration::from_millis(400);
 

@@ -270,9 +270,10 @@ fn add(
     let lost = all("questions lost", &mut figures.lost, "", nothing);
     // Nobody tells keepalived's rules that a pod is dead: it is asked for ever, one time out of
     // three.
-    let (name, samples, unit) = match keepalived {
-        true => ("questions lost of those after that time", &mut figures.later, "%"),
-        false => ("questions went to the dead pod for", &mut figures.dead_pod, "ms"),
+    let (name, samples, unit) = if keepalived {
+        ("questions lost of those after that time", &mut figures.later, "%")
+    } else {
+        ("questions went to the dead pod for", &mut figures.dead_pod, "ms")
     };
     let dead = (!samples.is_empty()).then(|| all(name, samples, unit, None));
     if !figures.joined.is_empty() {

@@ -175,7 +175,7 @@ fn target(path: &[String], known: &BTreeSet<Vec<String>>) -> Option<Vec<String>>
     (1..=path.len()).rev().map(|n| path[..n].to_vec()).find(|prefix| known.contains(prefix))
 }
 
-/// Who imports whom: module → modules.
+/// Imports: module → modules that it names.
 fn graph() -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
     let modules = modules();
     let known: BTreeSet<Vec<String>> = modules.iter().map(|module| module.path.clone()).collect();

@@ -54,7 +54,7 @@ install_target() {
 	rustup target add "$target" || die "cannot install the Rust target $target"
 }
 
-# The static binary users get. Its path is in $PINNACE_BIN afterwards.
+# The static binary that users get. Its path is in $PINNACE_BIN afterwards.
 build_release() {
 	install_target
 	install_packages cc=gcc /usr/include/stdio.h=libc6-dev clang=clang
@@ -62,6 +62,17 @@ build_release() {
 	cargo build --locked --release --target "$target" --bin pinnace || { give_back; die "the build failed"; }
 	give_back
 	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/release/pinnace"
+}
+
+# A binary for the demonstration, quicker to build than that of users. Its path is in $PINNACE_BIN afterwards; one that is named there already is taken.
+build_demo() {
+	[ -z "${PINNACE_BIN:-}" ] || { [ -x "$PINNACE_BIN" ] || die "PINNACE_BIN=$PINNACE_BIN: there is no such program"; return 0; }
+	install_target
+	install_packages cc=gcc /usr/include/stdio.h=libc6-dev clang=clang
+	say "building Pinnace: up to 5 minutes on 2 processors the first time, seconds later (PINNACE_BIN=/path/of/pinnace takes a built one)"
+	cargo build --locked --profile demo --target "$target" --bin pinnace || { give_back; die "the build failed"; }
+	give_back
+	export PINNACE_BIN="${CARGO_TARGET_DIR:-$PWD/target}/$target/demo/pinnace"
 }
 
 # Any Go since 1.21 fetches by itself the version a go.mod asks for; an older one (Debian 12) is made to fetch a newer one as a module.
@@ -78,6 +89,43 @@ find_go() {
 	[ -n "$home" ] || die "cannot fetch Go: install 1.24 or newer from https://go.dev/dl"
 	chmod -R +x "$home/bin" "$home/pkg/tool"
 	PATH="$home/bin:$PATH"
+}
+
+# The counts of a whole run: `check` and `cargo_tests` add to them, `summary` prints them.
+passed=0 failed=0
+# check NAME COMMAND...: one test that is a command
+check() {
+	local name=$1 start=$SECONDS; shift
+	say "$name"
+	if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); printf '[ERROR] %s failed\n' "$name" >&2; fi
+	say "$name: $((SECONDS - start)) s"
+}
+# cargo_tests ARGS...: a run of cargo test; its counts are added up. Tests that this kernel cannot run are listed with the reason.
+cargo_tests() {
+	local log code=0 line
+	log=$(mktemp)
+	# Braces, as `|| true` at the end would overwrite PIPESTATUS.
+	cargo test --locked --no-fail-fast "$@" 2>&1 | tee "$log" | { grep -vE '^test .* \.\.\. ok$|^$' || true; }
+	code=${PIPESTATUS[0]}
+	while read -r line; do
+		passed=$((passed + $(sed -E 's/.* ([0-9]+) passed.*/\1/' <<<"$line")))
+		failed=$((failed + $(sed -E 's/.* ([0-9]+) failed.*/\1/' <<<"$line")))
+	done < <(grep '^test result:' "$log")
+	[ "$code" = 0 ] || grep -q '^test result: FAILED' "$log" || failed=$((failed + 1))
+	rm -f "$log"
+}
+# Prints the counts; fails when something failed.
+summary() {
+	printf '%s passed, %s failed\n' "$passed" "$failed"
+	[ "$failed" = 0 ]
+}
+
+# cargo-deny, which judges the licences and the sources of the dependencies. Built once, outside the checkout.
+install_deny() {
+	cargo deny --version >/dev/null 2>&1 && return
+	say "installing cargo-deny: several minutes, once"
+	CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/pinnace/cargo-deny" cargo install --locked --quiet cargo-deny || die "cannot install cargo-deny"
+	rm -rf "${XDG_CACHE_HOME:-$HOME/.cache}/pinnace/cargo-deny"
 }
 
 # The control plane for tests with a cluster; with `newest`, of the newest Kubernetes. Its path is in $PINNACE_CONTROL_PLANE afterwards.

@@ -251,7 +251,7 @@ fn a_planned_stop_and_an_exclusion_leave_no_gap() {
 }
 
 #[test]
-fn a_stalled_owner_says_nothing_for_an_address_that_moved() {
+fn a_stalled_owner_announces_no_address_that_moved() {
     for seed in 1..=40 {
         let mut world = quiet(seed, 3);
         world.bounds = (Duration::ZERO, ms(200));
@@ -271,7 +271,7 @@ fn a_stalled_owner_says_nothing_for_an_address_that_moved() {
 /// Its clock stood still with it, so it goes on as if nothing had been; only others can tell it
 /// that it was away, and do so as soon as it speaks.
 #[test]
-fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
+fn a_virtual_machine_suspended_with_its_clock_learns_it_at_once() {
     for seed in 1..=40 {
         let mut world = quiet_with_real_sessions(seed, 3);
         let victim = world.owners(world.vips[0])[0];
@@ -289,7 +289,7 @@ fn a_virtual_machine_that_was_suspended_with_its_clock_is_told_so_at_once() {
 /// For good, or until the owner's announcements have become as rare as in peace: the one that hears
 /// the other yields, whichever it is.
 #[test]
-fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
+fn one_way_frame_loss_leaves_one_owner() {
     for seed in 1..=24 {
         let nodes = 2 + seed as usize % 3;
         let mut world = quiet_with_real_sessions(seed, nodes);
@@ -313,7 +313,7 @@ fn where_frames_are_lost_in_one_direction_there_is_one_owner() {
 }
 
 #[test]
-fn a_stall_that_nobody_noticed_changes_nothing() {
+fn an_unnoticed_stall_changes_nothing() {
     for seed in 1..=40 {
         let mut world = quiet(seed, 2 + seed as usize % 4);
         world.bounds = (Duration::ZERO, ms(200));
@@ -330,7 +330,7 @@ fn a_stall_that_nobody_noticed_changes_nothing() {
 /// Sessions stay up, but a fifth of all frames is lost for five minutes: of the questions to who
 /// has an address several in a row go unanswered. Nobody takes it for that, not even for a moment.
 #[test]
-fn lost_frames_alone_move_nothing() {
+fn frame_loss_alone_moves_no_address() {
     for seed in 1..=40 {
         let mut world = quiet(seed, 2 + seed as usize % 4);
         world.loss = 20;
@@ -343,7 +343,7 @@ fn lost_frames_alone_move_nothing() {
 }
 
 #[test]
-fn when_power_returns_to_all_nodes_no_two_of_them_own_an_address() {
+fn a_simultaneous_start_gives_no_address_two_owners() {
     for seed in 1..=60 {
         let mut world = World::new(seed, 2 + seed as usize % 4, 3);
         world.bounds.0 = ms(50);
@@ -396,7 +396,7 @@ fn splits_of_every_shape_have_one_owner_each_and_join_within_a_second() {
 }
 
 #[test]
-fn with_bfd_blocked_there_is_one_owner_and_both_sides_are_told_why() {
+fn with_bfd_blocked_there_is_one_owner_and_a_warning() {
     for seed in 1..=40 {
         let mut world = World::new(seed, 2 + seed as usize % 3, 3);
         let nodes = world.hosts.len();

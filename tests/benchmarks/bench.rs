@@ -12,7 +12,7 @@
 //!
 //! Usage: bench [quick] [controls] [scale|packets|api|failover] [OUTPUT.json]. `quick` measures the
 //! smallest size, roughly; `controls` leaves Pinnace out. `failover` and `api` are measured only
-//! when asked for: 50 times every blow, or `RUNS`, takes an hour; `api` some 25 minutes.
+//! when asked for: 50 times every fault, or `RUNS`, takes an hour; `api` some 25 minutes.
 
 mod api;
 mod daemon;
@@ -78,16 +78,16 @@ fn run() -> Result<(), String> {
     if has("failover") {
         let runs = std::env::var("RUNS")
             .map(|text| text.parse().map_err(|_| format!("RUNS={text}: write a number")));
-        let some = failover::BLOWS.iter().any(|(word, _)| has(word));
-        let blows: Vec<_> = failover::BLOWS
+        let some = failover::FAULTS.iter().any(|(word, _)| has(word));
+        let faults: Vec<_> = failover::FAULTS
             .iter()
             .filter(|(word, _)| !some || has(word))
-            .map(|(_, blow)| *blow)
+            .map(|(_, fault)| *fault)
             .collect();
         failover::measure(
             &mut report,
             runs.unwrap_or(Ok(if quick { 3 } else { 50 }))?,
-            &blows,
+            &faults,
             pinnace,
         )?;
         return report.write(output);

@@ -1,8 +1,8 @@
 //! How long a client waits when the node that answers for an address fails: Pinnace with two sets
 //! of timers, keepalived with two, in the same lab under the same questions.
 //!
-//! Several labs take turns, for after each blow a lab rests until nobody in it is new: one is
-//! struck and watched while the others recover.
+//! Several labs take turns, for after each fault a lab rests until nobody in it is new: one is
+//! hit by a fault and watched while the others recover.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -21,7 +21,7 @@ use crate::report::{Report, quantile, row};
 const LABS: usize = 4;
 const ALL: [usize; 3] = [0, 1, 2];
 
-/// What is struck.
+/// The contestants.
 enum Lab {
     Pinnace(Cluster),
     Keepalived(Keepalived),
@@ -77,7 +77,7 @@ const CONTESTANTS: [Contestant; 4] = [
 ];
 
 /// With the word that asks for it alone.
-pub const BLOWS: [(&str, Fault); 6] = [
+pub const FAULTS: [(&str, Fault); 6] = [
     ("power-loss", Fault::PowerLoss),
     ("killed", Fault::Killed),
     ("carrier-lost", Fault::CarrierLost),
@@ -86,17 +86,17 @@ pub const BLOWS: [(&str, Fault); 6] = [
     ("partition", Fault::Parted),
 ];
 
-/// Figures of one contestant under one blow; times in milliseconds.
+/// Figures of one contestant under one fault; times in milliseconds.
 #[derive(Default)]
 struct Figures {
     gap: Vec<f64>,
     /// Those of [`Figures::gap`] for which nobody had lengthened its detection time.
     unstretched: Vec<f64>,
-    /// Questions of the struck address that were never answered.
+    /// Questions to the failed owner's address that were never answered.
     lost: Vec<f64>,
-    /// From the first question that was sent to the struck node's pod in vain to the last.
+    /// From the first question that was sent to the failed node's pod in vain to the last.
     dead_pod: Vec<f64>,
-    /// What percentage of the questions was lost that were asked when the struck address was
+    /// What percentage of the questions was lost that were asked when the address of the failed owner was
     /// answered again.
     later: Vec<f64>,
     /// Answers through a node after it ran again, which nobody should have asked.
@@ -105,11 +105,11 @@ struct Figures {
     joined: Vec<f64>,
 }
 
-/// Strikes each contestant `runs` times in each of these ways.
+/// Injects each of these faults `runs` times into each contestant.
 pub fn measure(
     report: &mut Report,
     runs: usize,
-    blows: &[Fault],
+    faults: &[Fault],
     pinnace: bool,
 ) -> Result<(), String> {
     let mut table = Vec::new();
@@ -121,13 +121,13 @@ pub fn measure(
             contestant.name
         ));
         let mut labs: Vec<Lab> = (0..LABS.min(runs)).map(|_| (contestant.make)()).collect();
-        for blow in blows {
-            let mut figures = strike_many(&mut labs, contestant, *blow, runs);
-            table.push(add(report, contestant, *blow, &mut figures));
+        for fault in faults {
+            let mut figures = inject_many(&mut labs, contestant, *fault, runs);
+            table.push(add(report, contestant, *fault, &mut figures));
         }
     }
     println!(
-        "\n| system | blow | n | gap p50 | gap p99 | gap max | lost p50 | lost max | to a dead pod for, or lost after the gap, p50 | max |"
+        "\n| system | fault | n | gap p50 | gap p99 | gap max | lost p50 | lost max | to a dead pod for, or lost after the gap, p50 | max |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     table.iter().for_each(|line| println!("{line}"));
@@ -135,7 +135,7 @@ pub fn measure(
 }
 
 /// The labs take turns until there are enough runs.
-fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Fault, runs: usize) -> Figures {
+fn inject_many(labs: &mut [Lab], contestant: &Contestant, fault: Fault, runs: usize) -> Figures {
     let (figures, turn, count) =
         (Mutex::new(Figures::default()), Mutex::new(()), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -153,14 +153,14 @@ fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Fault, runs: usi
                     let victim = inject(
                         lab,
                         contestant,
-                        blow,
+                        fault,
                         target,
                         &mut figures.lock().expect("nobody panicked"),
                     );
                     // In the turn, too: the start of processes would make those late who are
                     // watched.
-                    if !passes(blow) {
-                        lab.heal(victim, blow);
+                    if !passes(fault) {
+                        lab.heal(victim, fault);
                     }
                 }
             });
@@ -170,15 +170,15 @@ fn strike_many(labs: &mut [Lab], contestant: &Contestant, blow: Fault, runs: usi
 }
 
 /// Whether the node comes back by itself while the client goes on asking.
-fn passes(blow: Fault) -> bool {
-    matches!(blow, Fault::Stopped | Fault::Parted)
+fn passes(fault: Fault) -> bool {
+    matches!(fault, Fault::Stopped | Fault::Parted)
 }
 
-/// Strikes the owner of a family's address and watches. Gives back whom.
+/// Injects the fault into the owner of a family's address and watches. Returns that node.
 fn inject(
     lab: &mut Lab,
     contestant: &Contestant,
-    blow: Fault,
+    fault: Fault,
     target: Family,
     figures: &mut Figures,
 ) -> usize {
@@ -188,26 +188,26 @@ fn inject(
     thread::sleep(Duration::from_millis(300));
     let unstretched =
         contestant.detection.is_some() && lab.detection(victim) == contestant.detection;
-    lab.inject(victim, blow);
+    lab.inject(victim, fault);
     let mut resumed = None;
-    if passes(blow) {
+    if passes(fault) {
         thread::sleep(Duration::from_secs(5));
         resumed = Some(Instant::now());
-        lab.heal(victim, blow);
+        lab.heal(victim, fault);
     }
     thread::sleep(contestant.patience);
     let traces: Vec<Trace> = probers.into_iter().map(Prober::stop).collect();
     for (trace, owner) in traces.iter().zip(owners) {
         if owner == victim {
-            let struck = resumed.map_or_else(|| trace.clone(), |resumed| trace.before(resumed));
-            let gap = struck.gap().as_secs_f64() * 1e3;
+            let affected = resumed.map_or_else(|| trace.clone(), |resumed| trace.before(resumed));
+            let gap = affected.gap().as_secs_f64() * 1e3;
             figures.gap.push(gap);
             figures.unstretched.extend(unstretched.then_some(gap));
             figures.lost.push(trace.lost() as f64);
             if let Some(resumed) = resumed {
                 let after = trace.since(resumed);
                 let through: BTreeMap<usize, usize> = after.by(|reply| lab.trio().through(reply));
-                match blow {
+                match fault {
                     Fault::Parted => figures.joined.push(after.gap().as_secs_f64() * 1e3),
                     _ => {
                         figures.late.push(through.get(&victim).copied().unwrap_or_default() as f64)
@@ -215,7 +215,7 @@ fn inject(
                 }
             }
         }
-        if matches!(blow, Fault::PowerLoss | Fault::CarrierLost) {
+        if matches!(fault, Fault::PowerLoss | Fault::CarrierLost) {
             let time = trace.lost_between().map(|(first, last)| last - first).unwrap_or_default();
             figures.dead_pod.push(time.as_secs_f64() * 1e3);
             let later = trace.silence().map(|(_, end)| trace.since(end));
@@ -228,8 +228,13 @@ fn inject(
 }
 
 /// Puts the figures into the report; gives back a line of the table.
-fn add(report: &mut Report, contestant: &Contestant, blow: Fault, figures: &mut Figures) -> String {
-    let what = match blow {
+fn add(
+    report: &mut Report,
+    contestant: &Contestant,
+    fault: Fault,
+    figures: &mut Figures,
+) -> String {
+    let what = match fault {
         Fault::PowerLoss => "power loss",
         Fault::Killed => "process killed",
         Fault::CarrierLost => "carrier lost",
@@ -250,9 +255,9 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Fault, figures: &mut 
         "time without an answer",
         &mut figures.gap,
         "ms",
-        contestant.goal.filter(|_| blow == Fault::PowerLoss),
+        contestant.goal.filter(|_| fault == Fault::PowerLoss),
     );
-    if blow == Fault::PowerLoss && !figures.unstretched.is_empty() {
+    if fault == Fault::PowerLoss && !figures.unstretched.is_empty() {
         let runs = figures.unstretched.len();
         all(
             &format!("the same where detection times were as set, {runs} runs"),
@@ -261,13 +266,14 @@ fn add(report: &mut Report, contestant: &Contestant, blow: Fault, figures: &mut 
             contestant.goal,
         );
     }
-    let nothing = (blow == Fault::Terminated && !keepalived).then_some(0.0);
+    let nothing = (fault == Fault::Terminated && !keepalived).then_some(0.0);
     let lost = all("questions lost", &mut figures.lost, "", nothing);
     // Nobody tells keepalived's rules that a pod is dead: it is asked for ever, one time out of
     // three.
-    let (name, samples, unit) = match keepalived {
-        true => ("questions lost of those after that time", &mut figures.later, "%"),
-        false => ("questions went to the dead pod for", &mut figures.dead_pod, "ms"),
+    let (name, samples, unit) = if keepalived {
+        ("questions lost of those after that time", &mut figures.later, "%")
+    } else {
+        ("questions went to the dead pod for", &mut figures.dead_pod, "ms")
     };
     let dead = (!samples.is_empty()).then(|| all(name, samples, unit, None));
     if !figures.joined.is_empty() {
@@ -336,17 +342,17 @@ impl Lab {
         }
     }
 
-    fn inject(&mut self, victim: usize, blow: Fault) -> Instant {
+    fn inject(&mut self, victim: usize, fault: Fault) -> Instant {
         match self {
-            Lab::Pinnace(cluster) => cluster.inject(victim, blow),
-            Lab::Keepalived(keepalived) => keepalived.inject(victim, blow),
+            Lab::Pinnace(cluster) => cluster.inject(victim, fault),
+            Lab::Keepalived(keepalived) => keepalived.inject(victim, fault),
         }
     }
 
-    fn heal(&mut self, victim: usize, blow: Fault) {
+    fn heal(&mut self, victim: usize, fault: Fault) {
         match self {
-            Lab::Pinnace(cluster) => cluster.heal(victim, blow),
-            Lab::Keepalived(keepalived) => keepalived.heal(victim, blow),
+            Lab::Pinnace(cluster) => cluster.heal(victim, fault),
+            Lab::Keepalived(keepalived) => keepalived.heal(victim, fault),
         }
     }
 }

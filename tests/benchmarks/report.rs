@@ -164,8 +164,11 @@ impl Report {
         self.rows.push(kept);
     }
 
-    /// Writes the JSON file.
+    /// Writes the JSON file, and beside it the same figures as a Markdown table (`.md`), which
+    /// `tests/RESULTS.md` keeps.
     pub fn write(self, path: &str) -> Result<(), String> {
+        let table = path.strip_suffix(".json").unwrap_or(path).to_owned() + ".md";
+        std::fs::write(&table, self.markdown()).map_err(|e| format!("{table}: {e}"))?;
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let (after, before) = (processor_time(), self.before);
         let stolen = (after.0 - before.0) / (after.1 - before.1) * 100.0;
@@ -178,8 +181,64 @@ impl Report {
             "\nof the processor time that was wanted, others on the host of this machine took {} %",
             short(stolen)
         );
-        println!("{} goals missed; written to {path}", self.missed);
+        println!("{} goals missed; written to {path} and {table}", self.missed);
         Ok(())
+    }
+
+    fn markdown(&self) -> String {
+        let machine = |key: &str| self.machine[key].as_str().unwrap_or_default();
+        let mut text = format!(
+            "Commit {}, {}, {} × {}, kernel {}, {}, {}, load before {}.\n",
+            machine("commit"),
+            machine("date"),
+            self.machine["cores"],
+            machine("cpu"),
+            machine("kernel"),
+            machine("nft"),
+            machine("iptables"),
+            machine("load"),
+        );
+        let mut section = None;
+        for row in &self.rows {
+            if section != row["section"].as_str() {
+                section = row["section"].as_str();
+                let title = section.filter(|title| !title.is_empty()).unwrap_or("program");
+                text += &format!("\n| {title} | value | beside | goal |\n|---|---|---|---|\n");
+            }
+            if let Some(note) = row["note"].as_str() {
+                text += &format!("| {note} | | | |\n");
+                continue;
+            }
+            let number = |value: &Value| short(value.as_f64().unwrap_or(f64::NAN));
+            let controls: Vec<String> = row["controls"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|control| {
+                    let name = control["name"].as_str().unwrap_or_default();
+                    format!(
+                        "{} × {name} ({})",
+                        number(&control["ratio"]),
+                        number(&control["value"])
+                    )
+                })
+                .collect();
+            let goal = match row["goal"]["met"].as_bool() {
+                Some(met) => {
+                    let word = if met { "met" } else { "missed" };
+                    format!("≤ {}: {word}", number(&row["goal"]["at_most"]))
+                }
+                None => String::new(),
+            };
+            text += &format!(
+                "| {} | {} {} | {} | {goal} |\n",
+                row["what"].as_str().unwrap_or_default().trim(),
+                number(&row["value"]),
+                row["unit"].as_str().unwrap_or_default(),
+                controls.join(", "),
+            );
+        }
+        text
     }
 }
 

@@ -16,7 +16,7 @@ use super::{POD_PORTS, Prober, ensure, eventually, lan};
 /// Where it writes the numbers of its processes: the parent's and that of the child which speaks
 /// VRRP.
 const PID_FILES: [&str; PROCESSES] = ["pid", "vrrp"];
-/// So many it has.
+/// How many processes it has.
 const PROCESSES: usize = 2;
 
 /// The three nodes with keepalived.
@@ -84,10 +84,10 @@ impl Keepalived {
         })
     }
 
-    /// Strikes a node. The time given back is just before.
-    pub fn inject(&mut self, victim: usize, blow: Fault) -> Instant {
+    /// Injects a fault and returns the time just before.
+    pub fn inject(&mut self, victim: usize, fault: Fault) -> Instant {
         let begin = Instant::now();
-        match blow {
+        match fault {
             Fault::PowerLoss => {
                 self.trio.cable(victim, false);
                 self.signal(victim, Signal::STOP);
@@ -105,9 +105,9 @@ impl Keepalived {
         begin
     }
 
-    /// Undoes a blow.
-    pub fn heal(&mut self, victim: usize, blow: Fault) {
-        match blow {
+    /// Undoes a fault.
+    pub fn heal(&mut self, victim: usize, fault: Fault) {
+        match fault {
             Fault::CarrierLost => return self.trio.cable(victim, true),
             Fault::Stopped => return self.signal(victim, Signal::CONT),
             Fault::Parted => return self.trio.part(victim, false),

@@ -14,17 +14,18 @@
 //! gone when the lab is dropped; what a killed test left is removed by the next one. No program but
 //! `ip` is needed (and `nft` where a test looks at the kernel).
 
-// Each test crate compiles this module for itself and uses a part of it.
-#![allow(dead_code, missing_docs, unused_imports)]
+// The test suites and the benchmark compile this module for themselves; the benchmark uses a part.
+#![allow(dead_code, unused_imports)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs, process, thread};
+use std::{env, fs, iter, process, thread};
 
 use pinnace::model::Family;
+use wiring::{Site, Wiring};
 
 mod capture;
 pub mod control_plane;
@@ -40,6 +41,7 @@ mod responder;
 mod sctp;
 pub mod trio;
 mod wall_clock;
+mod wiring;
 
 pub use capture::{Capture, Heard, question};
 pub use halted::Halted;
@@ -91,16 +93,7 @@ fn lan6(host: u16) -> Ipv6Addr {
 impl Lab {
     /// A lab with this many pods on node-1 and on node-2 (none there: no node-2).
     pub fn new(near: u16, far: u16) -> Lab {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "packet tests make network namespaces and need root: sudo tests/run"
-        );
-        netns::remove_leftovers();
-
-        let prefix =
-            format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = env::temp_dir().join(&prefix);
-        fs::create_dir_all(directory.join("manifests")).expect("a directory for the lab");
+        let (prefix, directory) = begin();
         let mut names: Vec<String> =
             ["lan", "client", "client2", "node-1"].map(str::to_owned).to_vec();
         names.extend((far > 0).then(|| "node-2".to_owned()));
@@ -144,10 +137,7 @@ impl Lab {
 
     /// Writes a manifest as a careful program would: whole, then renamed into place.
     pub fn apply(&self, file: &str, text: &str) {
-        let temporary = self.directory.join("incoming");
-        fs::write(&temporary, text).expect("write a manifest");
-        fs::rename(temporary, self.directory.join("manifests").join(file))
-            .expect("rename a manifest");
+        write_manifest(&self.directory, file, text);
     }
 
     /// Deletes a manifest.
@@ -168,69 +158,19 @@ impl Lab {
     }
 
     fn wire(&self) {
-        let nodes = || {
-            std::iter::once((&self.node, 0, &self.pods))
-                .chain(self.node2.as_ref().map(|node| (node, 1, &self.far)))
-        };
-        let machines: Vec<&Host> = [&self.client, &self.client2]
-            .into_iter()
-            .chain(nodes().map(|(node, ..)| node))
-            .collect();
-
-        for host in machines.iter().copied().chain(self.all_pods()) {
-            sysctl(
-                &host.ns,
-                &[
-                    ("ipv6/conf/default/accept_dad", "0"),
-                    ("ipv6/conf/default/accept_ra", "0"),
-                    ("ipv4/conf/all/rp_filter", "0"),
-                    ("ipv4/conf/default/rp_filter", "0"),
-                    ("ipv4/ping_group_range", "0 2147483647"),
-                ],
-            );
-        }
-        for (node, ..) in nodes() {
-            sysctl(
-                &node.ns,
-                &[
-                    ("ipv4/ip_forward", "1"),
-                    ("ipv6/conf/all/forwarding", "1"),
-                    ("ipv6/conf/default/forwarding", "1"),
-                ],
-            );
-        }
-
-        let mut links = vec![format!(
-            "link add name br0 netns {} type bridge forward_delay 0 mcast_snooping 0",
-            self.lan.name
-        )];
-        for host in &machines {
-            links.push(format!(
-                "link add name {} netns {} type veth peer name eth0 netns {}",
-                host.name, self.lan.name, host.ns.name
-            ));
-        }
-        for (node, _, pods) in nodes() {
-            links.push(format!(
-                "link add name cni0 netns {} type bridge forward_delay 0 mcast_snooping 0",
-                node.ns.name
-            ));
-            for pod in pods {
-                links.push(format!(
-                    "link add name v-{} netns {} type veth peer name eth0 netns {}",
-                    pod.name, node.ns.name, pod.ns.name
-                ));
-            }
-        }
-        netns::ip(None, &links);
-
-        let mut lan = vec!["link set br0 up".to_owned()];
-        lan.extend(machines.iter().map(|host| format!("link set {} master br0 up", host.name)));
-        self.lan.ip(&lan);
-        bridge_netfilter(&self.lan, "0");
-        for host in &machines {
-            host.ns.ip(&possible(up(host)));
-            // Three unanswered questions, half a second: whoever is silent is not there.
+        let clients = [&self.client, &self.client2];
+        let far = self.node2.iter().map(|node| Site { node, net: 1, pods: &self.far });
+        let sites: Vec<Site> =
+            iter::once(Site { node: &self.node, net: 0, pods: &self.pods }).chain(far).collect();
+        wiring::wire(&Wiring {
+            lan: &self.lan,
+            bridges: 1,
+            clients: &clients,
+            sites: &sites,
+            nets: 2,
+        });
+        for host in clients.into_iter().chain(sites.iter().map(|site| site.node)) {
+            // Three unanswered requests, half a second: a silent neighbour is not there.
             sysctl(
                 &host.ns,
                 &[
@@ -238,30 +178,6 @@ impl Lab {
                     ("ipv6/neigh/eth0/retrans_time_ms", "150"),
                 ],
             );
-        }
-        for (node, net, pods) in nodes() {
-            let (other, via) = (1 - net, if net == 0 { 12 } else { 11 });
-            let mut commands = vec![
-                "link set cni0 up".to_owned(),
-                format!("address add {}/24 dev cni0", pod4(net, 1)),
-                format!("address add {}/64 dev cni0 nodad", pod6(net, 1)),
-                format!("route add {}/24 via {}", pod4(other, 0), lan4(via)),
-                format!("route add {}/64 via {}", pod6(other, 0), lan6(via)),
-            ];
-            // Hairpin as the bridge plugin of K3s sets it: a pod may reach itself through a
-            // Service.
-            for pod in pods {
-                commands.push(format!("link set v-{} master cni0 up", pod.name));
-                commands.push(format!("link set v-{} type bridge_slave hairpin on", pod.name));
-            }
-            node.ns.ip(&possible(commands));
-            bridge_netfilter(&node.ns, "1");
-            for pod in pods {
-                let mut commands = up(pod);
-                commands.push(format!("route add default via {}", pod4(net, 1)));
-                commands.push(format!("route add default via {}", pod6(net, 1)));
-                pod.ns.ip(&possible(commands));
-            }
         }
     }
 }
@@ -272,6 +188,28 @@ impl Drop for Lab {
         // fail.
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// What every lab begins with: a prefix for its namespaces and a directory for its manifests. What
+/// a killed test process left is removed.
+fn begin() -> (String, PathBuf) {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "the lab makes network namespaces and needs root: sudo tests/run"
+    );
+    netns::remove_leftovers();
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let prefix = format!("{}{}-{number}", netns::PREFIX, process::id());
+    let directory = env::temp_dir().join(&prefix);
+    fs::create_dir_all(directory.join("manifests")).expect("a directory for the lab");
+    (prefix, directory)
+}
+
+/// Writes a manifest as a careful program would: whole, then renamed into place.
+fn write_manifest(directory: &Path, file: &str, text: &str) {
+    let temporary = directory.join("incoming");
+    fs::write(&temporary, text).expect("write a manifest");
+    fs::rename(temporary, directory.join("manifests").join(file)).expect("rename a manifest");
 }
 
 fn pod4(net: u16, host: u16) -> Ipv4Addr {

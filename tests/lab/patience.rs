@@ -1,5 +1,4 @@
-//! How much longer than usual tests wait. Only the standard library: test crates with a lab of
-//! their own use this file too.
+//! How much longer than usual tests wait.
 
 use std::sync::OnceLock;
 use std::time::Duration;

@@ -21,8 +21,8 @@ use super::{Host, Reply};
 
 /// Between two questions.
 pub const PACE: Duration = Duration::from_millis(1);
-/// So many questions wait for their answers; what comes later than this many milliseconds counts as
-/// lost.
+/// Maximum number of requests that wait for their answers; an answer that takes longer than this
+/// many milliseconds counts as lost.
 const WAITING: usize = 500;
 /// Where ports come from, in turn: 45 s worth of questions, when connection tracking forgets an
 /// answered one after 30 s.

@@ -1,6 +1,5 @@
 //! What runs in a pod: answers every line (TCP) and every datagram (UDP) with one line that says
-//! who answered and whom it saw. Only the standard library, so that the demo can compile it alone
-//! in a second.
+//! who answered and whom it saw.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -11,20 +11,19 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use std::{env, fs, process};
+use std::{fs, slice};
 
 use pinnace::model::Family;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::manifests::{Endpoint, node, service, slices};
-use super::netns::{self, Namespace};
+use super::netns::Namespace;
 use super::process_under_test::{Pinnace, Running};
+use super::wiring::{self, Site, Wiring};
 use super::{
-    COUNT, Host, Prober, Reply, bridge_netfilter, ensure, eventually, lan4, lan6, pod4, pod6,
-    possible, sysctl, up,
+    Host, Prober, Reply, begin, ensure, eventually, lan4, lan6, pod4, pod6, write_manifest,
 };
 
 /// How many nodes.
@@ -33,7 +32,7 @@ pub const NODES: usize = 3;
 const SIDES: usize = 3;
 /// The port of the Service that is probed.
 pub const PORT: u16 = 53;
-/// For so long a node that returned comes last among the candidates; a little more.
+/// How long a node that returned ranks last among the candidates, in seconds, and a little more.
 const HOLD_OFF_SECONDS: u64 = 11;
 
 /// The machines.
@@ -49,7 +48,7 @@ pub struct Trio {
     directory: PathBuf,
 }
 
-/// What befalls a node.
+/// A fault of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// All its links are cut at once and what runs on it stands still.
@@ -75,15 +74,7 @@ impl Trio {
 
     /// The same with more nodes than three, nine at most.
     pub fn of(count: usize) -> Trio {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "this makes network namespaces and needs root: sudo tests/run"
-        );
-        netns::remove_leftovers();
-        let prefix =
-            format!("{}{}-{}", netns::PREFIX, process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = env::temp_dir().join(&prefix);
-        fs::create_dir_all(directory.join("manifests")).expect("a directory for the lab");
+        let (prefix, directory) = begin();
         let numbers = || 1..=count as u16;
         let names = ["lan".to_owned(), "client".to_owned()].into_iter();
         let names = names
@@ -118,72 +109,21 @@ impl Trio {
     }
 
     fn wire(&self) {
-        let machines = || std::iter::once(&self.client).chain(&self.nodes);
-        for host in machines().chain(&self.pods) {
-            let values = [("accept_dad", "0"), ("accept_ra", "0")]
-                .map(|(key, value)| (format!("ipv6/conf/default/{key}"), value));
-            let values: Vec<_> = values.iter().map(|(key, value)| (key.as_str(), *value)).collect();
-            sysctl(&host.ns, &values);
-            sysctl(
-                &host.ns,
-                &[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")],
-            );
-        }
-        let bridge = |side| {
-            format!(
-                "link add name br{side} netns {} type bridge forward_delay 0 mcast_snooping 0",
-                self.lan.name
-            )
-        };
-        let mut links: Vec<String> = (0..SIDES).map(bridge).collect();
-        for host in machines() {
-            links.push(format!(
-                "link add name {} netns {} type veth peer name eth0 netns {}",
-                host.name, self.lan.name, host.ns.name
-            ));
-        }
-        for (node, pod) in self.nodes.iter().zip(&self.pods) {
-            sysctl(
-                &node.ns,
-                &[
-                    ("ipv4/ip_forward", "1"),
-                    ("ipv6/conf/all/forwarding", "1"),
-                    ("ipv6/conf/default/forwarding", "1"),
-                ],
-            );
-            links.push(format!(
-                "link add name cni0 netns {} type bridge forward_delay 0 mcast_snooping 0",
-                node.ns.name
-            ));
-            links.push(format!(
-                "link add name v-{} netns {} type veth peer name eth0 netns {}",
-                pod.name, node.ns.name, pod.ns.name
-            ));
-        }
-        netns::ip(None, &links);
-        let mut lan: Vec<String> = (0..SIDES).map(|side| format!("link set br{side} up")).collect();
-        lan.extend(machines().map(|host| format!("link set {} master br0 up", host.name)));
-        self.lan.ip(&lan);
-        bridge_netfilter(&self.lan, "0");
-        machines().for_each(|host| host.ns.ip(&possible(up(host))));
-        for (net, (node, pod)) in self.nodes.iter().zip(&self.pods).enumerate() {
-            let net = net as u16;
-            let mut commands = vec![
-                "link set cni0 up".to_owned(),
-                format!("address add {}/24 dev cni0", pod4(net, 1)),
-                format!("address add {}/64 dev cni0 nodad", pod6(net, 1)),
-                format!("link set v-{} master cni0 up", pod.name),
-            ];
-            for other in (0..self.nodes.len() as u16).filter(|other| *other != net) {
-                commands.push(format!("route add {}/24 via {}", pod4(other, 0), lan4(11 + other)));
-                commands.push(format!("route add {}/64 via {}", pod6(other, 0), lan6(11 + other)));
-            }
-            node.ns.ip(&possible(commands));
-            bridge_netfilter(&node.ns, "1");
-            let mut commands = up(pod);
-            commands.push(format!("route add default via {}", pod4(net, 1)));
-            commands.push(format!("route add default via {}", pod6(net, 1)));
-            pod.ns.ip(&possible(commands));
+        let sites: Vec<Site> = self
+            .nodes
+            .iter()
+            .zip(&self.pods)
+            .zip(0..)
+            .map(|((node, pod), net)| Site { node, net, pods: slice::from_ref(pod) })
+            .collect();
+        wiring::wire(&Wiring {
+            lan: &self.lan,
+            bridges: SIDES,
+            clients: &[&self.client],
+            sites: &sites,
+            nets: sites.len() as u16,
+        });
+        for pod in &self.pods {
             pod.serve(&[super::POD_PORTS[0]]);
         }
     }
@@ -330,7 +270,7 @@ impl Cluster {
         })
     }
 
-    /// Who answers for an address, if these nodes agree about it and that one says so itself.
+    /// The owner of an address, if these nodes agree about it and the owner says so itself.
     pub fn owner(&self, address: IpAddr, among: &[usize]) -> Result<usize, String> {
         let views = self.views(address, among)?;
         let owner = one(address, &views)?;
@@ -402,10 +342,10 @@ impl Cluster {
         self.wait_owners(&all, Duration::from_secs(5));
     }
 
-    /// Strikes a node. The time given back is just before.
-    pub fn inject(&mut self, victim: usize, blow: Fault) -> Instant {
+    /// Injects a fault and returns the time just before.
+    pub fn inject(&mut self, victim: usize, fault: Fault) -> Instant {
         let begin = Instant::now();
-        match blow {
+        match fault {
             Fault::PowerLoss => {
                 self.trio.cable(victim, false);
                 self.running(victim).signal(Signal::STOP);
@@ -419,9 +359,9 @@ impl Cluster {
         begin
     }
 
-    /// Undoes a blow: power and cables come back, a process that ended is started again.
-    pub fn heal(&mut self, victim: usize, blow: Fault) {
-        match blow {
+    /// Undoes a fault: power and cables come back, a process that ended is started again.
+    pub fn heal(&mut self, victim: usize, fault: Fault) {
+        match fault {
             Fault::PowerLoss => {
                 self.running[victim].as_mut().expect("it runs").kill();
                 // A machine that starts has no rules.
@@ -498,10 +438,7 @@ impl Cluster {
 
     /// Writes one more manifest, as a careful program would: whole, then renamed into place.
     pub fn apply(&self, file: &str, text: &str) {
-        let temporary = self.trio.directory.join("incoming");
-        fs::write(&temporary, text).expect("write a manifest");
-        fs::rename(temporary, self.trio.directory.join("manifests").join(file))
-            .expect("rename a manifest");
+        write_manifest(&self.trio.directory, file, text);
     }
 
     /// Asks the Service once a millisecond.

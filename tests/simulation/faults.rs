@@ -1,5 +1,5 @@
-//! What befalls the nodes: links and packets that fail, objects that change, processes that end,
-//! stand still and begin again.
+//! Faults: links and packets that fail, objects that change, processes that end, stall and
+//! restart.
 
 use super::*;
 
@@ -88,9 +88,9 @@ impl World {
         host.process = None;
         host.life += 1;
         (host.frozen, host.suspended) = (false, None);
-        host.woken = Duration::MAX;
+        host.scheduled = Duration::MAX;
         host.backlog.clear();
-        host.untold.clear();
+        host.undelivered.clear();
         self.up.retain(|(a, _)| *a != node);
         self.recheck();
     }
@@ -150,7 +150,7 @@ impl World {
         for frame in std::mem::take(&mut self.hosts[node].backlog) {
             self.frame(node, &frame);
         }
-        for event in std::mem::take(&mut self.hosts[node].untold) {
+        for event in std::mem::take(&mut self.hosts[node].undelivered) {
             self.tell(node, Some(event));
         }
         // Not before the sessions were heard, or have ended, which is told of at two addresses.

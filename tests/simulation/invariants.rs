@@ -22,15 +22,16 @@ impl World {
     pub(super) fn check(&mut self) {
         for node in 0..self.hosts.len() {
             let host = &self.hosts[node];
-            let able = self.running(node)
+            let eligible = self.running(node)
                 && host.link
                 && !host.excluded
                 && !host.deleted
                 && host.process.as_ref().is_some_and(|p| !p.left);
-            let undisturbed = able && host.was;
+            let undisturbed = eligible && host.was_eligible;
             let host = &mut self.hosts[node];
-            host.able = if undisturbed { host.able } else { able.then_some(self.now) };
-            host.was = able;
+            host.eligible_since =
+                if undisturbed { host.eligible_since } else { eligible.then_some(self.now) };
+            host.was_eligible = eligible;
         }
         for vip in self.vips.clone() {
             let owners = self.owners(vip);
@@ -64,7 +65,7 @@ impl World {
             }
             for node in 0..self.hosts.len() {
                 let serves = self.local.get(&vip).is_none_or(|nodes| nodes.contains(&node));
-                let able = self.hosts[node].able.filter(|_| serves);
+                let eligible = self.hosts[node].eligible_since.filter(|_| serves);
                 // A side has an owner when its clients have one. That this node alone does not get
                 // the owner's frames (they are lost one way, between these two) is
                 // no reason for a second one, which the same clients would hear.
@@ -72,13 +73,13 @@ impl World {
                     self.answers(other, vip).is_some()
                         && self.hosts[other].side == self.hosts[node].side
                 };
-                let orphan = able.is_some() && !(0..self.hosts.len()).any(beside);
+                let orphan = eligible.is_some() && !(0..self.hosts.len()).any(beside);
                 if !orphan {
                     self.orphans.remove(&(vip, node));
                     continue;
                 }
                 let since = *self.orphans.entry((vip, node)).or_insert(self.now);
-                let since = since.max(able.unwrap_or(self.now));
+                let since = since.max(eligible.unwrap_or(self.now));
                 if self.now - since > self.bounds.1 {
                     self.failures.push(format!(
                         "{:?}: nobody has {vip} since {since:?}, and node {node} could",

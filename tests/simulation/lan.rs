@@ -56,12 +56,12 @@ impl World {
     }
 
     /// Lost, late, out of order or twice.
-    pub(super) fn transmit(&mut self, happening: impl Fn() -> SimEvent) {
+    pub(super) fn transmit(&mut self, event: impl Fn() -> SimEvent) {
         let copies = 1 + u32::from(self.random.chance(self.repeat));
         for _ in 0..copies {
             if !self.random.chance(self.loss) {
                 let at = self.now + Duration::from_micros(100) + self.random.time(0, self.delay);
-                self.at(at, happening());
+                self.at(at, event());
             }
         }
     }

@@ -75,7 +75,7 @@ pub struct Process {
 
 pub struct Host {
     pub process: Option<Process>,
-    /// Counts processes: what was meant for an earlier one is lost.
+    /// Counts processes: events for an earlier one are dropped.
     life: u32,
     pub frozen: bool,
     /// Since when its clock stands still, too.
@@ -84,14 +84,16 @@ pub struct Host {
     pub side: u8,
     pub excluded: bool,
     pub deleted: bool,
-    /// Since when it could serve, undisturbed.
-    pub able: Option<Duration>,
+    /// Since when it has been eligible without interruption.
+    pub eligible_since: Option<Duration>,
     offset: Duration,
-    woken: Duration,
+    /// When the next `Wake` is due; `MAX` when none is queued.
+    scheduled: Duration,
     backlog: Vec<Vec<u8>>,
-    /// What it is to be told when it goes on.
-    untold: Vec<Event>,
-    was: bool,
+    /// Events for a frozen process, delivered when it thaws.
+    undelivered: Vec<Event>,
+    /// At the previous check.
+    was_eligible: bool,
     interfaces: Option<(bool, Arc<Interfaces>)>,
 }
 
@@ -206,13 +208,13 @@ impl World {
             side: 0,
             excluded: false,
             deleted: false,
-            able: None,
+            eligible_since: None,
             // Clocks of nodes have nothing to do with each other, and may be set.
             offset,
-            woken: Duration::MAX,
+            scheduled: Duration::MAX,
             backlog: Vec::new(),
-            untold: Vec::new(),
-            was: false,
+            undelivered: Vec::new(),
+            was_eligible: false,
             interfaces: None,
         };
         let hosts = (0..nodes).map(|_| host(ms(100_000 + random.below(1_000_000)))).collect();
@@ -265,9 +267,9 @@ impl World {
         }
     }
 
-    fn at(&mut self, at: Duration, happening: SimEvent) {
+    fn at(&mut self, at: Duration, event: SimEvent) {
         self.sequence += 1;
-        self.queue.push(Reverse(Entry(at, self.sequence, happening)));
+        self.queue.push(Reverse(Entry(at, self.sequence, event)));
     }
 
     pub fn fault_at(&mut self, at: Duration, fault: Fault) {
@@ -281,12 +283,12 @@ impl World {
                 Some(Reverse(entry)) if entry.0 <= until => {}
                 _ => break,
             }
-            let Some(Reverse(Entry(at, _, happening))) = self.queue.pop() else { break };
+            let Some(Reverse(Entry(at, _, event))) = self.queue.pop() else { break };
             self.now = at.max(self.now);
             // Sessions check when they have something to tell: most packets say that nothing has
             // changed.
-            let told = !matches!(happening, SimEvent::Datagram(..) | SimEvent::Round(..));
-            self.happen(happening);
+            let told = !matches!(event, SimEvent::Datagram(..) | SimEvent::Round(..));
+            self.dispatch(event);
             if told {
                 self.check();
             }
@@ -294,13 +296,13 @@ impl World {
         self.now = until;
     }
 
-    fn happen(&mut self, happening: SimEvent) {
-        match happening {
+    fn dispatch(&mut self, event: SimEvent) {
+        match event {
             SimEvent::Frame(node, life, frame) if self.hosts[node].life == life => {
                 self.frame(node, &frame)
             }
             SimEvent::Wake(node, life) if self.hosts[node].life == life => {
-                self.hosts[node].woken = Duration::MAX;
+                self.hosts[node].scheduled = Duration::MAX;
                 if !self.hosts[node].frozen {
                     self.tell(node, None);
                 }
@@ -345,7 +347,7 @@ impl World {
     /// An event, or time, for a node; then what follows.
     fn tell(&mut self, node: usize, event: Option<Event>) {
         if self.hosts[node].frozen {
-            self.hosts[node].untold.extend(event);
+            self.hosts[node].undelivered.extend(event);
             return;
         }
         let now = self.now + self.hosts[node].offset;
@@ -446,8 +448,8 @@ impl World {
         }) else {
             return;
         };
-        if due < self.hosts[node].woken {
-            self.hosts[node].woken = due;
+        if due < self.hosts[node].scheduled {
+            self.hosts[node].scheduled = due;
             let life = self.hosts[node].life;
             self.at(due, SimEvent::Wake(node, life));
         }
@@ -458,7 +460,7 @@ pub fn client_mac(client: usize) -> Mac {
     [2, 0, 0, 0, 2, client as u8]
 }
 
-/// Who says that it has an address.
+/// The address that a frame claims, and the MAC that claims it.
 fn claim(frame: &[u8]) -> Option<(IpAddr, Mac)> {
     if let Ok(packet) = arp::Repr::parse(frame) {
         return (!packet.sender.is_unspecified())

@@ -467,11 +467,11 @@ impl Daemon {
     }
 
     fn tell_systemd(&mut self) {
-        let ready = !self.announced_ready && self.engine.serving();
+        let ready = !self.announced_ready && self.engine.report().serving();
         if !ready && !systemd::listens() {
             return; // counting thousands of Services after every change would be for nobody
         }
-        let summary = self.engine.summary();
+        let summary = self.engine.report().summary();
         let line = systemd::serving(summary.serving, summary.addresses);
         if ready {
             self.announced_ready = true;
@@ -492,8 +492,8 @@ impl Daemon {
 fn answer(engine: &Engine, peers: Option<&Peers>, epoch: Instant, query: Query) {
     match query {
         Query::State(reply) => {
-            let mut state = engine.state();
-            state.peers = engine.peers(epoch.elapsed());
+            let mut state = engine.report().state();
+            state.peers = engine.report().peers(epoch.elapsed());
             state.version = env!("CARGO_PKG_VERSION").to_string();
             state.pid = std::process::id();
             state.uptime_seconds = epoch.elapsed().as_secs();
@@ -502,10 +502,10 @@ fn answer(engine: &Engine, peers: Option<&Peers>, epoch: Instant, query: Query) 
             }
             drop(reply.send(state));
         }
-        Query::Summary(reply) => drop(reply.send(engine.summary())),
-        Query::Conditions(reply) => drop(reply.send(engine.conditions())),
-        Query::Health(reply) => drop(reply.send(engine.healthy())),
-        Query::Service(key, reply) => drop(reply.send(engine.service_health(&key))),
+        Query::Summary(reply) => drop(reply.send(engine.report().summary())),
+        Query::Conditions(reply) => drop(reply.send(engine.report().conditions())),
+        Query::Health(reply) => drop(reply.send(engine.report().healthy())),
+        Query::Service(key, reply) => drop(reply.send(engine.report().service_health(&key))),
     }
 }
 

@@ -54,6 +54,7 @@ fn stalled() -> (Engine, Duration) {
 
 fn announces(engine: &Engine) -> bool {
     engine
+        .report()
         .state()
         .addresses
         .iter()

@@ -173,7 +173,7 @@ fn assert_converged(world: &mut World, before: &[Vec<usize>]) {
         let owner = owners[0];
         for (node, host) in world.hosts.iter().enumerate() {
             let Some(process) = &host.process else { continue };
-            let state = process.engine.state();
+            let state = process.engine.report().state();
             let said = state
                 .addresses
                 .iter()
@@ -412,7 +412,13 @@ fn with_bfd_blocked_there_is_one_owner_and_a_warning() {
         assert_eq!(world.failures, [""; 0], "seed {seed}");
         let warned = world.hosts.iter().filter_map(|host| host.process.as_ref());
         let warned = warned.filter(|process| {
-            process.engine.state().warnings.iter().any(|warning| warning.code == "BfdBlocked")
+            process
+                .engine
+                .report()
+                .state()
+                .warnings
+                .iter()
+                .any(|warning| warning.code == "BfdBlocked")
         });
         assert!(warned.count() >= nodes - 1, "seed {seed}");
     }

@@ -48,7 +48,7 @@ pub async fn planned(settings: &Settings) -> Result<Vec<Table>, String> {
 
 /// Which condition is not met yet.
 fn unread(engine: &Engine) -> String {
-    let unmet = engine.conditions().into_iter().find(|condition| !condition.status);
+    let unmet = engine.report().conditions().into_iter().find(|condition| !condition.status);
     format!(
         "the source of Services could not be read in time: {}",
         unmet.map(|condition| condition.message).unwrap_or_default()

@@ -356,11 +356,11 @@ impl Node {
     }
 
     fn report_to_systemd(&mut self) {
-        let ready = !self.announced_ready && self.engine.serving();
+        let ready = !self.announced_ready && self.engine.report().serving();
         if !ready && !systemd::is_enabled() {
             return; // Nobody reads the count of thousands of Services.
         }
-        let summary = self.engine.summary();
+        let summary = self.engine.report().summary();
         let line = systemd::serving(summary.serving, summary.addresses);
         if ready {
             self.announced_ready = true;

@@ -10,8 +10,8 @@ use crate::http::server::Query;
 pub(super) fn answer(engine: &Engine, peers: Option<&Peers>, epoch: Instant, query: Query) {
     match query {
         Query::State(reply) => {
-            let mut state = engine.state();
-            state.peers = engine.peers(epoch.elapsed());
+            let mut state = engine.report().state();
+            state.peers = engine.report().peers(epoch.elapsed());
             state.version = env!("CARGO_PKG_VERSION").to_string();
             state.pid = std::process::id();
             state.uptime_seconds = epoch.elapsed().as_secs();
@@ -20,9 +20,9 @@ pub(super) fn answer(engine: &Engine, peers: Option<&Peers>, epoch: Instant, que
             }
             drop(reply.send(state));
         }
-        Query::Summary(reply) => drop(reply.send(engine.summary())),
-        Query::Conditions(reply) => drop(reply.send(engine.conditions())),
-        Query::Health(reply) => drop(reply.send(engine.healthy())),
-        Query::Service(key, reply) => drop(reply.send(engine.service_health(&key))),
+        Query::Summary(reply) => drop(reply.send(engine.report().summary())),
+        Query::Conditions(reply) => drop(reply.send(engine.report().conditions())),
+        Query::Health(reply) => drop(reply.send(engine.report().healthy())),
+        Query::Service(key, reply) => drop(reply.send(engine.report().service_health(&key))),
     }
 }

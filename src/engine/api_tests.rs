@@ -84,6 +84,7 @@ pub(super) fn entry(address: IpAddr) -> Ingress {
 
 pub(super) fn served(engine: &Engine, name: &str) -> Vec<IpAddr> {
     engine
+        .report()
         .state()
         .services
         .into_iter()
@@ -100,7 +101,7 @@ fn followers_serve_what_the_status_says_and_only_that() {
     let plan = follower.handle(api.events(), T0);
     assert!(plan.status_patches.is_empty() && served(&follower, "web").is_empty());
     follower.handle(Event::Leader(Some("node-9".into())), T0);
-    assert!(follower.state().services[0].reasons[0].message.contains("node-9"));
+    assert!(follower.report().state().services[0].reasons[0].message.contains("node-9"));
     let plan = writer.handle(api.events(), T0);
     assert!(!plan.save, "the status remembers");
     api.write_all(&plan);
@@ -120,7 +121,7 @@ fn an_address_outside_the_pools_is_never_served_and_is_replaced() {
     api.put(service("web"), vec![entry("8.8.8.8".parse().unwrap())]);
     let plan = follower.handle(api.events(), T0);
     assert!(served(&follower, "web").is_empty() && plan.rule_set.forwardings.is_empty());
-    assert_eq!(follower.state().services[0].reasons[0].code, "AddressOutsidePools");
+    assert_eq!(follower.report().state().services[0].reasons[0].code, "AddressOutsidePools");
     api.write_all(&writer.handle(api.events(), T0));
     assert_eq!(api.says("web"), [vip(200)]);
 }
@@ -567,7 +568,7 @@ fn an_excluded_node_is_named_by_the_writer_and_by_itself() {
     assert_eq!(told(&engine.handle(source(both()), T0)), [], "once");
     let plan = engine.handle(source(vec![named("node-2", None)]), T0);
     assert_eq!(told(&plan), [("node-2".to_owned(), "NodeIncluded")]);
-    let warnings = engine.state().warnings;
+    let warnings = engine.report().state().warnings;
     assert!(
         warnings.len() == 1 && warnings[0].message.contains("node node-1 has the label"),
         "{warnings:?}"

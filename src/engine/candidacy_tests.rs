@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::election::rank;
-use super::election::rank::Ineligible;
+use super::eligibility::Ineligible;
 use super::membership::{Liveness, PeerEvent};
 use super::plan::Plan;
 use super::tests::{T0, interface, key, links, node, put, settings, slice, source, vip};
@@ -122,7 +122,7 @@ fn a_node_that_may_not_answer_says_why() {
     let listed: BTreeSet<usize> = table.iter().map(|(_, why, ..)| way(why)).collect();
     assert_eq!(listed, (0..WAYS).collect());
     for (engine, why, code, words) in table {
-        let state = engine.state();
+        let state = engine.report().state();
         let [address] = &state.addresses[..] else { panic!("{code}: {:?}", state.addresses) };
         assert_eq!(address.phase, AddressPhase::NotAnnounced { reason: why.to_string() }, "{code}");
         assert!(
@@ -188,6 +188,8 @@ impl Wire {
         let answers = |n: &u8| {
             let engine = &self.nodes[usize::from(*n) - 1];
             engine
+                .election
+                .vips
                 .announcements
                 .get(&address)
                 .is_some_and(|announcement| !announcement.standby && !announcement.quiet)
@@ -276,7 +278,7 @@ fn services_that_share_an_address_have_one_set_of_candidates_and_one_holder() {
             assert_eq!(wire.answering(address), best.into_iter().collect::<Vec<_>>(), "{what}");
             winners.extend(best);
             for (n, engine) in (1..=NODES).zip(&wire.nodes) {
-                let state = engine.state();
+                let state = engine.report().state();
                 let owner = state
                     .addresses
                     .iter()
@@ -326,7 +328,8 @@ fn a_preferred_node_that_returned_takes_its_address_when_it_is_not_new_any_more(
     let holder = [2, 0, 0, 0, 0, 2];
     engine.handle(Event::Peer(PeerEvent::Liveness { address: peer, state: Liveness::Up }), T0);
     engine.handle(Event::Peer(PeerEvent::Neighbour { address: peer, mac: holder }), T0);
-    let ours = |engine: &Engine| engine.state().addresses[0].owner.as_deref() == Some("node-1");
+    let ours =
+        |engine: &Engine| engine.report().state().addresses[0].owner.as_deref() == Some("node-1");
     let mut now = T0;
     while !ours(&engine) && now < T0 + rank::HOLD_OFF * 2 {
         // Announced so often that nobody has reason to ask.

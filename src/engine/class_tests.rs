@@ -5,6 +5,7 @@ use super::tests::{T0, key, links, settings, source, vip};
 use super::*;
 use crate::ipam::Allocations;
 use crate::k8s::status;
+use crate::model::Service;
 use crate::model::SourceChange;
 use crate::model::fixtures::service;
 
@@ -53,7 +54,7 @@ fn the_class_says_whose_a_service_is() {
             (addresses.clone(), addresses),
             "{case}"
         );
-        let state = writer.state().services.remove(0);
+        let state = writer.report().state().services.remove(0);
         let named = format!(
             "class {} belongs to another implementation; Pinnace serves {ours}",
             class.unwrap_or("(none)")
@@ -86,6 +87,7 @@ fn an_address_in_the_status_of_anothers_service_is_given_only_to_who_asks_for_it
         "the first is taken"
     );
     let told = writer
+        .report()
         .state()
         .services
         .into_iter()

@@ -1,95 +1,71 @@
-//! Nodes that are kept out of load balancing, said loudly: who labelled a node long ago, or never
-//! knew of the label, looks for the fault everywhere else.
+//! Nodes that are kept out of load balancing, reported as warnings: an operator who labelled a node
+//! long ago, or never knew of the label, looks for the fault everywhere else.
 
 use std::collections::BTreeMap;
 
-use super::Engine;
-use super::election::rank;
-use super::plan::Plan;
+use super::eligibility;
+use super::index::Index;
 use crate::model::Exclusion;
 use crate::model::diagnostic::Diagnostic;
-use crate::model::role::Role;
 use crate::model::state::Reason;
 
-/// What was said about them.
-#[derive(Debug, Default)]
-pub(super) struct Exclusions {
-    told: BTreeMap<Box<str>, Exclusion>,
-    /// Node objects, or who says it, changed since.
-    pub stale: bool,
+/// The nodes that are excluded now.
+pub(super) fn excluded(index: &Index) -> BTreeMap<Box<str>, Exclusion> {
+    index.nodes().filter_map(|node| Some((node.name.clone(), node.excluded?))).collect()
 }
 
-impl Engine {
-    /// Says which nodes are excluded now and which no longer are. The writer says it about all,
-    /// every other node in its own log about itself.
-    pub(super) fn emit_exclusions(&mut self, plan: &mut Plan) {
-        if !self.started || !std::mem::take(&mut self.exclusions.stale) {
-            return;
-        }
-        let mut now = self.excluded();
-        if self.role == Role::Follower {
-            now.retain(|name, _| *name == self.settings.node);
-        }
-        let before = std::mem::take(&mut self.exclusions.told);
-        for (name, exclusion) in &now {
-            if before.get(name) != Some(exclusion) {
-                let label = *exclusion == Exclusion::Label;
-                let until = if label { "; until then it answers for no Service" } else { "" };
-                let message =
-                    format!("{}{until}", rank::excluded(&format!("node {name}"), *exclusion));
-                // The others are what somebody is just doing.
-                plan.diagnostics.push(Diagnostic {
-                    warning: label,
-                    service: None,
-                    node: Some(name.clone()),
-                    reason: "NodeExcluded",
-                    message,
-                });
-            }
-        }
-        for name in
-            before.keys().filter(|name| !now.contains_key(*name) && self.index.node(name).is_some())
-        {
-            let message = format!("node {name} takes part in load balancing again");
-            plan.diagnostics.push(Diagnostic {
-                warning: false,
-                service: None,
-                node: Some(name.clone()),
-                reason: "NodeIncluded",
-                message,
-            });
-        }
-        self.exclusions.told = now;
+/// Which nodes became excluded, and which no longer are.
+pub(super) fn diff(
+    before: &BTreeMap<Box<str>, Exclusion>,
+    now: &BTreeMap<Box<str>, Exclusion>,
+    index: &Index,
+) -> Vec<Diagnostic> {
+    let mut diagnostics = Vec::new();
+    for (name, exclusion) in now.iter().filter(|(name, now)| before.get(*name) != Some(*now)) {
+        let label = *exclusion == Exclusion::Label;
+        let until = if label { "; until then it answers for no Service" } else { "" };
+        // Deletion and the autoscaler are what an operator is just doing.
+        diagnostics.push(Diagnostic {
+            warning: label,
+            service: None,
+            node: Some(name.clone()),
+            reason: "NodeExcluded",
+            message: format!(
+                "{}{until}",
+                eligibility::excluded(&format!("node {name}"), *exclusion)
+            ),
+        });
     }
+    for name in before.keys().filter(|name| !now.contains_key(*name) && index.node(name).is_some())
+    {
+        diagnostics.push(Diagnostic {
+            warning: false,
+            service: None,
+            node: Some(name.clone()),
+            reason: "NodeIncluded",
+            message: format!("node {name} takes part in load balancing again"),
+        });
+    }
+    diagnostics
+}
 
-    /// Who said it before may have been another node, whose Events may be gone.
-    pub(super) fn reemit_exclusions(&mut self) {
-        self.exclusions = Exclusions { told: BTreeMap::new(), stale: true };
-    }
+/// For `status`.
+pub(super) fn warnings(index: &Index) -> impl Iterator<Item = Reason> {
+    excluded(index).into_iter().map(|(name, exclusion)| {
+        Reason::new("NodeExcluded", eligibility::excluded(&format!("node {name}"), exclusion))
+    })
+}
 
-    fn excluded(&self) -> BTreeMap<Box<str>, Exclusion> {
-        self.index.nodes().filter_map(|node| Some((node.name.clone(), node.excluded?))).collect()
+/// Every node is kept out of load balancing, so none may answer for a virtual address.
+pub(super) fn everybody_excluded(index: &Index) -> Option<Reason> {
+    let mut why = Vec::new();
+    for node in index.nodes() {
+        why.push(eligibility::excluded(&format!("node {}", node.name), node.excluded?));
     }
-
-    /// For `status`.
-    pub(super) fn exclusion_warnings(&self) -> impl Iterator<Item = Reason> {
-        let said = |(name, exclusion): (Box<str>, Exclusion)| {
-            Reason::new("NodeExcluded", rank::excluded(&format!("node {name}"), exclusion))
-        };
-        self.excluded().into_iter().map(said)
-    }
-
-    /// Every node is kept out of load balancing, so nobody may answer for a virtual address.
-    pub(super) fn everybody_excluded(&self) -> Option<Reason> {
-        let mut why = Vec::new();
-        for node in self.index.nodes() {
-            why.push(rank::excluded(&format!("node {}", node.name), node.excluded?));
-        }
-        (!why.is_empty()).then(|| {
-            Reason::new(
-                "UnAvailableLoadBalancer",
-                format!("There are no available nodes for LoadBalancer: {}", why.join("; ")),
-            )
-        })
-    }
+    (!why.is_empty()).then(|| {
+        Reason::new(
+            "UnAvailableLoadBalancer",
+            format!("There are no available nodes for LoadBalancer: {}", why.join("; ")),
+        )
+    })
 }

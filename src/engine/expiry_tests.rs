@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use super::election::FOREIGN_FOR;
 use super::election::{DEAD_FOR, rank};
 use super::membership::{ABSENT_AFTER, DownReason, Liveness, PeerEvent};
 use super::tests::{T0, links, node, put, settings, slice, source, vip};
-use super::vip::FOREIGN_FOR;
 use super::*;
 use crate::ipam::Allocations;
 use crate::l2::announcer::AnnouncerEvent;
@@ -33,7 +33,7 @@ fn bereaved(role: Role) -> Engine {
 }
 
 fn endpoints(engine: &Engine) -> usize {
-    engine.state().services[0].ports[0].endpoints
+    engine.report().state().services[0].ports[0].endpoints
 }
 
 /// Lets time pass as the engine asks for it.
@@ -115,7 +115,7 @@ fn a_conflict_that_is_over_is_forgotten_and_a_later_one_told_again() {
     };
     let contested = |engine: &mut Engine, now| {
         engine.handle(Event::Tick, now);
-        matches!(engine.state().addresses[0].phase, AddressPhase::Contested { .. })
+        matches!(engine.report().state().addresses[0].phase, AddressPhase::Contested { .. })
     };
     assert_eq!((told(&mut engine, T0), told(&mut engine, T0 + MOMENT)), (1, 0), "once");
     assert!(contested(&mut engine, T0 + FOREIGN_FOR));

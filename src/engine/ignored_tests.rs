@@ -42,7 +42,7 @@ fn a_service_to_be_ignored_is_given_up_with_its_address_and_says_why() {
     api.write_all(&plan);
     assert_eq!(api.says("web"), Vec::<IpAddr>::new(), "another Service may be given the address");
     assert!(plan.diagnostics.iter().any(|notice| notice.reason == "Ignored"));
-    let status = writer.state().services.remove(0);
+    let status = writer.report().state().services.remove(0);
     assert_eq!((status.addresses.len(), &*status.reasons[0].code), (0, "Ignored"));
     // What others write there from now on is theirs, even an address of our pools.
     let taken = api.services[&key("web")].clone();

@@ -61,6 +61,7 @@ fn in_cluster(number: u8, role: Role) -> Engine {
 /// The phase of a Service, and why.
 fn verdict(engine: &Engine, name: &str) -> (Phase, String) {
     let service = engine
+        .report()
         .state()
         .services
         .into_iter()

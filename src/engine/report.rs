@@ -3,12 +3,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::election::rank::Ineligible;
+use super::decisions::{Decisions, ServicePhase, ServiceState};
 use super::election::vip_election::Owner;
+use super::election::{Election, Vip};
+use super::eligibility::Ineligible;
 use super::reconcile::NO_ADDRESS_YET;
-use super::vip::{FOREIGN_FOR, Vip};
-use super::{Engine, ServicePhase, ServiceState, endpoints};
+use super::world::{Derived, World};
+use super::{endpoints, exclusion, reservations};
 use crate::ipam::usable;
+use crate::model::mac;
 use crate::model::role::Role;
 use crate::model::state::{
     AddressPhase, AddressStatus, Condition, InterfaceStatus, LeaderStatus, NodeState, PeerStatus,
@@ -19,42 +22,53 @@ use crate::model::{Family, ObjectKey, Service};
 /// The condition that says how the API server is; only where it is the source.
 pub const API_SERVER: &str = "ApiServer";
 
-impl Engine {
+/// A view of everything the engine knows and has decided.
+pub struct Report<'a> {
+    pub(super) world: &'a World,
+    pub(super) derived: &'a Derived,
+    pub(super) decisions: &'a Decisions,
+    pub(super) election: &'a Election,
+}
+
+impl Report<'_> {
     /// The other nodes, and for how long they have been as they are. Events may be long ago, so the
     /// time is the caller's.
     pub fn peers(&self, now: Duration) -> Vec<PeerStatus> {
-        self.membership.statuses(now)
+        self.world.membership.statuses(now)
     }
 
     /// Everything the engine believes.
     pub fn state(&self) -> NodeState {
         NodeState {
-            node: self.settings.node.to_string(),
+            node: self.world.settings.node.to_string(),
             ready: self.conditions(),
             services: self
+                .decisions
                 .services
                 .iter()
                 .map(|(key, placement)| self.service_status(key, placement))
                 .collect(),
             addresses: self
+                .election
                 .vips
                 .iter()
-                .map(|(address, vip)| self.address_status(*address, vip))
+                .map(|(address, vip)| self.address_status(address, vip))
                 .collect(),
             interfaces: self.interface_statuses(),
             pools: self.pool_statuses(),
-            problems: self.problems.clone(),
-            peers: self.peers(self.now),
-            leader: (self.settings.role != Role::Alone).then(|| LeaderStatus {
-                node: self.leader.as_deref().map(str::to_owned),
-                here: self.role == Role::Leader,
+            problems: self.world.problems.clone(),
+            peers: self.peers(self.world.now),
+            leader: (self.world.settings.role != Role::Alone).then(|| LeaderStatus {
+                node: self.world.leader.as_deref().map(str::to_owned),
+                here: self.world.role == Role::Leader,
             }),
             warnings: self
+                .world
                 .membership
                 .warnings()
                 .into_iter()
-                .chain(self.exclusion_warnings())
-                .chain(self.reserved_warnings())
+                .chain(exclusion::warnings(&self.world.index))
+                .chain(reservations::warnings(&self.derived.reserved_in_pools))
                 .collect(),
             ..NodeState::default()
         }
@@ -62,34 +76,36 @@ impl Engine {
 
     /// Ready is: all of these.
     pub fn conditions(&self) -> Vec<Condition> {
-        let rules = match &self.rules {
+        let rules = match &self.world.rules {
             Some(Ok(())) => String::new(),
             Some(Err(error)) => format!("the kernel refused the rules: {error}"),
             None => "not written yet".to_string(),
         };
-        let source = match self.settings.role {
+        let source = match self.world.settings.role {
             Role::Alone => "the manifests have not been read yet".to_string(),
             Role::Follower | Role::Leader => self
+                .world
                 .source_health
                 .clone()
                 .err()
                 .unwrap_or("the API server has not told everything yet".into()),
         };
         let mut conditions = vec![
-            Condition::when("SourceSynced", self.source_synced, source),
+            Condition::when("SourceSynced", self.world.source_synced, source),
             Condition::when(
                 "InterfacesKnown",
-                self.interfaces.is_some(),
+                self.world.interfaces.is_some(),
                 "the kernel has not listed the interfaces yet",
             ),
             Condition::when("RulesApplied", rules.is_empty(), rules),
         ];
-        if self.settings.role != Role::Alone {
+        if self.world.settings.role != Role::Alone {
             // Without an answer to anything, none about the Lease is no news.
             let health = self
+                .world
                 .source_health
                 .clone()
-                .and_then(|()| self.leader_health.clone())
+                .and_then(|()| self.world.leader_health.clone())
                 .err()
                 .unwrap_or_default();
             conditions.push(Condition::when(API_SERVER, health.is_empty(), health));
@@ -105,10 +121,10 @@ impl Engine {
 
     /// False while this node is leaving, or must not be sent traffic: for load balancers outside.
     pub fn healthy(&self) -> Result<(), String> {
-        if self.draining {
+        if self.world.draining {
             return Err("draining".into());
         }
-        match self.index.node(&self.settings.node).and_then(|node| node.excluded) {
+        match self.world.index.node(&self.world.settings.node).and_then(|node| node.excluded) {
             Some(exclusion) => Err(Ineligible::Excluded(exclusion).to_string()),
             None => Ok(()),
         }
@@ -116,18 +132,18 @@ impl Engine {
 
     /// As kube-proxy's healthCheckNodePort; None for a Service that is not ours.
     pub fn service_health(&self, key: &ObjectKey) -> Option<ServiceHealth> {
-        let placement = self.services.get(key)?;
-        let local = endpoints::local_ready(self.index.slices(key), &self.settings.node);
+        let placement = self.decisions.services.get(key)?;
+        let local = endpoints::local_ready(self.world.index.slices(key), &self.world.settings.node);
         (placement.phase != ServicePhase::Unmanaged).then_some(ServiceHealth {
             local_endpoints: local,
-            proxy_healthy: matches!(self.rules, Some(Ok(()))),
+            proxy_healthy: matches!(self.world.rules, Some(Ok(()))),
         })
     }
 
     /// Counts, for metrics and the status line.
     pub fn summary(&self) -> Summary {
         let (mut serving, mut pending, mut refused) = (0, 0, 0);
-        for placement in self.services.values() {
+        for placement in self.decisions.services.values() {
             match placement.phase {
                 ServicePhase::Serving => serving += 1,
                 ServicePhase::Pending => pending += 1,
@@ -139,21 +155,23 @@ impl Engine {
             serving,
             pending,
             failed: refused,
-            addresses: self.vips.len(),
+            addresses: self.election.vips.len(),
             announced: self
+                .election
+                .vips
                 .announcements
                 .values()
                 .filter(|announcement| !announcement.standby)
                 .count(),
-            problems: self.problems.iter().filter(|problem| !problem.note).count(),
+            problems: self.world.problems.iter().filter(|problem| !problem.note).count(),
         }
     }
 
     fn service_status(&self, key: &ObjectKey, placement: &ServiceState) -> ServiceStatus {
-        let service = self.index.service(key);
+        let service = self.world.index.service(key);
         let mut reasons = placement.reasons.clone();
         for reason in reasons.iter_mut().filter(|reason| reason.code == NO_ADDRESS_YET) {
-            if let Some(holder) = &self.leader {
+            if let Some(holder) = &self.world.leader {
                 reason.message = format!("{} ({holder})", reason.message);
             }
         }
@@ -164,7 +182,8 @@ impl Engine {
             ServicePhase::Unmanaged => Phase::Unmanaged,
         };
         for address in &placement.addresses {
-            match self.vips.get(address).map(|vip| (&vip.candidacy, vip.election.owner())) {
+            match self.election.vips.get(*address).map(|vip| (&vip.eligible, vip.election.owner()))
+            {
                 Some((Err(why), _)) => reasons.push(Reason::new(
                     why.code(),
                     format!("{address} is not announced by this node: {why}"),
@@ -178,7 +197,12 @@ impl Engine {
                     if phase == Phase::Serving {
                         phase = Phase::Pending;
                     }
-                    let who = self.vips.get(address).map(|vip| stranger(vip)).unwrap_or_default();
+                    let who = self
+                        .election
+                        .vips
+                        .get(*address)
+                        .map(|vip| foreign_machine(vip, self.world.now))
+                        .unwrap_or_default();
                     reasons.push(Reason::new(
                         "AddressInUse",
                         format!("{address} is not announced by this node: {who}"),
@@ -187,7 +211,7 @@ impl Engine {
                 _ => {}
             }
         }
-        if phase == Phase::Serving && placement.generation > self.applied {
+        if phase == Phase::Serving && placement.generation > self.world.applied {
             phase = Phase::Pending;
             reasons.push(Reason::new("Applying", "its rules are on their way into the kernel"));
         }
@@ -204,6 +228,7 @@ impl Engine {
             mode: placement.mode,
             addresses: placement.addresses.clone(),
             pool: self
+                .decisions
                 .ipam
                 .allocations()
                 .get(key)
@@ -217,14 +242,14 @@ impl Engine {
             owner: placement
                 .addresses
                 .iter()
-                .find_map(|address| self.owner(self.vips.get(address)?)),
+                .find_map(|address| self.owner(self.election.vips.get(*address)?)),
         }
     }
 
     /// The elected node.
     fn owner(&self, vip: &Vip) -> Option<String> {
         match vip.election.owner() {
-            Owner::Local => Some(self.settings.node.to_string()),
+            Owner::Local => Some(self.world.settings.node.to_string()),
             Owner::Peer { node, .. } => Some(node.to_string()),
             Owner::None { .. } | Owner::Foreign => None,
         }
@@ -236,9 +261,12 @@ impl Engine {
             if !service.families.is_empty() && !service.families.contains(&family) {
                 continue;
             }
-            for resolved in
-                endpoints::resolve(service, self.index.slices(&service.key), &self.here(), family)
-            {
+            for resolved in endpoints::resolve(
+                service,
+                self.world.index.slices(&service.key),
+                &self.world.here(&self.election.dead),
+                family,
+            ) {
                 let (endpoints, local) = (resolved.cluster.len(), resolved.local.len());
                 let same = |p: &&mut PortStatus| {
                     p.protocol == resolved.port.protocol && p.port == resolved.port.port
@@ -263,19 +291,19 @@ impl Engine {
     }
 
     fn address_status(&self, address: IpAddr, vip: &Vip) -> AddressStatus {
-        let announced = self.announcements.get(&address);
+        let announced = self.election.vips.announcements.get(&address);
         let names = announced
             .filter(|announcement| !announcement.standby)
             .into_iter()
             .flat_map(|a| a.interfaces.iter())
-            .filter_map(|index| self.interfaces.as_deref()?.get(index));
-        let phase = match &vip.candidacy {
-            _ if matches!(vip.election.owner(), Owner::Local) && vip.candidacy.is_err() => {
+            .filter_map(|index| self.world.interfaces.as_deref()?.get(index));
+        let phase = match &vip.eligible {
+            _ if matches!(vip.election.owner(), Owner::Local) && vip.eligible.is_err() => {
                 AddressPhase::Announced
             }
             Ok(_) if matches!(vip.election.owner(), Owner::Peer { .. }) => AddressPhase::Standby,
             Ok(_) if matches!(vip.election.owner(), Owner::Foreign) => {
-                AddressPhase::NotAnnounced { reason: stranger(vip) }
+                AddressPhase::NotAnnounced { reason: foreign_machine(vip, self.world.now) }
             }
             Ok(_) if matches!(vip.election.owner(), Owner::None { .. }) => {
                 AddressPhase::NotAnnounced {
@@ -283,9 +311,9 @@ impl Engine {
                 }
             }
             Err(why) => AddressPhase::NotAnnounced { reason: why.to_string() },
-            Ok(_) if !vip.clear => AddressPhase::Probing,
-            Ok(_) => match vip.foreign.filter(|_| self.now < vip.foreign_heard + FOREIGN_FOR) {
-                Some(mac) => AddressPhase::Contested { mac: crate::model::mac::display(mac) },
+            Ok(_) if !vip.claim.is_clear() => AddressPhase::Probing,
+            Ok(_) => match vip.claim.foreign(self.world.now) {
+                Some(mac) => AddressPhase::Contested { mac: mac::display(mac) },
                 None => AddressPhase::Announced,
             },
         };
@@ -294,19 +322,20 @@ impl Engine {
             owner: self.owner(vip),
             announced_on: names.map(|interface| interface.name.to_string()).collect(),
             phase,
-            services: vip.holders.to_vec(),
+            services: vip.services.to_vec(),
         }
     }
 
     fn interface_statuses(&self) -> Vec<InterfaceStatus> {
         let all = self
+            .world
             .interfaces
             .as_deref()
             .into_iter()
             .flat_map(|all| all.values())
             .filter(|i| !i.loopback);
         let status = |interface: &crate::model::Interface| {
-            let verdict = self.uplinks.get(&interface.index);
+            let verdict = self.derived.uplinks.get(&interface.index);
             InterfaceStatus {
                 name: interface.name.to_string(),
                 uplink: verdict.is_some_and(|v| v.is_ok()),
@@ -322,20 +351,20 @@ impl Engine {
         let pool = |pool: &crate::ipam::pool::Pool| PoolStatus {
             name: pool.name.to_string(),
             ranges: pool.ranges.iter().map(ToString::to_string).collect(),
-            size: usable(pool, self.ipam.reserved(), self.settings.avoid_buggy_ips),
-            used: self.vips.keys().filter(|address| pool.contains(**address)).count(),
+            size: usable(pool, self.decisions.ipam.reserved(), self.world.settings.avoid_buggy_ips),
+            used: self.election.vips.iter().filter(|(address, _)| pool.contains(*address)).count(),
         };
-        self.settings.pools.iter().map(pool).collect()
+        self.world.settings.pools.iter().map(pool).collect()
     }
 }
 
 /// Who has the address, when it is none of the nodes.
-fn stranger(vip: &Vip) -> String {
+fn foreign_machine(vip: &Vip, now: Duration) -> String {
     let who = vip
         .election
         .owner_lladdr()
-        .or(vip.foreign)
-        .map(|mac| format!(" ({})", crate::model::mac::display(mac)))
+        .or(vip.claim.foreign(now))
+        .map(|mac| format!(" ({})", mac::display(mac)))
         .unwrap_or_default();
     format!("another machine{who} answers for it")
 }

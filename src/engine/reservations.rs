@@ -1,10 +1,9 @@
-//! What no pool may hand out, and that it is said where a pool contains it: who counts addresses
-//! misses them otherwise.
+//! Addresses that no pool may allocate, and that this is said where a pool contains them: an
+//! operator who counts addresses misses them otherwise.
 
 use std::collections::BTreeMap;
 
-use super::Engine;
-use super::plan::Plan;
+use super::index::Index;
 use crate::ipam::pool::Pool;
 use crate::ipam::{Reserved, ReservedAddresses, reserve_own, reserved_sentence};
 use crate::model::Interfaces;
@@ -13,55 +12,44 @@ use crate::model::state::Reason;
 
 const RESERVED: &str = "PoolAddressReserved";
 
-/// What was said about them, by pool.
-#[derive(Debug, Default)]
-pub(super) struct Reservations {
-    told: BTreeMap<Box<str>, String>,
-    /// What is reserved changed since.
-    pub stale: bool,
+/// Addresses that no pool may allocate, whatever its ranges say.
+pub(super) fn reserved(node: &str, index: &Index, interfaces: &Interfaces) -> ReservedAddresses {
+    let mut reserved = ReservedAddresses::new();
+    reserve_own(interfaces, node, &mut reserved);
+    for node in index.nodes() {
+        for address in node.internal.iter().chain(&node.external) {
+            reserved.insert(*address, Reserved::NodeAddress(node.name.clone()));
+        }
+    }
+    reserved
 }
 
-impl Engine {
-    /// Addresses that no pool may hand out, whatever its ranges say.
-    pub(super) fn reserved(&self, interfaces: &Interfaces) -> ReservedAddresses {
-        let mut reserved = ReservedAddresses::new();
-        reserve_own(interfaces, &self.settings.node, &mut reserved);
-        for node in self.index.nodes() {
-            for address in node.internal.iter().chain(&node.external) {
-                reserved.insert(*address, Reserved::NodeAddress(node.name.clone()));
-            }
-        }
-        reserved
-    }
+/// What is to be said about them, by pool.
+pub(super) fn in_pools(pools: &[Pool], reserved: &ReservedAddresses) -> BTreeMap<Box<str>, String> {
+    pools
+        .iter()
+        .filter_map(|pool| Some((pool.name.clone(), reserved_sentence(pool, reserved)?)))
+        .collect()
+}
 
-    /// Says once which addresses of the pools are reserved, and again when it is others.
-    pub(super) fn emit_reserved(&mut self, plan: &mut Plan) {
-        if !self.started || !std::mem::take(&mut self.reservations.stale) {
-            return;
-        }
-        let now: BTreeMap<Box<str>, String> = self.reserved_sentences().collect();
-        for (_, message) in
-            now.iter().filter(|(pool, message)| self.reservations.told.get(*pool) != Some(message))
-        {
-            plan.diagnostics.push(Diagnostic {
-                warning: true,
-                service: None,
-                node: None,
-                reason: RESERVED,
-                message: message.clone(),
-            });
-        }
-        self.reservations.told = now;
-    }
+/// What is to be said that was not said before.
+pub(super) fn diff(
+    before: &BTreeMap<Box<str>, String>,
+    now: &BTreeMap<Box<str>, String>,
+) -> Vec<Diagnostic> {
+    now.iter()
+        .filter(|(pool, message)| before.get(*pool) != Some(*message))
+        .map(|(_, message)| Diagnostic {
+            warning: true,
+            service: None,
+            node: None,
+            reason: RESERVED,
+            message: message.clone(),
+        })
+        .collect()
+}
 
-    /// For `status`.
-    pub(super) fn reserved_warnings(&self) -> impl Iterator<Item = Reason> {
-        self.reserved_sentences().map(|(_, sentence)| Reason::new(RESERVED, sentence))
-    }
-
-    fn reserved_sentences(&self) -> impl Iterator<Item = (Box<str>, String)> {
-        let sentence =
-            |pool: &Pool| Some((pool.name.clone(), reserved_sentence(pool, self.ipam.reserved())?));
-        self.settings.pools.iter().filter_map(sentence)
-    }
+/// For `status`.
+pub(super) fn warnings(in_pools: &BTreeMap<Box<str>, String>) -> impl Iterator<Item = Reason> {
+    in_pools.values().map(|sentence| Reason::new(RESERVED, sentence.clone()))
 }

@@ -55,6 +55,7 @@ fn stalled() -> (Engine, Duration) {
 
 fn announces(engine: &Engine) -> bool {
     engine
+        .report()
         .state()
         .addresses
         .iter()

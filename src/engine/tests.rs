@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::election::UNVERIFIED_HOLD;
 use super::election::rank;
 use super::plan::Plan;
-use super::vip::UNVERIFIED_HOLD;
 use super::*;
 use crate::ipam::{Allocations, pool};
 use crate::l2::announcer::AnnouncerEvent;
@@ -96,7 +96,7 @@ fn started(
 /// The phase of a Service once the kernel has everything.
 fn phase(engine: &mut Engine, name: &str) -> (Phase, Vec<String>) {
     engine.handle(Event::RuleSet { error: None, generation: u64::MAX }, T0);
-    let state = engine.state();
+    let state = engine.report().state();
     let service = state
         .services
         .into_iter()
@@ -183,7 +183,7 @@ fn a_machine_heard_before_the_nodes_are_known_is_named_and_judged_when_they_are(
             })
         };
         engine.handle(heard(), T0);
-        let state = engine.state();
+        let state = engine.report().state();
         assert_eq!(
             state.services[0].addresses,
             [vip(200)],
@@ -206,7 +206,7 @@ fn a_machine_heard_before_the_nodes_are_known_is_named_and_judged_when_they_are(
         engine.handle(Event::Peer(neighbour), T0 + UNVERIFIED_HOLD);
         let kept = peer == HEARD;
         assert_eq!(
-            engine.state().services[0].addresses,
+            engine.report().state().services[0].addresses,
             [vip(if kept { 200 } else { 201 })],
             "{peer:?}"
         );
@@ -241,7 +241,12 @@ fn a_node_whose_object_returns_listens_before_it_answers() {
     let back = T0 + Duration::from_secs(90);
     engine.handle(source(vec![node(1)]), back);
     let answers = |engine: &Engine| {
-        engine.announcements.get(&vip(200)).is_some_and(|announcement| !announcement.standby)
+        engine
+            .election
+            .vips
+            .announcements
+            .get(&vip(200))
+            .is_some_and(|announcement| !announcement.standby)
     };
     let mut now = back;
     while !answers(&engine) {
@@ -366,7 +371,8 @@ fn addresses_survive_a_restart_and_stay_with_their_services() {
     // "a" sorts first but is new; it must not take what the others have.
     let (second, _) =
         started(settings("10.88.0.200-10.88.0.210", false), saved, objects(&["a", "b", "c"]));
-    let addresses = |engine: &Engine, name: &str| engine.services[&key(name)].addresses.clone();
+    let addresses =
+        |engine: &Engine, name: &str| engine.decisions.services[&key(name)].addresses.clone();
     assert_eq!(addresses(&first, "b"), addresses(&second, "b"));
     assert_eq!(addresses(&first, "c"), addresses(&second, "c"));
     assert_eq!(addresses(&second, "a"), [vip(202)]);
@@ -378,19 +384,26 @@ fn serving_means_in_the_kernel() {
     let (mut engine, plan) =
         started(settings("10.88.0.200", false), Allocations::default(), objects);
     let reasons = |engine: &Engine| {
-        engine.state().services[0].reasons.iter().map(|r| r.code.clone()).collect::<Vec<_>>()
+        engine.report().state().services[0]
+            .reasons
+            .iter()
+            .map(|r| r.code.clone())
+            .collect::<Vec<_>>()
     };
     assert_eq!(
-        (engine.state().services[0].phase, reasons(&engine)),
+        (engine.report().state().services[0].phase, reasons(&engine)),
         (Phase::Pending, vec!["Applying".to_string()])
     );
     engine.handle(
         Event::RuleSet { error: Some("no".into()), generation: plan.rule_set.generation },
         T0,
     );
-    assert_eq!(engine.state().services[0].phase, Phase::Pending);
+    assert_eq!(engine.report().state().services[0].phase, Phase::Pending);
     engine.handle(Event::RuleSet { error: None, generation: plan.rule_set.generation }, T0);
-    assert_eq!((engine.state().services[0].phase, reasons(&engine)), (Phase::Serving, vec![]));
+    assert_eq!(
+        (engine.report().state().services[0].phase, reasons(&engine)),
+        (Phase::Serving, vec![])
+    );
 }
 
 #[test]
@@ -458,7 +471,7 @@ fn addresses_of_a_pool_that_are_never_given_out_are_named_once() {
         "{first:?}"
     );
     assert!(said(&engine.handle(links(false), T0)).is_empty(), "nothing new");
-    let state = engine.state();
+    let state = engine.report().state();
     assert!(state.warnings.iter().any(|warning| warning.message == first[0]));
     assert_eq!(state.pools[0].size, 11);
 }

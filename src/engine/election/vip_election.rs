@@ -207,8 +207,11 @@ impl VipElection {
 
     /// This node cannot know what happened meanwhile: it holds nothing, and listens.
     pub fn listen(&mut self, now: Duration, until: Duration) {
-        let shunned = self.cooldown.take();
-        *self = VipElection { cooldown: shunned, ..VipElection::new(now, until) };
+        *self = VipElection {
+            cooldown: self.cooldown.take(),
+            timeout: self.timeout,
+            ..VipElection::new(now, until)
+        };
     }
 
     /// The same without a question, for a holder that asks gives up: so nobody else takes over on

@@ -1,0 +1,46 @@
+//! What holds for this node in every election.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::engine::world::World;
+
+/// What holds for this node in every election.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct LocalState {
+    /// This node comes last until then.
+    pub fresh_until: Duration,
+    /// No address is claimed before, unless every peer was heard.
+    pub listen_until: Duration,
+    /// Every peer was seen, since then.
+    pub complete: Option<Duration>,
+    /// There was a Node object of this node's.
+    pub member: bool,
+    pub suspension: Option<Suspension>,
+}
+
+impl LocalState {
+    /// Whether this node answers for nothing, as others may have taken over while it was away.
+    pub fn is_suspended(&self) -> bool {
+        self.suspension.is_some()
+    }
+
+    /// Notes since when every peer was seen.
+    pub fn update_complete(&mut self, world: &World) {
+        self.complete = world.membership.complete().then(|| self.complete.unwrap_or(world.now));
+    }
+}
+
+/// After a stall, or what may have been one, until some peer was heard again.
+#[derive(Debug)]
+pub(in crate::engine) struct Suspension {
+    pub until: Duration,
+    /// What this node owned.
+    pub owned: BTreeSet<IpAddr>,
+    /// A session with a peer was lost meanwhile, so others may have taken over.
+    pub lost: bool,
+    /// Where only a peer says that this node was away: sessions that have been up all the time
+    /// since. Each shows that it was not.
+    pub confirming_sessions: Option<BTreeSet<IpAddr>>,
+}

@@ -461,8 +461,6 @@ impl Engine {
             let message = membership.blocked_message(&node);
             plan.diagnostics.push(node_diagnostic(true, "BfdBlocked", message));
         }
-        let complete = membership.complete();
-        self.election.local.complete = self.election.local.complete.filter(|_| complete);
         Some(node)
     }
 

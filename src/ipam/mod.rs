@@ -3,9 +3,11 @@
 //! ever given, whatever an object says (CVE-2020-8554).
 
 mod allocate;
+mod allocation;
 mod claim;
 mod draining;
 mod foreign;
+mod held_ports;
 pub mod node_mode;
 pub mod pool;
 mod ports;
@@ -21,36 +23,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use allocation::{Allocation, Allocations, HeldPorts, Port};
 use claim::Claim;
 use foreign::ForeignStatusAddresses;
 use pool::Pool;
-pub use ports::{HeldPorts, NodePorts, Port, PortClaim, refusals};
+pub use ports::{NodePorts, PortClaim, refusals};
 pub use refusal::Refusal;
 pub use reserved::{
     IPVS_INTERFACE, Reserved, ReservedAddresses, reserve_own, sentence as reserved_sentence, usable,
 };
-use serde::{Deserialize, Serialize};
 
 use crate::model::mac::Mac;
 use crate::model::{Family, ObjectKey, Service};
-
-/// What Services have been given, for the next start.
-pub type Allocations = BTreeMap<ObjectKey, Allocation>;
-
-/// What one Service has been given.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Allocation {
-    /// At most one per family, the Service's first family first.
-    pub addresses: Vec<IpAddr>,
-    /// The pool they are from.
-    pub pool: Box<str>,
-    /// Those of them that nobody on the network objected to.
-    #[serde(default)]
-    pub probed: Vec<IpAddr>,
-    /// Of a Service in node mode, which has no addresses of its own: its ports.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ports: Option<Box<HeldPorts>>,
-}
 
 /// The answer to a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]

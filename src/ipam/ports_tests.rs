@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::ports::{NodePorts, Port, PortClaim, PortConflict};
+use super::allocation::Port;
+use super::ports::{NodePorts, PortClaim, PortConflict};
 use crate::model::{Family, ObjectKey, Protocol, Service, ServicePort, fixtures};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::Reserved;
+use super::reserved::Reserved;
 use crate::model::mac::{Mac, display as mac_text};
 use crate::model::{Family, ObjectKey, Protocol};
 

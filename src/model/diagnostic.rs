@@ -20,3 +20,25 @@ pub struct Diagnostic {
     /// What happened, and what to do if it is bad.
     pub message: String,
 }
+
+impl Diagnostic {
+    /// About this node; somebody may have to act.
+    pub fn warning(reason: &'static str, message: String) -> Diagnostic {
+        Diagnostic { warning: true, service: None, node: None, reason, message }
+    }
+
+    /// About this node; nobody has to act.
+    pub fn normal(reason: &'static str, message: String) -> Diagnostic {
+        Diagnostic { warning: false, service: None, node: None, reason, message }
+    }
+
+    /// The same about a Service.
+    pub fn about(self, service: ObjectKey) -> Diagnostic {
+        Diagnostic { service: Some(service), ..self }
+    }
+
+    /// The same about a node that the whole cluster may hear of.
+    pub fn about_node(self, node: Box<str>) -> Diagnostic {
+        Diagnostic { node: Some(node), ..self }
+    }
+}

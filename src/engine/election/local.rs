@@ -4,17 +4,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::engine::world::World;
-
 /// What holds for this node in every election.
 #[derive(Debug, Default)]
-pub(in crate::engine) struct LocalState {
+pub struct LocalState {
     /// This node comes last until then.
     pub fresh_until: Duration,
     /// No address is claimed before, unless every peer was heard.
     pub listen_until: Duration,
-    /// Every peer was seen, since then.
-    pub complete: Option<Duration>,
     /// There was a Node object of this node's.
     pub member: bool,
     pub suspension: Option<Suspension>,
@@ -25,16 +21,11 @@ impl LocalState {
     pub fn is_suspended(&self) -> bool {
         self.suspension.is_some()
     }
-
-    /// Notes since when every peer was seen.
-    pub fn update_complete(&mut self, world: &World) {
-        self.complete = world.membership.complete().then(|| self.complete.unwrap_or(world.now));
-    }
 }
 
 /// After a stall, or what may have been one, until some peer was heard again.
 #[derive(Debug)]
-pub(in crate::engine) struct Suspension {
+pub struct Suspension {
     pub until: Duration,
     /// What this node owned.
     pub owned: BTreeSet<IpAddr>,

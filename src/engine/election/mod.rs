@@ -80,14 +80,10 @@ impl Election {
             .chain([self.local.fresh_until])
             .filter(|due| *due > world.now && !world.membership.is_empty())
             .min();
-        let absence = world.membership.absence_timeout(world.now);
-        let duplicate = world.membership.duplicate_timeout();
+        let membership = world.membership.poll_timeout(world.now);
         let dead = self.dead_since.values().min().filter(|_| world.judges_death());
         let dead = dead.map(|since| *since + DEAD_FOR);
-        [self.vips.poll_timeout(), suspension, ages, absence, duplicate, dead]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.vips.poll_timeout(), suspension, ages, membership, dead].into_iter().flatten().min()
     }
 
     /// Does what time asks for.
@@ -153,7 +149,6 @@ impl Election {
     /// Node objects or our own addresses changed.
     pub fn nodes_changed(&mut self, world: &World, work: &mut Work) {
         self.local.member |= world.own_node().is_some();
-        self.local.update_complete(world);
         self.mark_dead(world, work);
     }
 
@@ -162,7 +157,6 @@ impl Election {
         if delta.nodes.is_empty() {
             return;
         }
-        self.local.update_complete(round.world);
         if delta.died {
             match &mut self.local.suspension {
                 Some(suspension) => suspension.lost = true,

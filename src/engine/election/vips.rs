@@ -24,14 +24,14 @@ use crate::model::{Family, ObjectKey, Service, TrafficPolicy};
 
 /// How long another machine may answer for an address, while the link-layer address of some peer is
 /// unknown, until that is reported.
-pub(in crate::engine) const UNVERIFIED_HOLD: Duration = Duration::from_secs(5);
+pub const UNVERIFIED_HOLD: Duration = Duration::from_secs(5);
 
 /// How long after it was last heard another machine counts as using an address.
-pub(in crate::engine) const FOREIGN_FOR: Duration = Duration::from_secs(60);
+pub const FOREIGN_FOR: Duration = Duration::from_secs(60);
 
 /// Whether an address may carry traffic, and which other machine uses it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::engine) enum Claim {
+pub enum Claim {
     /// The network is being asked whether it is in use.
     Unprobed,
     /// Nobody else was found to use it, or nobody could be asked.
@@ -114,7 +114,7 @@ impl Claim {
 
 /// A virtual address that Services hold.
 #[derive(Debug)]
-pub(in crate::engine) struct Vip {
+pub struct Vip {
     /// The Services, sorted; more than one only where they agreed to share.
     pub services: Vec<ObjectKey>,
     pub claim: Claim,
@@ -127,14 +127,14 @@ pub(in crate::engine) struct Vip {
 }
 
 /// What the election of one address depends on beside the address itself.
-pub(in crate::engine) struct Electorate<'a> {
+pub struct Electorate<'a> {
     pub local: &'a mut LocalState,
     pub dead: &'a Dead,
 }
 
 /// All virtual addresses that Services hold, their elections, and what follows for the announcer.
 #[derive(Debug, Default)]
-pub(in crate::engine) struct Vips {
+pub struct Vips {
     all: BTreeMap<IpAddr, Vip>,
     /// When elections are to be run again.
     timers: TimerQueue<IpAddr>,
@@ -383,7 +383,7 @@ fn with_input<R>(
         reachability: &reachability,
         alone: world.membership.is_empty(),
         fresh: world.now < electorate.local.fresh_until,
-        complete: electorate.local.complete,
+        complete: world.membership.complete_since(),
         step: if vip.probe && !vip.claim.is_clear() {
             vip_election::STEP_WITH_PROBE
         } else {

@@ -6,15 +6,19 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{DownReason, Membership, MembershipDelta};
+use super::liveness::{DUPLICATE_HOLD, DownReason};
+use super::{Membership, MembershipDelta};
 use crate::model::state::Reason;
-
-/// After the last sign.
-pub const DUPLICATE_HOLD: Duration = Duration::from_secs(30);
 
 impl Membership {
     /// Two machines speak, in the session to this address, as this node (`ours`) or as the peer.
     pub fn on_duplicate(&mut self, address: IpAddr, ours: bool, now: Duration) -> MembershipDelta {
+        let changed = self.apply_duplicate(address, ours, now);
+        self.update_after(&changed, now);
+        changed
+    }
+
+    fn apply_duplicate(&mut self, address: IpAddr, ours: bool, now: Duration) -> MembershipDelta {
         let mut changed = MembershipDelta::default();
         let Some(name) = self.owners.get(&address) else { return changed };
         let Some(peer) = self.peers.get_mut(name) else { return changed };
@@ -65,10 +69,11 @@ impl Membership {
                 changed.nodes.insert(name.clone());
             }
         }
+        self.update_after(&changed, now);
         changed
     }
 
-    /// When [`Membership::singled`] has something to do.
+    /// When [`Membership::clear_duplicates`] has something to do.
     pub fn duplicate_timeout(&self) -> Option<Duration> {
         let peers = self.peers.values().filter_map(|peer| peer.duplicate);
         peers.chain(self.own_duplicate).map(|(_, until)| until).min()
@@ -81,7 +86,7 @@ impl Membership {
         elsewhere.or(self.own_duplicate.map(|(address, _)| address))
     }
 
-    /// For people: what to do about [`Membership::double`].
+    /// For people: what to do about [`Membership::own_duplicate`].
     pub fn own_duplicate_message(&self, address: IpAddr) -> String {
         let name = &self.local_node;
         match self.own_duplicate {

@@ -7,6 +7,7 @@
 //! the broken one, it knows best itself, and says so on the wire.
 
 mod duplicate;
+mod liveness;
 mod peer;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use duplicate::DUPLICATE_HOLD;
+pub use liveness::{DUPLICATE_HOLD, DownReason, Liveness, ONE_WAY_AFTER};
 use peer::Peer;
 
 use crate::bfd;
@@ -34,9 +35,6 @@ pub const GRACE: Duration = Duration::from_millis(300);
 pub const ADMIN_DOWN_HOLD: Duration = Duration::from_secs(2);
 /// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
-/// A session on its way up is there within this time; a peer that is heard for longer does not hear
-/// us.
-pub const ONE_WAY_AFTER: Duration = Duration::from_secs(3);
 /// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not
 /// run there, or the machine is off.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
@@ -44,40 +42,6 @@ pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
 /// After this node got another address, peers begin a new session with that one, at a packet a
 /// second (RFC 5880 §6.8.3). That the old one ends says nothing about them for so long.
 pub const MOVED_FOR: Duration = Duration::from_secs(3);
-
-/// Why a session is not up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DownReason {
-    /// Nothing was heard for the detection time (RFC 5880 §6.8.4): the node, or the way to it, is
-    /// dead.
-    DetectionTimeout,
-    /// The peer announced a planned stop (RFC 5880 §6.8.16).
-    AdminDown,
-    /// The peer says that the session is down, as it does when it has just started.
-    NeighbourDown,
-    /// The peer says that its detection time ran out: it lives, and does not hear us.
-    OneWay,
-    /// Nothing was ever heard.
-    NeverSeen,
-}
-
-/// What the wire says about one session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Liveness {
-    /// Both ends hear each other.
-    Up,
-    /// The peer is heard (RFC 5880 §6.2, Init); whether it hears us is not known yet.
-    Heard,
-    /// They do not.
-    Down(DownReason),
-}
-
-impl Liveness {
-    /// The peer is heard, and we are not, as far as we know.
-    fn is_one_way(self) -> bool {
-        matches!(self, Liveness::Heard | Liveness::Down(DownReason::OneWay))
-    }
-}
 
 /// Something that was learned about a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,6 +161,8 @@ pub struct Membership {
     moved: Option<Duration>,
     /// Another machine has it too: which, and until when that counts.
     own_duplicate: Option<(IpAddr, Duration)>,
+    /// Since when every peer lives, or has said that it leaves.
+    complete: Option<Duration>,
 }
 
 impl Membership {
@@ -310,6 +276,7 @@ impl Membership {
         self.lladdrs.retain(|address, _| self.owners.contains_key(address));
         self.blocked.retain(|name| self.peers.contains_key(name));
         changed.sessions = self.sessions() != before;
+        self.update_complete(now);
         changed
     }
 
@@ -327,6 +294,17 @@ impl Membership {
 
     /// Takes in the state of a session.
     pub fn liveness(&mut self, address: IpAddr, state: Liveness, now: Duration) -> MembershipDelta {
+        let changed = self.apply_liveness(address, state, now);
+        self.update_after(&changed, now);
+        changed
+    }
+
+    fn apply_liveness(
+        &mut self,
+        address: IpAddr,
+        state: Liveness,
+        now: Duration,
+    ) -> MembershipDelta {
         let mut changed = MembershipDelta::default();
         if let Some(answers) = self.duplicates.get_mut(&address) {
             // Down is no proof that it went away: it may not talk to us because it thinks the same.
@@ -407,7 +385,11 @@ impl Membership {
             .filter(|(_, last)| now < *last + BLOCKED_AFTER * 10)
             .map_or(now, |(first, _)| first);
         peer.heard = Some((first, now));
-        let down_for = peer.down.map_or(Duration::MAX, |(_, since)| now.saturating_sub(since));
+        let down = peer.down;
+        if !self.complete() {
+            self.complete = None;
+        }
+        let down_for = down.map_or(Duration::MAX, |(_, since)| now.saturating_sub(since));
         now >= first + BLOCKED_AFTER
             && down_for >= BLOCKED_AFTER
             && self.blocked.insert(node.into())
@@ -451,6 +433,27 @@ impl Membership {
     /// Every peer lives, or has said that it leaves: nothing more to wait for.
     pub fn complete(&self) -> bool {
         self.peers.values().all(|peer| peer.is_up() || peer.is_admin_down())
+    }
+
+    /// Since when that is so; None while it is not, and before the first Node object.
+    pub fn complete_since(&self) -> Option<Duration> {
+        self.complete
+    }
+
+    fn update_complete(&mut self, now: Duration) {
+        self.complete = self.complete().then(|| self.complete.unwrap_or(now));
+    }
+
+    fn update_after(&mut self, changed: &MembershipDelta, now: Duration) {
+        if !changed.nodes.is_empty() {
+            self.update_complete(now);
+        }
+    }
+
+    /// When [`Membership::clear_duplicates`] has something to do, or the next missing peer will not
+    /// be waited for any more.
+    pub fn poll_timeout(&self, now: Duration) -> Option<Duration> {
+        [self.absence_timeout(now), self.duplicate_timeout()].into_iter().flatten().min()
     }
 
     /// A peer that may be there without being seen: it has not said that it leaves, and there was a

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{DownReason, Liveness, ONE_WAY_AFTER};
+use super::liveness::{DownReason, Liveness, ONE_WAY_AFTER};
 
 /// See the head of this file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -453,7 +453,7 @@ fn a_node_without_write_permission_remains_a_follower() {
     let running = start(&lab, &plane, &lab.node, false);
     running.wait_log("became leader");
     plane.apply(&plain("web"));
-    running.wait_log("may not write the status of Services");
+    running.wait_log("no permission to update services/status");
     eventually("the Lease is released", PATIENCE, || {
         let lease = plane.get_json(&["-n", "kube-system", "lease", "pinnace"]);
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();

@@ -59,3 +59,54 @@ async fn a_server_that_answers_503_is_left_for_the_next_one() {
     assert_eq!(ask().await.unwrap(), "{}");
     assert_eq!(connection.server(), servers[1].to_string().trim_end_matches('/'));
 }
+
+/// Answers each request with its own `Authorization` header.
+async fn echoing_authorization() -> Uri {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            let request = String::from_utf8(request).unwrap();
+            let header = request.lines().find_map(|line| line.strip_prefix("authorization: "));
+            let header = header.unwrap_or("none");
+            let length = header.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{header}"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    uri.parse().unwrap()
+}
+
+#[tokio::test]
+async fn requests_carry_the_token_of_the_file_and_the_new_one_after_its_rotation() {
+    let path = |name: &str| {
+        std::env::temp_dir().join(format!("pinnace-client-{name}-{}", std::process::id()))
+    };
+    let (kubeconfig, token) = (path("rotation"), path("rotated-token"));
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: a, contexts: [{{name: a, context: {{cluster: a, user: a}}}}],
+        clusters: [{{name: a, cluster: {{server: 'http://127.0.0.1:1'}}}}], users: [{{name: a, user: {{tokenFile: {}}}}}]}}",
+        token.display()
+    );
+    std::fs::write(&kubeconfig, text).unwrap();
+    std::fs::write(&token, "first\n").unwrap();
+    let servers = vec![echoing_authorization().await];
+    let connection =
+        Connection::open(Credentials::Kubeconfig(kubeconfig.clone()), servers).await.unwrap();
+    let client = connection.client();
+    let ask = || client.request_text(Request::get("/version").body(Vec::new()).unwrap());
+    assert_eq!(ask().await.unwrap(), "Bearer first");
+
+    std::fs::write(&token, "second\n").unwrap();
+    connection.reload().await.unwrap();
+    assert_eq!(ask().await.unwrap(), "Bearer second");
+
+    std::fs::remove_file(token).unwrap();
+    std::fs::remove_file(kubeconfig).unwrap();
+}

@@ -143,15 +143,10 @@ impl EventSink {
             Failure::Status(404, _) if event.update => {
                 self.queue.failed(event, true, Duration::ZERO, now);
             }
-            // Its namespace is being deleted, or an admission policy refuses it: it is in the log.
-            Failure::Forbidden(why) => debug!(why, "Event refused"),
-            Failure::Status(code, why) if code < 500 => debug!(code, why, "Event refused"),
+            Failure::Forbidden(why) => log_refusal(403, &why),
+            Failure::Status(code, why) if code < 500 => log_refusal(code, &why),
             failure => {
-                debug!(?failure, "Event not sent");
-                let pause = match failure {
-                    Failure::TooManyRequests(pause) => pause.max(PAUSE),
-                    _ => PAUSE,
-                };
+                let pause = pause_after(&failure);
                 self.queue.failed(event, false, pause, now);
                 // The other Events would fail as well.
                 sleep(pause).await;
@@ -165,6 +160,20 @@ impl EventSink {
         }
         self.forbidden_until = Some(Instant::now() + FORBIDDEN_RETRY);
         self.queue.clear();
+    }
+}
+
+/// The Event's namespace is being deleted, or an admission policy refuses it: it is in the log only.
+fn log_refusal(code: u16, why: &str) {
+    debug!(code, why, "Event refused");
+}
+
+/// How long to wait after a transient failure.
+fn pause_after(failure: &Failure) -> Duration {
+    debug!(?failure, "Event not sent");
+    match failure {
+        Failure::TooManyRequests(pause) => PAUSE.max(*pause),
+        _ => PAUSE,
     }
 }
 

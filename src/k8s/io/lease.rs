@@ -173,7 +173,12 @@ impl Candidate {
             return Ok(());
         }
 
-        log_change(&self.emitted, &leadership);
+        if leadership.leader != self.emitted.leader {
+            log_leadership(leadership.leader);
+        }
+        if leadership.trouble.is_some() != self.emitted.trouble.is_some() {
+            log_trouble(leadership.trouble.as_deref());
+        }
         self.emitted = leadership.clone();
         self.channels.leadership.send(leadership).await
     }
@@ -259,16 +264,19 @@ fn node_of(holder: &str) -> &str {
     holder.rsplit_once('_').map_or(holder, |(node, _)| node)
 }
 
-fn log_change(before: &Leadership, after: &Leadership) {
-    if after.leader && !before.leader {
+fn log_leadership(leader: bool) {
+    if leader {
         info!("became leader: this node allocates addresses and writes the status of Services");
-    } else if before.leader && !after.leader {
+    } else {
         info!("lost leadership: another node allocates addresses");
     }
-    match (&before.trouble, &after.trouble) {
-        (None, Some(why)) => warn!("{why}"),
-        (Some(_), None) => info!("the API server answers again about the Lease {NAME}"),
-        _ => {}
+}
+
+fn log_trouble(trouble: Option<&str>) {
+    if let Some(why) = trouble {
+        warn!("{why}");
+    } else {
+        info!("the API server answers again about the Lease {NAME}");
     }
 }
 

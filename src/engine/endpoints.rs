@@ -73,17 +73,13 @@ fn resolve_port<'a>(
         !dead.is_some_and(|addresses| addresses.contains(&endpoint.address))
     };
     let all = usable(endpoints.clone(), |endpoint| hints.admits(endpoint, here)).map(backend);
-    let cluster = match here.dead.is_empty() {
-        true => distinct(all),
-        // Of the living, unless nothing would be left; also when the living that remain have no
-        // fitting hint.
-        false => {
-            let alive = endpoints.clone().filter(|(endpoint, _)| lives(endpoint));
-            let hints = Hints::agreed(alive.clone().map(|(endpoint, _)| endpoint), here);
-            let alive =
-                distinct(usable(alive, |endpoint| hints.admits(endpoint, here)).map(backend));
-            if alive.is_empty() { distinct(all) } else { alive }
-        }
+    let cluster = if here.dead.is_empty() {
+        distinct(all)
+    } else {
+        let alive = endpoints.clone().filter(|(endpoint, _)| lives(endpoint));
+        let hints = Hints::agreed(alive.clone().map(|(endpoint, _)| endpoint), here);
+        let alive = distinct(usable(alive, |endpoint| hints.admits(endpoint, here)).map(backend));
+        if alive.is_empty() { distinct(all) } else { alive }
     };
     let local = usable(endpoints.clone(), is_local).map(backend);
     PortBackends { port: port.clone(), cluster, local: distinct(local) }
@@ -156,9 +152,12 @@ impl Hints {
 
 /// What the data plane is to do with connections to this port, at any address of the family.
 pub fn forwarding(service: &Service, backends: &PortBackends, family: Family) -> Forwarding {
-    let to = |backends: &[Backend]| match service.client_affinity {
-        true => Balancing::ClientIp(backends.to_vec()),
-        false => Balancing::FlowHash(backends.to_vec()),
+    let to = |backends: &[Backend]| {
+        if service.client_affinity {
+            Balancing::ClientIp(backends.to_vec())
+        } else {
+            Balancing::FlowHash(backends.to_vec())
+        }
     };
     let internal =
         if backends.cluster.is_empty() { Balancing::Reject } else { to(&backends.cluster) };

@@ -75,13 +75,12 @@ pub(super) fn reconcile_node_mode(
     };
     let admits = |node: &str| !local || ready.contains(node);
     let known = round.world.index.nodes().next().is_some();
-    next.addresses = match known {
-        true => {
-            node_mode::published_addresses(round.world.index.nodes(), service, |node, family| {
-                admits(node) && has(node, family)
-            })
-        }
-        false => own.clone(),
+    next.addresses = if known {
+        node_mode::published_addresses(round.world.index.nodes(), service, |node, family| {
+            admits(node) && has(node, family)
+        })
+    } else {
+        own.clone()
     };
     let (losses, hinder) = port_conflicts(decisions, service, admits, round);
     next.reasons.extend(losses);
@@ -293,9 +292,10 @@ impl<'a> PortFacts<'a> {
         for entry in service.api.iter().flat_map(|record| record.ingress.iter()) {
             let Some(address) = entry.ip else { continue };
             for node in self.by_address().get(&address).into_iter().flatten() {
-                let ports = match entry.ports.is_empty() {
-                    true => all.clone(),
-                    false => entry.ports.iter().map(|port| (port.protocol, port.port)).collect(),
+                let ports = if entry.ports.is_empty() {
+                    all.clone()
+                } else {
+                    entry.ports.iter().map(|port| (port.protocol, port.port)).collect()
                 };
                 had.insert((*node, Family::of(address)), ports);
             }

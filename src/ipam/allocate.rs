@@ -94,11 +94,10 @@ impl Ipam {
                 pool: name.clone(),
                 known: self.pools.iter().map(|p| p.name.clone()).collect(),
             })?;
-            return match self.pools[index].admits(namespace) {
-                true => Ok(vec![index]),
-                false => {
-                    Err(Refusal::PoolReserved { pool: name.clone(), namespace: namespace.into() })
-                }
+            return if self.pools[index].admits(namespace) {
+                Ok(vec![index])
+            } else {
+                Err(Refusal::PoolReserved { pool: name.clone(), namespace: namespace.into() })
             };
         }
         let open = (0..self.pools.len())

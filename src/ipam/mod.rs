@@ -439,9 +439,12 @@ fn lacking<'s>(
 
 /// The same in sentences. Who names addresses gets no others.
 fn lacks(service: &Service, addresses: &[IpAddr], pool: &str) -> Vec<String> {
-    let sentence = |family| match service.request.addresses.is_empty() {
-        true => format!("the pool {pool} has no free {family} address; serving without"),
-        false => format!("none of the requested addresses is of {family}; serving without"),
+    let sentence = |family| {
+        if service.request.addresses.is_empty() {
+            format!("the pool {pool} has no free {family} address; serving without")
+        } else {
+            format!("none of the requested addresses is of {family}; serving without")
+        }
     };
     lacking(service, addresses).map(sentence).collect()
 }

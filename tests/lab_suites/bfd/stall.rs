@@ -43,7 +43,7 @@ impl Process {
     fn start(link: &Link) -> Process {
         let mut child = link.theirs.enter(|| {
             Command::new(env::current_exe().unwrap())
-                .args(["--exact", "stall::speaks_on_demand", "--nocapture"])
+                .args(["--exact", "bfd::stall::speaks_on_demand", "--nocapture"])
                 .env(ROLE, "1")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())

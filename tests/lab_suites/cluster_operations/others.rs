@@ -124,7 +124,7 @@ fn servicelb_and_others_are_reported_and_status_conflicts_back_off() {
     let (_, said) = check(&plane.kubeconfig("read-only"));
     assert!(
         said.contains("the credentials may not patch services/status")
-            && said.contains("serves what others decide"),
+            && said.contains("runs as follower only"),
         "{said}"
     );
     let (code, said) = check(&plane.kubeconfig("nobody"));

@@ -24,7 +24,7 @@ pub struct Repr {
 }
 
 impl Repr {
-    /// Reads the first 14 bytes. Errors: [`ParseError::Truncated`], [`ParseError::Sender`].
+    /// Reads the first 14 bytes. Errors: [`ParseError::Truncated`], [`ParseError::SourceLladdr`].
     pub fn parse(frame: &[u8]) -> Result<Repr, ParseError> {
         let repr = Repr {
             destination: array(frame, 0)?,

@@ -115,12 +115,8 @@ impl InNetns {
             let thread = scope.spawn(move || {
                 // SAFETY: setns takes no pointers; it moves this thread only, which ends with the
                 // scope.
-                assert_eq!(
-                    unsafe { libc::setns(fd, libc::CLONE_NEWNET) },
-                    0,
-                    "setns: {}",
-                    std::io::Error::last_os_error()
-                );
+                let moved = unsafe { libc::setns(fd, libc::CLONE_NEWNET) };
+                assert_eq!(moved, 0, "setns: {}", std::io::Error::last_os_error());
                 act()
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -12,7 +12,7 @@ pub struct AnnouncerConfig {
     /// From the start of probing to the first announcement; zero: no probes.
     pub probe_time: Duration,
     /// Time between refreshes of an announcement, ±10 %. Raised to
-    /// [`Config::MIN_INTERVAL`].
+    /// [`AnnouncerConfig::MIN_INTERVAL`].
     pub announce_interval: Duration,
 }
 

@@ -333,7 +333,7 @@ fn every_json_log_line_is_one_object() {
     lab.apply("hostile.yaml", &hostile.with_pods(&lab.pods));
     running.wait_log("10.88.0.300");
     lab.node.ns.output("nft", &["flush", "ruleset"]);
-    running.wait_log("writing them again");
+    running.wait_log("ruleset drift detected");
     assert!(running.terminate().success());
 
     let log = running.log();

@@ -1,5 +1,5 @@
 //! The engine with an API server: what statuses say is served, one node writes them, and two
-//! writers at once do no lasting harm.
+//! leaders at once do no lasting harm.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -150,7 +150,7 @@ fn one_address_in_two_statuses_goes_to_the_older_on_every_node() {
 }
 
 #[test]
-fn a_new_writer_steals_nothing_and_probes_nothing_that_is_published() {
+fn a_new_leader_steals_nothing_and_probes_nothing_that_is_published() {
     let mut api = Api::default();
     api.put(service("a"), []);
     api.put(service("b"), vec![entry(vip(200))]);
@@ -378,7 +378,7 @@ fn of_two_that_demand_one_address_one_gets_it_and_the_other_says_why_not() {
 }
 
 #[test]
-fn a_pool_that_shrank_takes_addresses_back_and_gives_others() {
+fn a_pool_that_shrank_releases_addresses_and_allocates_others() {
     let mut api = Api::default();
     api.put(service("inside"), vec![entry(vip(200))]);
     api.put(service("outside"), vec![entry(vip(220))]);
@@ -388,7 +388,7 @@ fn a_pool_that_shrank_takes_addresses_back_and_gives_others() {
 }
 
 #[test]
-fn in_node_mode_the_nodes_addresses_are_published_by_the_writer_alone() {
+fn in_node_mode_the_nodes_addresses_are_published_by_the_leader_alone() {
     let (mut api, mut writer, mut follower) =
         (Api::default(), node(Role::Leader), node(Role::Follower));
     let asks = |name: &str, created| Service {
@@ -430,7 +430,7 @@ fn in_node_mode_the_nodes_addresses_are_published_by_the_writer_alone() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// One of two writers hears everything and writes at once.
+    /// One of two leaders receives everything and writes at once.
     Look(bool),
     /// It decides and is stopped before it writes.
     Decide(bool),
@@ -457,7 +457,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn two_writers_at_once_do_no_lasting_harm(steps in steps()) {
+    fn two_leaders_at_once_do_no_lasting_harm(steps in steps()) {
         let mut api = Api::default();
         let mut writers = [node(Role::Leader), node(Role::Leader)];
         let mut held: [Vec<(ObjectKey, StatusPatch)>; 2] = Default::default();
@@ -497,7 +497,7 @@ proptest! {
             let _ = which;
             publications.drain(..).for_each(|(key, publication)| api.write(&key, &publication));
         }
-        // Long after, one of them is the writer: it must get everything right, in few writes, and then be silent.
+        // Long after, one of them is the leader: it must repair every status in few writes and then stop writing.
         api.writes = 0;
         let later = Duration::from_secs(100_000);
         for _ in 0..6 {
@@ -536,7 +536,7 @@ fn named(name: &str, excluded: Option<Exclusion>) -> SourceChange {
 }
 
 #[test]
-fn an_excluded_node_is_named_by_the_writer_and_by_itself() {
+fn an_excluded_node_is_reported_by_the_leader_and_by_itself() {
     let told = |plan: &Plan| {
         let notices = plan.diagnostics.iter().filter(|notice| notice.node.is_some());
         notices

@@ -1,4 +1,4 @@
-//! Which nodes may answer for an address: what each says that may not, and one holder for an
+//! Which nodes may answer for an address: what each says that may not, and one owner for an
 //! address that Services share.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -183,7 +183,7 @@ impl Wire {
         Wire { nodes: (1..=NODES).map(start).collect(), now: T0 }
     }
 
-    /// Who answers for the address.
+    /// The nodes that answer for the address.
     fn answering(&self, address: IpAddr) -> Vec<u8> {
         let answers = |n: &u8| {
             let engine = &self.nodes[usize::from(*n) - 1];
@@ -205,14 +205,14 @@ impl Wire {
             self.nodes
                 .iter_mut()
                 .for_each(|engine| drop::<Plan>(engine.handle(Event::Tick, self.now)));
-            for holder in self.answering(address) {
+            for owner in self.answering(address) {
                 let heard = AnnouncerEvent::ClaimObserved {
                     vip: address,
                     ifindex: 2,
-                    mac: [2, 0, 0, 0, 0, holder],
+                    mac: [2, 0, 0, 0, 0, owner],
                 };
                 for (own, engine) in (1..=NODES).zip(&mut self.nodes) {
-                    if own != holder {
+                    if own != owner {
                         engine.handle(Event::Announcer(heard.clone()), self.now);
                     }
                 }
@@ -222,9 +222,9 @@ impl Wire {
 }
 
 /// A node is a candidate when it can serve at least one of them, or none can be served anywhere,
-/// and the best candidate holds the address for all.
+/// and the best candidate owns the address for all.
 #[test]
-fn services_that_share_an_address_have_one_set_of_candidates_and_one_holder() {
+fn services_that_share_an_address_have_one_set_of_candidates_and_one_owner() {
     let shared = |name: &str, port: u16, address: IpAddr| {
         let mut service = Service {
             external: TrafficPolicy::Local,
@@ -286,7 +286,7 @@ fn services_that_share_an_address_have_one_set_of_candidates_and_one_holder() {
                     .expect("the address")
                     .owner
                     .clone();
-                // Who is no candidate need not know; all others agree.
+                // A node that is no candidate may not know the owner; all others agree.
                 let known = best.map(|best| format!("node-{best}"));
                 assert!(
                     owner == known || owner.is_none() && !candidates.contains(&n),
@@ -318,26 +318,26 @@ fn services_that_share_an_address_have_one_set_of_candidates_and_one_holder() {
     assert_eq!(winners.len(), usize::from(NODES), "every node is the best one somewhere");
 }
 
-/// Preference is stronger than possession, as soon as this node has been back for long enough.
+/// A preferred node preempts the owner once it has been back for long enough.
 #[test]
 fn a_preferred_node_that_returned_takes_its_address_when_it_is_not_new_any_more() {
     let mut web = service("web");
     web.request.prefer_nodes = vec!["node-1".into()];
     let mut engine = knowing("10.88.0.200", vec![node(1), node(2), put(web)]);
     let peer: IpAddr = [10, 88, 0, 12].into();
-    let holder = [2, 0, 0, 0, 0, 2];
+    let owner = [2, 0, 0, 0, 0, 2];
     engine.handle(Event::Peer(PeerEvent::Liveness { address: peer, state: Liveness::Up }), T0);
-    engine.handle(Event::Peer(PeerEvent::Neighbour { address: peer, mac: holder }), T0);
+    engine.handle(Event::Peer(PeerEvent::Neighbour { address: peer, mac: owner }), T0);
     let ours =
         |engine: &Engine| engine.report().state().addresses[0].owner.as_deref() == Some("node-1");
     let mut now = T0;
     while !ours(&engine) && now < T0 + rank::HOLD_OFF * 2 {
-        // Announced so often that nobody has reason to ask.
+        // The owner announces often enough that no node probes.
         engine.handle(
             Event::Announcer(AnnouncerEvent::ClaimObserved {
                 ifindex: 2,
                 vip: vip(200),
-                mac: holder,
+                mac: owner,
             }),
             now,
         );

@@ -69,7 +69,7 @@ fn the_class_says_whose_a_service_is() {
 
 /// One that is being replaced, with a pool that overlaps with ours.
 #[test]
-fn an_address_in_the_status_of_anothers_service_is_given_only_to_who_asks_for_it() {
+fn an_address_in_the_status_of_a_foreign_service_is_allocated_only_on_request() {
     let mut writer = Engine::new(
         EngineSettings { role: Role::Follower, ..settings("10.88.0.200-10.88.0.201", false) },
         Allocations::default(),

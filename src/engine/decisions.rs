@@ -1,4 +1,4 @@
-//! What was decided and must persist from event to event.
+//! Decisions that persist from event to event.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ pub(super) struct Decisions {
     pub status: StatusReconciler,
 }
 
-/// What was decided about one Service.
+/// Decisions about one Service.
 #[derive(Debug, Default)]
 pub(super) struct ServiceState {
     pub mode: Option<Mode>,
@@ -50,8 +50,8 @@ pub(super) enum ServicePhase {
     Serving,
     /// It will be served once something passes by itself: a probe, a link.
     Pending,
-    /// Somebody has to change something.
+    /// The Service is not served until an operator changes something.
     Failed,
-    /// Another implementation, or nobody, serves it.
+    /// Pinnace does not manage the Service.
     Unmanaged,
 }

@@ -28,7 +28,7 @@ pub enum Ineligible {
     Draining,
     /// No uplink has a subnet that contains the address.
     NoInterface {
-        /// Which address.
+        /// The address.
         address: IpAddr,
     },
     /// It is an IPv6 address, and IPv6 is off on every uplink.
@@ -39,9 +39,9 @@ pub enum Ineligible {
     NoLocalEndpoint,
     /// There are Node objects, and none is this node's: it was deleted, or never joined.
     NoNode,
-    /// This node was away, or may have been, and looks again first.
+    /// This node was, or may have been, stalled and listens first.
     Suspended,
-    /// Another machine has this node's name, and the better right to it.
+    /// Duplicate identity: another machine has this node's name and takes precedence.
     DuplicateNode {
         /// Where it is.
         address: IpAddr,

@@ -12,7 +12,7 @@ use crate::model::Exclusion;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::role::Role;
 
-/// What the outside was told last.
+/// Values last emitted.
 #[derive(Debug, Default)]
 pub(super) struct Emitted {
     uplinks: Option<BTreeSet<Box<str>>>,

@@ -1,5 +1,5 @@
-//! Which endpoints serve a Service port, as Kubernetes defines it: the joint of Service,
-//! EndpointSlices and this node.
+//! Selects the endpoints that serve a Service port, as Kubernetes defines it, from the Service, its
+//! EndpointSlices and this node's topology.
 //!
 //! Sources: KEP-1669 (terminating endpoints), KEP-2433 and KEP-4444 (topology hints), kube-proxy's
 //! `topology.go`.
@@ -12,29 +12,29 @@ use ipnet::IpNet;
 use crate::model::forwarding::{Backend, Balancing, Forwarding};
 use crate::model::{Endpoint, EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
 
-/// Where the question is asked.
+/// The node for which endpoints are resolved.
 #[derive(Clone, Copy, Debug)]
 pub struct Here<'a> {
     /// This node's name.
     pub node: &'a str,
-    /// This node's zone, if its labels say.
+    /// This node's zone, if it has the label.
     pub zone: Option<&'a str>,
-    /// Endpoints that are taken for dead.
+    /// Endpoints that count as down.
     pub dead: &'a Dead,
 }
 
-/// Nodes that died, and the endpoints they had then: the API will take them away in its own time.
-/// One that it names later is alive.
+/// Nodes that went down, and their endpoints at that time, until the API server removes them. An
+/// endpoint that appears later is up.
 pub type Dead = BTreeMap<Box<str>, BTreeSet<IpAddr>>;
 
 /// The endpoints of one Service port in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortBackends {
-    /// Which port.
+    /// The port.
     pub port: ServicePort,
-    /// With Cluster semantics: from anywhere. Sorted, without duplicates.
+    /// Backends on all nodes (policy Cluster). Sorted, without duplicates.
     pub cluster: Vec<Backend>,
-    /// With Local semantics: on this node. Sorted, without duplicates.
+    /// Backends on this node (policy Local). Sorted, without duplicates.
     pub local: Vec<Backend>,
 }
 
@@ -150,7 +150,7 @@ impl Hints {
     }
 }
 
-/// What the data plane is to do with connections to this port, at any address of the family.
+/// Target of connections to this port, at any address of the family.
 pub fn forwarding(service: &Service, backends: &PortBackends, family: Family) -> Forwarding {
     let to = |backends: &[Backend]| {
         if service.client_affinity {
@@ -163,7 +163,7 @@ pub fn forwarding(service: &Service, backends: &PortBackends, family: Family) ->
         if backends.cluster.is_empty() { Balancing::Reject } else { to(&backends.cluster) };
     let external = match service.external {
         TrafficPolicy::Cluster => None,
-        // Silence where others may serve, so that a client tries again; a refusal only where nobody
+        // Drop where other nodes may serve, so that a client retries; reject only where no node
         // does.
         TrafficPolicy::Local if internal == Balancing::Reject => None,
         TrafficPolicy::Local if backends.local.is_empty() => Some(Balancing::Drop),
@@ -172,7 +172,7 @@ pub fn forwarding(service: &Service, backends: &PortBackends, family: Family) ->
     Forwarding { internal, external, sources: sources(service, family) }
 }
 
-/// Ranges of one family close the other: None means everybody, an empty list nobody. Merged,
+/// Ranges of one family exclude the other: None allows all sources, an empty list none. Merged,
 /// because the kernel refuses intervals that overlap.
 fn sources(service: &Service, family: Family) -> Option<Vec<IpNet>> {
     let ranges = service.source_ranges.as_ref()?;
@@ -220,7 +220,7 @@ pub fn unmatched<'a>(
 /// Where the clients of a Local Service can be sent, for any of its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
-    /// To no node: it is refused everywhere.
+    /// To no node: every node rejects connections.
     Nowhere,
     /// Not to this one.
     Elsewhere,
@@ -228,7 +228,7 @@ pub enum Reach {
     Here,
 }
 
-/// See [`Reach`]; in this family.
+/// [`Reach`] within one family.
 pub fn reach<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,

@@ -1,4 +1,4 @@
-//! What the engine is told: settings once, then events.
+//! Input of the engine: settings once, then events.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ use crate::model::{Interfaces, Mode, ObjectKey};
 pub struct EngineSettings {
     /// This node's name, as in Node objects and endpoints.
     pub node: Box<str>,
-    /// Where addresses come from.
+    /// Source of addresses.
     pub pools: Vec<Pool>,
     /// Never hand out IPv4 addresses that end in .0 or .255.
     pub avoid_buggy_ips: bool,
-    /// For Services that do not say.
+    /// Default for Services without an annotation.
     pub mode: Mode,
-    /// The `spec.loadBalancerClass` that is ours.
+    /// The `spec.loadBalancerClass` that Pinnace serves.
     pub class: Box<str>,
-    /// Services without a class are ours too.
+    /// Pinnace also serves Services without a class.
     pub claim_default: bool,
     /// Names or patterns of the uplinks; empty: found by the rules of [`uplinks`](super::uplinks).
     pub interfaces: Vec<InterfacePattern>,
@@ -40,38 +40,40 @@ pub enum Event {
     Source(SourceUpdate),
     /// The interfaces of this host, all of them.
     Interfaces(Arc<Interfaces>),
-    /// Other pools than so far: what left them is withdrawn.
+    /// The pools changed. Addresses that are in no pool any more are withdrawn.
     Pools(Vec<Pool>),
-    /// The announcer learned something on the wire.
+    /// The announcer received a frame or finished probing.
     Announcer(AnnouncerEvent),
-    /// What became of the rules.
+    /// Result of a ruleset transaction.
     RuleSet {
-        /// None when they are in the kernel, else why not.
+        /// Error of the transaction; None: the ruleset is in the kernel.
         error: Option<String>,
-        /// The last plan whose changes are in it.
+        /// The last plan whose changes the transaction contains.
         generation: u64,
     },
-    /// This node began or ceased to be the one that decides about addresses.
+    /// This node became leader or lost leadership.
     Role(Role),
     /// The node that holds the Lease, as far as is known.
     Leader(Option<Box<str>>),
-    /// Err says why the Lease cannot be asked for, so that nobody gives addresses.
+    /// Health of leader election. Err: why the Lease cannot be acquired, so no node allocates
+    /// addresses.
     LeaderHealth(Result<(), String>),
-    /// What was to be published about a Service did not come to stand, and nobody tries it again.
+    /// A status patch failed and is not retried by the status writer.
     PatchFailed {
-        /// Which Service.
+        /// The Service.
         key: ObjectKey,
-        /// The version it was decided for.
+        /// The resource version for which the patch was made.
         resource_version: Arc<str>,
-        /// The API server's words, if it will never take it.
+        /// The API server's error, if it rejects the patch for good.
         refusal: Option<String>,
     },
-    /// Something was learned about another node.
+    /// A session or the neighbour table reported something about a peer.
     Peer(PeerEvent),
     /// Time has passed: conflicts are tried again, and what
     /// [`Engine::poll_timeout`](super::Engine::poll_timeout) waited for is done.
     Tick,
-    /// We are about to stop: hand over, or, where nobody can take over, announce nothing more. See
+    /// This process is about to stop: hand over addresses, or withdraw them where no node can take
+    /// over. See
     /// [`Engine::drained`](super::Engine::drained).
     Drain,
 }

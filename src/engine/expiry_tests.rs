@@ -1,4 +1,4 @@
-//! What is believed for a while only.
+//! Knowledge that expires.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn endpoints(engine: &Engine) -> usize {
     engine.report().state().services[0].ports[0].endpoints
 }
 
-/// Lets time pass as the engine asks for it.
+/// Advances time by the engine's poll timeouts.
 fn wait(engine: &mut Engine, until: Duration) {
     for _ in 0..1000 {
         let Some(due) = engine.poll_timeout().filter(|due| *due <= until) else { break };
@@ -63,7 +63,7 @@ fn endpoints_that_the_api_still_calls_ready_after_a_minute_are_used_again() {
 }
 
 #[test]
-fn while_nobody_can_say_better_the_dead_stay_dead() {
+fn without_a_reachable_api_server_dead_endpoints_stay_down() {
     let mut files = bereaved(Role::Alone);
     wait(&mut files, T0 + DEAD_FOR * 10);
     assert_eq!(endpoints(&files), 1, "files say nothing about the life of nodes");
@@ -104,7 +104,7 @@ fn a_deleted_node_is_no_longer_dead() {
 }
 
 #[test]
-fn a_conflict_that_is_over_is_forgotten_and_a_later_one_told_again() {
+fn a_conflict_that_ended_is_cleared_and_a_later_one_reported_again() {
     let (mut engine, address) =
         (Engine::new(settings("10.88.0.200", false), Allocations::default()), vip(200));
     engine.handle(links(true), T0);

@@ -9,7 +9,7 @@ use super::tests::{T0, key, vip};
 use super::*;
 use crate::model::fixtures::service;
 
-/// A cluster whose Service `web` was served by the writer, and is to be ignored since.
+/// A cluster whose Service `web` was served by the leader, and is to be ignored since.
 fn ignored(writer: &mut Engine) -> Api {
     let mut api = Api::default();
     api.put(service("web"), vec![]);
@@ -35,7 +35,7 @@ fn lost(plan: &Plan, refusal: Option<&str>) -> Event {
 }
 
 #[test]
-fn a_service_to_be_ignored_is_given_up_with_its_address_and_says_why() {
+fn a_service_to_be_ignored_loses_its_address_and_says_why() {
     let mut writer = node(Role::Leader);
     let mut api = ignored(&mut writer);
     let plan = writer.handle(api.events(), T0);
@@ -126,7 +126,7 @@ fn a_service_that_changes_meanwhile_keeps_no_address() {
 }
 
 #[test]
-fn the_next_writer_takes_back_what_the_last_one_could_not() {
+fn the_next_leader_withdraws_what_the_last_one_could_not() {
     let (mut writer, mut follower) = (node(Role::Leader), node(Role::Follower));
     let mut api = ignored(&mut writer);
     let mut earlier = Api::default();

@@ -1,5 +1,5 @@
-//! The objects as the source last told them, joined by what refers to what. Answers "which Services
-//! does this change touch?".
+//! The objects as the source last reported them, joined by their references. Computes which Services
+//! a change affects.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,22 +8,22 @@ use std::sync::Arc;
 
 use crate::model::{EndpointSlice, Kind, Node, ObjectKey, Service, SourceChange};
 
-/// Names that many objects have in common, kept once.
+/// Interned names that many objects share.
 #[derive(Debug, Default)]
 pub struct Names(BTreeSet<Arc<str>>);
 
 impl Names {
-    /// Of more, each has its own.
+    /// Maximum number of interned names; any further name has its own allocation.
     const MOST: usize = 1024;
 
-    /// Puts the name that is known in place of an equal one.
+    /// Replaces the name by an equal interned one.
     pub fn share(&mut self, name: &mut Arc<str>) {
         if let Some(known) = self.0.get(name) {
             *name = known.clone();
             return;
         }
         if self.0.len() >= Self::MOST {
-            // Whoever is left alone is named by nobody any more.
+            // A name with a single reference is used by no object any more.
             self.0.retain(|name| Arc::strong_count(name) > 1);
         }
         if self.0.len() < Self::MOST {
@@ -32,13 +32,13 @@ impl Names {
     }
 }
 
-/// Everything known about the cluster.
+/// The cluster's objects.
 #[derive(Debug, Default)]
 pub struct Index {
     services: BTreeMap<ObjectKey, Box<Service>>,
     /// Service → its slices by name. Slices may arrive before their Service. Mostly it is one: a
     /// map each would be far larger than that.
-    // Boxed: a vector of them grows by doubling, and what it has too much would be whole slices.
+    // Boxed: a vector grows by doubling, and its spare capacity would be whole slices.
     #[allow(clippy::vec_box)]
     slices: BTreeMap<ObjectKey, Vec<Box<EndpointSlice>>>,
     /// Slice → the Service it belongs to: a slice that is deleted or relabelled no longer says.
@@ -50,8 +50,8 @@ pub struct Index {
     listing: Listing,
 }
 
-/// What was known when the source began to tell everything anew, and has not been mentioned since.
-/// None: it is not doing so.
+/// Objects known when the source began to relist, and not listed since. None: no relist is in
+/// progress.
 #[derive(Debug, Default)]
 struct Listing {
     services: Option<BTreeSet<ObjectKey>>,
@@ -59,18 +59,18 @@ struct Listing {
     nodes: Option<BTreeSet<Arc<str>>>,
 }
 
-/// What has to be looked at again after a change.
+/// What must be reconciled after a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Touched {
-    /// This Service: itself or its endpoints.
+    /// The Service or its endpoints changed.
     Service(ObjectKey),
-    /// A Node: which nodes serve, and with which addresses.
+    /// A Node changed: the serving nodes or their addresses may differ.
     Node(Box<str>),
 }
 
 impl Index {
-    /// Takes in one change; what it touches is passed to `touched`, nothing when the object is as
-    /// before.
+    /// Applies one change and passes what it affects to `touched`; nothing when the object is
+    /// unchanged.
     pub fn apply<F: FnMut(Touched)>(&mut self, change: SourceChange, touched: &mut F) {
         match change {
             SourceChange::ListStart(kind) => self.list_start(kind),
@@ -150,7 +150,7 @@ impl Index {
         }
     }
 
-    /// One allocation of a text serves all who name the same.
+    /// Shares one allocation among all objects with the same text.
     fn share_namespace(&self, key: &mut ObjectKey) {
         let below = self.services.range(..=&*key).next_back();
         let above = self.services.range(&*key..).next();
@@ -276,8 +276,8 @@ fn next_after<'a, Q: Ord + ?Sized, K: Ord + Borrow<Q>, V>(
     }
 }
 
-/// A map that grew in the order of its keys, as lists are told, is half empty; one that is made at
-/// once is full.
+/// Rebuilds a map: B-tree nodes are half empty after insertion in key order, as in an initial list,
+/// and full after bulk construction.
 fn fill_up<K: Ord, V>(map: &mut BTreeMap<K, V>) {
     *map = std::mem::take(map).into_iter().collect();
 }
@@ -288,7 +288,7 @@ fn mention<K: Ord>(unmentioned: &mut Option<BTreeSet<K>>, key: &K) {
     }
 }
 
-/// Puts, replaces or removes; true when that changed anything.
+/// Inserts, replaces or removes; true when that changed anything.
 fn replace<K: Ord + Clone, V: PartialEq>(
     map: &mut BTreeMap<K, V>,
     key: &K,

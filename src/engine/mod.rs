@@ -87,7 +87,7 @@ impl Engine {
     /// An engine that knows nothing but its settings and what it had allocated before.
     pub fn new(settings: EngineSettings, saved: Allocations) -> Engine {
         let options = Options { avoid_buggy_ips: settings.avoid_buggy_ips };
-        // With an API server the statuses there say who has what; an older file here knows less.
+        // With an API server the statuses hold the allocations; a local file may be older.
         let saved = if settings.role == Role::Alone { saved } else { Allocations::default() };
         Engine {
             decisions: Decisions {
@@ -145,7 +145,7 @@ impl Engine {
         self.election.vips.announcements.values().all(|announcement| announcement.standby)
     }
 
-    /// What the engine knows and has decided, for whoever asks.
+    /// A report of the engine's knowledge and decisions.
     pub fn report(&self) -> Report<'_> {
         Report {
             world: &self.world,
@@ -170,7 +170,7 @@ impl Engine {
         self.world.leader.as_deref()
     }
 
-    /// The objects as the source last told them.
+    /// The objects as the source last reported them.
     pub fn index(&self) -> &Index {
         &self.world.index
     }
@@ -181,7 +181,7 @@ impl Engine {
         self.world.revision
     }
 
-    /// Whether the source has told everything at least once.
+    /// Whether the initial list is complete.
     pub fn synced(&self) -> bool {
         self.world.source_synced
     }

@@ -1,6 +1,5 @@
-//! Node mode: Services at the nodes' own addresses. Who has a port on which node is worked out in
-//! [`crate::ipam`], for all nodes alike; here it is told what all nodes know, and what follows from
-//! it for this one.
+//! Node mode: Services at the nodes' own addresses. [`crate::ipam`] allocates ports for all
+//! nodes alike; this module supplies its input and applies the result to this node.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +17,8 @@ use crate::model::role::Role;
 use crate::model::state::Reason;
 use crate::model::{Family, Interface, Mode, ObjectKey, Service, TrafficPolicy};
 
-/// Who has which port, before any of these Services is placed. Those for which it came out
-/// otherwise are placed as well.
+/// Allocates node ports before these Services are reconciled. Services whose allocation changed are
+/// reconciled as well.
 pub(super) fn allocate_ports(
     decisions: &mut Decisions,
     dirty: &mut Vec<(bool, i64, ObjectKey)>,
@@ -238,7 +237,7 @@ fn serving<'a>(index: &'a Index, service: &Service, me: &'a str) -> BTreeSet<&'a
     serving
 }
 
-/// What decides who has a port: the objects, and what was had before. With an API server the
+/// Input of port allocation: the objects and the previous allocation. With an API server the
 /// statuses say that, alone what was written down.
 struct PortFacts<'a> {
     index: &'a Index,

@@ -1,4 +1,4 @@
-//! Node mode: who has a port on which node, as every node sees it and as it comes and goes.
+//! Node mode: port allocation per node, as every node computes it and as nodes come and go.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -132,7 +132,7 @@ fn one_port_serves_two_services_of_different_families() {
 }
 
 #[test]
-fn where_pools_meet_the_holder_keeps_the_port_and_the_other_serves_on_the_rest() {
+fn where_pools_meet_the_first_service_keeps_the_port_and_the_other_serves_on_the_rest() {
     // The newcomer is the older one by its date and the first by its name: neither matters against
     // who is there.
     let held = vec![
@@ -199,7 +199,7 @@ fn a_node_that_was_away_is_whose_it_was() {
 }
 
 #[test]
-fn a_holder_that_asks_for_one_more_port_keeps_what_it_has_and_takes_nothing_from_others() {
+fn a_service_that_requests_one_more_port_keeps_what_it_has_and_takes_nothing_from_others() {
     let port =
         |port: u16| ServicePort { name: port.to_string().into(), protocol: Protocol::Tcp, port };
     let with = |name: &str, created, ports: &[u16]| Service {

@@ -1,4 +1,4 @@
-//! What the engine wants done: effects as values, and only what differs from before.
+//! Output of the engine: effects as values, and only what differs from before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,32 +16,32 @@ use crate::model::ruleset_changes::RulesetChanges;
 pub struct Plan {
     /// For the rule set.
     pub rule_set: RulesetChanges,
-    /// For the announcer: everything it is to announce from now on; None: as before.
+    /// For the announcer: the complete set of announcements; None: unchanged.
     pub announcements: Option<BTreeMap<IpAddr, Announcement>>,
-    /// The allocations changed: write them down.
+    /// The allocations to save; None: unchanged.
     pub save: bool,
-    /// For the API server, by Service, what replaces earlier words about the same one; only ever
-    /// made by the writer.
+    /// For the API server: status patches by Service; each replaces earlier ones for the same
+    /// Service. Only the leader emits them.
     pub status_patches: BTreeMap<ObjectKey, StatusPatch>,
-    /// For the announcer: addresses whose holder is to be asked, at one station or (None) by
-    /// everybody, once and now.
+    /// For the announcer: addresses to probe once, now, at one link-layer address or (None) by
+    /// broadcast or multicast.
     pub owner_probes: Vec<(IpAddr, Option<Mac>)>,
     /// For the announcer: how often to refresh announcements (None inside: as configured); None:
     /// as before.
     pub announce_interval: Option<Option<Duration>>,
-    /// For BFD: all sessions to be kept; None: as before.
+    /// For BFD: the complete set of sessions; None: unchanged.
     pub sessions: Option<Sessions>,
-    /// For BFD: tell every peer that this is a planned stop (AdminDown).
+    /// For BFD: signal AdminDown to every peer (planned stop).
     pub leave: bool,
-    /// For people, in the order in which it happened.
+    /// Diagnostics for operators, in chronological order.
     pub diagnostics: Vec<Diagnostic>,
 }
 
 /// The BFD sessions of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
-    /// Addresses to have a session with, and whose they are.
+    /// Peer addresses, each with the name of its node.
     pub peers: BTreeMap<IpAddr, Box<str>>,
-    /// Addresses of this host by which its peers know it: they discard what comes from any other.
+    /// Addresses of this host that its peers know: they discard packets from any other.
     pub local_addresses: BTreeSet<IpAddr>,
 }

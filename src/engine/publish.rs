@@ -53,7 +53,7 @@ fn withdraws(
         reconciler.keep(key);
         return false;
     };
-    // When it ceases to be managed: whoever serves it later may use the same addresses.
+    // When the Service becomes unmanaged: another implementation may use the same addresses.
     if let Some(state) = state.filter(|state| state.phase != ServicePhase::Unmanaged) {
         let held = state.held();
         if !service.published.is_empty()

@@ -276,8 +276,8 @@ fn assign(
     let adopts = match role {
         Role::Alone => false,
         Role::Follower => true,
-        // What the leader published and somebody else replaced is put right, not followed; and what
-        // is being probed to replace what the status says is not given up for it.
+        // The leader restores a status that another client replaced, and keeps an address that is
+        // being probed to replace the one in the status.
         Role::Leader => {
             let had = decisions.ipam.allocations().get(&service.key);
             let unpublished = |address: &IpAddr| !service.published.contains(address);
@@ -350,7 +350,7 @@ fn diff(
     changed
 }
 
-/// Reports what changed to the people who made the Service; nothing when nothing did.
+/// Emits Events about the Service for what changed; nothing when nothing did.
 fn report_changes(
     key: &ObjectKey,
     before: &ServiceState,

@@ -1,4 +1,4 @@
-//! Answers about the engine: built when somebody asks, so that not being asked costs nothing.
+//! Read-only views of the engine for status, metrics and health checks, built on request.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::model::state::{
 };
 use crate::model::{Family, ObjectKey, Service};
 
-/// The condition that says how the API server is; only where it is the source.
+/// Condition for the health of the API server; present only where it is the source.
 pub const API_SERVER: &str = "ApiServer";
 
-/// A view of everything the engine knows and has decided.
+/// A view of the engine's knowledge and decisions.
 pub struct Report<'a> {
     pub(super) world: &'a World,
     pub(super) derived: &'a Derived,
@@ -31,13 +31,13 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// The other nodes, and for how long they have been as they are. Events may be long ago, so the
-    /// time is the caller's.
+    /// The peers, and how long each has been in its state. The caller passes the current time, as
+    /// the last event may be long ago.
     pub fn peers(&self, now: Duration) -> Vec<PeerStatus> {
         self.world.membership.statuses(now)
     }
 
-    /// Everything the engine believes.
+    /// The complete report.
     pub fn state(&self) -> NodeState {
         NodeState {
             node: self.world.settings.node.to_string(),
@@ -74,7 +74,7 @@ impl Report<'_> {
         }
     }
 
-    /// Ready is: all of these.
+    /// Conditions; the node is ready when all of them hold.
     pub fn conditions(&self) -> Vec<Condition> {
         let rules = match &self.world.rules {
             Some(Ok(())) => String::new(),
@@ -100,7 +100,7 @@ impl Report<'_> {
             Condition::when("RulesApplied", rules.is_empty(), rules),
         ];
         if self.world.settings.role != Role::Alone {
-            // Without an answer to anything, none about the Lease is no news.
+            // While the API server does not respond at all, the Lease adds no information.
             let health = self
                 .world
                 .source_health
@@ -113,13 +113,13 @@ impl Report<'_> {
         conditions
     }
 
-    /// Whether Services are served, be the API server there or not: what was known goes on being
-    /// served without it.
+    /// Whether Services are served. Known Services stay served while the API server is
+    /// unreachable.
     pub fn serving(&self) -> bool {
         self.conditions().iter().all(|condition| condition.status || condition.name == API_SERVER)
     }
 
-    /// False while this node is leaving, or must not be sent traffic: for load balancers outside.
+    /// False while this node drains or must not receive traffic; for external load balancers.
     pub fn healthy(&self) -> Result<(), String> {
         if self.world.draining {
             return Err("draining".into());
@@ -130,7 +130,7 @@ impl Report<'_> {
         }
     }
 
-    /// As kube-proxy's healthCheckNodePort; None for a Service that is not ours.
+    /// Like kube-proxy's healthCheckNodePort; None for a Service that Pinnace does not serve.
     pub fn service_health(&self, key: &ObjectKey) -> Option<ServiceHealth> {
         let placement = self.decisions.services.get(key)?;
         let local = endpoints::local_ready(self.world.index.slices(key), &self.world.settings.node);
@@ -140,7 +140,7 @@ impl Report<'_> {
         })
     }
 
-    /// Counts, for metrics and the status line.
+    /// Counters for metrics and the status line.
     pub fn summary(&self) -> Summary {
         let (mut serving, mut pending, mut refused) = (0, 0, 0);
         for placement in self.decisions.services.values() {
@@ -272,7 +272,7 @@ impl Report<'_> {
                     p.protocol == resolved.port.protocol && p.port == resolved.port.port
                 };
                 if let Some(port) = ports.iter_mut().find(same) {
-                    // Dual stack: the same pods once more.
+                    // Dual stack: the other family counts the same pods.
                     port.endpoints = port.endpoints.max(endpoints);
                     port.local = port.local.max(local);
                     continue;
@@ -358,7 +358,7 @@ impl Report<'_> {
     }
 }
 
-/// Who has the address, when it is none of the nodes.
+/// The owner of the address, when it is none of the nodes.
 fn foreign_machine(vip: &Vip, now: Duration) -> String {
     let who = vip
         .election

@@ -70,7 +70,7 @@ fn what_was_held_is_held_on_where_nobody_noticed() {
 }
 
 #[test]
-fn whoever_was_given_up_by_a_peer_asks_first_whichever_session_says_so_and_when() {
+fn a_node_that_a_peer_declared_down_probes_first_whichever_session_signals_it_and_when() {
     for reason in [DownReason::NeighbourDown, DownReason::DetectionTimeout] {
         let (mut engine, now) = stalled();
         // One session after the other ends and is there again: the peer is never without one.
@@ -96,7 +96,7 @@ fn a_planned_stop_of_a_peer_takes_nothing_away() {
 /// Its clock stood still with it: only what the peers say shows that this node was away. One of
 /// them alone may be mistaken.
 #[test]
-fn whoever_was_given_up_by_all_asks_first_and_by_one_of_two_goes_on() {
+fn a_node_that_all_peers_declared_down_probes_first_and_one_of_two_does_not_count() {
     const THIRD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 88, 0, 13));
     for all in [true, false] {
         let (mut engine, now) = stalled();
@@ -132,7 +132,7 @@ fn whoever_was_given_up_by_all_asks_first_and_by_one_of_two_goes_on() {
 /// The host stood still for a moment and one of its machines did not wake up again: the other has
 /// stood still as well, and is all there is.
 #[test]
-fn who_stood_still_for_a_moment_while_the_holder_died_takes_over_within_a_second_or_so() {
+fn a_node_stalled_while_the_owner_went_down_takes_over_within_about_a_second() {
     let (mut engine, mut now) = stalled();
     // node-2 took over meanwhile, and is known to.
     tell(&mut engine, now, PEER[0], Liveness::Down(DownReason::NeighbourDown));
@@ -161,5 +161,5 @@ fn who_stood_still_for_a_moment_while_the_holder_died_takes_over_within_a_second
         assert!(now < died + Duration::from_millis(1300), "still nobody answers");
         engine.handle(Event::Tick, now);
     }
-    assert!(now >= died + PROBE_INTERVAL * 6, "but not before all questions went unanswered");
+    assert!(now >= died + PROBE_INTERVAL * 6, "but not before all probes went unanswered");
 }

@@ -125,7 +125,7 @@ fn nothing_goes_out_before_everything_is_known() {
 }
 
 #[test]
-fn a_new_address_carries_no_traffic_until_nobody_objected() {
+fn a_new_address_carries_no_traffic_until_probing_has_finished() {
     let objects = vec![put(service("web")), slice("web", &[("10.42.0.5", "node-1")])];
     let (mut engine, plan) =
         started(settings("10.88.0.200-10.88.0.201", true), Allocations::default(), objects);
@@ -286,7 +286,7 @@ fn an_endpoint_change_is_a_change_of_its_frontends_alone() {
 }
 
 #[test]
-fn what_one_service_gives_up_another_gets() {
+fn an_address_that_one_service_releases_goes_to_another() {
     let (mut older, mut newer) = (service("older"), service("newer"));
     (older.created, newer.created) = (1, 2);
     let objects = vec![
@@ -338,7 +338,7 @@ fn a_local_service_is_announced_only_where_it_has_an_endpoint() {
     );
     let plan = engine.handle(source(vec![slice("web", &[("10.42.0.5", "node-1")])]), T0);
     assert!(plan.announcements.is_some_and(|a| a.contains_key(&vip(200))));
-    // Nowhere: whoever asks is to be refused, which takes somebody who answers for the address.
+    // No endpoint: connections are rejected, so one node must answer for the address.
     let plan = engine.handle(source(vec![slice("web", &[])]), T0);
     assert!(plan.announcements.is_none_or(|a| a.contains_key(&vip(200))));
     assert!(
@@ -417,7 +417,7 @@ fn draining_stops_every_announcement_and_leaves_the_rules() {
 }
 
 #[test]
-fn node_mode_serves_on_the_nodes_own_address_and_names_who_holds_a_port() {
+fn node_mode_serves_on_the_nodes_own_address_and_names_the_service_with_the_port() {
     let (mut a, mut b) = (service("a"), service("b"));
     (a.request.mode, b.request.mode) = (Some(Mode::Node), Some(Mode::Node));
     b.created = 5;

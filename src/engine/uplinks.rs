@@ -18,17 +18,17 @@ pub type Uplinks = BTreeMap<u32, Result<(), NotUplink>>;
 pub enum NotUplink {
     /// The loopback interface.
     Loopback,
-    /// `PINNACE_INTERFACES` names others.
+    /// `PINNACE_INTERFACES` does not match it.
     NotNamed,
     /// A port of a bridge or bond: the bridge or bond may be one.
     Port,
     /// Tunnels lead to other nodes or networks, not to the LAN. Holds the kernel's kind.
     Tunnel(Box<str>),
-    /// By its name it belongs to pods, containers or a network plugin.
+    /// Its name is one of pods, containers or a network plugin.
     PodName,
-    /// It has an address out of the node's podCIDRs.
+    /// It has an address in the node's podCIDRs.
     PodNetwork,
-    /// It has no address that the node or a pool has to do with.
+    /// None of its subnets contains a node address or overlaps a pool.
     Unrelated,
 }
 
@@ -68,7 +68,7 @@ const TUNNEL_KINDS: &[&str] = &[
     "nlmon",
     "ipvlan",
 ];
-/// How interfaces of pods and network plugins are named.
+/// Name patterns of interfaces of pods and network plugins.
 const POD_PREFIXES: &[&str] = &[
     "cni",
     "flannel",
@@ -94,7 +94,7 @@ const POD_PREFIXES: &[&str] = &[
     "ovn",
 ];
 
-/// Judges every interface. `node` is this node's object, if there is one; `pooled` tells whether a
+/// Classifies every interface. `node` is this node's object, if there is one; `pooled` tells whether a
 /// subnet has to do with a pool; `named` is the user's own choice, which overrides everything but
 /// loopback.
 pub fn uplinks(
@@ -113,7 +113,7 @@ pub fn uplinks(
     };
     let found = interfaces.values().any(has_node_address);
     let related = |interface: &Interface| {
-        // Without a word about the node's addresses, any address will do.
+        // While the node's addresses are unknown, any address suffices.
         named.is_some()
             || has_node_address(interface)
             || interface.addresses.iter().any(&pooled)
@@ -212,7 +212,7 @@ impl InterfacePattern {
         InterfacePattern(text.into())
     }
 
-    /// Whether an interface of this name is meant.
+    /// Whether the pattern matches the name.
     pub fn matches(&self, name: &str) -> bool {
         glob(self.0.as_bytes(), name.as_bytes())
     }
@@ -238,7 +238,8 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
             Some(&c) if c == b'?' || Some(&c) == name.get(n) => (p, n) = (p + 1, n + 1),
             _ => match retry {
                 Some((after_star, next)) => {
-                    (p, n) = (after_star, next);
+                    p = after_star;
+                    n = next;
                     retry = Some((after_star, next + 1));
                 }
                 None => return false,

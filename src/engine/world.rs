@@ -44,7 +44,7 @@ pub(super) struct World {
     pub interfaces: Option<Arc<Interfaces>>,
     pub membership: Membership,
 
-    /// What became of the last rules; None: nothing was heard yet.
+    /// Result of the last ruleset transaction; None: none has finished yet.
     pub rules: Option<Result<(), String>>,
     /// Number of the last event whose rules are in the kernel.
     pub applied: u64,

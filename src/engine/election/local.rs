@@ -1,10 +1,10 @@
-//! What holds for this node in every election.
+//! State of this node that applies to every election.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// What holds for this node in every election.
+/// State of this node that applies to every election.
 #[derive(Debug, Default)]
 pub struct LocalState {
     /// This node comes last until then.

@@ -86,13 +86,13 @@ impl Election {
         [self.vips.poll_timeout(), suspension, ages, membership, dead].into_iter().flatten().min()
     }
 
-    /// Does what time asks for.
+    /// Handles expired timeouts.
     pub fn handle_timeout(&mut self, round: &mut Round<'_>) {
         let now = round.world.now;
         if let Some(suspension) = &mut self.local.suspension
             && now >= suspension.until
         {
-            // No peer has said that it looked; the bound stands.
+            // No peer has confirmed; the upper bound applies.
             suspension.lost = true;
             self.end_suspension(round);
         }
@@ -152,7 +152,7 @@ impl Election {
         self.mark_dead(world, work);
     }
 
-    /// Peers began or ceased to live.
+    /// Peers came up or went down.
     pub fn members_changed(&mut self, delta: &MembershipDelta, round: &mut Round<'_>) {
         if delta.nodes.is_empty() {
             return;
@@ -184,7 +184,7 @@ impl Election {
         peer.is_some()
     }
 
-    /// A peer that answers for the address asks who else does.
+    /// A peer probes for an address that it may own.
     pub fn on_owner_probe(&mut self, address: IpAddr, node: &str, round: &mut Round<'_>) {
         if let Some(vip) = self.vips.get_mut(address) {
             vip.election.on_probe_from_owner(node, round.world.now);
@@ -202,7 +202,7 @@ impl Election {
         }
     }
 
-    /// This process did not run for so long that peers may have declared it dead.
+    /// This process was stalled long enough for peers to have declared it down.
     pub fn stalled(&mut self, late: Duration, round: &mut Round<'_>) {
         let listen = if late < SHORT_STALL {
             vip_election::PROBE_INTERVAL * (u32::from(vip_election::PROBES) + 1)
@@ -320,8 +320,8 @@ impl Election {
         }
     }
 
-    /// The API server is heard again: it has as much time as ever, for what it says now may be as
-    /// old as its silence.
+    /// The API server is reachable again: its full grace period starts anew, as its objects may be
+    /// as old as the outage.
     pub fn source_returned(&mut self, now: Duration) {
         self.dead_since.values_mut().for_each(|since| *since = now);
     }

@@ -1,16 +1,16 @@
-//! One address as one node sees it: who holds it, and whether this node should.
+//! The election of one virtual address, as one node computes it: which machine owns the address, and
+//! whether this node should claim it.
 //!
-//! There are no votes. Who holds an address announces it; whoever believes it free and itself the
-//! best candidate takes it; of two who hear each other the one ranked lower yields. Ranks are the
-//! same on every node, so beliefs may differ for a moment and the outcome may not. What a peer
-//! alone can know (a link that is down, objects not read yet) needs no message: it does not claim
-//! within a step, and the next one does. Where frames between two are lost in one direction, only
-//! one of them can yield: the one that hears.
+//! Nodes do not exchange votes. The owner announces the address. A node that believes the address
+//! free and itself the best candidate claims it. When two owners hear each other, the lower-ranked
+//! one yields. Ranks are the same on every node, so views may differ for a moment, but they
+//! converge. A condition that only a peer knows (link down, objects not read yet) needs no message:
+//! the peer does not claim within its step, and the next candidate does. Where frames are lost in
+//! one direction, only the node that hears the other can yield.
 //!
-//! A holder keeps the address while it lives, whatever its rank. It is doubted, and asked (an ARP
-//! or ND probe), when it has not been heard for long; several questions without an answer, for some
-//! may be lost, and the address is free. A holder that gives up asks for itself: a probe out of its
-//! mouth says that it no longer has the address.
+//! An owner keeps the address while it is up, whatever its rank. An owner that has been silent for
+//! long is probed (ARP or ND). When several probes in a row go unanswered, the address is free. An
+//! owner that gives up the address probes for it: its own probe shows that it no longer owns it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,38 +19,39 @@ use super::rank::{Rank, rank};
 use crate::engine::membership::Reachability;
 use crate::model::mac::Mac;
 
-/// Between the claims of one candidate and the next: the first four announcements of a burst go out
-/// within 200 ms.
+/// Delay between the claims of consecutive candidates. The first four announcements of a burst go
+/// out within 200 ms.
 pub const STEP: Duration = Duration::from_millis(300);
-/// The same where a claim begins with probing (RFC 5227), which lasts a second.
+/// Like [`STEP`], where a claim begins with probing (RFC 5227), which takes one second.
 pub const STEP_WITH_PROBE: Duration = Duration::from_secs(2);
-/// A holder without a session is believed for so long after it was last heard: four announcements
-/// of one per [`super::rank::WATCHFUL`] and a reserve.
+/// How long after its last announcement an owner without a session keeps the address: four
+/// fast announcement intervals and a margin.
 pub const SILENCE: Duration = Duration::from_millis(3500);
-/// The same for one that does not hear us: it cannot be asked, and announces as seldom as ever
-/// (once a minute, by default).
+/// Like [`SILENCE`], for an owner that does not hear this node: it cannot be probed, and announces
+/// at the configured interval (one minute by default).
 pub const SILENCE_ONE_WAY: Duration = Duration::from_secs(150);
-/// Between questions, and how many.
+/// Interval between probes.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(100);
-/// See [`ASK`].
+/// Number of unanswered probes after which the address is free.
 pub const PROBES: u8 = 6;
-/// The same for a holder whose session is up: it lives, and what is lost in all likelihood is
-/// frames. Where a tenth of them is lost, six questions in a row go unanswered every day or two,
-/// and an address would move for nothing; twelve do once in some decades.
+/// Like [`PROBES`], for an owner whose session is up: the probes were most likely lost. At 10 %
+/// frame loss, six probes in a row go unanswered every day or two, and the address would move
+/// needlessly; twelve do once in several decades.
 pub const PROBES_LIVE_OWNER: u8 = 12;
-/// For how long a node that hands over goes on answering, when nobody is heard to take over.
+/// How long a draining node keeps answering while no other node is heard to take over.
 pub const HANDOVER: Duration = Duration::from_secs(1);
-/// For how long a holder that gave up is not believed to be one: its last words may be under way.
+/// How long claims of an owner that gave up are ignored: its last frames may still be in flight.
 const OWNER_COOLDOWN: Duration = Duration::from_millis(1500);
-/// A holder of less than this is asked when some node dies: this one may have heard a loser last.
+/// An owner younger than this is probed when any node goes down: this node may have heard the loser
+/// of a conflict last.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Who has the address.
+/// The owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// Nobody, since then.
+    /// No machine owns the address.
     None {
-        /// When it fell free, or began to be looked for.
+        /// When the address became free, or listening for its owner began.
         since: Duration,
     },
     /// This node.
@@ -59,59 +60,59 @@ pub enum Owner {
     Peer {
         /// Its name.
         node: Box<str>,
-        /// It was heard to answer although, by what is known here, it should not: its word counts.
+        /// The peer claims the address although it is no candidate in this node's view. Its claim
+        /// counts.
         insists: bool,
     },
-    /// A machine that is no known peer.
+    /// A foreign machine: no known peer.
     Foreign,
 }
 
-/// Whether this node may hold the address.
+/// Whether this node may own the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eligibility {
-    /// It may.
+    /// The node may own the address.
     Eligible,
-    /// No more, but it still can: until somebody else does.
+    /// The node should not own the address any more, but can until another node takes over.
     Draining,
-    /// It cannot.
+    /// The node cannot own the address.
     Ineligible,
 }
 
-/// A node that is presumed able to hold the address.
+/// A node that is presumed able to own the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate<'a> {
     /// Its name.
     pub node: &'a str,
-    /// It returned a moment ago, and may go again.
+    /// The node returned a moment ago and may be flapping.
     pub fresh: bool,
     /// Its rank.
     pub rank: Rank,
 }
 
-/// What is to be known to decide about an address.
+/// The input of one election.
 pub struct ElectionInput<'a> {
-    /// Which.
     pub address: IpAddr,
     /// This node.
     pub local_node: &'a str,
-    /// May it?
+    /// Whether this node may own the address.
     pub eligibility: Eligibility,
-    /// Who may, this node included: those that are not fresh first, then by rank, best first.
+    /// Candidates, including this node: fresh ones last, then by rank, best first.
     pub candidates: Vec<Candidate<'a>>,
-    /// Nodes that its Services prefer, best first.
+    /// Nodes that the Services of the address prefer, best first.
     pub preferred: &'a [Box<str>],
-    /// How a peer stands.
+    /// Reachability of a peer.
     pub reachability: &'a dyn Fn(&str) -> Reachability,
-    /// There are no other nodes, and nothing to wait for.
+    /// This node has no peers, so there is nothing to wait for.
     pub alone: bool,
-    /// This node began or returned a moment ago.
+    /// This node started or returned a moment ago.
     pub fresh: bool,
-    /// Since when every peer was seen.
+    /// Since when every peer has been seen.
     pub complete: Option<Duration>,
-    /// Between the claims of one candidate and the next.
+    /// Delay between the claims of consecutive candidates.
     pub step: Duration,
-    /// How long a holder may be silent until the first candidate after it asks; the next wait a
-    /// multiple.
+    /// How long an owner may be silent before the first candidate after it probes; later
+    /// candidates wait a multiple of it.
     pub check: Duration,
 }
 
@@ -125,9 +126,9 @@ impl ElectionInput<'_> {
             > rank(self.address, self.local_node, self.preferred)
     }
 
-    /// How many candidates, other than the holder, come before this node.
-    fn candidates_ahead(&self, holder: Option<&str>) -> u32 {
-        let others = self.candidates.iter().filter(|candidate| Some(candidate.node) != holder);
+    /// Number of candidates, other than the owner, that rank before this node.
+    fn candidates_ahead(&self, owner: Option<&str>) -> u32 {
+        let others = self.candidates.iter().filter(|candidate| Some(candidate.node) != owner);
         others.take_while(|candidate| candidate.node != self.local_node).count() as u32
     }
 
@@ -136,10 +137,10 @@ impl ElectionInput<'_> {
     }
 }
 
-/// A question that is being put.
+/// A series of probes in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Check {
-    /// How many times more.
+    /// Number of probes left to send.
     left: u8,
     due: Duration,
 }
@@ -150,26 +151,25 @@ impl Check {
     }
 }
 
-/// See the head of this file.
 #[derive(Clone, Debug)]
 pub struct VipElection {
     owner: Owner,
-    /// The holder's station and when it was last heard.
+    /// Link-layer address of the owner; `heard`: when its last announcement was received.
     owner_lladdr: Option<Mac>,
     heard: Duration,
-    /// When the holder changed.
+    /// When the owner changed.
     moved: Duration,
-    /// Listening began, and ends at the latest: nothing is claimed before.
+    /// Start and latest end of listening. The address is not claimed before the end.
     listen: (Duration, Duration),
     check: Option<Check>,
-    /// Answering on until then.
+    /// Deadline of a handover: this node answers until then.
     leaving: Option<Duration>,
     cooldown: Option<(Box<str>, Duration)>,
     timeout: Option<Duration>,
 }
 
 impl VipElection {
-    /// Nobody is known to hold the address. Who does is listened for from `now` to `until`.
+    /// Starts without a known owner, and listens for one from `now` to `until`.
     pub fn new(now: Duration, until: Duration) -> VipElection {
         let check = (until > now).then_some(Check::new(PROBES, now));
         VipElection {
@@ -185,27 +185,27 @@ impl VipElection {
         }
     }
 
-    /// Who has the address.
+    /// Current owner of the address.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// This node answers, but only until somebody else does.
+    /// Whether this node answers only until another node takes over.
     pub fn leaving(&self) -> bool {
         self.leaving.is_some()
     }
 
-    /// Where the holder is to be asked; None: everywhere.
+    /// Link-layer address to which probes are sent; None: broadcast or multicast.
     pub fn owner_lladdr(&self) -> Option<Mac> {
         self.owner_lladdr
     }
 
-    /// When [`Seat::decide`] has something to do even if nothing happens.
+    /// When [`VipElection::decide`] must be called next if no event occurs.
     pub fn poll_timeout(&self) -> Option<Duration> {
         self.timeout
     }
 
-    /// This node cannot know what happened meanwhile: it holds nothing, and listens.
+    /// Gives up ownership and listens, because this node cannot know what it missed.
     pub fn listen(&mut self, now: Duration, until: Duration) {
         *self = VipElection {
             cooldown: self.cooldown.take(),
@@ -214,21 +214,22 @@ impl VipElection {
         };
     }
 
-    /// The same without a question, for a holder that asks gives up: so nobody else takes over on
-    /// that account.
+    /// Like [`VipElection::listen`], without probes: a probe from the owner means that it gives up,
+    /// and another node would take over because of it.
     pub fn suspend(&mut self, now: Duration, until: Duration) {
         self.listen(now, until);
         self.check = None;
     }
 
-    /// After [`Seat::suspend`], when what was believed before is void: asks, and claims nothing
-    /// before there was time to answer.
+    /// Discards what was known before [`VipElection::suspend`]: probes for the owner, and claims
+    /// nothing until it had time to answer.
     pub fn probe_owner(&mut self, now: Duration) {
         self.listen = (now, self.listen.1.max(now + PROBE_INTERVAL * 4));
         self.check = Some(Check::new(PROBES, now));
     }
 
-    /// Nothing happened meanwhile: what was held is held on, unless somebody was heard.
+    /// Ends [`VipElection::suspend`] after nothing was missed: this node owns the address again,
+    /// unless another owner was heard.
     pub fn resume(&mut self) {
         if matches!(self.owner, Owner::None { .. }) {
             self.owner = Owner::Local;
@@ -236,7 +237,8 @@ impl VipElection {
         }
     }
 
-    /// Some node died: it may have been the holder although another was heard last.
+    /// Probes a recent owner after a node went down: that node may have been the owner although
+    /// another one was heard last.
     pub fn suspect(&mut self, now: Duration) {
         if matches!(self.owner, Owner::Peer { .. })
             && now < self.moved + YOUNG
@@ -246,34 +248,34 @@ impl VipElection {
         }
     }
 
-    /// Works out who holds the address from now on. True: the holder is to be asked.
-    pub fn decide(&mut self, ballot: &ElectionInput<'_>, now: Duration) -> bool {
-        self.step_down(ballot, now);
+    /// Computes the owner of the address. Returns true when a probe must be sent.
+    pub fn decide(&mut self, input: &ElectionInput<'_>, now: Duration) -> bool {
+        self.step_down(input, now);
         if let Owner::Peer { node, insists } = &self.owner {
-            let free = match (ballot.reachability)(node) {
+            let free = match (input.reachability)(node) {
                 Reachability::Down => true,
                 Reachability::Unknown => now >= self.heard + SILENCE,
                 Reachability::Unidirectional => now >= self.heard + SILENCE_ONE_WAY,
-                Reachability::Up => !insists && !ballot.presumed(node),
+                Reachability::Up => !insists && !input.presumed(node),
             };
             if free {
                 self.vacate(now);
             }
         }
-        let ask = self.probe_due(ballot, now);
-        self.claim(ballot, now);
-        self.timeout = self.next_timeout(ballot, now);
-        ask && !ballot.alone
+        let probe = self.probe_due(input, now);
+        self.claim(input, now);
+        self.timeout = self.next_timeout(input, now);
+        probe && !input.alone
     }
 
-    fn step_down(&mut self, ballot: &ElectionInput<'_>, now: Duration) {
+    fn step_down(&mut self, input: &ElectionInput<'_>, now: Duration) {
         if self.owner != Owner::Local {
             self.leaving = None;
             return;
         }
-        match (ballot.eligibility, self.leaving) {
+        match (input.eligibility, self.leaving) {
             (Eligibility::Eligible, _) => self.leaving = None,
-            (Eligibility::Draining, None) if ballot.others() => {
+            (Eligibility::Draining, None) if input.others() => {
                 self.leaving = Some(now + HANDOVER);
                 self.check = Some(Check::new(PROBES, now));
             }
@@ -285,11 +287,11 @@ impl VipElection {
         }
     }
 
-    fn probe_due(&mut self, ballot: &ElectionInput<'_>, now: Duration) -> bool {
-        if let Some(due) = self.next_check(ballot)
+    fn probe_due(&mut self, input: &ElectionInput<'_>, now: Duration) -> bool {
+        if let Some(due) = self.next_check(input)
             && now >= due
         {
-            let alive = matches!(&self.owner, Owner::Peer { node, .. } if (ballot.reachability)(node) == Reachability::Up);
+            let alive = matches!(&self.owner, Owner::Peer { node, .. } if (input.reachability)(node) == Reachability::Up);
             self.check = Some(Check::new(if alive { PROBES_LIVE_OWNER } else { PROBES }, now));
         }
         match &mut self.check {
@@ -299,7 +301,8 @@ impl VipElection {
                 true
             }
             Some(check) if now >= check.due => {
-                (self.check, self.heard) = (None, now);
+                self.check = None;
+                self.heard = now;
                 if matches!(self.owner, Owner::Peer { .. } | Owner::Foreign) {
                     self.vacate(now);
                 }
@@ -309,79 +312,80 @@ impl VipElection {
         }
     }
 
-    fn next_check(&self, ballot: &ElectionInput<'_>) -> Option<Duration> {
-        let holder = match &self.owner {
-            // Its announcements may have been lost: it is asked before it is given up.
-            Owner::Peer { node, .. } if (ballot.reachability)(node) == Reachability::Unknown => {
+    fn next_check(&self, input: &ElectionInput<'_>) -> Option<Duration> {
+        let owner = match &self.owner {
+            // Announcements may have been lost: the owner is probed before the address is free.
+            Owner::Peer { node, .. } if (input.reachability)(node) == Reachability::Unknown => {
                 return self
                     .check
                     .is_none()
                     .then_some(self.heard + SILENCE - PROBE_INTERVAL * (u32::from(PROBES) + 1));
             }
             Owner::Peer { node, .. }
-                if (ballot.reachability)(node) == Reachability::Unidirectional =>
+                if (input.reachability)(node) == Reachability::Unidirectional =>
             {
                 return None;
             }
             Owner::Peer { node, .. } => Some(&**node),
             Owner::Foreign => return self.check.is_none().then_some(self.heard + SILENCE),
-            // One that cannot hold it wants to know, too: people ask it.
-            Owner::None { .. } if ballot.eligibility != Eligibility::Eligible && !ballot.alone => {
+            // An ineligible node probes as well, because `status` reports the owner.
+            Owner::None { .. } if input.eligibility != Eligibility::Eligible && !input.alone => {
                 None
             }
             _ => return None,
         };
-        let turn = 1 + ballot.candidates_ahead(holder);
-        self.check.is_none().then_some(self.heard.max(self.moved) + ballot.check * turn)
+        let turn = 1 + input.candidates_ahead(owner);
+        self.check.is_none().then_some(self.heard.max(self.moved) + input.check * turn)
     }
 
-    fn claim(&mut self, ballot: &ElectionInput<'_>, now: Duration) {
-        if ballot.eligibility != Eligibility::Eligible {
+    fn claim(&mut self, input: &ElectionInput<'_>, now: Duration) {
+        if input.eligibility != Eligibility::Eligible {
             return;
         }
         let due = match &self.owner {
-            Owner::None { .. } => self.claim_due(ballot),
-            // Who does not hear of it would go on.
+            Owner::None { .. } => self.claim_due(input),
+            // An owner that does not hear this node would not yield.
             Owner::Peer { node, .. }
-                if (ballot.reachability)(node) == Reachability::Unidirectional =>
+                if (input.reachability)(node) == Reachability::Unidirectional =>
             {
                 None
             }
-            // Preference is stronger than possession; rank alone is not.
+            // A preferred node preempts the owner; a higher rank alone does not.
             Owner::Peer { node, .. }
-                if !ballot.fresh
-                    && ballot
+                if !input.fresh
+                    && input
                         .candidates
                         .first()
-                        .is_some_and(|first| first.node == ballot.local_node) =>
+                        .is_some_and(|first| first.node == input.local_node) =>
             {
-                let class = |node: &str| rank(ballot.address, node, ballot.preferred).class();
-                if class(ballot.local_node) < class(node) { Some(now) } else { None }
+                let class = |node: &str| rank(input.address, node, input.preferred).class();
+                if class(input.local_node) < class(node) { Some(now) } else { None }
             }
             _ => None,
         };
         if due.is_some_and(|due| now >= due) {
             self.owner = Owner::Local;
-            (self.check, self.owner_lladdr, self.moved) = (None, None, now);
+            self.check = None;
+            self.owner_lladdr = None;
+            self.moved = now;
         }
     }
 
-    fn claim_due(&self, ballot: &ElectionInput<'_>) -> Option<Duration> {
+    fn claim_due(&self, input: &ElectionInput<'_>) -> Option<Duration> {
         let Owner::None { since } = self.owner else { return None };
-        if ballot.alone {
+        if input.alone {
             return Some(since);
         }
-        // When everybody can be seen, who has it has been heard after the questions.
-        let early =
-            ballot.complete.map(|complete| complete.max(self.listen.0) + PROBE_INTERVAL * 4);
+        // When every peer is seen, the owner has answered the probes by then.
+        let early = input.complete.map(|complete| complete.max(self.listen.0) + PROBE_INTERVAL * 4);
         let listened = early.map_or(self.listen.1, |early| early.min(self.listen.1));
-        let turn = ballot.candidates_ahead(None) + u32::from(ballot.fresh && ballot.others());
-        Some(since.max(listened) + ballot.step * turn)
+        let turn = input.candidates_ahead(None) + u32::from(input.fresh && input.others());
+        Some(since.max(listened) + input.step * turn)
     }
 
-    fn next_timeout(&self, ballot: &ElectionInput<'_>, now: Duration) -> Option<Duration> {
+    fn next_timeout(&self, input: &ElectionInput<'_>, now: Duration) -> Option<Duration> {
         let silence = match &self.owner {
-            Owner::Peer { node, .. } => match (ballot.reachability)(node) {
+            Owner::Peer { node, .. } => match (input.reachability)(node) {
                 Reachability::Unknown => Some(self.heard + SILENCE),
                 Reachability::Unidirectional => Some(self.heard + SILENCE_ONE_WAY),
                 Reachability::Up | Reachability::Down => None,
@@ -389,61 +393,69 @@ impl VipElection {
             _ => None,
         };
         let claim =
-            if ballot.eligibility == Eligibility::Eligible { self.claim_due(ballot) } else { None };
-        let check = self.check.map(|check| check.due).or_else(|| self.next_check(ballot));
+            if input.eligibility == Eligibility::Eligible { self.claim_due(input) } else { None };
+        let check = self.check.map(|check| check.due).or_else(|| self.next_check(input));
         let due = [silence, claim, check, self.leaving].into_iter().flatten().min();
         due.map(|due| due.max(now + Duration::from_millis(1)))
     }
 
     fn vacate(&mut self, now: Duration) {
         self.owner = Owner::None { since: now };
-        (self.owner_lladdr, self.check, self.leaving, self.moved) = (None, None, None, now);
+        self.owner_lladdr = None;
+        self.check = None;
+        self.leaving = None;
+        self.moved = now;
     }
 
-    /// Somebody says that it has the address: a peer by name, or a stranger. To be followed by
-    /// [`Seat::decide`].
+    /// Handles a claim of the address by a peer (`node`) or a foreign machine (None). The caller
+    /// runs [`VipElection::decide`] afterwards.
     pub fn on_owner_claim(
         &mut self,
         node: Option<&str>,
         mac: Mac,
-        ballot: &ElectionInput<'_>,
+        input: &ElectionInput<'_>,
         now: Duration,
     ) {
         let Some(node) = node else {
             if matches!(self.owner, Owner::None { .. } | Owner::Foreign) {
-                (self.owner, self.owner_lladdr, self.heard, self.check) =
-                    (Owner::Foreign, Some(mac), now, None);
+                self.owner = Owner::Foreign;
+                self.owner_lladdr = Some(mac);
+                self.heard = now;
+                self.check = None;
             }
             return;
         };
-        let shunned = self
+        let cooling_down = self
             .cooldown
             .as_ref()
-            .is_some_and(|(shunned, until)| **shunned == *node && now < *until);
+            .is_some_and(|(cooling, until)| **cooling == *node && now < *until);
         let yields = match self.owner {
             Owner::Local => {
                 self.leaving.is_some()
-                    || ballot.outranks(node)
-                    || (ballot.reachability)(node) == Reachability::Unidirectional
+                    || input.outranks(node)
+                    || (input.reachability)(node) == Reachability::Unidirectional
             }
             _ => true,
         };
-        if shunned || !yields || (ballot.reachability)(node) == Reachability::Down {
+        if cooling_down || !yields || (input.reachability)(node) == Reachability::Down {
             return;
         }
-        let insists = !ballot.presumed(node);
+        let insists = !input.presumed(node);
         if !matches!(&self.owner, Owner::Peer { node: before, .. } if **before == *node) {
             self.moved = now;
         }
         self.owner = Owner::Peer { node: node.into(), insists };
-        (self.owner_lladdr, self.heard, self.check, self.leaving) = (Some(mac), now, None, None);
+        self.owner_lladdr = Some(mac);
+        self.heard = now;
+        self.check = None;
+        self.leaving = None;
     }
 
-    /// A peer asks whether anybody has the address: it has not. To be followed by [`Seat::decide`].
-    /// One that was not believed to have it has said nothing that could still be under way:
-    /// when it claims, it is believed.
+    /// Handles a peer's probe for the address, which shows that the peer does not own it. The
+    /// caller runs [`VipElection::decide`] afterwards. Later claims are ignored for
+    /// [`OWNER_COOLDOWN`] only if the peer was the owner: no other peer has claims in flight.
     pub fn on_probe_from_owner(&mut self, node: &str, now: Duration) {
-        if matches!(&self.owner, Owner::Peer { node: holder, .. } if **holder == *node) {
+        if matches!(&self.owner, Owner::Peer { node: owner, .. } if **owner == *node) {
             self.vacate(now);
             self.cooldown = Some((node.into(), now + OWNER_COOLDOWN));
         }

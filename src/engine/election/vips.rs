@@ -32,9 +32,9 @@ pub const FOREIGN_FOR: Duration = Duration::from_secs(60);
 /// Whether an address may carry traffic, and which other machine uses it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The network is being asked whether it is in use.
+    /// The address is being probed.
     Unprobed,
-    /// Nobody else was found to use it, or nobody could be asked.
+    /// No other machine uses the address, or it could not be probed.
     Clear,
     /// A machine was heard that may be a peer, as the link-layer address of some peer is unknown.
     Suspect {
@@ -118,7 +118,7 @@ pub struct Vip {
     /// The Services, sorted; more than one only where they agreed to share.
     pub services: Vec<ObjectKey>,
     pub claim: Claim,
-    /// The announcer asks the network before it first announces the address. Fixed for as long as a
+    /// The announcer probes the address before it first announces it. Fixed for as long as a
     /// Service holds it.
     pub probe: bool,
     /// The interfaces on which this node may announce it, or why none.
@@ -188,7 +188,7 @@ impl Vips {
         std::iter::from_fn(|| self.timers.pop(now)).collect()
     }
 
-    /// Makes a Service a holder of an address. `probe`: the network is to be asked first. True when
+    /// Adds a Service to an address. `probe`: the address must be probed first. True when
     /// the address may carry traffic.
     pub fn join(
         &mut self,
@@ -200,7 +200,7 @@ impl Vips {
     ) -> bool {
         let vip = self.all.entry(address).or_insert_with(|| {
             // Where no interface has its subnet, a router sends the address here, and there is
-            // nobody to ask.
+            // no network to probe.
             let reachable = !matches!(
                 eligible_interfaces(address, round.world, round.derived),
                 Err(Ineligible::NoInterface { .. } | Ineligible::Ipv6Off)
@@ -260,7 +260,7 @@ impl Vips {
         }
     }
 
-    /// Works out who owns the address.
+    /// Computes the owner of the address.
     fn run_election(
         &mut self,
         address: IpAddr,
@@ -394,7 +394,7 @@ fn with_input<R>(
     run(&mut vip.election, &input)
 }
 
-/// Who may own the address, best first. All nodes compute this from the same objects and from the
+/// Candidates for the address, best first. All nodes compute this from the same objects and from the
 /// same sessions, so that they agree.
 fn candidates<'a>(
     address: IpAddr,

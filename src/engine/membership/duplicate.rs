@@ -1,6 +1,6 @@
-//! Machines that were copied with name and address. Nobody can tell which of the two is the right
-//! one, and packets reach now one, now the other: neither answers for anything, and what runs there
-//! is taken for dead, until the signs of it end.
+//! Duplicate peer identity: cloned machines with the same name and address. No node can tell the
+//! original from the copy, and packets reach either. While the duplicate is detected, neither owns
+//! an address, and their endpoints count as down.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -55,7 +55,7 @@ impl Membership {
         changed
     }
 
-    /// There was no sign for long: what the sessions say counts again.
+    /// Clears expired duplicates: session states count again.
     pub fn clear_duplicates(&mut self, now: Duration) -> MembershipDelta {
         let mut changed = MembershipDelta::default();
         if self.own_duplicate.take_if(|(_, until)| now >= *until).is_some() {
@@ -64,7 +64,8 @@ impl Membership {
         for (name, peer) in &mut self.peers {
             if peer.duplicate.take_if(|(_, until)| now >= *until).is_some() {
                 if peer.has_session() {
-                    (peer.up_since, peer.down) = (Some(now), None);
+                    peer.up_since = Some(now);
+                    peer.down = None;
                 }
                 changed.nodes.insert(name.clone());
             }
@@ -79,14 +80,14 @@ impl Membership {
         peers.chain(self.own_duplicate).map(|(_, until)| until).min()
     }
 
-    /// The address at which another machine answers under our name.
+    /// The address at which another machine uses this node's name.
     pub fn own_duplicate(&self) -> Option<IpAddr> {
         let elsewhere =
             self.duplicates.iter().find(|(_, answers)| **answers).map(|(address, _)| *address);
         elsewhere.or(self.own_duplicate.map(|(address, _)| address))
     }
 
-    /// For people: what to do about [`Membership::own_duplicate`].
+    /// Message for operators about [`Membership::own_duplicate`].
     pub fn own_duplicate_message(&self, address: IpAddr) -> String {
         let name = &self.local_node;
         match self.own_duplicate {
@@ -99,7 +100,7 @@ impl Membership {
         }
     }
 
-    /// For people: two machines that are one peer.
+    /// Message for operators about a peer's duplicate identity.
     pub fn duplicate_message(&self, name: &str) -> Option<String> {
         let (address, _) = self.peers.get(name)?.duplicate?;
         Some(message(name, address))

@@ -29,13 +29,13 @@ use crate::model::state::{PeerStatus, Reason};
 /// A frame from a peer whose session has timed out is believed from then on: before, it may have
 /// been under way.
 pub const GRACE: Duration = Duration::from_millis(300);
-/// Who announced a planned stop may answer for a second more (see
+/// A peer that announced a planned stop may answer for another second (see
 /// [`super::election::vip_election::HANDOVER`]), and frames take their time. What is heard of it
 /// later comes from a process that runs again.
 pub const ADMIN_DOWN_HOLD: Duration = Duration::from_secs(2);
 /// A peer that is heard to announce, without a session, for longer than this has its BFD blocked.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(3);
-/// A peer of which there has been no sign for so long is not waited for any more: Pinnace does not
+/// How long after its last sign of life a missing peer is waited for. After that, Pinnace does not
 /// run there, or the machine is off.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(180);
 
@@ -53,24 +53,24 @@ pub enum PeerEvent {
         /// Its state from now on.
         state: Liveness,
     },
-    /// The link layer says which station has this address (neighbour table, or the source of a
-    /// session's packets).
+    /// The link-layer address of this peer address was learned (from the neighbour table, or the
+    /// source of a session's packets).
     Neighbour {
         /// One of the addresses in [`Membership::sessions`].
         address: IpAddr,
-        /// Its station.
+        /// Its link-layer address.
         mac: Mac,
     },
-    /// Two machines speak as one, in the session to this address.
+    /// A duplicate identity was detected in the session to this address.
     DuplicateIdentity {
         /// One of the addresses in [`Membership::sessions`].
         address: IpAddr,
         /// They speak as this node; or else as the peer.
         ours: bool,
     },
-    /// This process did not run for so long that peers may have declared it dead.
+    /// This process was stalled long enough for peers to have declared it down.
     Stalled {
-        /// For how long.
+        /// Length of the stall.
         late: Duration,
     },
     /// The peer at this address has waited for us in vain, in a session that is up here: it does
@@ -116,31 +116,30 @@ impl PeerEvent {
     }
 }
 
-/// How a peer stands, as far as its life is concerned.
+/// Reachability of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
     /// A session is up.
     Up,
-    /// No session, and no proof of death: what it announces is evidence.
+    /// No session is up, and the peer is not known to be down: its announcements count.
     Unknown,
-    /// It is heard and does not hear us, so it cannot yield to us.
+    /// The peer is heard and does not hear this node, so it cannot yield to it.
     Unidirectional,
-    /// It left, or fell silent a moment ago: what is heard of it is old.
+    /// The peer stopped or its detection time expired: frames heard from it are old.
     Down,
 }
 
 /// What follows from an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MembershipDelta {
-    /// Peers that began or ceased to live.
+    /// Peers that came up or went down.
     pub nodes: BTreeSet<Box<str>>,
     /// The sessions to have changed.
     pub sessions: bool,
-    /// A peer died.
+    /// A peer went down.
     pub died: bool,
 }
 
-/// See the head of this file.
 #[derive(Debug, Default)]
 pub struct Membership {
     local_node: Box<str>,
@@ -166,7 +165,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Nobody but `me`.
+    /// Membership without peers.
     pub fn new(me: &str) -> Membership {
         Membership { local_node: me.into(), ..Membership::default() }
     }
@@ -184,11 +183,12 @@ impl Membership {
         let mut claims: BTreeMap<IpAddr, BTreeSet<Box<str>>> = BTreeMap::new();
         let mut names = BTreeSet::new();
         let mut doubles = BTreeMap::new();
-        let (mut listed, mut homes) = (false, BTreeSet::new());
+        let mut listed = false;
+        let mut local_addresses = BTreeSet::new();
         for node in nodes {
             if node.name == self.local_node {
                 listed = true;
-                homes = node
+                local_addresses = node
                     .internal
                     .iter()
                     .filter(|address| own.contains(*address))
@@ -251,8 +251,10 @@ impl Membership {
                 peer.sessions.retain(|address, _| peer.addresses.contains(address));
                 peer.one_way_since = None;
                 if peer.is_up() && !peer.has_session() {
-                    // It moved: to be seen anew at its new address. Nobody died.
-                    (peer.up_since, peer.down, peer.expected) = (None, None, now);
+                    // The peer moved and must be seen at its new address; it did not go down.
+                    peer.up_since = None;
+                    peer.down = None;
+                    peer.expected = now;
                     changed.nodes.insert(name);
                 }
             }
@@ -260,7 +262,7 @@ impl Membership {
         let moved = listed
             && self.listed
             && !self.local_addresses.is_empty()
-            && self.local_addresses != homes;
+            && self.local_addresses != local_addresses;
         if moved {
             self.moved = Some(now);
         }
@@ -272,7 +274,8 @@ impl Membership {
                 .filter(|peer| peer.is_admin_down())
                 .for_each(|peer| (peer.down, peer.expected) = (None, now));
         }
-        (self.listed, self.local_addresses) = (listed, homes);
+        self.listed = listed;
+        self.local_addresses = local_addresses;
         self.lladdrs.retain(|address, _| self.owners.contains_key(address));
         self.blocked.retain(|name| self.peers.contains_key(name));
         changed.sessions = self.sessions() != before;
@@ -342,26 +345,27 @@ impl Membership {
         self.peers.get(name).filter(|peer| peer.duplicate.is_none()).map(|_| &**name)
     }
 
-    /// Takes in which station has an address.
+    /// Records the link-layer address of an address.
     pub fn neighbour(&mut self, address: IpAddr, mac: Mac) {
         if self.owners.contains_key(&address) && crate::model::mac::is_unicast(mac) {
             self.lladdrs.insert(address, mac);
         }
     }
 
-    /// Whether the station of every peer is known, so that any other is a stranger's.
+    /// Whether the link-layer address of every peer is known, so that any other is a foreign
+    /// machine's.
     pub fn lladdrs_known(&self) -> bool {
         self.peers
             .values()
             .all(|peer| peer.addresses.iter().any(|address| self.lladdrs.contains_key(address)))
     }
 
-    /// The peer with this station, if it is known and only one has it.
+    /// The peer with this link-layer address, if exactly one has it.
     pub fn by_lladdr(&self, mac: Mac) -> Option<&str> {
         let mut found = self
             .lladdrs
             .iter()
-            .filter(|(_, station)| **station == mac)
+            .filter(|(_, lladdr)| **lladdr == mac)
             .filter_map(|(address, _)| self.owners.get(address));
         let first = found.next()?;
         found.all(|other| other == first).then_some(&**first)
@@ -395,7 +399,7 @@ impl Membership {
             && self.blocked.insert(node.into())
     }
 
-    /// How a node stands.
+    /// Reachability of a node.
     pub fn reachability(&self, node: &str, now: Duration) -> Reachability {
         match self.peers.get(node) {
             None => Reachability::Down,
@@ -413,7 +417,7 @@ impl Membership {
         }
     }
 
-    /// Names of the peers that live, and since when.
+    /// Names of the peers that are up, and since when.
     pub fn live(&self) -> impl Iterator<Item = (&str, Duration)> {
         self.peers.iter().filter_map(|(name, peer)| Some((&**name, peer.up_since?)))
     }
@@ -487,7 +491,7 @@ impl Membership {
         self.peers.iter().filter(|(_, peer)| peer.is_dead()).map(|(name, _)| &**name)
     }
 
-    /// What somebody should look at, by name.
+    /// Problems that need an operator, by name.
     pub fn warnings(&self) -> Vec<Reason> {
         let mut warnings = Vec::new();
         if let Some(address) = self.own_duplicate() {
@@ -509,7 +513,7 @@ impl Membership {
         warnings
     }
 
-    /// For people: what to do about a peer whose BFD is blocked.
+    /// Message for operators about a peer whose BFD is blocked.
     pub fn blocked_message(&self, name: &str) -> String {
         let addresses = self.peers.get(name).into_iter().flat_map(|peer| &peer.addresses);
         let addresses: Vec<String> = addresses.map(IpAddr::to_string).collect();

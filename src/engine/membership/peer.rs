@@ -1,4 +1,4 @@
-//! One peer: what its sessions and its announcements say about its life.
+//! One peer: its liveness as derived from its sessions and announcements.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::liveness::{DownReason, Liveness, ONE_WAY_AFTER};
 
-/// See the head of this file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Peer {
     pub addresses: BTreeSet<IpAddr>,
@@ -17,7 +16,7 @@ pub(super) struct Peer {
     /// Since when it lives, and since when not: None before it ever did.
     pub up_since: Option<Duration>,
     pub down: Option<(DownReason, Duration)>,
-    /// Was alive at some time.
+    /// Whether the peer was ever up.
     pub seen: bool,
     /// It is heard, and known from then on not to hear us.
     pub one_way_since: Option<Duration>,
@@ -37,7 +36,7 @@ impl Peer {
         self.sessions.values().any(|state| *state == Liveness::Up)
     }
 
-    /// The detection time ran out on the last of its sessions, and it has not been back.
+    /// Whether the detection time of its last session expired and no session has come up since.
     pub fn is_dead(&self) -> bool {
         !self.is_up()
             && self.one_way_since.is_none()
@@ -45,7 +44,7 @@ impl Peer {
             && matches!(self.down, Some((DownReason::DetectionTimeout, _)))
     }
 
-    /// It is heard, and does not hear us.
+    /// Whether the peer is heard and does not hear this node.
     pub fn is_one_way(&self, now: Duration) -> bool {
         !self.is_up()
             && self.duplicate.is_none()
@@ -87,7 +86,7 @@ impl Peer {
                         Some((DownReason::DetectionTimeout | DownReason::AdminDown, _)),
                         DownReason::NeverSeen,
                     ) => false,
-                    // Nothing at all is heard of it any more.
+                    // The peer is not heard any more.
                     (Some(_), _) if was_heard && self.one_way_since.is_none() => true,
                     (Some((before, _)), after) => before != after,
                     (None, _) => true,
@@ -100,13 +99,13 @@ impl Peer {
         }
     }
 
-    /// When there was the last sign of it, while no session is up.
+    /// When the peer was last heard, while no session is up.
     pub fn last_sign(&self) -> Duration {
         let (down, heard) = (self.down.map(|(_, since)| since), self.heard.map(|(_, last)| last));
         [down, heard].into_iter().flatten().fold(self.expected, Duration::max)
     }
 
-    /// It announced a planned stop and was not heard since.
+    /// Whether the peer announced a planned stop and was not heard since.
     pub fn is_admin_down(&self) -> bool {
         !self.is_up() && matches!(self.down, Some((DownReason::AdminDown, _)))
     }

@@ -1,4 +1,4 @@
-//! Evidence in, standing out.
+//! Session events in, reachability out.
 
 use super::*;
 
@@ -154,7 +154,7 @@ fn several_addresses_in_one_subnet_look_like_two_machines_and_are_none() {
 }
 
 #[test]
-fn who_was_copied_knows_and_forgets() {
+fn a_cloned_node_detects_its_duplicate_until_the_signs_end() {
     let mut here = members(&[node("me", &[1]), node("b", &[2])]);
     assert!(here.on_duplicate(ip(2), true, T(1000)).nodes.contains("me"));
     assert!(here.on_duplicate(ip(2), true, T(2000)).nodes.is_empty(), "known");
@@ -206,7 +206,7 @@ fn of_two_machines_with_one_name_the_one_with_the_nodes_address_stays() {
 }
 
 #[test]
-fn who_announces_without_bfd_is_blocked_and_that_is_said_once() {
+fn a_peer_that_announces_without_bfd_is_reported_as_blocked_once() {
     let mut members = members(&[node("me", &[1]), node("b", &[2])]);
     let said: Vec<bool> = (0..8).map(|n| members.heard("b", T(n * 700))).collect();
     assert_eq!(said.iter().filter(|said| **said).count(), 1, "{said:?}");
@@ -219,7 +219,7 @@ fn who_announces_without_bfd_is_blocked_and_that_is_said_once() {
 }
 
 #[test]
-fn who_stopped_as_planned_and_is_heard_later_runs_again() {
+fn a_peer_heard_after_a_planned_stop_has_restarted() {
     let mut members = members(&[node("me", &[1]), node("b", &[2])]);
     members.liveness(ip(2), Liveness::Up, T(0));
     members.liveness(ip(2), Liveness::Down(DownReason::AdminDown), T(1_000));
@@ -290,18 +290,19 @@ fn a_peer_without_a_sign_of_life_is_not_waited_for_without_end() {
 }
 
 #[test]
-fn a_station_names_its_node_when_only_one_has_it() {
+fn a_link_layer_address_identifies_its_node_when_only_one_has_it() {
     let mut members = members(&[node("me", &[1]), node("b", &[2, 3]), node("c", &[4])]);
-    let station = [2, 0, 0, 0, 0, 2];
-    members.neighbour(ip(2), station);
-    members.neighbour(ip(3), station);
-    assert_eq!(members.by_lladdr(station), Some("b"));
-    members.neighbour(ip(4), station);
-    assert_eq!(members.by_lladdr(station), None, "two machines, one hardware address: a clone");
+    let lladdr = [2, 0, 0, 0, 0, 2];
+    members.neighbour(ip(2), lladdr);
+    members.neighbour(ip(3), lladdr);
+    assert_eq!(members.by_lladdr(lladdr), Some("b"));
+    members.neighbour(ip(4), lladdr);
+    assert_eq!(members.by_lladdr(lladdr), None, "two machines, one hardware address: a clone");
 }
 
 #[test]
-fn who_is_heard_and_does_not_hear_us_is_deaf_until_a_session_is_up_or_it_falls_silent() {
+fn a_peer_that_does_not_hear_this_node_is_unidirectional_until_a_session_is_up_or_it_falls_silent()
+{
     let mut members = members(&[node("me", &[1]), node("b", &[2, 3])]);
     let view = |members: &Membership, now| (members.reachability("b", now), members.dead().count());
     members.liveness(ip(2), Liveness::Heard, T(0));
@@ -325,7 +326,7 @@ fn who_is_heard_and_does_not_hear_us_is_deaf_until_a_session_is_up_or_it_falls_s
     assert_eq!(
         view(&members, T(5_000)),
         (Reachability::Unidirectional, 0),
-        "it says so: no doubt, and no death"
+        "signaled by the peer: neither unknown nor down"
     );
     members.liveness(ip(2), Liveness::Heard, T(5_100));
     members.liveness(ip(3), Liveness::Down(DownReason::DetectionTimeout), T(5_200));
@@ -346,7 +347,7 @@ fn who_is_heard_and_does_not_hear_us_is_deaf_until_a_session_is_up_or_it_falls_s
 /// Its session falls because it heard of an end that is over: it answers, so it was there all the
 /// time.
 #[test]
-fn whose_session_starts_over_is_to_be_seen_anew_and_has_not_died() {
+fn a_peer_whose_session_restarts_is_unknown_and_not_down() {
     let mut members = members(&[node("me", &[1]), node("b", &[2])]);
     members.liveness(ip(2), Liveness::Up, T(0));
     let changed = members.liveness(ip(2), Liveness::Heard, T(1_000));

@@ -52,7 +52,6 @@ pub struct Options {
     pub avoid_buggy_ips: bool,
 }
 
-/// See the head of this file.
 #[derive(Debug)]
 pub struct Ipam {
     pools: Vec<Pool>,

@@ -7,10 +7,9 @@ use super::reserved::Reserved;
 use crate::model::mac::{Mac, display as mac_text};
 use crate::model::{Family, ObjectKey, Protocol};
 
-/// So many nodes are named; of more, the number is told.
+/// Maximum number of nodes that a message names; of more, it gives the number.
 const NODES: usize = 8;
 
-/// See the head of this file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the sentences below say what each is")]
 pub enum Refusal {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::pool::{AddressRange, Pool};
 use crate::model::{Family, Interfaces};
 
-/// So many are named with the reason; of more, the number is told.
+/// Maximum number of addresses that a message names with the reason; of more, it gives the number.
 const NAMED: usize = 6;
 
 /// Why an address is never given out.

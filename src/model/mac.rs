@@ -8,7 +8,7 @@ pub fn display(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Whether a station can own it: neither a group address nor all zero.
+/// Whether a network card can have it: neither a group address nor all zero.
 pub fn is_unicast(mac: Mac) -> bool {
     mac[0] & 1 == 0 && mac != [0; 6]
 }

@@ -8,7 +8,7 @@ pub enum Role {
     Alone,
     /// The API: what `status` of the Service says, as far as it is in our pools.
     Follower,
-    /// The API, and this node holds the Lease: it gives addresses to Services that have none and
-    /// writes them down.
+    /// The API, and this node holds the Lease: it allocates addresses to Services that have none and
+    /// writes them to their status.
     Leader,
 }
